@@ -1,0 +1,74 @@
+"""Every setting of a job, one class per section; a stage is given its own section and no more."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A frozen table of settings in which an unknown name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """Which network with which weights."""
+
+    name: Literal["fast", "balanced", "srgan"] = Field(
+        "fast", description="network; only those with weights can be used"
+    )
+    weights: str | None = Field(None, description="path of an .onnx file instead of the shipped one")
+
+
+class EngineConfig(Section):
+    """Where the network runs."""
+
+    name: Literal["auto", "openvino"] = Field("auto", description="inference engine")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 takes all available cores")
+    max_memory_bytes: int | None = Field(
+        None, ge=64 << 20, description="memory the whole job may use; chooses the tiles"
+    )
+
+
+class ScaleConfig(Section):
+    """Size of the output; the model's own 4x unless a smaller one is asked for."""
+
+    scale: float | None = Field(None, gt=0, le=4, description="factor on the source's size")
+    height: int | None = Field(None, ge=2, le=65535, description="rows of the output")
+
+
+class EncodeConfig(Section):
+    """The output's video encoder."""
+
+    codec: str = Field(
+        "auto",
+        description="libav encoder name (libx264, libx265, libsvtav1, ffv1, ...); auto chooses",
+    )
+    crf: float | None = Field(None, ge=0, le=63, description="constant quality; codec's scale")
+    preset: str | None = Field(None, description="encoder preset; codec's own names")
+
+
+class SourceConfig(Section):
+    """What is taken of the input."""
+
+    start_seconds: float | None = Field(None, ge=0, description="from the first video frame")
+    end_seconds: float | None = Field(None, gt=0, description="from the first video frame")
+    salvage: bool = Field(False, description="deliver the good part of a broken input")
+    max_pixels: int = Field(
+        16384 * 16384, ge=1, description="largest width x height that is decoded"
+    )
+
+
+class JobConfig(Section):
+    """One enhancement job: everything that decides what the result is."""
+
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
+    scaling: ScaleConfig = ScaleConfig()
+    encode: EncodeConfig = EncodeConfig()
+    source: SourceConfig = SourceConfig()
+    deterministic: bool = Field(
+        False, description="byte-reproducible result: one encoder thread, fixed inference order"
+    )

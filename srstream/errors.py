@@ -1,0 +1,73 @@
+"""The error tree of srstream. Every message says what, where, when and what to do."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SrstreamError(Exception):
+    """Root of every error that srstream raises on purpose; its text is meant for the user."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(SrstreamError):
+    """The command or call cannot mean anything: a bad option, a missing input, an output in the way."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration value or file is wrong."""
+
+
+class RefusedError(UsageError):
+    """The job was understood and cannot work; refused before any work was done."""
+
+
+class MediaError(SrstreamError):
+    """The input could not be opened, read or decoded."""
+
+
+class TruncatedError(MediaError):
+    """The input ends earlier than it says; `--salvage` keeps the good part."""
+
+
+class DecodeError(MediaError):
+    """Too many packets in a row could not be decoded; `--salvage` keeps what came before."""
+
+
+class EncodeError(SrstreamError):
+    """The encoder or the muxer failed."""
+
+
+class VerifyError(SrstreamError):
+    """The output does not hold what the source held."""
+
+
+class EngineError(SrstreamError):
+    """The inference engine is missing, cannot be opened, or failed."""
+
+
+class WeightsError(SrstreamError):
+    """Weights are missing, damaged or of the wrong shape."""
+
+
+class JobError(SrstreamError):
+    """The job's own store is damaged or held by another process."""
+
+
+class ResumeMismatchError(JobError):
+    """An unfinished job exists, made from another source or other settings."""
+
+    exit_code = 3
+
+
+class DiskFullError(JobError):
+    """The disk is full; the job is paused and can be resumed."""
+
+
+class InterruptedJobError(JobError):
+    """The user interrupted the job; it can be resumed."""
+
+    exit_code = 130
