@@ -1,0 +1,158 @@
+"""The child process that decodes: hostile media never meet the process that holds the output.
+
+Run as `python -m srstream.pipeline.decoder` with a request on standard input; frames, notes, the
+report and errors go back over ZeroMQ. It dies with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from srstream.config import SourceConfig
+from srstream.errors import SrstreamError
+from srstream.frame import Frame
+from srstream.media.decode import Decoder
+from srstream.media.types import TimeWindow, VideoInfo
+from srstream.pipeline.transport import FrameSender, endpoint
+
+_PR_SET_PDEATHSIG = 1
+
+
+class DecodeRequest(BaseModel):
+    """What the child shall decode and where the frames go.
+
+    `anchor_pts` and `anchor_hash` name the last frame of the part that is done; the child proves
+    that it met this very frame before it sends the ones behind it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    video: VideoInfo
+    config: SourceConfig
+    window: TimeWindow
+    directory_descriptor: int
+    parent_pid: int
+    anchor_pts: int | None = None
+    anchor_hash: str | None = None
+    decode_threads: int = 1
+
+
+def frame_hash(frame: Frame) -> str:
+    """BLAKE2b of a frame's time and planes."""
+    digest = hashlib.blake2b(str(frame.pts).encode(), digest_size=16)
+    for plane in frame.planes:
+        digest.update(plane)
+    return digest.hexdigest()
+
+
+def start_decoder(request: DecodeRequest) -> subprocess.Popen[bytes]:
+    """Start the child; its frames arrive at the receiver whose folder the request names."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "srstream.pipeline.decoder"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[request.directory_descriptor],
+        # Ctrl-C is the parent's to handle: a group of its own keeps the terminal's signal away.
+        process_group=0,
+    )
+    assert process.stdin is not None
+    try:
+        process.stdin.write(request.model_dump_json().encode())
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # It died at once; the one who waits for its frames will see that.
+    return process
+
+
+def frames_from(decoder: Decoder, request: DecodeRequest) -> Iterator[Frame]:
+    """The frames of the window behind the anchor; raises LookupError if the anchor is not met."""
+    awaited = request.anchor_pts
+    for frame in decoder.frames():
+        if awaited is not None:
+            if frame.pts < awaited:
+                continue
+            if frame.pts != awaited or frame_hash(frame) != request.anchor_hash:
+                raise LookupError("the frame before the resume point is another one")
+            awaited = None
+            continue
+        if request.window.start_pts is not None and frame.pts < request.window.start_pts:
+            continue
+        if request.window.end_pts is not None and frame.pts >= request.window.end_pts:
+            return
+        yield frame
+    if awaited is not None:
+        raise LookupError("the frame before the resume point was not found")
+
+
+def run(request: DecodeRequest, sender: FrameSender) -> None:
+    """Decode and send; a seek that lands elsewhere is answered by decoding from the beginning."""
+    start_pts = request.window.start_pts if request.anchor_pts is None else request.anchor_pts
+    for attempt in (start_pts, None):
+        decoder = Decoder(
+            request.path,
+            request.video,
+            request.config,
+            start_pts=attempt,
+            threads=request.decode_threads,
+        )
+        num_notes = 0
+        try:
+            for frame in frames_from(decoder, request):
+                for note in decoder.report.notes[num_notes:]:
+                    sender.note(note)
+                num_notes = len(decoder.report.notes)
+                sender.send(frame)
+            for note in decoder.report.notes[num_notes:]:
+                sender.note(note)
+            sender.end(asdict(decoder.report))
+            return
+        except LookupError:
+            if attempt is None:
+                raise
+        finally:
+            decoder.close()
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        sys.exit(1)
+
+
+def main() -> int:
+    """Entry point of the child."""
+    request = DecodeRequest.model_validate_json(sys.stdin.buffer.read())
+    _die_with_parent(request.parent_pid)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sender = FrameSender(endpoint(request.directory_descriptor))
+    try:
+        run(request, sender)
+    except SrstreamError as error:
+        sender.fail(type(error).__name__, str(error))
+    except LookupError:
+        sender.fail(
+            "ResumeMismatchError",
+            f"{request.path}: decoding it again gave other frames than before. "
+            "Use --restart to begin anew.",
+        )
+    except MemoryError:
+        sender.fail("MediaError", f"{request.path}: decoding it needs more memory than there is.")
+    finally:
+        sender.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,386 @@
+"""One enhancement from start to end: plan, resume, work, assemble, verify, publish."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from srstream.config import JobConfig
+from srstream.errors import (
+    InterruptedJobError,
+    MediaError,
+    ResumeMismatchError,
+    SrstreamError,
+    UsageError,
+    VerifyError,
+)
+from srstream.media.mux import assemble
+from srstream.media.verify import Receipt, verify
+from srstream.pipeline.decoder import DecodeRequest
+from srstream.pipeline.enhancer import Enhancer
+from srstream.pipeline.events import (
+    Done,
+    Failed,
+    Note,
+    OnEvent,
+    Progress,
+    SegmentDone,
+    Started,
+    Verified,
+    ignore,
+)
+from srstream.pipeline.failpoints import failpoint
+from srstream.pipeline.plan import JobPlan, fingerprint, make_plan
+from srstream.pipeline.store import JobStore, SegmentRecord, disk_errors, job_directory
+from srstream.pipeline.worker import DecodeOutcome, DecoderDiedError, EncoderThread, Worker
+
+# Frames of the source that may be under way between the processes.
+_WINDOW_BYTES = 24 << 20
+_QUEUE_BYTES = 48 << 20
+_MAX_DECODER_DEATHS = 3
+_NUM_VERIFY_SAMPLES = 16
+_PROGRESS_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished job. `exit_code` is 0, or 4 when only a part could be delivered (salvage)."""
+
+    output: Path
+    num_frames: int
+    exit_code: int
+    receipt: Receipt | None
+
+
+@dataclass(slots=True)
+class StopSignal:
+    """How a caller asks a running job to end: at the next segment's end, or at once."""
+
+    _soon: threading.Event = field(default_factory=threading.Event)
+
+    def request(self) -> None:
+        self._soon.set()
+
+    def is_requested(self) -> bool:
+        return self._soon.is_set()
+
+
+def enhance_file(
+    source: Path,
+    output: Path | None = None,
+    config: JobConfig | None = None,
+    *,
+    overwrite: bool = False,
+    restart: bool = False,
+    on_event: OnEvent = ignore,
+    stop: StopSignal | None = None,
+) -> Result:
+    """Enhance one video file; resumes an unfinished job of the same output.
+
+    Raises:
+        SrstreamError: one of the tree in `srstream.errors`, its text meant for the user.
+    """
+    started = time.monotonic()
+    reading = _Throttle(on_event, "reading")
+    plan = make_plan(source, output, config or JobConfig(), on_read=reading)
+    try:
+        return _Job(plan, on_event, stop or StopSignal(), overwrite, restart, started).run()
+    except SrstreamError as error:
+        resumable = job_directory(plan.output.path).exists()
+        on_event(
+            Failed(
+                kind=type(error).__name__,
+                text=str(error),
+                exit_code=error.exit_code,
+                resumable=resumable,
+            )
+        )
+        raise
+
+
+class _Job:
+    """The steps of one job, in the order of `run`."""
+
+    def __init__(
+        self,
+        plan: JobPlan,
+        on_event: OnEvent,
+        stop: StopSignal,
+        overwrite: bool,
+        restart: bool,
+        started: float,
+    ) -> None:
+        self._plan, self._on_event, self._stop = plan, on_event, stop
+        self._overwrite, self._restart, self._started = overwrite, restart, started
+        self._output = plan.output.path
+        self._num_enhanced = 0
+
+    def run(self) -> Result:
+        self._check_output_is_free()
+        store = JobStore(self._output)
+        try:
+            if store.was_published():
+                return self._finish(store, store.get("result"))
+            self._match(store)
+            outcome = self._work(store)
+            receipt = self._assemble(store, outcome)
+            result = self._result(store, outcome, receipt)
+            store.put("result", result)
+            store.publish(overwrite=self._overwrite)
+            return self._finish(store, result, receipt)
+        finally:
+            store.close()
+
+    def _check_output_is_free(self) -> None:
+        if not self._output.exists() or self._overwrite:
+            return
+        if not job_directory(self._output).exists():
+            raise UsageError(
+                f"{self._output}: exists already and was not touched. "
+                "Use --overwrite to replace it, or -o for another name."
+            )
+
+    def _match(self, store: JobStore) -> None:
+        """Go on only with a job made from the same source, settings, weights and libraries."""
+        wanted, found = fingerprint(self._plan), store.get("fingerprint")
+        if found is not None and found != wanted and not self._restart:
+            differing = ", ".join(sorted(_differences(found, wanted)))
+            raise ResumeMismatchError(
+                f"{self._output}: an unfinished job exists that differs in: {differing}. "
+                "Use --restart to begin anew, or the former settings to resume it."
+            )
+        if found is None or self._restart:
+            store.forget()
+            store.put("fingerprint", wanted)
+        store.sweep()
+
+    def _work(self, store: JobStore) -> DecodeOutcome:
+        """Enhance all segments that are not done yet."""
+        plan = self._plan
+        deaths = 0
+        announced = False
+        while True:
+            done = store.segments()
+            if not announced:
+                self._announce(done)
+                announced = True
+            outcome = store.get("outcome")
+            if outcome is not None and len(done) == len(plan.cuts):
+                return DecodeOutcome(**outcome)
+            try:
+                ended = self._run_worker(store, done)
+            except DecoderDiedError as error:
+                deaths = deaths + 1 if len(store.segments()) == len(done) else 1
+                if deaths >= _MAX_DECODER_DEATHS:
+                    raise MediaError(
+                        f"{plan.source.path}: {error} It happened {deaths} times at the same "
+                        "place, so the input may be hostile or memory too short. "
+                        "The same command resumes."
+                    ) from error
+                self._on_event(Note(text=f"{error} Decoding starts again at the last segment."))
+                store.sweep()
+                continue
+            if ended is None:
+                raise InterruptedJobError(
+                    f"{self._output}: interrupted; {len(store.segments())} of {len(plan.cuts)} "
+                    "segments are done. Run the same command again to go on."
+                )
+            store.put(
+                "outcome",
+                {
+                    "num_corrupt_packets": ended.num_corrupt_packets,
+                    "num_concealed": ended.num_concealed,
+                    "stopped_at_seconds": ended.stopped_at_seconds,
+                },
+            )
+
+    def _run_worker(self, store: JobStore, done: list[SegmentRecord]) -> DecodeOutcome | None:
+        plan = self._plan
+        num_done = sum(len(record.file.pts) for record in done)
+        progress = _Throttle(self._on_event, "enhancing", num_before=num_done)
+        self._num_enhanced = 0
+
+        def on_frame() -> None:
+            self._num_enhanced += 1
+            progress(num_done + self._num_enhanced, plan.num_frames)
+
+        video = plan.output.video
+        frame_bytes = video.layout.frame_bytes(video.width, video.height)
+        encoder = EncoderThread(
+            store,
+            video,
+            threads=plan.config.engine.threads or len(os.sched_getaffinity(0)),
+            deterministic=plan.config.deterministic,
+            queue_frames=max(2, min(16, _QUEUE_BYTES // frame_bytes)),
+            on_segment=self._on_segment,
+        )
+        worker = Worker(
+            store,
+            plan.cuts,
+            self._make_enhancer,
+            encoder,
+            window_bytes=_WINDOW_BYTES,
+            on_note=lambda text: self._on_event(Note(text=text)),
+            on_frame=on_frame,
+            should_stop=self._stop.is_requested,
+        )
+        encoder.start()
+        anchor = next((record for record in reversed(done) if record.file.pts), None)
+        request = DecodeRequest(
+            path=plan.source.path.resolve(),
+            video=plan.source.video,
+            config=plan.config.source,
+            window=plan.window,
+            directory_descriptor=-1,
+            parent_pid=-1,
+            anchor_pts=None if anchor is None else anchor.file.pts[-1],
+            anchor_hash=None if anchor is None else anchor.last_frame_hash,
+        )
+        return worker.run(request, first_number=len(done))
+
+    def _make_enhancer(self) -> Enhancer:
+        plan = self._plan
+        return Enhancer(
+            plan.engine,
+            plan.source.video,
+            plan.output.video,
+            max_memory_bytes=plan.config.engine.max_memory_bytes,
+        )
+
+    def _assemble(self, store: JobStore, outcome: DecodeOutcome) -> Receipt:
+        """Join the segments with the copied streams and compare the whole with the source."""
+        plan = self._plan
+        files = [record.file for record in store.segments() if record.file.pts]
+        if not files:
+            raise MediaError(f"{plan.source.path}: not one frame could be decoded.")
+        with disk_errors("assembling the output", store.directory):
+            assemble(
+                plan.source.path,
+                plan.source,
+                plan.output,
+                files,
+                store.assembled_path,
+                plan.window,
+                on_progress=_Throttle(self._on_event, "assembling"),
+            )
+        failpoint("output.assembled")
+        receipt = verify(
+            plan.source.path,
+            store.assembled_path,
+            window=plan.window,
+            sample=_NUM_VERIFY_SAMPLES,
+        )
+        partial = self._is_partial(outcome)
+        self._on_event(
+            Verified(ok=receipt.ok, summary=receipt.summary, receipt=receipt.model_dump(mode="json"))
+        )
+        if not receipt.ok and not partial:
+            raise VerifyError(
+                f"{self._output}: not published, because it does not hold what the source holds: "
+                f"{'; '.join(receipt.problems)}. The result lies in {store.assembled_path}."
+            )
+        return receipt
+
+    def _is_partial(self, outcome: DecodeOutcome) -> bool:
+        return outcome.stopped_at_seconds is not None or self._plan.is_truncated
+
+    def _result(
+        self, store: JobStore, outcome: DecodeOutcome, receipt: Receipt
+    ) -> dict[str, Any]:
+        return {
+            "num_frames": sum(len(record.file.pts) for record in store.segments()),
+            "num_corrupt_packets": outcome.num_corrupt_packets,
+            "num_concealed": outcome.num_concealed,
+            "exit_code": 4 if self._is_partial(outcome) else 0,
+        }
+
+    def _finish(
+        self, store: JobStore, result: dict[str, Any], receipt: Receipt | None = None
+    ) -> Result:
+        store.remove()
+        seconds = time.monotonic() - self._started
+        fps = self._num_enhanced / seconds if self._num_enhanced else None
+        self._on_event(
+            Done(
+                output=str(self._output),
+                num_frames=result["num_frames"],
+                seconds=seconds,
+                fps=fps,
+                num_corrupt_packets=result["num_corrupt_packets"],
+                num_concealed=result["num_concealed"],
+                exit_code=result["exit_code"],
+            )
+        )
+        return Result(self._output, result["num_frames"], result["exit_code"], receipt)
+
+    def _announce(self, done: list[SegmentRecord]) -> None:
+        plan = self._plan
+        video, output = plan.source.video, plan.output.video
+        self._on_event(
+            Started(
+                input=str(plan.source.path),
+                output=str(self._output),
+                width=video.width,
+                height=video.height,
+                output_width=output.width,
+                output_height=output.height,
+                model=plan.model.name,
+                engine=plan.engine.capabilities.name,
+                engine_reason=plan.engine_reason,
+                codec=output.codec,
+                num_frames=plan.num_frames,
+                num_frames_done=sum(len(record.file.pts) for record in done),
+                losses=list(plan.output.losses),
+                notes=[*plan.source.warnings, *plan.output.notes],
+            )
+        )
+
+    def _on_segment(self, record: SegmentRecord) -> None:
+        first = record.file.pts[0] if record.file.pts else 0
+        self._on_event(
+            SegmentDone(
+                number=record.number,
+                num_segments=len(self._plan.cuts),
+                num_frames=len(record.file.pts),
+                start_seconds=float(first * self._plan.source.video.time_base),
+            )
+        )
+
+
+class _Throttle:
+    """Turns every step into at most a few progress events a second."""
+
+    def __init__(self, on_event: OnEvent, stage: Any, *, num_before: int = 0) -> None:
+        self._on_event, self._stage = on_event, stage
+        self._before = num_before
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if now - self._last < _PROGRESS_SECONDS and done != total:
+            return
+        self._last = now
+        fps = (done - self._before) / max(now - self._started, 1e-6)
+        eta = (total - done) / fps if total is not None and fps > 0 else None
+        self._on_event(
+            Progress(stage=self._stage, done=done, total=total, fps=fps, eta_seconds=eta)
+        )
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> set[str]:
+    """Dotted names of the entries in which two fingerprints differ."""
+    names: set[str] = set()
+    for key in found.keys() | wanted.keys():
+        a, b = found.get(key), wanted.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names |= _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            names.add(f"{prefix}{key}")
+    return names
+
+
+__all__ = ["Result", "StopSignal", "enhance_file"]

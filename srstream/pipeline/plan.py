@@ -1,0 +1,267 @@
+"""What will be done, decided before anything is done; what cannot work is refused here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import av
+
+from srstream.config import JobConfig, ScaleConfig
+from srstream.engines.contract import Engine
+from srstream.engines.table import choose_engine
+from srstream.errors import RefusedError, TruncatedError, UsageError
+from srstream.media.encode import plan_output
+from srstream.media.probe import probe, scan_packets
+from srstream.media.types import (
+    OutputPlan,
+    OutputVideo,
+    PacketIndex,
+    SourceInfo,
+    TimeWindow,
+    VideoInfo,
+)
+from srstream.models.table import ModelSpec, model_spec
+from srstream.pipeline.worker import SegmentCuts
+
+MIN_SEGMENT_SECONDS = 2
+MAX_SEGMENT_SECONDS = 10
+
+# Bits per output pixel that libx264 needs at its default quality: a quiet clip, and a lively one.
+_LOW_BITS_PER_PIXEL = 0.01
+_TYPICAL_BITS_PER_PIXEL = 0.06
+_LOSSLESS_BITS_PER_SAMPLE = 2.5
+_LOSSLESS_CODECS = frozenset({"ffv1", "utvideo", "png", "qtrle"})
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """One job, decided: from where to where, with what, in which segments."""
+
+    source: SourceInfo
+    index: PacketIndex
+    output: OutputPlan
+    model: ModelSpec
+    engine: Engine
+    engine_reason: str
+    window: TimeWindow
+    cuts: SegmentCuts
+    config: JobConfig
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that the index promises within the window."""
+        if not self.index.has_timestamps:
+            return self.index.num_packets
+        start, end = self.window.start_pts, self.window.end_pts
+        return sum(
+            (start is None or pts >= start) and (end is None or pts < end) for pts in self.index.pts
+        )
+
+    @property
+    def is_truncated(self) -> bool:
+        return self.index.truncated_at_seconds is not None
+
+    @property
+    def low_bytes(self) -> int:
+        """Least size that the output is expected to have."""
+        return _estimate_bytes(self.output.video, self.num_frames, _LOW_BITS_PER_PIXEL)
+
+    @property
+    def typical_bytes(self) -> int:
+        """Size that the output will have, roughly."""
+        return _estimate_bytes(self.output.video, self.num_frames, _TYPICAL_BITS_PER_PIXEL)
+
+
+def make_plan(
+    source: Path,
+    output: Path | None,
+    config: JobConfig,
+    *,
+    deadline_seconds: float | None = None,
+    on_read: Callable[[int, int], None] | None = None,
+) -> JobPlan:
+    """Decide everything about a job.
+
+    Args:
+        deadline_seconds: ends the pass over the packets early (`plan` wants an answer in about a
+            second); a job itself needs the whole pass.
+
+    Raises:
+        UsageError, RefusedError: the request cannot work, in one sentence.
+        MediaError: the source cannot be read.
+        TruncatedError: the source ends early and `--salvage` was not given.
+    """
+    spec = model_spec(config.model.name)
+    info = probe(source, config.source)
+    size = output_size(info.video, config.scaling, spec.scale)
+    plan = plan_output(info, config, output, size)
+    if plan.path.resolve() == source.resolve():
+        raise UsageError(f"{source}: the output would be the input itself; choose another -o.")
+    if not plan.path.parent.is_dir():
+        raise UsageError(f"{plan.path.parent}: there is no such folder; create it or change -o.")
+    engine, reason = choose_engine(config.engine, config.model, spec)
+    index = scan_packets(
+        source, info.video, deadline_seconds=deadline_seconds, on_progress=on_read
+    )
+    if index.truncated_at_seconds is not None and not config.source.salvage:
+        raise TruncatedError(
+            f"{source}: the file ends at {index.truncated_at_seconds:.3f} s, earlier than its "
+            "header says. Use --salvage to enhance what is there."
+        )
+    if index.num_packets == 0 and index.is_complete:
+        raise RefusedError(f"{source}: its video stream holds no packet.")
+    window = time_window(info.video, index, config)
+    job = JobPlan(
+        source=info,
+        index=index,
+        output=plan,
+        model=spec,
+        engine=engine,
+        engine_reason=reason,
+        window=window,
+        cuts=cut_segments(info.video, index, window),
+        config=config,
+    )
+    _check_disk(job)
+    return job
+
+
+def output_size(video: VideoInfo, scaling: ScaleConfig, model_scale: int) -> tuple[int, int]:
+    """(width, height) of the output, on the chroma grid.
+
+    Raises:
+        UsageError: both --scale and --height were given.
+        RefusedError: the size asked for is larger than the model's own.
+    """
+    full_width, full_height = video.width * model_scale, video.height * model_scale
+    if scaling.scale is not None and scaling.height is not None:
+        raise UsageError("--scale and --height exclude each other; give one.")
+    if scaling.scale is None and scaling.height is None:
+        return full_width, full_height
+    factor = (
+        Fraction(scaling.height, video.height)
+        if scaling.height is not None
+        else Fraction(scaling.scale or 1).limit_denominator(10_000)
+    )
+    if factor > model_scale:
+        raise RefusedError(
+            f"{video.height * factor} rows were asked for, the model makes at most {full_height}; "
+            "choose a smaller --height or --scale."
+        )
+    return tuple(  # type: ignore[return-value]
+        max(2, round(side * factor / step) * step)
+        for side, step in (
+            (video.width, 1 << video.layout.log2_chroma_w),
+            (video.height, 1 << video.layout.log2_chroma_h),
+        )
+    )
+
+
+def time_window(video: VideoInfo, index: PacketIndex, config: JobConfig) -> TimeWindow:
+    """`--start/--end` as pts; they count from the first video frame."""
+    start, end = config.source.start_seconds, config.source.end_seconds
+    if start is None and end is None:
+        return TimeWindow()
+    if end is not None and end <= (start or 0):
+        raise UsageError(f"--end {end:g} is not after --start {start or 0:g}.")
+    first = index.pts[0] if index.pts else 0
+
+    def to_pts(seconds: float | None) -> int | None:
+        if seconds is None:
+            return None
+        return first + -int(-Fraction(str(seconds)) // video.time_base)
+
+    window = TimeWindow(to_pts(start), to_pts(end))
+    last = index.pts[-1] if index.pts else None
+    if last is not None and window.start_pts is not None and window.start_pts > last:
+        length = float((last - first) * video.time_base)
+        raise UsageError(f"--start {start:g} lies behind the last frame, at {length:.3f} s.")
+    return window
+
+
+def cut_segments(video: VideoInfo, index: PacketIndex, window: TimeWindow) -> SegmentCuts:
+    """Segments start at keyframes of the source and last 2 to 10 seconds."""
+    shortest = int(MIN_SEGMENT_SECONDS / video.time_base)
+    longest = int(MAX_SEGMENT_SECONDS / video.time_base)
+    if index.has_timestamps:
+        first, last = index.pts[0] if index.pts else 0, index.pts[-1] if index.pts else 0
+        keys = index.key_pts
+    else:
+        rate = video.frame_rate or Fraction(25)
+        first, last = 0, int(index.num_packets / rate / video.time_base)
+        keys = ()
+    first = first if window.start_pts is None else max(first, window.start_pts)
+    last = last if window.end_pts is None else min(last, window.end_pts - 1)
+    starts = [first]
+    for key in [*(key for key in keys if first < key <= last), last + 1]:
+        while key - starts[-1] > longest:
+            starts.append(starts[-1] + longest)
+        if key - starts[-1] >= shortest and key <= last:
+            starts.append(key)
+    return SegmentCuts(tuple(starts))
+
+
+def fingerprint(plan: JobPlan) -> dict[str, Any]:
+    """Everything that decides the result; a resume goes on only if all of it is the same."""
+    config = plan.config.model_dump(mode="json")
+    # Where it runs does not decide what comes out.
+    for neutral in ("threads", "max_memory_bytes"):
+        config["engine"].pop(neutral)
+    video = plan.output.video
+    weights = Path(plan.engine.capabilities.weights)
+    return {
+        "source": plan.index.sha256,
+        "settings": config,
+        "output": {
+            "container": plan.output.container,
+            "codec": video.codec,
+            "pix_fmt": video.pix_fmt,
+            "size": [video.width, video.height],
+            "options": video.options,
+        },
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "versions": _versions(plan.engine.capabilities.name),
+    }
+
+
+def _versions(engine: str) -> dict[str, str]:
+    packages = ["srstream", "av", "numpy", "opencv-python-headless", engine]
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    for library, version in av.library_versions.items():
+        found[library] = ".".join(str(part) for part in version)
+    return found
+
+
+def _estimate_bytes(video: OutputVideo, num_frames: int, bits_per_pixel: float) -> int:
+    pixels = video.width * video.height * num_frames
+    if video.codec in _LOSSLESS_CODECS:
+        samples = video.layout.frame_bytes(video.width, video.height) * num_frames
+        return int(samples * _LOSSLESS_BITS_PER_SAMPLE / 8)
+    return int(pixels * bits_per_pixel / 8)
+
+
+def _check_disk(plan: JobPlan) -> None:
+    folder = plan.output.path.parent
+    if not os.access(folder, os.W_OK):
+        raise RefusedError(f"{folder}: this folder cannot be written to; choose another with -o.")
+    free = shutil.disk_usage(folder).free
+    # Segments and the assembled file exist side by side for a moment.
+    if free < 2 * plan.low_bytes:
+        raise RefusedError(
+            f"{folder}: {free / 1e6:.0f} MB are free, the job needs at least "
+            f"{2 * plan.low_bytes / 1e6:.0f} MB and about {2 * plan.typical_bytes / 1e6:.0f} MB. "
+            "Free some space or choose another folder with -o."
+        )

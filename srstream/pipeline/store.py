@@ -1,0 +1,263 @@
+"""The job's own folder: a lock, a SQLite journal and the segments that are done.
+
+It stands beside the output (`.NAME.srstream`), on the same file system, so that publishing is one
+rename. Order of a segment's life: encoded to a temporary name, fsynced, renamed, journaled. What
+the journal does not name does not exist and is swept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import sqlite3
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from srstream.errors import DiskFullError, JobError
+from srstream.media.types import SegmentFile
+from srstream.pipeline.failpoints import failpoint
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS job (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS segment (
+    number INTEGER PRIMARY KEY,
+    file TEXT NOT NULL,
+    num_bytes INTEGER NOT NULL,
+    pts BLOB NOT NULL,
+    last_duration INTEGER NOT NULL,
+    last_frame_hash TEXT NOT NULL,
+    statistics TEXT NOT NULL
+) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRecord:
+    """A segment that is safely on disk. `last_frame_hash` is of the source frame that ends it."""
+
+    number: int
+    file: SegmentFile
+    last_frame_hash: str
+    statistics: dict[str, Any]
+
+
+def job_directory(output: Path) -> Path:
+    """Where the unfinished job of `output` lives."""
+    return output.with_name(f".{output.name}.srstream")
+
+
+@contextlib.contextmanager
+def disk_errors(doing: str, place: Path) -> Iterator[None]:
+    """Turn a full disk into `DiskFullError`, which says that the job can be resumed."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if full or "disk is full" in str(error):
+            raise DiskFullError(
+                f"{place}: the disk became full while {doing}; nothing was published. "
+                "Free some space and run the same command again: it resumes."
+            ) from error
+        raise JobError(f"{place}: {doing} failed ({error}).") from error
+
+
+def fsync_path(path: Path) -> None:
+    """Force a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class JobStore:
+    """The folder of one job, held by an exclusive lock while open.
+
+    Raises:
+        JobError: another process holds the job, or its journal is damaged.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.directory = job_directory(output)
+        with disk_errors("creating the job's folder", self.directory):
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+            self._lock = (self.directory / "lock").open("ab")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise JobError(
+                f"{output}: another srstream is working on this output. "
+                "Wait for it or stop it first."
+            ) from error
+        try:
+            with disk_errors("opening the journal", self.directory):
+                self._database = self._connect()
+        except JobError:
+            self._lock.close()
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        database = sqlite3.connect(
+            self.directory / "journal.sqlite", isolation_level=None, check_same_thread=False
+        )
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=FULL")
+        database.executescript(_SCHEMA)
+        return database
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the journal and the lock; the folder stays."""
+        self._database.close()
+        self._lock.close()
+
+    def get(self, key: str) -> Any:
+        """The value noted under `key`, None if there is none."""
+        row = self._database.execute("SELECT value FROM job WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def put(self, key: str, value: Any) -> None:
+        """Note `value` (JSON) under `key`, durably."""
+        with disk_errors("writing the journal", self.directory):
+            self._database.execute("INSERT OR REPLACE INTO job VALUES (?, ?)", (key, json.dumps(value)))
+
+    def segments(self) -> list[SegmentRecord]:
+        """The segments that are done, in order; a gap or a missing file ends the list."""
+        records: list[SegmentRecord] = []
+        for row in self._database.execute("SELECT * FROM segment ORDER BY number"):
+            number, name, num_bytes, pts_blob, last_duration, last_hash, statistics = row
+            path = self.directory / name
+            pts = array("q", pts_blob)
+            intact = not pts or (path.is_file() and path.stat().st_size == num_bytes)
+            if number != len(records) or not intact:
+                break
+            file = SegmentFile(path=path, pts=tuple(pts), last_duration=last_duration)
+            records.append(SegmentRecord(number, file, last_hash, json.loads(statistics)))
+        return records
+
+    def forget(self) -> None:
+        """Begin anew: no segment, no note."""
+        with disk_errors("clearing the journal", self.directory):
+            self._database.execute("DELETE FROM job")
+            self._database.execute("DELETE FROM segment")
+        self.assembled_path.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Forget all that lies beyond the last good segment: files that nothing names, old rows."""
+        good = self.segments()
+        names = {record.file.path.name for record in good}
+        self._database.execute("DELETE FROM segment WHERE number >= ?", (len(good),))
+        for path in self.directory.glob("segment-*"):
+            if path.name not in names:
+                path.unlink()
+
+    def temporary_segment(self, number: int) -> Path:
+        """Where segment `number` is encoded before it is committed."""
+        return self.directory / f"segment-{number:06d}.part"
+
+    def commit_segment(
+        self,
+        number: int,
+        encoded: SegmentFile | None,
+        suffix: str,
+        last_frame_hash: str,
+        statistics: dict[str, Any],
+    ) -> SegmentRecord:
+        """Make an encoded segment durable, then journal it; None is a segment without frames."""
+        name = f"segment-{number:06d}{suffix}"
+        path = self.directory / name
+        num_bytes = 0
+        with disk_errors(f"storing segment {number}", self.directory):
+            failpoint("segment.encoded")
+            if encoded is not None:
+                fsync_path(encoded.path)
+                failpoint("segment.fsynced")
+                num_bytes = encoded.path.stat().st_size
+                os.replace(encoded.path, path)
+                fsync_path(self.directory)
+                failpoint("segment.renamed")
+            pts = () if encoded is None else encoded.pts
+            last_duration = 0 if encoded is None else encoded.last_duration
+            self._database.execute(
+                "INSERT OR REPLACE INTO segment VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    number,
+                    name,
+                    num_bytes,
+                    array("q", pts).tobytes(),
+                    last_duration,
+                    last_frame_hash,
+                    json.dumps(statistics),
+                ),
+            )
+        failpoint("segment.journaled")
+        return SegmentRecord(number, SegmentFile(path, pts, last_duration), last_frame_hash, statistics)
+
+    @property
+    def assembled_path(self) -> Path:
+        """Where the whole output is put together before it is published."""
+        return self.directory / f"output{self.output.suffix}"
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Give the assembled output its name. Atomic; an existing file only with `overwrite`.
+
+        Raises:
+            JobError: the output's name was taken meanwhile; the job is kept.
+        """
+        assembled = self.assembled_path
+        with disk_errors("publishing the output", self.output):
+            fsync_path(assembled)
+            failpoint("output.fsynced")
+        self.put("state", "publishing")
+        failpoint("output.publishing")
+        with disk_errors("publishing the output", self.output):
+            _give_name(assembled, self.output, overwrite=overwrite)
+            fsync_path(self.output.parent)
+        failpoint("output.published")
+
+    def was_published(self) -> bool:
+        """Whether a run that was killed while publishing had already given the output its name."""
+        if self.get("state") != "publishing" or not self.output.exists():
+            return False
+        assembled = self.assembled_path
+        return not assembled.exists() or assembled.samefile(self.output)
+
+    def remove(self) -> None:
+        """Delete the job's folder; the lock goes with it."""
+        self.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+        failpoint("job.done")
+
+
+def _give_name(assembled: Path, output: Path, *, overwrite: bool) -> None:
+    if overwrite:
+        os.replace(assembled, output)
+        return
+    try:
+        os.link(assembled, output)
+    except FileExistsError as error:
+        raise JobError(
+            f"{output}: a file of this name appeared while the job ran; nothing was replaced. "
+            "Move it away or add --overwrite, and run the same command again."
+        ) from error
+    except OSError as error:
+        # Some file systems (FAT, some network shares) have no hard links.
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if output.exists():
+            raise FileExistsError(errno.EEXIST, "output exists", str(output)) from error
+        os.rename(assembled, output)
