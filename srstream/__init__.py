@@ -1,0 +1,101 @@
+"""srstream: small, old or compressed video in; the same video at four times the size out.
+
+    import srstream
+
+    result = srstream.enhance("input.mp4")
+    print(result.output, result.receipt)
+
+`plan` says beforehand what will happen, `verify` afterwards whether everything is there. All
+errors derive from `srstream.errors.SrstreamError`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srstream.config import JobConfig
+
+if TYPE_CHECKING:
+    from srstream.media.verify import Receipt
+    from srstream.pipeline.events import OnEvent
+    from srstream.pipeline.job import Result
+    from srstream.pipeline.summary import PlanSummary
+
+__all__ = ["JobConfig", "enhance", "plan", "verify"]
+
+PathLike = str | os.PathLike[str]
+
+
+def enhance(
+    source: PathLike,
+    output: PathLike | None = None,
+    *,
+    config: JobConfig | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+    on_event: OnEvent | None = None,
+) -> Result:
+    """Enhance a video file; an unfinished job of the same output is resumed.
+
+    Args:
+        source: the video.
+        output: name of the result; `INPUT_4x` beside the source if None.
+        config: model, engine, size, codec and what is taken of the source.
+        overwrite: replace an existing output, at the very end.
+        restart: discard an unfinished job instead of resuming it.
+        on_event: called with every event of `srstream.pipeline.events`.
+
+    Returns:
+        Where the output is, its number of frames, the exit code (0, or 4 for a part) and the
+        fidelity receipt.
+
+    Raises:
+        srstream.errors.SrstreamError: in one sentence, what went wrong and what to do.
+    """
+    from srstream.pipeline.events import ignore
+    from srstream.pipeline.job import enhance_file
+
+    return enhance_file(
+        Path(source),
+        None if output is None else Path(output),
+        config,
+        overwrite=overwrite,
+        restart=restart,
+        on_event=on_event or ignore,
+    )
+
+
+def plan(
+    source: PathLike, output: PathLike | None = None, *, config: JobConfig | None = None
+) -> PlanSummary:
+    """What `enhance` would do: streams, sizes, losses, time. Takes about a second.
+
+    Raises:
+        srstream.errors.SrstreamError: the job cannot work, and why.
+    """
+    from srstream.pipeline.summary import plan_summary
+
+    return plan_summary(
+        Path(source), None if output is None else Path(output), config or JobConfig()
+    )
+
+
+def verify(source: PathLike, output: PathLike, *, sample: int | None = None) -> Receipt:
+    """Compare an output with its source; `sample` limits the frames whose pixels are compared.
+
+    Raises:
+        srstream.errors.MediaError: one of the two cannot be read.
+    """
+    from srstream.media.verify import verify as make_receipt
+
+    return make_receipt(Path(source), Path(output), sample=sample)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("srstream")
+    raise AttributeError(name)

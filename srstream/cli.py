@@ -1,0 +1,324 @@
+"""The commands: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from srstream.errors import InterruptedJobError, SrstreamError, UsageError
+
+app = typer.Typer(
+    name="srstream",
+    help="Small, old or compressed video in; the same video at four times the size out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+class ModelName(StrEnum):
+    """The networks there are."""
+
+    fast = "fast"
+    balanced = "balanced"
+    srgan = "srgan"
+
+
+class EngineName(StrEnum):
+    """The engines there are."""
+
+    auto = "auto"
+    openvino = "openvino"
+
+
+Source = Annotated[Path, typer.Argument(help="The video, picture, folder or pattern to enhance.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="Name of the result. [dim]default: INPUT_4x beside it[/]"),
+]
+Model = Annotated[ModelName, typer.Option("--model", help="Network: speed against quality.")]
+Scale = Annotated[
+    float | None, typer.Option("--scale", help="Factor on the input's size, at most the model's 4.")
+]
+Height = Annotated[int | None, typer.Option("--height", help="Rows of the output.")]
+Codec = Annotated[
+    str, typer.Option("--codec", help="Video encoder: auto, libx264, libx265, libsvtav1, ffv1 ...")
+]
+Crf = Annotated[float | None, typer.Option("--crf", help="Quality; lower is better and larger.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="The encoder's speed preset.")]
+Start = Annotated[
+    float | None, typer.Option("--start", help="Begin here; seconds from the first video frame.")
+]
+End = Annotated[
+    float | None, typer.Option("--end", help="End here; seconds from the first video frame.")
+]
+EngineOption = Annotated[EngineName, typer.Option("--engine", help="Where the network runs.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 takes all cores.")]
+MaxMemory = Annotated[
+    str | None, typer.Option("--max-memory", help="Memory the job may use, such as 800M or 2G.")
+]
+Salvage = Annotated[
+    bool, typer.Option("--salvage", help="Deliver the good part of a broken input (exit code 4).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on standard output.")]
+
+
+@app.command()
+def enhance(
+    source: Source,
+    output: Output = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing output, at the very end.")
+    ] = False,
+    model: Model = ModelName.fast,
+    scale: Scale = None,
+    height: Height = None,
+    codec: Codec = "auto",
+    crf: Crf = None,
+    preset: Preset = None,
+    start: Start = None,
+    end: End = None,
+    engine: EngineOption = EngineName.auto,
+    threads: Threads = 0,
+    max_memory: MaxMemory = None,
+    salvage: Salvage = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Byte-reproducible result; a little slower.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard an unfinished job of this output.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Enhance a video file or pictures.
+
+    Killed or interrupted, the same command resumes where it was. Exit codes: 0 done, 1 failed,
+    2 usage, 3 an unfinished job that does not match, 4 done in part (--salvage), 130 interrupted.
+    """
+    from srstream.console import ConsoleReporter, JsonReporter
+    from srstream.pipeline.job import StopSignal, enhance_file
+    from srstream.pipeline.pictures import is_picture_input
+
+    config = _config(
+        model={"name": model.value},
+        engine={
+            "name": engine.value,
+            "threads": threads,
+            "max_memory_bytes": parse_bytes(max_memory),
+        },
+        scaling={"scale": scale, "height": height},
+        encode={"codec": codec, "crf": crf, "preset": preset},
+        source={"start_seconds": start, "end_seconds": end, "salvage": salvage},
+        deterministic=deterministic,
+    )
+    if is_picture_input(source):
+        raise typer.Exit(_enhance_pictures(source, output, config, overwrite, as_json))
+    stop = StopSignal()
+    with JsonReporter() if as_json else ConsoleReporter() as reporter, _signals(stop, reporter):
+        result = enhance_file(
+            source,
+            output,
+            config,
+            overwrite=overwrite,
+            restart=restart,
+            on_event=reporter,
+            stop=stop,
+        )
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def plan(
+    source: Source,
+    output: Output = None,
+    model: Model = ModelName.fast,
+    scale: Scale = None,
+    height: Height = None,
+    codec: Codec = "auto",
+    crf: Crf = None,
+    preset: Preset = None,
+    start: Start = None,
+    end: End = None,
+    engine: EngineOption = EngineName.auto,
+    threads: Threads = 0,
+    max_memory: MaxMemory = None,
+    salvage: Salvage = False,
+    as_json: Json = False,
+) -> None:
+    """Say what enhancing would do, take and lose, without doing it."""
+    from srstream.pipeline.summary import plan_summary, render_summary
+
+    config = _config(
+        model={"name": model.value},
+        engine={
+            "name": engine.value,
+            "threads": threads,
+            "max_memory_bytes": parse_bytes(max_memory),
+        },
+        scaling={"scale": scale, "height": height},
+        encode={"codec": codec, "crf": crf, "preset": preset},
+        source={"start_seconds": start, "end_seconds": end, "salvage": salvage},
+    )
+    summary = plan_summary(source, output, config)
+    print(summary.model_dump_json(by_alias=True, indent=2) if as_json else render_summary(summary))
+
+
+@app.command()
+def verify(
+    source: Annotated[Path, typer.Argument(help="The original.")],
+    output: Annotated[Path, typer.Argument(help="What was made of it.")],
+    sample: Annotated[
+        int | None,
+        typer.Option("--sample", min=1, help="Compare the pixels of so many frames, not of all."),
+    ] = None,
+) -> None:
+    """Compare an output with its source and print the fidelity receipt as JSON.
+
+    Exit code 0 if everything of the source is there, 1 if not.
+    """
+    from srstream.media.verify import verify as make_receipt
+
+    receipt = make_receipt(source, output, sample=sample)
+    print(receipt.model_dump_json(by_alias=True, indent=2))
+    raise typer.Exit(0 if receipt.ok else 1)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(version("srstream"))
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; every way out is an exit code and at most one sentence."""
+    from srstream.console import print_error
+
+    try:
+        app(standalone_mode=True)
+    except SrstreamError as error:
+        print_error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print_error("interrupted.")
+        sys.exit(InterruptedJobError.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output is gone, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        print_error(_internal_error(error))
+        sys.exit(1)
+
+
+def parse_bytes(text: str | None) -> int | None:
+    """800M, 2G or plain bytes as a number of bytes.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if text is None:
+        return None
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    number, unit = (text[:-1], units.get(text[-1:].upper())) if text[-1:].isalpha() else (text, 1)
+    try:
+        if unit is None:
+            raise ValueError(text)
+        return int(float(number) * unit)
+    except ValueError as error:
+        raise UsageError(f"--max-memory {text}: write a number with K, M or G, such as 2G.") from error
+
+
+def _config(**sections: Any) -> Any:
+    from srstream.config import JobConfig
+
+    try:
+        return JobConfig.model_validate(sections)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][-1]).removesuffix("_seconds").removesuffix("_bytes")
+        option = "--" + name.replace("_", "-")
+        raise UsageError(f"{option} {first['input']}: {first['msg'].lower()}.") from error
+
+
+def _enhance_pictures(
+    source: Path, output: Path | None, config: Any, overwrite: bool, as_json: bool
+) -> int:
+    from srstream.console import print_error
+    from srstream.pipeline.pictures import enhance_pictures
+
+    exit_code = 0
+    for result in enhance_pictures(source, output, config, overwrite=overwrite):
+        if as_json:
+            print(json.dumps(result.as_event()), flush=True)
+        elif result.error is None:
+            print(f"{result.source} -> {result.destination}", file=sys.stderr)
+        if result.error is not None:
+            print_error(str(result.error))
+            exit_code = max(exit_code, result.error.exit_code)
+    return exit_code
+
+
+@contextmanager
+def _signals(stop: Any, reporter: Any) -> Iterator[None]:
+    """First Ctrl-C: stop after the segment under way; second, or SIGTERM: at once."""
+
+    def at_once(number: int, frame: FrameType | None) -> None:
+        raise InterruptedJobError("interrupted. Run the same command again to go on.")
+
+    def soon(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, at_once)
+        stop.request()
+        print(
+            "srstream: finishing the segment under way; Ctrl-C again stops at once. "
+            "Both can be resumed.",
+            file=sys.stderr,
+        )
+
+    former = {
+        signal.SIGINT: signal.signal(signal.SIGINT, soon),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, at_once),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _internal_error(error: Exception) -> str:
+    descriptor, name = tempfile.mkstemp(prefix="srstream-error-", suffix=".txt")
+    with os.fdopen(descriptor, "w") as file:
+        traceback.print_exception(error, file=file)
+    return (
+        f"an error inside srstream ({type(error).__name__}: {error}); nothing of yours was "
+        f"touched. Please report it with {name}."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What a person sees on standard error while a job runs; on a terminal a bar, otherwise lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress as Bar,
+    TaskID,
+    TextColumn,
+)
+
+from srstream.pipeline.events import (
+    Done,
+    Event,
+    Failed,
+    Note,
+    Progress,
+    SegmentDone,
+    Started,
+    Verified,
+)
+
+_LINE_SECONDS = 5.0
+
+
+def format_seconds(seconds: float | None) -> str:
+    """1:02:03 or 2:03; a dash while unknown."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class JsonReporter:
+    """One JSON object a line on standard output."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, event: Event) -> None:
+        print(json.dumps(event.model_dump(mode="json", by_alias=True)), flush=True)
+
+
+class ConsoleReporter:
+    """Sentences and progress on standard error; standard output stays free for data."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]}"),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            self._progress(event)
+        elif isinstance(event, Started):
+            self._started(event)
+        elif isinstance(event, Note):
+            self.say(event.text)
+        elif isinstance(event, Verified):
+            self.say(event.summary)
+        elif isinstance(event, Done):
+            self._done(event)
+        elif isinstance(event, SegmentDone | Failed):
+            pass  # Segments are bookkeeping; the error itself is printed by the command.
+
+    def say(self, text: str) -> None:
+        """One sentence."""
+        self._console.print(text, markup=False)
+
+    def _started(self, event: Started) -> None:
+        self.say(
+            f"{event.input}: {event.width}x{event.height} to "
+            f"{event.output_width}x{event.output_height}, model {event.model} on {event.engine} "
+            f"({event.engine_reason}), {event.codec}"
+        )
+        for note in event.notes:
+            self.say(f"note: {note}")
+        for loss in event.losses:
+            self.say(f"loss: {loss}")
+        if event.num_frames_done:
+            self.say(f"resuming: {event.num_frames_done} of {event.num_frames} frames are done")
+
+    def _progress(self, event: Progress) -> None:
+        speed = ""
+        if event.stage == "enhancing" and event.fps is not None:
+            speed = f"{event.fps:.1f} fps, {format_seconds(event.eta_seconds)} left"
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task(event.stage, speed=speed)
+            self._bar.update(
+                self._task,
+                description=event.stage,
+                completed=event.done,
+                total=event.total,
+                speed=speed,
+            )
+        elif event.stage == "enhancing" and time.monotonic() - self._last_line > _LINE_SECONDS:
+            self._last_line = time.monotonic()
+            total = "?" if event.total is None else event.total
+            self.say(f"{event.stage}: {event.done}/{total} frames, {speed}")
+
+    def _done(self, event: Done) -> None:
+        speed = "" if event.fps is None else f", {event.fps:.1f} fps over all"
+        broken = ""
+        if event.num_corrupt_packets:
+            broken = (
+                f"; {event.num_corrupt_packets} corrupt packets, "
+                f"{event.num_concealed} frames concealed"
+            )
+        self.say(
+            f"{event.output}: {event.num_frames} frames in "
+            f"{format_seconds(event.seconds)}{speed}{broken}"
+        )
+        if event.exit_code:
+            self.say("only a part of the input could be delivered (exit code 4)")
+
+
+def print_error(text: str) -> None:
+    """The one sentence with which a failed command ends."""
+    print(f"srstream: {text}", file=sys.stderr)

@@ -1,0 +1,167 @@
+"""`srstream plan`: the decisions of a job as data, and as a page to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from srstream.config import JobConfig
+from srstream.pipeline.estimate import estimate
+from srstream.pipeline.plan import JobPlan, make_plan
+
+SCHEMA = "srstream.plan/1"
+_SCAN_SECONDS = 1.0
+
+
+class StreamSummary(BaseModel):
+    """What becomes of one stream."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    type: str
+    codec: str
+    language: str | None
+    action: str
+    output_codec: str | None
+    reason: str
+
+
+class PlanSummary(BaseModel):
+    """All that `srstream plan` says. Sizes in bytes, times in seconds, pictures in pixels."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: str = Field(SCHEMA, serialization_alias="schema")
+    input: str
+    output: str
+    container: str
+    width: int
+    height: int
+    pix_fmt: str
+    output_width: int
+    output_height: int
+    output_pix_fmt: str
+    codec: str
+    codec_options: dict[str, str]
+    num_frames: int
+    is_whole_file_read: bool
+    duration_seconds: float | None
+    is_interlaced: bool
+    is_truncated: bool
+    model: str
+    engine: str
+    engine_reason: str
+    num_segments: int
+    streams: list[StreamSummary]
+    num_chapters: int
+    losses: list[str]
+    notes: list[str]
+    estimated_fps: float
+    estimated_seconds: float
+    estimated_output_bytes: int
+    estimated_memory_bytes: int
+
+
+def plan_summary(source: Path, output: Path | None, config: JobConfig) -> PlanSummary:
+    """Decide everything about a job, calibrate, and say it.
+
+    Raises:
+        SrstreamError: what `make_plan` raises; a job that is summed up here can be run.
+    """
+    plan = make_plan(source, output, config, deadline_seconds=_SCAN_SECONDS)
+    speed = estimate(plan)
+    video, out = plan.source.video, plan.output.video
+    languages = {stream.index: stream.language for stream in plan.source.streams}
+    return PlanSummary(
+        input=str(source),
+        output=str(plan.output.path),
+        container=plan.output.container,
+        width=video.width,
+        height=video.height,
+        pix_fmt=video.pix_fmt,
+        output_width=out.width,
+        output_height=out.height,
+        output_pix_fmt=out.pix_fmt,
+        codec=out.codec,
+        codec_options=out.options,
+        num_frames=plan.num_frames,
+        is_whole_file_read=plan.index.is_complete,
+        duration_seconds=plan.source.duration_seconds,
+        is_interlaced=video.is_interlaced,
+        is_truncated=plan.is_truncated,
+        model=plan.model.name,
+        engine=plan.engine.capabilities.name,
+        engine_reason=plan.engine_reason,
+        num_segments=len(plan.cuts),
+        streams=[
+            StreamSummary(
+                index=stream.index,
+                type=stream.type,
+                codec=stream.codec,
+                language=languages.get(stream.index),
+                action=stream.action,
+                output_codec=stream.output_codec,
+                reason=stream.reason,
+            )
+            for stream in plan.output.streams
+        ],
+        num_chapters=plan.source.num_chapters,
+        losses=list(plan.output.losses),
+        notes=[*plan.source.warnings, *plan.output.notes],
+        estimated_fps=round(speed.fps, 2),
+        estimated_seconds=round(speed.seconds, 1),
+        estimated_output_bytes=plan.typical_bytes,
+        estimated_memory_bytes=memory_bytes(plan),
+    )
+
+
+def memory_bytes(plan: JobPlan) -> int:
+    """What a job holds at its most: libraries, queues in both processes, the encoder's look-ahead.
+
+    The constant is the resident size of the interpreter with all libraries loaded.
+    """
+    video, out = plan.source.video, plan.output.video
+    frame_in = video.layout.frame_bytes(video.width, video.height)
+    frame_out = out.layout.frame_bytes(out.width, out.height)
+    libraries, window, lookahead = 260 << 20, 24 << 20, 50
+    return libraries + 2 * window + 8 * frame_in + (16 + lookahead) * frame_out
+
+
+def render_summary(summary: PlanSummary) -> str:
+    """The summary as lines to read."""
+    from srstream.console import format_seconds
+
+    duration = format_seconds(summary.duration_seconds)
+    lines = [
+        f"{summary.input}: {summary.num_frames} frames, {duration}, "
+        f"{summary.width}x{summary.height} {summary.pix_fmt}"
+        + (", interlaced (will be deinterlaced)" if summary.is_interlaced else ""),
+        f"  to {summary.output} ({summary.container}): {summary.output_width}x"
+        f"{summary.output_height} {summary.output_pix_fmt}, {summary.codec}",
+        f"  model {summary.model} on {summary.engine} ({summary.engine_reason})",
+        "",
+        "streams",
+    ]
+    for stream in summary.streams:
+        language = f" [{stream.language}]" if stream.language else ""
+        what = stream.action
+        if stream.output_codec and stream.output_codec != stream.codec:
+            what += f" to {stream.output_codec}"
+        reason = f": {stream.reason}" if stream.reason else ""
+        lines.append(f"  {stream.index}  {stream.type} {stream.codec}{language}  {what}{reason}")
+    if summary.num_chapters:
+        lines.append(f"     {summary.num_chapters} chapters  copy")
+    lines += [
+        "",
+        f"about {format_seconds(summary.estimated_seconds)} on this machine "
+        f"({summary.estimated_fps:.1f} fps), {summary.estimated_output_bytes / 1e6:.0f} MB on disk, "
+        f"{summary.estimated_memory_bytes / 1e6:.0f} MB of memory; "
+        f"{summary.num_segments} segments, each safe once written",
+    ]
+    if not summary.is_whole_file_read:
+        lines.append("the file is long: frames and time are those of the part read in a second")
+    lines += [f"note: {note}" for note in summary.notes]
+    lines += [f"loss: {loss}" for loss in summary.losses] or ["nothing of the file is lost"]
+    return "\n".join(lines)
