@@ -1,0 +1,1 @@
+"""What a model is, where its weights are, and how its graph is built."""

@@ -1,0 +1,74 @@
+"""How close a picture is to another: PSNR and SSIM, as the super-resolution literature has them.
+
+Pictures are (H, W) or (H, W, 3) arrays on the scale 0 to 255, uint8 or float.
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8] | NDArray[np.float32] | NDArray[np.float64]
+Plane = NDArray[np.float64]
+
+PEAK = 255.0
+
+
+def luma_bt601(rgb_HW3: Picture) -> Plane:
+    """Luma in 16 to 235, float and not rounded, (H, W, 3) RGB to (H, W).
+
+    MATLAB's `rgb2ycbcr`: ITU-R BT.601, limited range,
+    Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255.
+    """
+    weights = np.array([65.481, 128.553, 24.966]) / 255.0
+    luma: Plane = rgb_HW3.astype(np.float64) @ weights + 16.0
+    return luma
+
+
+def shave(picture: Picture, border: int) -> Picture:
+    """The picture without `border` pixels on every side."""
+    if border == 0:
+        return picture
+    return picture[border:-border, border:-border]
+
+
+def psnr(a: Picture, b: Picture, border: int = 0) -> float:
+    """Peak signal-to-noise ratio in dB, 10 log10(255^2 / mean squared error); inf if equal."""
+    _require_same_shape(a, b)
+    difference = shave(a, border).astype(np.float64) - shave(b, border).astype(np.float64)
+    mean_squared_error = float(np.mean(difference**2))
+    if mean_squared_error == 0.0:
+        return float("inf")
+    return float(10.0 * np.log10(PEAK**2 / mean_squared_error))
+
+
+def ssim(a: Picture, b: Picture, border: int = 0) -> float:
+    """Structural similarity of two planes, in [-1, 1].
+
+    Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE
+    TIP 2004, as the authors' MATLAB code computes it: 11x11 Gaussian window of sigma 1.5, positions
+    where the window lies wholly inside only, K1 = 0.01, K2 = 0.03, no downsampling.
+    """
+    _require_same_shape(a, b)
+    x = np.ascontiguousarray(shave(a, border), dtype=np.float64)
+    y = np.ascontiguousarray(shave(b, border), dtype=np.float64)
+    if x.ndim != 2 or min(x.shape) < 11:
+        raise ValueError(f"SSIM needs two planes of at least 11x11, not {x.shape}")
+    c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
+    mean_x, mean_y = _window_mean(x), _window_mean(y)
+    variance_x = _window_mean(x * x) - mean_x**2
+    variance_y = _window_mean(y * y) - mean_y**2
+    covariance = _window_mean(x * y) - mean_x * mean_y
+    numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    denominator = (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
+    return float(np.mean(numerator / denominator))
+
+
+def _window_mean(plane: Plane) -> Plane:
+    window = cv2.getGaussianKernel(11, 1.5)
+    filtered = cv2.sepFilter2D(plane, cv2.CV_64F, window, window)
+    return np.asarray(filtered[5:-5, 5:-5], dtype=np.float64)
+
+
+def _require_same_shape(a: Picture, b: Picture) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"pictures of different shape: {a.shape} and {b.shape}")

@@ -1,0 +1,1 @@
+"""Training of srstream's networks. Needs `srstream[train]`."""

@@ -1,0 +1,117 @@
+"""The model card, and the listing of the pictures that weights were trained on."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+from srstream.errors import UsageError
+from srstream.models.checkpoint import Weights
+from srstream.models.table import ModelSpec
+from trainer.config import TrainConfig
+from trainer.evaluate import Score
+
+LICENCES_NAME = "LICENSES.md"
+
+
+def picture_listing(data_dir: Path, pictures: list[str]) -> str:
+    """SHA-256 and path of every picture, as `sha256sum` writes and checks them."""
+    lines = []
+    for name in pictures:
+        path = data_dir / name
+        if not path.is_file():
+            raise UsageError(f"{path}: the run was trained on it, but it isn't there; check --data")
+        lines.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n")
+    return "".join(lines)
+
+
+def data_groups(data_dir: Path, pictures: list[str]) -> list[tuple[str, int, str, str]]:
+    """(group, number of pictures, source, licence) for each first-level folder trained on.
+
+    Source and licence are those of the table in the data folder's `LICENSES.md`, if it has one
+    with the columns group, source and licence.
+    """
+    stated = {}
+    licences_path = data_dir / LICENCES_NAME
+    text = licences_path.read_text() if licences_path.is_file() else ""
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if line.startswith("|") and len(cells) >= 3:
+            stated[cells[0]] = (cells[1], cells[2])
+    counts = Counter(name.split("/")[0] if "/" in name else "." for name in pictures)
+    return [
+        (group, count, *stated.get(group, ("not stated", "not stated")))
+        for group, count in sorted(counts.items())
+    ]
+
+
+def model_card(
+    weights: Weights,
+    config: TrainConfig,
+    data_dir: Path,
+    pictures: list[str],
+    scores: dict[str, tuple[Score, Score]],
+    hashes: dict[str, str],
+) -> str:
+    """Markdown: what the weights are, how they were made, from what, and how good they are."""
+    name = weights.spec.name
+    groups = [
+        [group, str(count), source, licence]
+        for group, count, source, licence in data_groups(data_dir, pictures)
+    ]
+    paragraphs = [
+        f"# {name}",
+        _what_it_is(weights.spec),
+        "## Recipe",
+        _how_it_was_made(weights, config),
+        "## Quality",
+        _how_it_was_measured(weights.spec),
+        _table(
+            ["set", "pictures", "PSNR (dB)", "SSIM", "bicubic PSNR (dB)", "bicubic SSIM"],
+            [[test_set, *figures(*pair)] for test_set, pair in scores.items()],
+        ),
+        "## Training pictures",
+        f"{len(pictures)} pictures, each with its hash in `{name}.pictures.txt`.",
+        _table(["group", "pictures", "source", "licence"], groups),
+        "## Files",
+        _table(["file", "SHA-256"], [[file, f"`{digest}`"] for file, digest in hashes.items()]),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _what_it_is(spec: ModelSpec) -> str:
+    return (
+        f"{spec.scale}x on {spec.colour}: {spec.layers} convolutions 3x3 of {spec.channels} "
+        f"channels with PReLU, nearest-neighbour anchor, PixelShuffle({spec.scale}); "
+        f"{spec.kmac_per_pixel:.1f} kMAC per input pixel, receptive-field radius {spec.halo} "
+        "pixels. Trained as edge-oriented re-parameterised blocks (ECBSR, Zhang et al., ACM MM "
+        "2021) and folded. Input and output are code values / 255 in the range the video has."
+    )
+
+
+def _how_it_was_made(weights: Weights, config: TrainConfig) -> str:
+    recipe = weights.recipe[0].upper() + weights.recipe[1:]
+    return (
+        f"{recipe}; on {config.run.num_threads} CPU threads. Low resolution is the original's "
+        "antialiased bicubic "
+        f"(MATLAB's `imresize`) at 1/{weights.spec.scale}, in RGB, rounded to 8 bits; luma is "
+        f"BT.601, limited range. Made again by `srtrain train configs/{weights.spec.name}.toml`."
+    )
+
+
+def _how_it_was_measured(spec: ModelSpec) -> str:
+    return (
+        "PSNR and SSIM on luma, output rounded to 8 bits, the ONNX file in OpenVINO at float32, "
+        f"{spec.scale} pixels shaved off each side. No picture of these sets was trained on, and "
+        "none decided when to stop."
+    )
+
+
+def figures(reached: Score, baseline: Score) -> list[str]:
+    """One row of a table: number of pictures, PSNR and SSIM, and those of bicubic."""
+    both = [cell for s in (reached, baseline) for cell in (f"{s.psnr_db:.2f}", f"{s.ssim:.4f}")]
+    return [str(reached.num_pictures), *both]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
