@@ -1,0 +1,1 @@
+"""Engines run a network over tiles of one fixed shape; see `contract`."""

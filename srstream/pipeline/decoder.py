@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict
 
@@ -57,12 +58,17 @@ def frame_hash(frame: Frame) -> str:
     return digest.hexdigest()
 
 
-def start_decoder(request: DecodeRequest) -> subprocess.Popen[bytes]:
-    """Start the child; its frames arrive at the receiver whose folder the request names."""
+def start_decoder(request: DecodeRequest, log: BinaryIO) -> subprocess.Popen[bytes]:
+    """Start the child; its frames arrive at the receiver whose folder the request names.
+
+    `log` takes what the child and libav say on standard error.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "srstream.pipeline.decoder"],
+        # -P: a file of the user's called av.py in the current folder must not be imported.
+        [sys.executable, "-P", "-m", "srstream.pipeline.decoder"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
+        stderr=log,
         pass_fds=[request.directory_descriptor],
         # Ctrl-C is the parent's to handle: a group of its own keeps the terminal's signal away.
         process_group=0,

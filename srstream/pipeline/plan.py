@@ -18,7 +18,7 @@ from srstream.config import JobConfig, ScaleConfig
 from srstream.engines.contract import Engine
 from srstream.engines.table import choose_engine
 from srstream.errors import RefusedError, TruncatedError, UsageError
-from srstream.media.encode import plan_output
+from srstream.media.output import plan_output
 from srstream.media.probe import probe, scan_packets
 from srstream.media.types import (
     OutputPlan,
@@ -216,7 +216,7 @@ def fingerprint(plan: JobPlan) -> dict[str, Any]:
     for neutral in ("threads", "max_memory_bytes"):
         config["engine"].pop(neutral)
     video = plan.output.video
-    weights = Path(plan.engine.capabilities.weights)
+    weights = plan.engine.capabilities.weights
     return {
         "source": plan.index.sha256,
         "settings": config,

@@ -200,7 +200,8 @@ class Worker:
                 "parent_pid": os.getpid(),
             }
         )
-        child = start_decoder(request)
+        with (self._store.directory / "decoder.log").open("wb") as log:
+            child = start_decoder(request, log)
         try:
             outcome = self._receive(receiver, child)
             if outcome is not None:

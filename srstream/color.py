@@ -1,0 +1,329 @@
+"""Colour: matrices and ranges of ITU-T H.273, chroma siting, and resampling with exact phase.
+
+Shapes: H and W are rows and columns of a plane. Codes are integers as in the file; `bits` is their
+depth. Nothing else in srstream converts numeric ranges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from srstream.errors import RefusedError
+from srstream.frame import ColorSpec, Plane, PlaneLayout
+
+Matrix = npt.NDArray[np.float64]
+FloatPlane = npt.NDArray[np.float32]
+
+LUMA_WEIGHTS = {
+    1: (0.2126, 0.0722),  # BT.709
+    4: (0.30, 0.11),  # FCC
+    5: (0.299, 0.114),  # BT.601, 625 lines (BT.470BG)
+    6: (0.299, 0.114),  # BT.601, 525 lines
+    7: (0.212, 0.087),  # SMPTE 240M
+    9: (0.2627, 0.0593),  # BT.2020, non-constant luminance
+}
+"""(KR, KB) by MatrixCoefficients, H.273 table 4."""
+
+YCGCO = 8
+BT601 = 6
+UNSPECIFIED = 2
+
+BLOCK_ROWS = 32
+"""Rows that are resampled at a time, so that they stay in the cache."""
+
+LEFT, CENTER, TOP_LEFT, TOP, BOTTOM_LEFT, BOTTOM = 1, 2, 3, 4, 5, 6
+"""AVChromaLocation."""
+
+
+def rgb_to_yuv_matrix(matrix: int) -> Matrix:
+    """(3, 3): R'G'B' in [0, 1] to Y' in [0, 1] and two colour differences in [-0.5, 0.5].
+
+    H.273 equations 38 to 40; YCgCo (57 to 59) comes as Y, Cg, Co. Unspecified is taken as BT.601.
+
+    Raises:
+        RefusedError: identity, constant luminance and ICtCp aren't such a matrix.
+    """
+    if matrix == YCGCO:
+        return np.array([[0.25, 0.5, 0.25], [-0.25, 0.5, -0.25], [0.5, 0.0, -0.5]])
+    weights = LUMA_WEIGHTS.get(BT601 if matrix == UNSPECIFIED else matrix)
+    if weights is None:
+        raise RefusedError(
+            f"matrix coefficients {matrix} (ITU-T H.273) cannot be converted from or to RGB; "
+            f"known are {', '.join(map(str, (*LUMA_WEIGHTS, YCGCO)))}."
+        )
+    kr, kb = weights
+    luma = np.array([kr, 1 - kr - kb, kb])
+    blue, red = np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0])
+    return np.stack([luma, (blue - luma) / (2 * (1 - kb)), (red - luma) / (2 * (1 - kr))])
+
+
+def is_full_range(color: ColorSpec, layout: PlaneLayout) -> bool:
+    """What an unspecified range means: limited for yuv, full for rgb and grey (as in libav)."""
+    if color.full_range is not None:
+        return color.full_range
+    return layout.kind != "yuv"
+
+
+@dataclass(frozen=True, slots=True)
+class CodeRange:
+    """Codes of black and white (luma, alpha, R, G, B) or of neutral and neutral + 1 (chroma)."""
+
+    zero: float
+    span: float
+    peak: int
+    """The largest code, 2**bits - 1."""
+
+
+def code_range(bits: int, full_range: bool, *, is_chroma: bool = False) -> CodeRange:
+    """H.273 equations 20 to 37: how [0, 1] (chroma: [-0.5, 0.5]) is written in `bits`."""
+    peak = (1 << bits) - 1
+    unit = 1 << (bits - 8)
+    if full_range:
+        return CodeRange(float(1 << (bits - 1)) if is_chroma else 0.0, float(peak), peak)
+    return (
+        CodeRange(128.0 * unit, 224.0 * unit, peak)
+        if is_chroma
+        else CodeRange(16.0 * unit, 219.0 * unit, peak)
+    )
+
+
+def convert_codes(plane_HW: Plane, source: CodeRange, target: CodeRange) -> Plane:
+    """The same values in other codes, rounded half to even and clamped.
+
+    Between depths of one limited range this is a shift by whole bits.
+    """
+    if source == target:
+        return plane_HW
+    gain = target.span / source.span
+    dtype = np.uint8 if target.peak <= 255 else np.uint16
+    shift = np.log2(gain)
+    if shift == int(shift) and shift >= 0 and target.zero == source.zero * gain:
+        return np.left_shift(plane_HW, int(shift), dtype=dtype)
+    scaled = plane_HW * np.float32(gain) + np.float32(target.zero - source.zero * gain)
+    return to_codes(scaled, target.peak)
+
+
+def to_codes(values_HW: FloatPlane, peak: int) -> Plane:
+    """Floats in code units to codes, rounded half to even, clamped to [0, peak]; no wrap."""
+    depth = cv2.CV_8U if peak <= 255 else cv2.CV_16U
+    codes: Any = cv2.add(values_HW, 0.0, dtype=depth)
+    if peak not in (255, 65535):
+        np.minimum(codes, peak, out=codes)
+    plane: Plane = codes
+    return plane
+
+
+def rgb_to_yuv444(
+    planes_GBR: tuple[Plane, Plane, Plane],
+    bits: int,
+    matrix: int = BT601,
+    *,
+    full_range: bool = True,
+) -> tuple[Plane, Plane, Plane]:
+    """G, B, R codes of `bits` to Y, U, V of 16 bits full range, (H, W) each.
+
+    Exact there and back for up to 12 bits; 16 bits come back within two codes.
+    """
+    source, luma = code_range(bits, full_range), code_range(16, True)
+    chroma = code_range(16, True, is_chroma=True)
+    mix = rgb_to_yuv_matrix(matrix)[:, [1, 2, 0]] * (65535.0 / source.span)
+    offset = np.array([luma.zero, chroma.zero, chroma.zero]) - mix.sum(axis=1) * source.zero
+    return _mix_planes(planes_GBR, mix, offset, 65535)
+
+
+def yuv444_to_rgb(
+    planes_YUV: tuple[Plane, Plane, Plane],
+    bits: int,
+    matrix: int = BT601,
+    *,
+    full_range: bool = True,
+) -> tuple[Plane, Plane, Plane]:
+    """Y, U, V of 16 bits full range to G, B, R codes of `bits`, clamped."""
+    target, chroma = code_range(bits, full_range), code_range(16, True, is_chroma=True)
+    mix = np.linalg.inv(rgb_to_yuv_matrix(matrix))[[1, 2, 0]] * (target.span / 65535.0)
+    offset = target.zero - mix @ np.array([0.0, chroma.zero, chroma.zero])
+    return _mix_planes(planes_YUV, mix, offset, target.peak)
+
+
+def _mix_planes(
+    planes: tuple[Plane, Plane, Plane], mix: Matrix, offset: Matrix, peak: int
+) -> tuple[Plane, Plane, Plane]:
+    stacked = cv2.merge(planes).astype(np.float32)
+    mixed = cv2.transform(stacked, np.column_stack([mix, offset]).astype(np.float32))
+    first, second, third = (to_codes(plane, peak) for plane in cv2.split(mixed))  # type: ignore
+    return first, second, third
+
+
+def chroma_shift(layout: PlaneLayout, color: ColorSpec) -> tuple[float, float]:
+    """Where chroma sample (0, 0) sits, as (x, y) in luma samples from luma sample (0, 0).
+
+    Unspecified siting means left (MPEG-2, H.264, HEVC) in limited range, and the centre (JPEG) in
+    full range.
+    """
+    location = color.chroma_location
+    if location == 0:
+        location = CENTER if is_full_range(color, layout) else LEFT
+    middle_x = ((1 << layout.log2_chroma_w) - 1) / 2
+    middle_y = ((1 << layout.log2_chroma_h) - 1) / 2
+    x = 0.0 if location in (LEFT, TOP_LEFT, BOTTOM_LEFT) else middle_x
+    y = {TOP_LEFT: 0.0, TOP: 0.0, BOTTOM_LEFT: 2 * middle_y, BOTTOM: 2 * middle_y}.get(
+        location, middle_y
+    )
+    return x, y
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Where the samples of a new axis lie: sample j at `j * step + offset` of the old one."""
+
+    step: float
+    offset: float
+
+    @classmethod
+    def between(
+        cls,
+        num_in: int,
+        num_out: int,
+        *,
+        stride_in: int = 1,
+        shift_in: float = 0.0,
+        stride_out: int = 1,
+        shift_out: float = 0.0,
+    ) -> Sampling:
+        """Between pictures of `num_in` and `num_out` *luma* samples along this axis.
+
+        Both cover the same extent. `stride` and `shift`: of the plane, in its picture's luma
+        samples (2 and 0 for left-sited 4:2:0 chroma, along x).
+        """
+        ratio = num_in / num_out
+        first = (shift_out + 0.5) * ratio - 0.5
+        return cls(step=stride_out * ratio / stride_in, offset=(first - shift_in) / stride_in)
+
+
+def resample_plane(
+    plane_HW: Plane, shape: tuple[int, int], rows: Sampling, columns: Sampling, peak: int
+) -> Plane:
+    """The plane on another grid of `shape` (rows, columns), by bicubic interpolation.
+
+    Catmull-Rom (a = -0.5: straight ramps stay straight); stretched to `step` where that exceeds 1,
+    which antialiases as MATLAB's `imresize` does. Edges are replicated. Rounded, clamped to peak.
+    """
+    if plane_HW.shape == shape and rows == columns == Sampling(1.0, 0.0):
+        return plane_HW
+    values = plane_HW.astype(np.float32)
+    if shape[1] * plane_HW.shape[0] < shape[0] * plane_HW.shape[1]:
+        halfway = np.ascontiguousarray(_resample_rows(_transposed(values), shape[1], columns))
+        return to_codes(_resample_rows(_transposed(halfway), shape[0], rows), peak)
+    halfway = _transposed(_resample_rows(values, shape[0], rows))
+    codes = to_codes(_resample_rows(halfway, shape[1], columns), peak)
+    return _transposed(codes)
+
+
+def _transposed(plane: Any) -> Any:
+    return cv2.transpose(plane)
+
+
+def _resample_rows(plane_HW: FloatPlane, num_out: int, sampling: Sampling) -> FloatPlane:
+    factor = round(1 / sampling.step)
+    if factor >= 1 and factor * sampling.step == 1 and num_out <= factor * plane_HW.shape[0]:
+        return _upscale_rows(plane_HW, num_out, factor, sampling.offset)
+    index, weights = _row_weights(plane_HW.shape[0], num_out, sampling)
+    result = np.empty((num_out, plane_HW.shape[1]), np.float32)
+    for start in range(0, num_out, BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        total = plane_HW[index[0, block]]
+        total *= weights[0, block, None]
+        for tap in range(1, index.shape[0]):
+            part = plane_HW[index[tap, block]]
+            part *= weights[tap, block, None]
+            total += part
+        result[block] = total
+    return result
+
+
+def _upscale_rows(plane_HW: FloatPlane, num_out: int, factor: int, offset: float) -> FloatPlane:
+    """Whole factors: the output rows of one phase are one convolution of the input."""
+    num_in, num_columns = plane_HW.shape
+    result = np.empty((num_in, factor, num_columns), np.float32)
+    for phase, kernel in enumerate(_phase_kernels(factor, offset)):
+        result[:, phase] = cv2.filter2D(
+            plane_HW, cv2.CV_32F, kernel, borderType=cv2.BORDER_REPLICATE
+        )
+    return result.reshape(num_in * factor, num_columns)[:num_out]
+
+
+@lru_cache(maxsize=64)
+def _phase_kernels(factor: int, offset: float) -> list[FloatPlane]:
+    """One column (2 reach + 1, 1) per phase, its middle on the input row of the same number."""
+    kernels = []
+    for phase in range(factor):
+        position = phase / factor + offset
+        reach = int(np.ceil(abs(position))) + 2
+        taps = np.arange(-reach, reach + 1.0)
+        kernels.append(_catmull_rom(position - taps).astype(np.float32)[:, None])
+    return kernels
+
+
+@lru_cache(maxsize=64)
+def _row_weights(
+    num_in: int, num_out: int, sampling: Sampling
+) -> tuple[npt.NDArray[np.intp], FloatPlane]:
+    """(taps, num_out) source rows and their weights."""
+    stretch = max(1.0, sampling.step)
+    centre = np.arange(num_out) * sampling.step + sampling.offset
+    num_taps = int(np.ceil(4 * stretch))
+    first = np.floor(centre - 2 * stretch).astype(np.intp) + 1
+    index = first + np.arange(num_taps)[:, None]
+    weights = _catmull_rom((centre - index) / stretch)
+    weights /= weights.sum(axis=0)
+    return np.clip(index, 0, num_in - 1), weights.astype(np.float32)
+
+
+def _catmull_rom(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Keys' cubic convolution kernel with a = -0.5 (IEEE TASSP 29(6), 1981)."""
+    x = np.abs(distance)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def upscale_plane(
+    plane_HW: Plane,
+    out_shape: tuple[int, int],
+    *,
+    peak: int,
+    offset: tuple[float, float] | None = None,
+) -> Plane:
+    """Bicubic enlargement of a plane to `out_shape` (rows, columns).
+
+    `offset`: source coordinates (row, column) of output sample (0, 0); None aligns the extents.
+    """
+    steps = [old / new for old, new in zip(plane_HW.shape, out_shape, strict=True)]
+    row, column = offset or [step / 2 - 0.5 for step in steps]
+    return resample_plane(
+        plane_HW, out_shape, Sampling(steps[0], row), Sampling(steps[1], column), peak
+    )
+
+
+def black_planes(
+    layout: PlaneLayout, color: ColorSpec, width: int, height: int
+) -> tuple[Plane, ...]:
+    """An opaque black picture."""
+    full_range = is_full_range(color, layout)
+    luma = code_range(layout.bits, full_range)
+    chroma = code_range(layout.bits, full_range, is_chroma=True)
+    levels = [luma.zero] if layout.kind == "gray" else [luma.zero] * 3
+    if layout.kind == "yuv":
+        levels[1:] = [chroma.zero] * 2
+    if layout.has_alpha:
+        levels.append(luma.peak)
+    return tuple(
+        np.full(layout.plane_shape(index, width, height), level, layout.dtype)
+        for index, level in enumerate(levels)
+    )

@@ -1,0 +1,72 @@
+"""The engines there are, by name; each is imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+
+from srstream.config import EngineConfig, ModelConfig
+from srstream.engines.contract import Engine
+from srstream.errors import ConfigError, EngineError
+from srstream.models.table import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEntry:
+    """Where an engine's class is, what it needs and how to get that."""
+
+    target: str
+    """`module:Class`, the class taking what `open_engine` is given after the name."""
+    package: str
+    """The import name that must be installed."""
+    install: str
+
+
+ENGINES: dict[str, EngineEntry] = {
+    "openvino": EngineEntry(
+        target="srstream.engines.openvino:OpenVinoEngine",
+        package="openvino",
+        install="pip install openvino",
+    ),
+}
+
+
+def open_engine(name: str, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> Engine:
+    """The engine of that name with the model's weights loaded.
+
+    Raises:
+        ConfigError: no engine has this name.
+        EngineError: its package is missing, or it cannot start.
+        WeightsError: the weights are missing or damaged.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"no engine is called {name!r}; there are: {', '.join(ENGINES)}")
+    entry = ENGINES[name]
+    if importlib.util.find_spec(entry.package) is None:
+        raise EngineError(f"engine {name!r} needs a package that is missing: {entry.install}")
+    module_name, class_name = entry.target.split(":")
+    engine_class = getattr(importlib.import_module(module_name), class_name)
+    engine: Engine = engine_class(config, model, spec)
+    return engine
+
+
+def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
+    """The engine that the job asks for, opened, and in half a sentence why that one and what it runs on.
+
+    `auto` means OpenVINO on the CPU, the only engine so far. An engine that cannot be had is an
+    error, never a reason to take another.
+    """
+    asked = config.name
+    name = "openvino" if asked == "auto" else asked
+    engine = open_engine(name, config, model, spec)
+    why = "the engine for CPUs" if asked == "auto" else "as asked"
+    can = engine.capabilities
+    return engine, (
+        f"{why}; {can.device}, {_count(can.num_threads, 'thread')} in "
+        f"{_count(can.num_streams, 'stream')}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

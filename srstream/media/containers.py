@@ -1,0 +1,174 @@
+"""What each output container carries, and what is done where it cannot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
+
+import av
+from av.codec import Codec
+from av.container import OutputContainer
+
+from srstream.errors import RefusedError
+from srstream.media.types import Action, SourceInfo, StreamInfo, StreamPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """An output container.
+
+    `clock` is the unit that its times are rounded to, None where any is exact. The conversion
+    targets are None where a stream of that kind is left out rather than converted.
+    """
+
+    name: str
+    label: str
+    muxer: str
+    extensions: tuple[str, ...]
+    clock: Fraction | None
+    audio_target: str | None
+    text_target: str
+    attachments: bool
+
+
+MP4 = Container("mp4", "MP4", "mp4", (".mp4", ".m4v"), None, "aac", "mov_text", False)
+MOV = Container("mov", "MOV", "mov", (".mov", ".qt"), None, "aac", "mov_text", False)
+MKV = Container(
+    "mkv", "Matroska", "matroska", (".mkv",), Fraction(1, 1000), "flac", "subrip", True
+)
+WEBM = Container(
+    "webm", "WebM", "webm", (".webm",), Fraction(1, 1000), "libopus", "webvtt", False
+)
+CONTAINERS = {container.name: container for container in (MP4, MOV, MKV, WEBM)}
+
+FAMILIES = {"mov": MP4, "mp4": MP4, "3gp": MP4, "matroska": MKV, "webm": MKV}
+"""Default output container by any of libav's names of the input's; MP4 for the rest."""
+
+PICTURE_CODECS = {"mp4": {"mjpeg", "png", "bmp"}, "mov": {"mjpeg", "png", "bmp"}, "webm": set()}
+"""Cover pictures; Matroska takes every one, as an attachment."""
+
+TEXT_CODECS = frozenset({"subrip", "mov_text", "ass", "ssa", "webvtt", "text"})
+"""Subtitles that `srstream.media.convert` can turn into each other."""
+
+# The muxer takes these, but hardly a player does (vorbis) or only as an experiment (truehd).
+_NOT_IN_PRACTICE = {"mp4": {"vorbis", "truehd", "qcelp", "evrc", "mp4als"}, "mov": {"truehd"}}
+
+
+def container_for(path: Path) -> Container:
+    """The container that an output's extension names.
+
+    Raises:
+        RefusedError: none that srstream writes.
+    """
+    for container in CONTAINERS.values():
+        if path.suffix.lower() in container.extensions:
+            return container
+    names = ", ".join(extension for c in CONTAINERS.values() for extension in c.extensions)
+    what = f"cannot write {path.suffix}" if path.suffix else "its name has no extension"
+    raise RefusedError(f"{path.name}: {what}; name an output that ends in one of {names}.")
+
+
+def family_of(source: SourceInfo) -> Container:
+    """The container nearest to the input's own that srstream writes."""
+    names = source.container.split(",")
+    if "mov" in names and source.path.suffix.lower() in MOV.extensions:
+        return MOV
+    return next((FAMILIES[name] for name in names if name in FAMILIES), MP4)
+
+
+@lru_cache(maxsize=1024)
+def canonical_codec(name: str) -> str:
+    """The codec's own name for that of an encoder or decoder (libx264 is h264)."""
+    for mode in ("r", "w"):
+        try:
+            return Codec(name, mode).canonical_name  # type: ignore[arg-type]
+        except ValueError:
+            continue
+    return name
+
+
+@lru_cache(maxsize=8)
+def carried_codecs(container: Container) -> frozenset[str]:
+    """Canonical names of what the muxer takes, less what players would not."""
+    # Nothing is written before the header is, so the path stays untouched.
+    muxer = cast(OutputContainer, av.open(os.devnull, "w", format=container.muxer))
+    names = {canonical_codec(name) for name in muxer.supported_codecs}
+    return frozenset(names - _NOT_IN_PRACTICE.get(container.name, set()))
+
+
+def plan_streams(source: SourceInfo, container: Container) -> tuple[StreamPlan, ...]:
+    """What becomes of each stream of the source in `container`."""
+    return tuple(_plan_stream(source, stream, container) for stream in source.streams)
+
+
+def losses_of(source: SourceInfo, plans: Iterable[StreamPlan], container: Container) -> list[str]:
+    """One sentence for each stream that is left out or loses something."""
+    infos = {stream.index: stream for stream in source.streams}
+    return [
+        f"{describe(infos[plan.index])} is left out: {plan.reason}."
+        if plan.action == "drop"
+        else f"{describe(infos[plan.index])} becomes {plan.output_codec}: {plan.reason}."
+        for plan in plans
+        if plan.action == "drop" or _is_lossy(plan)
+    ]
+
+
+def describe(stream: StreamInfo) -> str:
+    """`Stream 2 (subtitle, subrip, ger)`."""
+    parts = [stream.type, stream.codec, stream.language]
+    return f"Stream {stream.index} ({', '.join(part for part in parts if part)})"
+
+
+def _is_lossy(plan: StreamPlan) -> bool:
+    """Whether a conversion loses more than a text format's markup would say to anyone."""
+    if plan.action != "convert":
+        return False
+    return plan.type == "audio" or plan.codec in ("ass", "ssa")
+
+
+def _plan_stream(source: SourceInfo, stream: StreamInfo, container: Container) -> StreamPlan:
+    codec = canonical_codec(stream.codec)
+    action, target, reason = _decide(source, stream, codec, container)
+    return StreamPlan(stream.index, stream.type, codec, action, target, reason)
+
+
+def _decide(
+    source: SourceInfo, stream: StreamInfo, codec: str, container: Container
+) -> tuple[Action, str | None, str]:
+    """Action, output codec and reason."""
+    label = container.label
+    if stream.index == source.video.index:
+        return "enhance", None, "this is the video that is enhanced"
+    if stream.type == "attachment":
+        if container.attachments:
+            return "copy", codec, ""
+        return "drop", None, f"{label} has no attachments, Matroska has"
+    if stream.type == "data":
+        if codec in ("bin_data", "unknown", "text") and source.num_chapters and _is_mov(source):
+            return "convert", None, "it holds the chapters' titles and is written anew from them"
+        return "drop", None, f"{label} cannot carry this kind of data"
+    if stream.is_attached_picture:
+        if codec in PICTURE_CODECS.get(container.name, {codec}):
+            return "copy", codec, ""
+        return "drop", None, f"{label} has no cover pictures of this kind"
+    if codec in carried_codecs(container):
+        return "copy", codec, ""
+    if codec == "unknown":
+        return "drop", None, "this FFmpeg does not know its codec"
+    if stream.type == "audio" and container.audio_target:
+        why = f"{label} cannot carry {codec}"
+        return "convert", container.audio_target, why
+    if stream.type == "subtitle" and codec in TEXT_CODECS:
+        lost = ", and the styling is lost" if codec in ("ass", "ssa") else ""
+        return "convert", container.text_target, f"{label} cannot carry {codec}{lost}"
+    where = "; Matroska can" if codec in carried_codecs(MKV) else ""
+    return "drop", None, f"{label} cannot carry {codec}{where}"
+
+
+def _is_mov(source: SourceInfo) -> bool:
+    return "mov" in source.container.split(",")

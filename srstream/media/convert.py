@@ -1,0 +1,203 @@
+"""Streams that the output container cannot carry as they are: subtitle text and audio.
+
+Text subtitles are rewritten packet by packet. Audio is decoded and encoded again.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+from typing import Protocol
+
+import av
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.packet import Packet
+from av.stream import Stream
+from av.subtitles.stream import SubtitleStream
+
+from srstream.errors import EncodeError
+
+AUDIO_BITS_PER_CHANNEL = {"aac": 96_000, "libopus": 64_000, "flac": 0}
+
+_ASS_HEADER = b"""[Script Info]
+ScriptType: v4.00+
+[V4+ Styles]
+Format: Name, Fontname, Fontsize, PrimaryColour, SecondaryColour, OutlineColour, BackColour, Bold, \
+Italic, Underline, StrikeOut, ScaleX, ScaleY, Spacing, Angle, BorderStyle, Outline, Shadow, \
+Alignment, MarginL, MarginR, MarginV, Encoding
+Style: Default,Arial,16,&Hffffff,&Hffffff,&H0,&H0,0,0,0,0,100,100,0,0,1,1,0,2,10,10,10,0
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+"""
+
+_TIME_FIELDS_OF_ASS = 8
+_HTML_TAGS = re.compile(r"</?(?:[bius]|font|c|v|lang|ruby|rt)(?:[ .][^>]*)?>|<\d[\d:.]*>")
+_ASS_CODES = re.compile(r"\{\\?[^}]*\}")
+
+
+class Converter(Protocol):
+    """Turns the packets of one source stream into those of one output stream."""
+
+    stream: Stream
+
+    def push(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
+        """Packets for the output, in its stream's time base or with their own."""
+
+    def drain(self) -> list[Packet[Stream]]:
+        """What is still held back, at the end."""
+
+
+class TextConverter:
+    """Text subtitles from one format to another; empty ones, which only mark a gap, vanish.
+
+    What both formats can say in the same letters (bold, italic and underline in SubRip and
+    WebVTT) is kept; other styling is not.
+    """
+
+    def __init__(self, output: OutputContainer, codec: str, target: str) -> None:
+        self._read = _READERS[codec]
+        self._write = _WRITERS[target]
+        if target == "mov_text":
+            # The encoder is not used, but it makes the sample description that players expect.
+            stream = output.add_stream("mov_text")
+            assert isinstance(stream, SubtitleStream)
+            stream.codec_context.subtitle_header = _ASS_HEADER
+            self.stream: Stream = stream
+        else:
+            self.stream = output.add_mux_stream(target)
+
+    def push(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
+        text = self._read(bytes(packet)).strip("\r\n")
+        if not text.strip():
+            return []
+        converted: Packet[Stream] = av.Packet(self._write(text))
+        converted.time_base = packet.time_base
+        converted.pts, converted.dts = packet.pts, packet.dts
+        converted.duration = packet.duration
+        converted.is_keyframe = True
+        converted.stream = self.stream
+        return [converted]
+
+    def drain(self) -> list[Packet[Stream]]:
+        return []
+
+
+class AudioConverter:
+    """Audio encoded anew, at the source's rate and channels where the encoder can."""
+
+    def __init__(self, output: OutputContainer, source: AudioStream, target: str) -> None:
+        context = source.codec_context
+        rate = 48000 if target == "libopus" else context.sample_rate
+        stream = output.add_stream(target, rate=rate)
+        assert isinstance(stream, AudioStream)
+        stream.codec_context.layout = context.layout
+        per_channel = AUDIO_BITS_PER_CHANNEL.get(target, 0)
+        if per_channel:
+            stream.codec_context.bit_rate = per_channel * context.layout.nb_channels
+        self.stream: Stream = stream
+        self._encoder = stream
+        self._decoder = context
+        self._resampler = av.AudioResampler(
+            stream.codec_context.format, stream.codec_context.layout, rate
+        )
+        self._num_failed = 0
+
+    def push(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
+        try:
+            frames = self._decoder.decode(packet)  # type: ignore[arg-type]
+        except av.FFmpegError:
+            self._num_failed += 1
+            return []
+        return self._encode(frames)
+
+    def drain(self) -> list[Packet[Stream]]:
+        try:
+            packets = self._encode(self._decoder.decode(None))
+        except av.FFmpegError:
+            packets = []
+        for frame in self._resampler.resample(None):
+            packets += self._encoder.encode(frame)
+        return packets + list(self._encoder.encode(None))
+
+    def _encode(self, frames: list[av.AudioFrame]) -> list[Packet[Stream]]:
+        packets: list[Packet[Stream]] = []
+        for frame in frames:
+            for resampled in self._resampler.resample(frame):
+                packets += self._encoder.encode(resampled)
+        return packets
+
+
+def make_converter(output: OutputContainer, source: Stream, codec: str, target: str) -> Converter:
+    """A converter that adds its stream to `output`.
+
+    Raises:
+        EncodeError: there is no such conversion.
+    """
+    if isinstance(source, AudioStream):
+        return AudioConverter(output, source, target)
+    if codec in _READERS and target in _WRITERS:
+        return TextConverter(output, codec, target)
+    raise EncodeError(f"Stream {source.index}: srstream cannot convert {codec} to {target}.")
+
+
+# Reading: packet to lines of text with SubRip's tags
+
+
+def _read_plain(data: bytes) -> str:
+    return data.decode("utf-8", "replace").replace("\r\n", "\n")
+
+
+def _read_mov_text(data: bytes) -> str:
+    """3GPP TS 26.245: 16 bits of length, UTF-8 (or UTF-16 after a mark), then style boxes."""
+    length = int.from_bytes(data[:2], "big")
+    text = data[2 : 2 + length]
+    if text[:2] in (b"\xfe\xff", b"\xff\xfe"):
+        return text.decode("utf-16", "replace").replace("\r", "\n")
+    return text.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read_ass(data: bytes) -> str:
+    """Matroska's form of an ASS event: nine fields, of which the last is the text."""
+    fields = data.decode("utf-8", "replace").split(",", _TIME_FIELDS_OF_ASS)
+    text = _ASS_CODES.sub("", fields[-1])
+    return text.replace(r"\N", "\n").replace(r"\n", "\n").replace(r"\h", "\u00a0")
+
+
+def _read_webvtt(data: bytes) -> str:
+    text = re.sub(r"</?(?:c|v|lang|ruby|rt)(?:[ .][^>]*)?>|<\d[\d:.]*>", "", _read_plain(data))
+    return html.unescape(text)
+
+
+# Writing
+
+
+def _write_subrip(text: str) -> bytes:
+    return text.replace("\n", "\r\n").encode()
+
+
+def _write_mov_text(text: str) -> bytes:
+    plain = _ASS_CODES.sub("", _HTML_TAGS.sub("", text)).encode()[:65535]
+    return len(plain).to_bytes(2, "big") + plain
+
+
+def _write_webvtt(text: str) -> bytes:
+    escaped = text.replace("&", "&amp;")
+    return _ASS_CODES.sub("", re.sub(r"</?font[^>]*>", "", escaped)).encode()
+
+
+_READERS: dict[str, Callable[[bytes], str]] = {
+    "subrip": _read_plain,
+    "text": _read_plain,
+    "mov_text": _read_mov_text,
+    "ass": _read_ass,
+    "ssa": _read_ass,
+    "webvtt": _read_webvtt,
+}
+
+_WRITERS: dict[str, Callable[[str], bytes]] = {
+    "subrip": _write_subrip,
+    "mov_text": _write_mov_text,
+    "webvtt": _write_webvtt,
+}

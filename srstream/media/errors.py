@@ -1,0 +1,76 @@
+"""libav's errors in our words: one context manager, through which every call of libav goes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+
+from srstream.errors import DiskFullError, MediaError, SrstreamError, UsageError
+
+
+def display_name(path: Path | str) -> str:
+    """The last part of a path, or a URL without its user and password."""
+    text = os.fspath(path)
+    if re.match(r"[a-z][a-z0-9+.-]*:/", text, re.IGNORECASE):
+        return re.sub(r"(:/{1,2})[^/@]*@", r"\1", text)
+    return Path(text).name or text
+
+
+def ffmpeg_text(error: BaseException) -> str:
+    """FFmpeg's own words for an error, without number, path or log."""
+    text = getattr(error, "strerror", None) or str(error)
+    return str(text).strip().rstrip(".") or type(error).__name__
+
+
+def sentence(
+    path: Path | str,
+    what: str,
+    *,
+    at_seconds: float | None = None,
+    error: BaseException | None = None,
+    advice: str = "",
+) -> str:
+    """`NAME: what at when (FFmpeg: text). What to do.`"""
+    when = "" if at_seconds is None else f" at {at_seconds:.3f} s"
+    why = "" if error is None else f" (FFmpeg: {ffmpeg_text(error)})"
+    return f"{display_name(path)}: {what}{when}{why}.{f' {advice}' if advice else ''}"
+
+
+@contextmanager
+def libav_errors(
+    path: Path | str,
+    doing: str,
+    at_seconds: float | None = None,
+    *,
+    kind: type[SrstreamError] = MediaError,
+    advice: str = "",
+) -> Iterator[None]:
+    """Raise what libav raises inside as `kind`, in one sentence; `doing` is what failed.
+
+    A full disk becomes DiskFullError and a missing or forbidden file UsageError, whatever `kind`
+    is. Our own errors pass.
+
+    >>> with libav_errors(path, "it cannot be opened", advice="Is it a video?"): ...
+    """
+    try:
+        yield
+    except av.FFmpegError as error:
+        number = abs(error.errno or 0)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            kind, advice = DiskFullError, "Free some space and run the command again; it resumes."
+        elif number == errno.ENOENT:
+            kind, advice = UsageError, "Check the path."
+        elif number in (errno.EACCES, errno.EPERM):
+            kind, advice = UsageError, "Check its permissions."
+        text = sentence(path, doing, at_seconds=at_seconds, error=error, advice=advice)
+        raise kind(text) from error
+    except (MemoryError, UnicodeDecodeError) as error:
+        raise kind(
+            sentence(path, f"{doing}: {type(error).__name__}", at_seconds=at_seconds, advice=advice)
+        ) from error

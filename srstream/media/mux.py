@@ -1,0 +1,415 @@
+"""The enhanced segments and everything else of the source, joined into the output file."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
+from pathlib import Path
+from typing import Any, cast
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.stream import AttachmentStream, Stream
+from av.video.stream import VideoStream
+
+from srstream.errors import EncodeError
+from srstream.media.codecs import nominal_rate
+from srstream.media.containers import CONTAINERS, canonical_codec
+from srstream.media.convert import Converter, make_converter
+from srstream.media.demux import Clock, ReadFault, is_shown, open_source, read_packets
+from srstream.media.errors import libav_errors
+from srstream.media.matroska import ASPECT_TITLE_PAD, write_aspect
+from srstream.media.segments import SegmentCheck, check_segments, open_segment, video_packets
+from srstream.media.tags import chapters_in_window, container_tags, needs_free_tags, stream_tags
+from srstream.media.types import (
+    OutputPlan,
+    SegmentFile,
+    SourceInfo,
+    StreamPlan,
+    TimeWindow,
+    VideoInfo,
+)
+
+OnProgress = Callable[[int, int | None], None]
+
+_MAX_PIXELS = 2**31 - 1
+_MAX_TIMESCALE = 2**31 - 1
+_MAX_FASTSTART_BYTES = 8 << 30
+_NUM_FIRST_PACKETS = 40
+
+
+def assemble(
+    source_path: Path,
+    source: SourceInfo,
+    plan: OutputPlan,
+    segments: Sequence[SegmentFile],
+    destination: Path,
+    window: TimeWindow | None = None,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Write the output file; the caller fsyncs and renames it.
+
+    The video has the source's exact times, less the start of an excerpt; all other streams are
+    copied packet by packet in the source's order. Memory does not grow with the length.
+
+    Args:
+        destination: the file to write; its name says nothing about the container.
+        on_progress: called with the number of video packets written and their total.
+
+    Raises:
+        EncodeError: a segment is not what it should be, or the file cannot be written.
+        MediaError: the source cannot be read again.
+        DiskFullError: no space is left.
+    """
+    window = window or TimeWindow()
+    check = check_segments(segments)
+    placing = placing_of(source_path, source.video, segments[0].pts[0], window)
+    with (
+        open_source(source_path, _MAX_PIXELS) as container,
+        libav_errors(destination, "the output cannot be written", kind=EncodeError),
+        _open_output(destination, source, plan, container, check) as output,
+    ):
+        assembly = _Assembly(source, plan, container, output, placing)
+        assembly.add_streams(segments[0])
+        set_chapters(output, container, placing)
+        assembly.write(segments, check, on_progress)
+    if CONTAINERS[plan.container].name == "mkv" and plan.video.sample_aspect_ratio != 1:
+        write_aspect(destination, plan.video)
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """Where the source's times go: those in [start, end) seconds, moved back by `shift` seconds."""
+
+    shift: Fraction
+    start: Fraction | None
+    end: Fraction | None
+
+
+def placing_of(
+    source_path: Path, video: VideoInfo, first_pts: int, window: TimeWindow
+) -> Placing:
+    """How an output lies against its source, whose first frame taken is shown at `first_pts`.
+
+    An excerpt begins when the source does. No container that srstream writes can begin before
+    zero: where the source does, everything is moved so that the video begins at zero.
+    """
+    target = first_pts
+    if window.start_pts is not None:
+        target = first_video_pts(source_path, video)
+    base = video.time_base
+    return Placing(
+        shift=(first_pts - max(target, 0)) * base,
+        start=None if window.start_pts is None else window.start_pts * base,
+        end=None if window.end_pts is None else window.end_pts * base,
+    )
+
+
+def first_video_pts(source_path: Path, video: VideoInfo) -> int:
+    """Display time of the source's first frame, in the video's time base; 0 if it has no times."""
+    clock = Clock(video.time_base)
+    found: list[int] = []
+    with open_source(source_path, _MAX_PIXELS) as container:
+        stream = cast(VideoStream, container.streams[video.index])
+        for packet in read_packets(container, stream):
+            if isinstance(packet, ReadFault):
+                continue
+            clock.correct(packet)  # type: ignore[arg-type]
+            if packet.pts is not None and is_shown(packet, video.codec):
+                found.append(packet.pts)
+            if len(found) >= _NUM_FIRST_PACKETS:
+                break
+    return min(found, default=0)
+
+
+@dataclass(slots=True)
+class _Copied:
+    """A source stream's way into the output. One of `stream` and `converter` is set."""
+
+    stream: Stream | None
+    converter: Converter | None
+    clock: Clock
+    is_picture: bool = False
+    last_dts: int | None = None
+
+
+class _Assembly:
+    """One run of `assemble`."""
+
+    def __init__(
+        self,
+        source: SourceInfo,
+        plan: OutputPlan,
+        container: InputContainer,
+        output: OutputContainer,
+        placing: Placing,
+    ) -> None:
+        self._source, self._plan = source, plan
+        self._input, self._output = container, output
+        self._container = CONTAINERS[plan.container]
+        self._placing = placing
+        self._copied: dict[int, _Copied] = {}
+        self._pictures: list[Packet[Stream]] = []
+
+    # Streams
+
+    def add_streams(self, first: SegmentFile) -> None:
+        """Make the output's streams, in the source's order, with tags and dispositions."""
+        with libav_errors(self._source.path, "its cover pictures cannot be read"):
+            covers = self._read_covers()
+        for stream_plan in self._plan.streams:
+            template = self._input.streams[stream_plan.index]
+            if stream_plan.action == "enhance":
+                self._add_video(template, first)
+            elif stream_plan.type == "attachment" and stream_plan.action == "copy":
+                assert isinstance(template, AttachmentStream)
+                self._output.add_attachment(
+                    template.name or f"attachment{template.index}",
+                    template.mimetype or "application/octet-stream",
+                    template.data,
+                )
+            elif stream_plan.index in covers and stream_plan.action == "copy":
+                self._add_cover(template, covers[stream_plan.index])
+            elif stream_plan.action == "copy" or (
+                stream_plan.action == "convert" and stream_plan.type != "data"
+            ):
+                self._add_copied(template, stream_plan)
+
+    def _add_video(self, template: Stream, first: SegmentFile) -> None:
+        video = self._plan.video
+        segment, stream = open_segment(first)
+        with segment:
+            self._video = self._output.add_stream_from_template(stream, opaque=True)
+        self._video.time_base = video.time_base
+        context = self._video.codec_context
+        context.framerate = nominal_rate(video.frame_rate)
+        context.sample_aspect_ratio = video.sample_aspect_ratio
+        context.color_primaries = video.color.primaries
+        context.color_trc = video.color.transfer
+        context.colorspace = 0 if video.layout.kind == "rgb" else video.color.matrix
+        context.color_range = {None: 0, False: 1, True: 2}[video.color.full_range]
+        if canonical_codec(video.codec) == "hevc" and self._container.name in ("mp4", "mov"):
+            context.codec_tag = "hvc1"  # Apple's players take no hev1.
+        if video.display_matrix is not None:
+            self._video.set_display_matrix(video.display_matrix)
+        self._describe(self._video, template, is_enhanced=True)
+        if self._container.name == "mkv" and video.sample_aspect_ratio != 1:
+            title = self._video.metadata.get("title", "")
+            self._video.metadata["title"] = title + ASPECT_TITLE_PAD
+
+    def _add_cover(self, template: Stream, data: Packet[Stream]) -> None:
+        """Cover pictures are packets in MP4 and attachments in Matroska."""
+        if self._container.attachments:
+            tags = {key.lower(): value for key, value in template.metadata.items()}
+            kind = canonical_codec(template.codec_context.codec.name)
+            mime = {"mjpeg": "image/jpeg", "png": "image/png", "bmp": "image/bmp"}.get(kind)
+            ending = {"mjpeg": "jpg"}.get(kind, kind)
+            self._output.add_attachment(
+                tags.get("filename", f"cover.{ending}"),
+                tags.get("mimetype") or mime or "application/octet-stream",
+                bytes(data),
+            )
+            return
+        stream = self._output.add_stream_from_template(template, opaque=True)
+        self._describe(stream, template)
+        data.stream = stream
+        data.pts = data.dts = 0
+        self._pictures.append(data)
+
+    def _add_copied(self, template: Stream, stream_plan: StreamPlan) -> None:
+        clock = Clock(template.time_base or Fraction(1, 1000))
+        converter: Converter | None = None
+        stream: Stream | None = None
+        if stream_plan.action == "convert":
+            target = stream_plan.output_codec or ""
+            converter = make_converter(self._output, template, stream_plan.codec, target)
+        else:
+            stream = self._output.add_stream_from_template(template, opaque=True)
+        added = stream or cast(Converter, converter).stream
+        if not isinstance(template, AudioStream) or converter is None:
+            added.time_base = template.time_base
+        self._describe(added, template)
+        self._copied[template.index] = _Copied(stream, converter, clock)
+
+    def _describe(self, stream: Stream, template: Stream, is_enhanced: bool = False) -> None:
+        stream.disposition = template.disposition
+        tags = stream_tags(template, self._source, self._container, is_enhanced=is_enhanced)
+        stream.metadata.clear()
+        stream.metadata.update(tags)
+
+    def _read_covers(self) -> dict[int, Packet[Stream]]:
+        indices = {s.index for s in self._source.streams if s.is_attached_picture}
+        covers: dict[int, Packet[Stream]] = {}
+        if indices:
+            with open_source(self._source.path, _MAX_PIXELS) as container:
+                streams = [container.streams[n] for n in sorted(indices)]
+                for packet in read_packets(container, *streams):
+                    if isinstance(packet, ReadFault):
+                        break
+                    covers.setdefault(packet.stream_index, packet)
+                    if len(covers) == len(indices):
+                        break
+        return covers
+
+    # Packets
+
+    def write(
+        self,
+        segments: Sequence[SegmentFile],
+        check: SegmentCheck,
+        on_progress: OnProgress | None,
+    ) -> None:
+        """Write all packets, in the order of their decode times."""
+        base = self._plan.video.time_base
+        total = sum(len(segment.pts) for segment in segments)
+        shift = int(self._placing.shift / base)
+        self._output.start_encoding()
+        self._output.mux(self._pictures)
+        done = 0
+        video = self._timed(video_packets(segments, check, base, shift))
+        for _, packet in heapq.merge(video, self._copies(), key=lambda item: item[0]):
+            is_video = packet.stream_index == self._video.index
+            self._output.mux_one(packet)
+            if is_video:
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, total)
+
+    def _timed(
+        self, packets: Iterator[Packet[VideoStream]]
+    ) -> Iterator[tuple[Fraction, Packet[Any]]]:
+        for packet in packets:
+            packet.stream = self._video
+            yield _moment(packet), packet
+
+    def _copies(self) -> Iterator[tuple[Fraction, Packet[Any]]]:
+        """Packets of the other streams, with the output's times, as the file has them."""
+        streams = [self._input.streams[n] for n in self._copied]
+        if not streams:
+            return
+        for packet in read_packets(self._input, *streams):
+            if isinstance(packet, ReadFault):
+                continue
+            copied = self._copied[packet.stream_index]
+            copied.clock.correct(packet)  # type: ignore[arg-type]
+            if not self._place(packet, copied):
+                continue
+            if copied.converter is not None:
+                made = copied.converter.push(packet)
+            else:
+                assert copied.stream is not None
+                packet.stream = copied.stream
+                made = [packet]
+            yield from ((_moment(p), p) for p in made)
+        for copied in self._copied.values():
+            if copied.converter is not None:
+                yield from ((_moment(p), p) for p in copied.converter.drain())
+
+    def _place(self, packet: Packet[Stream], copied: _Copied) -> bool:
+        """Move a packet to the output's time; False if it is not wanted there."""
+        base = Fraction(packet.time_base)
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is None:
+            return False
+        start, end = self._placing.start, self._placing.end
+        moment, length = stamp * base, (packet.duration or 0) * base
+        if end is not None and moment >= end:
+            return False
+        if start is not None and moment < start:
+            if packet.stream.type != "subtitle" or moment + length <= start:
+                return False
+            # A subtitle that is on the screen when the excerpt begins stays on it.
+            cut = int((start - moment) / base)
+            packet.pts = packet.dts = stamp + cut
+            packet.duration = max((packet.duration or 0) - cut, 1)
+        shift = int(round(self._placing.shift / base))
+        packet.pts = None if packet.pts is None else packet.pts - shift
+        packet.dts = None if packet.dts is None else packet.dts - shift
+        return self._fits_clock(packet, copied)
+
+    def _fits_clock(self, packet: Packet[Stream], copied: _Copied) -> bool:
+        """Give a packet the rising dts that a muxer wants, where the source left it open.
+
+        Matroska knows no time before zero, so of what lies there (the priming of an encoder) the
+        last packet alone is kept, which the decoder needs.
+        """
+        if packet.pts is None:
+            packet.pts = packet.dts
+        assert packet.pts is not None
+        length = packet.duration or 0
+        if self._container.clock is not None and packet.pts + length < 0:
+            return False
+        if packet.dts is None:
+            packet.dts = packet.pts
+        if copied.last_dts is not None and packet.dts <= copied.last_dts:
+            packet.dts = copied.last_dts + (self._container.clock is None)
+            if packet.pts < packet.dts:
+                packet.pts = packet.dts
+        copied.last_dts = packet.dts
+        return True
+
+
+def _moment(packet: Packet[Any]) -> Fraction:
+    stamp = packet.dts if packet.dts is not None else packet.pts or 0
+    return stamp * Fraction(packet.time_base)
+
+
+def _open_output(
+    destination: Path,
+    source: SourceInfo,
+    plan: OutputPlan,
+    container: InputContainer,
+    check: SegmentCheck,
+) -> OutputContainer:
+    """The output with its options, tags and chapters, without streams."""
+    kind = CONTAINERS[plan.container]
+    options = {"fflags": "+bitexact"}
+    tags = container_tags(container, kind)
+    if kind.name in ("mp4", "mov"):
+        flags = []
+        if check.size_bytes <= _MAX_FASTSTART_BYTES:
+            flags.append("faststart")
+        if needs_free_tags(tags):
+            flags.append("use_metadata_tags")
+        if flags:
+            options["movflags"] = "+" + "+".join(flags)
+        options |= _timescales(plan, container)
+    else:
+        # Times stay what they are; Matroska stores no decode times, which alone may be negative.
+        options |= {"avoid_negative_ts": "disabled", "write_crc32": "0"}
+        options["default_mode"] = "passthrough"
+    output = cast(
+        OutputContainer,
+        av.open(str(destination), "w", format=kind.muxer, container_options=options),
+    )
+    output.metadata.update(tags)
+    return output
+
+
+def _timescales(plan: OutputPlan, container: InputContainer) -> dict[str, str]:
+    """Clocks for MP4 in which a late start of any stream is exact (it is kept in the movie's)."""
+    wanted = [plan.video.time_base.denominator]
+    if wanted[0] > _MAX_TIMESCALE:
+        return {}
+    options = {"video_track_timescale": str(wanted[0])}
+    wanted += [s.codec_context.sample_rate for s in container.streams.audio if s.codec_context]
+    movie = 1
+    for scale in wanted:
+        if scale and lcm(movie, scale) <= _MAX_TIMESCALE:
+            movie = lcm(movie, scale)
+    # The clock's own thousandths are kept if there is room, for the streams that count in them.
+    if lcm(movie, 1000) <= _MAX_TIMESCALE:
+        movie = lcm(movie, 1000)
+    return options | {"movie_timescale": str(movie)}
+
+
+def set_chapters(output: OutputContainer, container: InputContainer, placing: Placing) -> None:
+    """Write the source's chapters, cut to the window and moved with it."""
+    chapters = chapters_in_window(container, placing.shift, placing.start, placing.end)
+    if chapters:
+        output.set_chapters(chapters)

@@ -1,0 +1,203 @@
+"""Deciding what a job writes: path, container, encoder, and the fate of every stream."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+from srstream.config import JobConfig
+from srstream.errors import RefusedError
+from srstream.frame import ColorSpec, PlaneLayout
+from srstream.media.codecs import (
+    HDR_TRANSFERS,
+    EncoderChoice,
+    check_carried,
+    check_encoder,
+    choose_encoder,
+    encoder_options,
+)
+from srstream.media.containers import (
+    MKV,
+    MP4,
+    Container,
+    canonical_codec,
+    carried_codecs,
+    container_for,
+    family_of,
+    losses_of,
+    plan_streams,
+)
+from srstream.media.types import HdrMetadata, OutputPlan, OutputVideo, SourceInfo, StreamPlan
+
+_MAX_TIMESCALE = 2**31 - 1
+
+
+def plan_output(
+    source: SourceInfo, config: JobConfig, output: Path | None, output_size: tuple[int, int]
+) -> OutputPlan:
+    """Choose where the result goes and in which form.
+
+    Args:
+        output: as the user named it; None puts it beside the source.
+        output_size: (width, height), brought down to the chroma grid of the output if need be.
+
+    Raises:
+        RefusedError: the wish cannot be fulfilled: no such container or encoder, a codec that the
+            container cannot carry, a size that the encoder refuses.
+    """
+    named = None if output is None else container_for(output)
+    choice = choose_encoder(source.video, config.encode, named)
+    container, streams = _container(source, choice, named)
+    check_carried(choice.codec, container)
+    video = _output_video(source, config, choice, output_size)
+    check_encoder(video)
+    path = output or _default_path(source, config, video, container)
+    return OutputPlan(
+        path=path,
+        container=container.name,
+        video=video,
+        streams=streams,
+        losses=(
+            *choice.losses,
+            *losses_of(source, streams, container),
+            *_hdr_losses(source, choice),
+        ),
+        notes=(*choice.notes, *_notes(source, container, named, streams)),
+    )
+
+
+def _container(
+    source: SourceInfo, choice: EncoderChoice, named: Container | None
+) -> tuple[Container, tuple[StreamPlan, ...]]:
+    """The named container, or the family's own unless Matroska loses less."""
+    if named is not None:
+        return named, plan_streams(source, named)
+    first = family_of(source)
+    if first is MKV or _fits(source, choice, first):
+        return first, plan_streams(source, first)
+    if first is not MP4 and _fits(source, choice, MP4):
+        return MP4, plan_streams(source, MP4)
+    if not _carries_video(choice, first):
+        return MKV, plan_streams(source, MKV)
+    here, there = plan_streams(source, first), plan_streams(source, MKV)
+    container = MKV if _badness(there) < _badness(here) else first
+    return container, here if container is first else there
+
+
+def _fits(source: SourceInfo, choice: EncoderChoice, container: Container) -> bool:
+    if not _carries_video(choice, container):
+        return False
+    return _badness(plan_streams(source, container)) == (0, 0)
+
+
+def _carries_video(choice: EncoderChoice, container: Container) -> bool:
+    return canonical_codec(choice.codec) in carried_codecs(container)
+
+
+def _badness(streams: tuple[StreamPlan, ...]) -> tuple[int, int]:
+    """(streams left out, streams re-encoded); less is better."""
+    dropped = sum(stream.action == "drop" for stream in streams)
+    converted = sum(stream.action == "convert" and stream.type != "data" for stream in streams)
+    return dropped, converted
+
+
+def _output_video(
+    source: SourceInfo, config: JobConfig, choice: EncoderChoice, size: tuple[int, int]
+) -> OutputVideo:
+    video = source.video
+    hdr = video.hdr if choice.codec == "libx265" else HdrMetadata()
+    width, height = _on_chroma_grid(size, choice.layout, choice.pix_fmt)
+    return OutputVideo(
+        codec=choice.codec,
+        pix_fmt=choice.pix_fmt,
+        layout=choice.layout,
+        width=width,
+        height=height,
+        color=_output_color(video.color, choice.layout),
+        time_base=video.time_base,
+        frame_rate=video.frame_rate,
+        sample_aspect_ratio=_output_aspect(source, (width, height)),
+        options=encoder_options(choice.codec, config.encode, hdr),
+        hdr=hdr,
+        display_matrix=video.display_matrix,
+    )
+
+
+def _on_chroma_grid(
+    size: tuple[int, int], layout: PlaneLayout, pix_fmt: str
+) -> tuple[int, int]:
+    """`size`, down to a multiple of the chroma subsampling; encoders want whole chroma samples."""
+    step_w, step_h = 1 << layout.log2_chroma_w, 1 << layout.log2_chroma_h
+    if layout.kind == "gray" and pix_fmt.startswith("yuv420"):
+        step_w = step_h = 2
+    width, height = size[0] // step_w * step_w, size[1] // step_h * step_h
+    if width < 1 or height < 1:
+        raise RefusedError(
+            f"An output of {size[0]}x{size[1]} is too small for {pix_fmt}; use a larger --scale."
+        )
+    return width, height
+
+
+def _output_color(color: ColorSpec, layout: PlaneLayout) -> ColorSpec:
+    if layout.kind != "rgb":
+        return color
+    return ColorSpec(color.primaries, color.transfer, 0, True, 0)
+
+
+def _output_aspect(source: SourceInfo, size: tuple[int, int]) -> Fraction:
+    """The source's pixel aspect. Rounding to the grid changes shapes by less than a pixel."""
+    aspect = source.video.sample_aspect_ratio
+    return aspect if aspect > 0 else Fraction(1)
+
+
+def _default_path(
+    source: SourceInfo, config: JobConfig, video: OutputVideo, container: Container
+) -> Path:
+    """`input_4x.mp4` beside `input.mp4`; `_720p` where a height was asked for."""
+    if config.scaling.height is not None:
+        mark = f"{video.height}p"
+    else:
+        factor = config.scaling.scale or video.width / source.video.width
+        mark = f"{round(factor, 2):g}x"
+    suffix = source.path.suffix.lower()
+    if suffix not in container.extensions:
+        suffix = container.extensions[0]
+    return source.path.with_name(f"{source.path.stem}_{mark}{suffix}")
+
+
+def _hdr_losses(source: SourceInfo, choice: EncoderChoice) -> list[str]:
+    video = source.video
+    has_static = bool(video.hdr.mastering_display or video.hdr.content_light_level)
+    if has_static and video.color.transfer in HDR_TRANSFERS and choice.codec != "libx265":
+        return [f"HDR mastering metadata is left out: {choice.codec} cannot be given it; libx265 can."]
+    return []
+
+
+def _notes(
+    source: SourceInfo,
+    container: Container,
+    named: Container | None,
+    streams: tuple[StreamPlan, ...],
+) -> list[str]:
+    notes = []
+    if named is None and container is not family_of(source):
+        here = plan_streams(source, family_of(source))
+        kept = [s for s in here if s.action == "drop" or s.action == "convert"]
+        what = ", ".join(sorted({s.codec for s in kept})) or "this video codec"
+        notes.append(f"Written as {container.label}, since {family_of(source).label} cannot carry {what}.")
+    elif named is None and not _same_family(source, container):
+        notes.append(f"Written as {container.label} instead of {source.path.suffix or 'a raw stream'}.")
+    unit = container.clock
+    if unit is not None and (source.video.time_base / unit).denominator != 1:
+        notes.append(
+            f"{container.label} counts in milliseconds: times are rounded to 1 ms, those of the "
+            f"source are exact to {source.video.time_base} s."
+        )
+    for stream in streams:
+        if stream.action == "convert" and stream.type == "subtitle":
+            notes.append(f"Stream {stream.index} is converted to {stream.output_codec}.")
+    return notes
+
+
+def _same_family(source: SourceInfo, container: Container) -> bool:
+    return source.path.suffix.lower() in container.extensions

@@ -1,0 +1,385 @@
+"""The stage that enlarges frames: luma through the engine, chroma by bicubic, in order.
+
+Y, and an alpha plane that isn't opaque, go through the network tile by tile; U and V are resampled
+to where the output's chroma samples sit. RGB becomes 16-bit Y, U, V on its way. Everything that
+the engine doesn't do happens here while the engine works on the next tiles.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import cv2
+import numpy as np
+
+from srstream import color as colour
+from srstream.color import CodeRange, Sampling, code_range, is_full_range
+from srstream.engines.contract import Engine, Session, Ticket
+from srstream.engines.tiles import Tile, TileGrid, choose_tiles
+from srstream.errors import EngineError, RefusedError
+from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
+from srstream.media.types import OutputVideo, VideoInfo
+
+MAX_OPEN_SESSIONS = 3
+"""A stream may change its size back and forth; more than these aren't kept compiled."""
+
+MAX_MEAN_CHANGE = 0.08
+"""Of the code range: a network that works leaves a frame's mean luma within a tenth of this."""
+
+RESERVED_BYTES = 512 << 20
+"""Of the memory a job may use: interpreter, libraries, decoder, encoder, frames on their way."""
+
+RGB_BITS = 16
+RGB_LAYOUT = PlaneLayout("yuv", RGB_BITS)
+RGB_COLOR = ColorSpec(matrix=colour.BT601, full_range=True)
+"""What RGB is worked on as. Any matrix would do, the network was trained on BT.601 luma."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Placing:
+    """Where in the output a frame goes, in luma samples; smaller than it if shapes differ."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(slots=True)
+class _Job:
+    """One frame between `push` and its return."""
+
+    frame: Frame
+    planes: tuple[Plane, ...]
+    """As the network and the resampling take them; Y, U, V where the frame is RGB."""
+    layout: PlaneLayout
+    color: ColorSpec
+    placing: _Placing
+    enlarged: dict[int, Plane] = field(default_factory=dict)
+    """What the engine made, by plane."""
+    chroma: list[Plane] = field(default_factory=list)
+    num_tiles_left: int = 0
+
+
+class Enhancer:
+    """Frames of the source in, frames of the output out, in the order in which they came.
+
+    Args:
+        source: describes the frames to come; its size is the one that fills the output.
+        output: layout, size and colour of what goes out.
+        max_memory_bytes: what the whole job may use; decides how large tiles are.
+
+    Raises:
+        RefusedError: the output's layout can't be made from the source's.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        source: VideoInfo,
+        output: OutputVideo,
+        *,
+        max_memory_bytes: int | None = None,
+    ) -> None:
+        if output.layout.kind == "rgb" and source.layout.kind != "rgb":
+            raise RefusedError(
+                f"an RGB output isn't made of a {source.layout.kind} source; choose a YUV one."
+            )
+        self._engine, self._source, self._output = engine, source, output
+        self._scale = engine.capabilities.scale
+        self._max_tile_bytes = self._memory_for_a_tile(max_memory_bytes)
+        self._sessions: OrderedDict[tuple[tuple[int, int], int], Session] = OrderedDict()
+        self._tiles: deque[tuple[Session, Ticket, _Job, int, TileGrid, Tile]] = deque()
+        self._jobs: deque[_Job] = deque()
+
+    def push(self, frame: Frame) -> list[Frame]:
+        """Starts a frame; returns those that are complete by now.
+
+        A frame of another size than the source's is enlarged on its own and fitted into the
+        output, its shape kept, with black around.
+
+        Raises:
+            EngineError: the engine failed, or a frame came out of it wrong.
+        """
+        job = self._job_of(frame)
+        self._jobs.append(job)
+        self._submit(job)
+        job.chroma = self._resampled_chroma(job)
+        while self._tiles and self._tiles[0][1].is_done():
+            self._collect()
+        return self._complete()
+
+    def drain(self) -> list[Frame]:
+        """The frames still on their way. More may be pushed afterwards."""
+        while self._tiles:
+            self._collect()
+        return self._complete()
+
+    def close(self) -> None:
+        """Drops what is on its way and closes the engine's sessions, not the engine."""
+        self._tiles.clear()
+        self._jobs.clear()
+        while self._sessions:
+            self._sessions.popitem()[1].close()
+
+    def _memory_for_a_tile(self, max_memory_bytes: int | None) -> int | None:
+        if max_memory_bytes is None:
+            return None
+        output = self._output
+        frames = 4 * output.layout.frame_bytes(output.width, output.height)
+        left = max_memory_bytes - RESERVED_BYTES - frames
+        return max(1, left // self._engine.capabilities.num_streams)
+
+    def _job_of(self, frame: Frame) -> _Job:
+        placing = self._placing(frame.width, frame.height)
+        if frame.layout.kind != "rgb":
+            return _Job(frame, frame.planes, frame.layout, frame.color, placing)
+        alpha = frame.layout.has_alpha
+        layout = replace(RGB_LAYOUT, has_alpha=alpha)
+        green, blue, red, *rest = frame.planes
+        planes: list[Plane] = list(
+            colour.rgb_to_yuv444(
+                (green, blue, red),
+                frame.layout.bits,
+                self._matrix_for_rgb(),
+                full_range=self._mixes_as_full_range(frame),
+            )
+        )
+        if alpha:
+            full = code_range(frame.layout.bits, True)
+            planes.append(colour.convert_codes(rest[0], full, code_range(RGB_BITS, True)))
+        return _Job(frame, tuple(planes), layout, RGB_COLOR, placing)
+
+    def _matrix_for_rgb(self) -> int:
+        return RGB_COLOR.matrix if self._output.layout.kind == "rgb" else self._output.color.matrix
+
+    def _mixes_as_full_range(self, frame: Frame) -> bool:
+        """Limited RGB that stays so is mixed as it is, which keeps codes outside its range."""
+        full_range = is_full_range(frame.color, frame.layout)
+        output = self._output
+        if output.layout.kind == "rgb" and full_range == is_full_range(output.color, output.layout):
+            return True
+        return full_range
+
+    def _placing(self, width: int, height: int) -> _Placing:
+        output = self._output
+        if (width, height) == (self._source.width, self._source.height):
+            return _Placing(0, 0, output.width, output.height)
+        factor = min(output.width / width, output.height / height)
+        step_x, step_y = 1 << output.layout.log2_chroma_w, 1 << output.layout.log2_chroma_h
+        fitted_width = _on_grid(width * factor, step_x, output.width)
+        fitted_height = _on_grid(height * factor, step_y, output.height)
+        return _Placing(
+            left=(output.width - fitted_width) // 2 // step_x * step_x,
+            top=(output.height - fitted_height) // 2 // step_y * step_y,
+            width=fitted_width,
+            height=fitted_height,
+        )
+
+    def _submit(self, job: _Job) -> None:
+        """Gives the engine what it is to enlarge of a frame."""
+        frame = job.frame
+        bits = max(job.layout.bits, self._output.layout.bits)
+        grid = choose_tiles(
+            frame.width,
+            frame.height,
+            self._engine.capabilities.halo,
+            self._engine.capabilities.activation_bytes_per_pixel,
+            self._max_tile_bytes,
+        )
+        session = self._session(grid.tile_shape, bits)
+        for index in self._planes_to_enlarge(job):
+            plane = _deepened(job.planes[index], job.layout.bits, bits)
+            tiles = grid.tiles()
+            job.num_tiles_left += len(tiles)
+            for tile in tiles:
+                while len(self._tiles) >= session.num_in_flight:
+                    self._collect()
+                window = plane[
+                    tile.top : tile.top + grid.tile_rows, tile.left : tile.left + grid.tile_cols
+                ]
+                ticket = session.submit(window)
+                self._tiles.append((session, ticket, job, index, grid, tile))
+
+    def _planes_to_enlarge(self, job: _Job) -> list[int]:
+        """Luma, and alpha if it goes out and says anything."""
+        if not (job.layout.has_alpha and self._output.layout.has_alpha):
+            return [0]
+        alpha = job.layout.num_planes - 1
+        peak = (1 << job.layout.bits) - 1
+        return [0] if int(job.planes[alpha].min()) == peak else [0, alpha]
+
+    def _session(self, tile_shape: tuple[int, int], bits: int) -> Session:
+        key = (tile_shape, bits)
+        if key not in self._sessions:
+            if len(self._sessions) >= MAX_OPEN_SESSIONS:
+                while self._tiles:
+                    self._collect()
+                self._sessions.popitem(last=False)[1].close()
+            self._sessions[key] = self._engine.open_session(tile_shape, bits)
+        self._sessions.move_to_end(key)
+        return self._sessions[key]
+
+    def _collect(self) -> None:
+        """Waits for the oldest tile and puts it where it belongs."""
+        session, ticket, job, index, grid, tile = self._tiles.popleft()
+        result = session.result(ticket)
+        job.num_tiles_left -= 1
+        if grid.is_whole_picture:
+            job.enlarged[index] = result
+            return
+        if index not in job.enlarged:
+            shape = grid.height * self._scale, grid.width * self._scale
+            job.enlarged[index] = np.empty(shape, result.dtype)  # type: ignore[assignment]
+        whole = job.enlarged[index]
+        whole[tile.kept_in_picture(self._scale)] = result[tile.kept_in_result(self._scale)]
+
+    def _complete(self) -> list[Frame]:
+        frames = []
+        while self._jobs and not self._jobs[0].num_tiles_left:
+            frames.append(self._finished(self._jobs.popleft()))
+        return frames
+
+    def _finished(self, job: _Job) -> Frame:
+        self._check_mean(job)
+        output = self._output
+        planes = [self._fitted(job, 0), *job.chroma]
+        if output.layout.kind == "rgb":
+            planes = self._to_rgb(job, planes)
+        if output.layout.has_alpha:
+            planes.append(self._alpha(job))
+        if (job.placing.width, job.placing.height) != (output.width, output.height):
+            planes = self._letterboxed(job.placing, planes)
+        enhanced = job.frame.with_planes(planes, output.width, output.height, output.layout)
+        return replace(enhanced, color=output.color)
+
+    def _check_mean(self, job: _Job) -> None:
+        """A cheap guard against an engine that returns black, noise or another frame's picture."""
+        bits = max(job.layout.bits, self._output.layout.bits)
+        before = cv2.mean(job.planes[0])[0] / ((1 << job.layout.bits) - 1)
+        after = cv2.mean(job.enlarged[0])[0] / ((1 << bits) - 1)
+        if abs(after - before) > MAX_MEAN_CHANGE:
+            raise EngineError(
+                f"the frame at {job.frame.pts_seconds:.3f} s came out of the engine wrong: its mean "
+                f"luma was {before:.1%} and became {after:.1%}. Check the weights "
+                f"({self._engine.capabilities.weights})."
+            )
+
+    def _fitted(self, job: _Job, index: int) -> Plane:
+        """An enlarged luma or alpha plane at the size and in the codes of the output.
+
+        RGB's luma stays in 16 bits.
+        """
+        output, frame, placing = self._output, job.frame, job.placing
+        bits = max(job.layout.bits, output.layout.bits)
+        plane = colour.resample_plane(
+            job.enlarged[index],
+            (placing.height, placing.width),
+            Sampling.between(frame.height * self._scale, placing.height),
+            Sampling.between(frame.width * self._scale, placing.width),
+            (1 << bits) - 1,
+        )
+        if index == 0:
+            made = code_range(bits, is_full_range(job.color, job.layout))
+            return colour.convert_codes(plane, made, self._target_range(is_chroma=False))
+        return colour.convert_codes(
+            plane, code_range(bits, True), code_range(output.layout.bits, True)
+        )
+
+    def _target_range(self, *, is_chroma: bool) -> CodeRange:
+        output = self._output
+        if output.layout.kind == "rgb":
+            return code_range(RGB_BITS, True, is_chroma=is_chroma)
+        full_range = is_full_range(output.color, output.layout)
+        return code_range(output.layout.bits, full_range, is_chroma=is_chroma)
+
+    def _resampled_chroma(self, job: _Job) -> list[Plane]:
+        """U and V of the output; neutral for grey, none for a grey output."""
+        output, placing = self._output, job.placing
+        if output.layout.kind == "gray":
+            return []
+        target = self._target_range(is_chroma=True)
+        layout = RGB_LAYOUT if output.layout.kind == "rgb" else output.layout
+        shape = layout.plane_shape(1, placing.width, placing.height)
+        if job.layout.kind == "gray":
+            neutral = np.full(shape, target.zero, output.layout.dtype)
+            return [neutral, neutral.copy()]
+        rows, columns = self._chroma_sampling(job, layout)
+        bits = max(job.layout.bits, layout.bits)
+        made = code_range(bits, is_full_range(job.color, job.layout), is_chroma=True)
+        return [
+            colour.convert_codes(
+                colour.resample_plane(
+                    _deepened(plane, job.layout.bits, bits), shape, rows, columns, made.peak
+                ),
+                made,
+                target,
+            )
+            for plane in job.planes[1:3]
+        ]
+
+    def _chroma_sampling(self, job: _Job, layout: PlaneLayout) -> tuple[Sampling, Sampling]:
+        color_out = RGB_COLOR if layout is RGB_LAYOUT else self._output.color
+        x_in, y_in = colour.chroma_shift(job.layout, job.color)
+        x_out, y_out = colour.chroma_shift(layout, color_out)
+        rows = Sampling.between(
+            job.frame.height,
+            job.placing.height,
+            stride_in=1 << job.layout.log2_chroma_h,
+            shift_in=y_in,
+            stride_out=1 << layout.log2_chroma_h,
+            shift_out=y_out,
+        )
+        columns = Sampling.between(
+            job.frame.width,
+            job.placing.width,
+            stride_in=1 << job.layout.log2_chroma_w,
+            shift_in=x_in,
+            stride_out=1 << layout.log2_chroma_w,
+            shift_out=x_out,
+        )
+        return rows, columns
+
+    def _to_rgb(self, job: _Job, planes: Sequence[Plane]) -> list[Plane]:
+        output = self._output
+        full_range = self._mixes_as_full_range(job.frame) or is_full_range(
+            output.color, output.layout
+        )
+        y, u, v = planes
+        return list(
+            colour.yuv444_to_rgb(
+                (y, u, v), output.layout.bits, RGB_COLOR.matrix, full_range=full_range
+            )
+        )
+
+    def _alpha(self, job: _Job) -> Plane:
+        index = job.layout.num_planes - 1
+        if job.layout.has_alpha and index in job.enlarged:
+            return self._fitted(job, index)
+        shape = job.placing.height, job.placing.width
+        layout = self._output.layout
+        opaque: Plane = np.full(shape, (1 << layout.bits) - 1, layout.dtype)
+        return opaque
+
+    def _letterboxed(self, placing: _Placing, planes: Sequence[Plane]) -> list[Plane]:
+        output = self._output
+        canvas = colour.black_planes(output.layout, output.color, output.width, output.height)
+        for index, (black, plane) in enumerate(zip(canvas, planes, strict=True)):
+            is_chroma = output.layout.kind == "yuv" and index in (1, 2)
+            top = placing.top >> (output.layout.log2_chroma_h if is_chroma else 0)
+            left = placing.left >> (output.layout.log2_chroma_w if is_chroma else 0)
+            black[top : top + plane.shape[0], left : left + plane.shape[1]] = plane
+        return list(canvas)
+
+
+def _on_grid(side: float, step: int, largest: int) -> int:
+    return min(largest, max(step, round(side / step) * step))
+
+
+def _deepened(plane: Plane, bits: int, more_bits: int) -> Plane:
+    """Codes with zeros appended: exact in limited range, undone by `code_range` in full."""
+    if bits == more_bits:
+        return plane
+    return np.left_shift(plane, more_bits - bits, dtype=np.uint16)

@@ -1,0 +1,69 @@
+"""What all tests share: data, the sample clip, the user's caches left alone, CUDA or not."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+DATA = Path(os.environ.get("SRSTREAM_DATA", REPOSITORY.parent / "shared" / "data"))
+NUM_CORES = len(os.sched_getaffinity(0))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home of the session's own, for child processes too: no test reads or fills the user's."""
+    home = tmp_path_factory.mktemp("home")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("HOME", str(home))
+    for name in ("CACHE", "CONFIG", "DATA", "STATE"):
+        patch.setenv(f"XDG_{name}_HOME", str(home / name.lower()))
+    yield home
+    patch.undo()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def limited_threads() -> None:
+    """PyTorch counts the machine's cores, not those that this process may use."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(NUM_CORES)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The data sets: `SRSTREAM_DATA`, or `shared/data` beside the repository."""
+    if not DATA.is_dir():
+        pytest.skip(NO_DATA)
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def sample_clip() -> Path:
+    """The real clip that ships with the repository."""
+    return REPOSITORY / "samples" / "nasa_13013.mp4"
+
+
+NO_DATA = f"{DATA} isn't there; set SRSTREAM_DATA to the data folder"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what the machine cannot run; FAIL_WITHOUT_CUDA=1 makes a missing GPU a failure."""
+    if item.get_closest_marker("needs_data") and not DATA.is_dir():
+        pytest.skip(NO_DATA)
+    if item.get_closest_marker("needs_cuda") and not _has_cuda():
+        if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+            pytest.fail("FAIL_WITHOUT_CUDA=1 is set and there is no CUDA device", pytrace=False)
+        pytest.skip("there is no CUDA device")
+
+
+def _has_cuda() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()

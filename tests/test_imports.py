@@ -1,0 +1,109 @@
+"""Imports point one way only, the base install needs no PyTorch, and nothing unpickles."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+FILES = sorted([*(REPOSITORY / "srstream").rglob("*.py"), *(REPOSITORY / "trainer").rglob("*.py")])
+
+# A part may import any of a lower number, and itself. `api` is `srstream/__init__.py`.
+RANKS = {
+    "errors": 0,
+    "config": 1,
+    "frame": 2,
+    "color": 3,
+    "quality": 4,
+    "models": 5,
+    "engines": 6,
+    "media": 6,
+    "pipeline": 7,
+    "service": 8,
+    "api": 9,
+    "console": 9,
+    "cli": 10,
+}
+TRAINER_MAY_IMPORT = {name for name, rank in RANKS.items() if rank < RANKS["pipeline"]}
+PICKLE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "joblib", "marshal"}
+
+
+def module_name(path: Path) -> str:
+    parts = list(path.relative_to(REPOSITORY).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Dotted names of all that a file imports, at any depth, `if TYPE_CHECKING` included."""
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def part_of(name: str) -> str:
+    """`srstream.media.probe.probe` belongs to `media`, `srstream.enhance` to `api`."""
+    parts = name.split(".")
+    if parts[0] != "srstream":
+        return parts[0]
+    part = parts[1] if len(parts) > 1 else "api"
+    is_module = (REPOSITORY / "srstream" / part).is_dir() or (
+        REPOSITORY / "srstream" / f"{part}.py"
+    ).is_file()
+    return part if is_module else "api"
+
+
+def test_every_part_has_its_place() -> None:
+    parts = {part_of(module_name(path)) for path in FILES if "srstream" in path.parts}
+    assert parts - {"trainer"} <= RANKS.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_point_one_way(path: Path) -> None:
+    here = part_of(module_name(path))
+    wrong = []
+    for name in imports_of(path):
+        there = part_of(name)
+        if there == here or there not in {*RANKS, "trainer"}:
+            continue
+        if here == "trainer":
+            allowed = there in TRAINER_MAY_IMPORT
+        else:
+            allowed = there != "trainer" and RANKS[there] < RANKS[here]
+        if not allowed:
+            wrong.append(name)
+    assert not wrong, f"{here} must not import {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_nothing_is_unpickled(path: Path) -> None:
+    assert not PICKLE_MODULES & {name.split(".")[0] for name in imports_of(path)}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        call = ast.unparse(node.func)
+        assert call not in {"torch.load", "torch.hub.load", "torch.jit.load"}, ast.unparse(node)
+        assert not any(keyword.arg == "allow_pickle" for keyword in node.keywords)
+
+
+@pytest.mark.parametrize(
+    "module", ["srstream", "srstream.cli", "srstream.console", "srstream.pipeline.job"]
+)
+def test_no_engine_is_imported_before_it_is_used(module: str) -> None:
+    heavy = "{'torch', 'openvino', 'onnx', 'safetensors'}"
+    code = f"import sys, {module}; print(sorted({heavy} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
