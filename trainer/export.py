@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import openvino
 import torch
 from numpy.typing import NDArray
 
+from srstream.engines.openvino import import_openvino
 from srstream.errors import UsageError, WeightsError
 from srstream.models.checkpoint import Weights, safetensors_bytes
 from srstream.models.networks import UpscalingStack, fold, network_tensors, training_network
@@ -98,6 +98,7 @@ def export(
 
 def openvino_upscaler(onnx_bytes: bytes) -> Upscaler:
     """The exported graph in OpenVINO, float32, picture by picture."""
+    openvino = import_openvino()
     core = openvino.Core()
     model = core.read_model(onnx_bytes)
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

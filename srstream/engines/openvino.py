@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 CACHE_FORMAT = 1
 """Raise it when the graph built around the network changes: cached blobs are then left alone."""
 
+MAX_CACHED_GRAPHS = 200
+
 LIVE_ACTIVATIONS = 4
 """Feature maps that are alive at once at the most: in, out, the quantised codes, and slack."""
 
@@ -122,12 +124,10 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": str(can.num_threads),
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        key = hashlib.sha256(
-            repr(
-                [CACHE_FORMAT, self.openvino.__version__, can.device, can.scale]
-                + [hashlib.sha256(self.onnx).hexdigest(), tile_shape, bits, sorted(options.items())]
-            ).encode()
-        ).hexdigest()
+        weights_hash = hashlib.sha256(self.onnx).hexdigest()
+        what = [CACHE_FORMAT, self.openvino.__version__, can.device, can.scale, weights_hash]
+        what += [tile_shape, bits, sorted(options.items())]
+        key = hashlib.sha256(repr(what).encode()).hexdigest()
         blob_path = self.cache_dir / f"{key}.blob"
         compiled = self._from_cache(blob_path, options)
         if compiled is None:
@@ -184,8 +184,15 @@ class OpenVinoEngine:
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
                 temporary.write(hashlib.sha256(blob).digest() + blob)
             os.replace(temporary.name, path)
+            self._prune_cache()
         except (OSError, RuntimeError) as error:
             logger.info("%s: compiled graph wasn't cached (%s)", path, _first_line(error))
+
+    def _prune_cache(self) -> None:
+        """A folder of pictures of all sizes must not fill the disk with compiled graphs."""
+        blobs = sorted(self.cache_dir.glob("*.blob"), key=lambda blob: blob.stat().st_mtime)
+        for blob in blobs[:-MAX_CACHED_GRAPHS]:
+            blob.unlink(missing_ok=True)
 
 
 def integer_graph(
@@ -225,7 +232,7 @@ def _is_pixel_shuffle(node: Any, scale: int) -> bool:
     if node.get_type_name() != "DepthToSpace":
         return False
     attributes = node.get_attributes()
-    return attributes["mode"] == "depth_first" and attributes["block_size"] == scale
+    return bool(attributes["mode"] == "depth_first" and attributes["block_size"] == scale)
 
 
 def pixel_shuffle(codes_HWC: Plane, scale: int) -> Plane:
@@ -235,13 +242,13 @@ def pixel_shuffle(codes_HWC: Plane, scale: int) -> Plane:
     """
     rows, columns, _ = codes_HWC.shape
     wide = {4: np.uint32, 8: np.uint64}.get(scale * codes_HWC.itemsize)
+    shape = rows * scale, columns * scale
+    plane: Plane
     if wide is None:
-        cells = codes_HWC.reshape(rows, columns, scale, scale)
-        return np.ascontiguousarray(cells.transpose(0, 2, 1, 3)).reshape(
-            rows * scale, columns * scale
-        )
-    moved = np.ascontiguousarray(codes_HWC.view(wide).transpose(0, 2, 1))
-    plane: Plane = moved.view(codes_HWC.dtype).reshape(rows * scale, columns * scale)
+        plane = codes_HWC.reshape(rows, columns, scale, scale).transpose(0, 2, 1, 3).reshape(shape)
+        return plane
+    moved: Any = np.ascontiguousarray(codes_HWC.view(wide).transpose(0, 2, 1))
+    plane = moved.view(codes_HWC.dtype).reshape(shape)
     return plane
 
 

@@ -52,7 +52,7 @@ def open_engine(name: str, config: EngineConfig, model: ModelConfig, spec: Model
 
 
 def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
-    """The engine that the job asks for, opened, and in half a sentence why that one and what it runs on.
+    """The engine that the job asks for, opened; and why that one, and what it runs on.
 
     `auto` means OpenVINO on the CPU, the only engine so far. An engine that cannot be had is an
     error, never a reason to take another.

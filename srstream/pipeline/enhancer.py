@@ -83,10 +83,7 @@ class Enhancer:
         *,
         max_memory_bytes: int | None = None,
     ) -> None:
-        if output.layout.kind == "rgb" and source.layout.kind != "rgb":
-            raise RefusedError(
-                f"an RGB output isn't made of a {source.layout.kind} source; choose a YUV one."
-            )
+        _check_kinds(source.layout, output.layout)
         self._engine, self._source, self._output = engine, source, output
         self._scale = engine.capabilities.scale
         self._max_tile_bytes = self._memory_for_a_tile(max_memory_bytes)
@@ -133,6 +130,7 @@ class Enhancer:
         return max(1, left // self._engine.capabilities.num_streams)
 
     def _job_of(self, frame: Frame) -> _Job:
+        _check_kinds(frame.layout, self._output.layout)
         placing = self._placing(frame.width, frame.height)
         if frame.layout.kind != "rgb":
             return _Job(frame, frame.planes, frame.layout, frame.color, placing)
@@ -144,7 +142,7 @@ class Enhancer:
                 (green, blue, red),
                 frame.layout.bits,
                 self._matrix_for_rgb(),
-                full_range=self._mixes_as_full_range(frame),
+                full_range=self._keeps_rgb_range(frame) or is_full_range(frame.color, frame.layout),
             )
         )
         if alpha:
@@ -155,13 +153,12 @@ class Enhancer:
     def _matrix_for_rgb(self) -> int:
         return RGB_COLOR.matrix if self._output.layout.kind == "rgb" else self._output.color.matrix
 
-    def _mixes_as_full_range(self, frame: Frame) -> bool:
-        """Limited RGB that stays so is mixed as it is, which keeps codes outside its range."""
-        full_range = is_full_range(frame.color, frame.layout)
+    def _keeps_rgb_range(self, frame: Frame) -> bool:
+        """RGB whose range stays is mixed code by code, which keeps what lies outside the range."""
         output = self._output
-        if output.layout.kind == "rgb" and full_range == is_full_range(output.color, output.layout):
-            return True
-        return full_range
+        return output.layout.kind == "rgb" and (
+            is_full_range(frame.color, frame.layout) == is_full_range(output.color, output.layout)
+        )
 
     def _placing(self, width: int, height: int) -> _Placing:
         output = self._output
@@ -191,7 +188,7 @@ class Enhancer:
         )
         session = self._session(grid.tile_shape, bits)
         for index in self._planes_to_enlarge(job):
-            plane = _deepened(job.planes[index], job.layout.bits, bits)
+            plane = _deepened(job.planes[index], job.layout, job.color, bits, index)
             tiles = grid.tiles()
             job.num_tiles_left += len(tiles)
             for tile in tiles:
@@ -232,7 +229,7 @@ class Enhancer:
             return
         if index not in job.enlarged:
             shape = grid.height * self._scale, grid.width * self._scale
-            job.enlarged[index] = np.empty(shape, result.dtype)  # type: ignore[assignment]
+            job.enlarged[index] = np.empty(shape, result.dtype)
         whole = job.enlarged[index]
         whole[tile.kept_in_picture(self._scale)] = result[tile.kept_in_result(self._scale)]
 
@@ -262,8 +259,8 @@ class Enhancer:
         after = cv2.mean(job.enlarged[0])[0] / ((1 << bits) - 1)
         if abs(after - before) > MAX_MEAN_CHANGE:
             raise EngineError(
-                f"the frame at {job.frame.pts_seconds:.3f} s came out of the engine wrong: its mean "
-                f"luma was {before:.1%} and became {after:.1%}. Check the weights "
+                f"the frame at {job.frame.pts_seconds:.3f} s came out of the engine wrong: its "
+                f"mean luma was {before:.1%} and became {after:.1%}. Check the weights "
                 f"({self._engine.capabilities.weights})."
             )
 
@@ -312,12 +309,16 @@ class Enhancer:
         return [
             colour.convert_codes(
                 colour.resample_plane(
-                    _deepened(plane, job.layout.bits, bits), shape, rows, columns, made.peak
+                    _deepened(job.planes[index], job.layout, job.color, bits, index),
+                    shape,
+                    rows,
+                    columns,
+                    made.peak,
                 ),
                 made,
                 target,
             )
-            for plane in job.planes[1:3]
+            for index in (1, 2)
         ]
 
     def _chroma_sampling(self, job: _Job, layout: PlaneLayout) -> tuple[Sampling, Sampling]:
@@ -344,9 +345,7 @@ class Enhancer:
 
     def _to_rgb(self, job: _Job, planes: Sequence[Plane]) -> list[Plane]:
         output = self._output
-        full_range = self._mixes_as_full_range(job.frame) or is_full_range(
-            output.color, output.layout
-        )
+        full_range = self._keeps_rgb_range(job.frame) or is_full_range(output.color, output.layout)
         y, u, v = planes
         return list(
             colour.yuv444_to_rgb(
@@ -374,12 +373,22 @@ class Enhancer:
         return list(canvas)
 
 
+def _check_kinds(source: PlaneLayout, output: PlaneLayout) -> None:
+    if output.kind == "rgb" and source.kind != "rgb":
+        raise RefusedError(f"an RGB output isn't made of {source.kind} frames; choose a YUV one.")
+
+
 def _on_grid(side: float, step: int, largest: int) -> int:
     return min(largest, max(step, round(side / step) * step))
 
 
-def _deepened(plane: Plane, bits: int, more_bits: int) -> Plane:
-    """Codes with zeros appended: exact in limited range, undone by `code_range` in full."""
-    if bits == more_bits:
-        return plane
-    return np.left_shift(plane, more_bits - bits, dtype=np.uint16)
+def _deepened(plane: Plane, layout: PlaneLayout, color: ColorSpec, bits: int, index: int) -> Plane:
+    """Plane `index` of a `layout` picture at a depth of `bits`, in the same range."""
+    is_alpha = layout.has_alpha and index == layout.num_planes - 1
+    is_chroma = layout.kind == "yuv" and index in (1, 2)
+    full_range = is_alpha or is_full_range(color, layout)
+    return colour.convert_codes(
+        plane,
+        code_range(layout.bits, full_range, is_chroma=is_chroma),
+        code_range(bits, full_range, is_chroma=is_chroma),
+    )

@@ -1,0 +1,266 @@
+"""Picture files: what their headers say, their pixels, and the metadata that goes along.
+
+OpenCV decodes and encodes. It doesn't carry all metadata over (it loses a PNG's XMP, text and
+resolution, a JPEG's comment and IPTC), so for a picture that keeps its format the chunks
+themselves are moved, byte for byte. Pixels are never rotated: the EXIF orientation is kept.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+
+from srstream.errors import EncodeError, MediaError, RefusedError
+
+Format = Literal["png", "jpeg", "webp", "bmp"]
+
+SUFFIXES: dict[str, Format] = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".webp": "webp",
+    ".bmp": "bmp",
+}
+MAX_SIDE: dict[Format, int] = {"png": 2**31 - 1, "jpeg": 65500, "webp": 16383, "bmp": 32767}
+MAX_BITS: dict[Format, int] = {"png": 16, "jpeg": 8, "webp": 8, "bmp": 8}
+HOLDS_ALPHA: dict[Format, bool] = {"png": True, "jpeg": False, "webp": True, "bmp": False}
+
+ENCODE_OPTIONS: dict[Format, list[int]] = {
+    "png": [],
+    "jpeg": [
+        cv2.IMWRITE_JPEG_QUALITY,
+        95,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ],
+    "webp": [cv2.IMWRITE_WEBP_QUALITY, 95],
+    "bmp": [],
+}
+LOSSLESS_WEBP = [cv2.IMWRITE_WEBP_QUALITY, 101]
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_KEPT = {b"cHRM", b"gAMA", b"iCCP", b"sRGB", b"cICP", b"mDCV", b"cLLI"}
+PNG_KEPT |= {b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"pHYs", b"tIME"}
+"""What describes the picture and doesn't depend on its size or palette."""
+
+PNG_GREY_ALPHA = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is known of a picture before it is decoded."""
+
+    format: Format
+    width: int
+    height: int
+    is_grey: bool = False
+    is_lossless: bool = True
+    refusal: str = ""
+    """Why it can't be enhanced as it is; empty if it can."""
+
+
+class Samples(NamedTuple):
+    """A decoded picture: (H, W) grey, (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or uint16."""
+
+    pixels: Any
+    metadata_types: Any
+    metadata: Any
+
+
+def read_header(path: Path, content: bytes) -> Header:
+    """Format and size, from the first bytes, by content and not by name.
+
+    Raises:
+        MediaError: no picture of a known kind, damaged or cut off.
+    """
+    try:
+        header = _header(content)
+    except (struct.error, IndexError) as error:
+        raise MediaError(f"{path}: the picture's header is damaged or cut off.") from error
+    if header is None:
+        raise MediaError(f"{path}: is no PNG, JPEG, WebP or BMP picture.")
+    if header.width < 1 or header.height < 1:
+        raise MediaError(f"{path}: its header says {header.width}x{header.height} pixels.")
+    if _is_cut_off(content, header.format):
+        raise MediaError(f"{path}: the picture is cut off; its end is missing.")
+    return header
+
+
+def _header(content: bytes) -> Header | None:
+    if content.startswith(PNG_SIGNATURE):
+        width, height = struct.unpack_from(">II", content, 16)
+        chunks = {kind for kind, _ in _png_chunks(content)}
+        refusal = "is an animated PNG; convert it to a video first" if b"acTL" in chunks else ""
+        return Header("png", width, height, content[25] in (0, PNG_GREY_ALPHA), refusal=refusal)
+    if content.startswith(b"\xff\xd8\xff"):
+        return _jpeg_header(content)
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return _webp_header(content)
+    if content.startswith(b"BM"):
+        width, height = struct.unpack_from("<ii", content, 18)
+        return Header("bmp", width, abs(height))
+    return None
+
+
+def _jpeg_header(content: bytes) -> Header:
+    for marker, segment in _jpeg_segments(content):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            _, height, width, num_components = struct.unpack_from(">BHHB", segment, 4)
+            refusal = "is a CMYK picture; convert it to RGB first" if num_components == 4 else ""
+            is_grey = num_components == 1
+            return Header("jpeg", width, height, is_grey, is_lossless=False, refusal=refusal)
+    raise IndexError
+
+
+def _webp_header(content: bytes) -> Header:
+    kind = content[12:16]
+    if kind == b"VP8X":
+        flags, width, height = struct.unpack("<B3xI", content[20:28])[0], 0, 0
+        width = 1 + int.from_bytes(content[24:27], "little")
+        height = 1 + int.from_bytes(content[27:30], "little")
+        refusal = "is an animated WebP; convert it to a video first" if flags & 2 else ""
+        lossless = b"VP8L" in content[30:] and b"VP8 " not in content[30:]
+        return Header("webp", width, height, is_lossless=lossless, refusal=refusal)
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", content, 21)
+        return Header("webp", 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
+    width, height = struct.unpack_from("<HH", content, 26)
+    return Header("webp", width & 0x3FFF, height & 0x3FFF, is_lossless=False)
+
+
+def _is_cut_off(content: bytes, form: Format) -> bool:
+    """Decoders fill what is missing with grey and say nothing."""
+    if form == "png":
+        return b"IEND" not in content[-64:] and b"IEND" not in {k for k, _ in _png_chunks(content)}
+    if form == "jpeg":
+        return b"\xff\xd9" not in content[content.rfind(b"\xff\xda") :]
+    size = struct.unpack_from("<I", content, 4 if form == "webp" else 2)[0]
+    return len(content) < size + (8 if form == "webp" else 0)
+
+
+def decode(path: Path, content: bytes) -> Samples:
+    """The pixels as they are stored, not rotated; a palette becomes colours.
+
+    Raises:
+        MediaError: OpenCV can't decode it.
+    """
+    try:
+        types_and_more: Any = cv2.imdecodeWithMetadata(
+            np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED
+        )
+    except cv2.error as error:
+        raise MediaError(f"{path}: the picture cannot be decoded ({error.err}).") from error
+    samples = Samples(*types_and_more)
+    if samples.pixels is None or samples.pixels.dtype not in (np.uint8, np.uint16):
+        raise MediaError(f"{path}: the picture is damaged or of a kind that isn't supported.")
+    return samples
+
+
+def encode(pixels: Any, form: Format, source: bytes, header: Header, samples: Samples) -> bytes:
+    """A picture file of `pixels` with the metadata of the `source` file.
+
+    Raises:
+        RefusedError: the format can't hold a picture of this size or kind.
+        EncodeError: OpenCV failed.
+    """
+    options = ENCODE_OPTIONS[form]
+    if form == "webp" and header.is_lossless:
+        options = LOSSLESS_WEBP
+    try:
+        if form == header.format and form in ("png", "jpeg"):
+            ok, data = cv2.imencode(f".{form}", pixels, options)
+        else:
+            ok, data = cv2.imencodeWithMetadata(
+                f".{form}", pixels, samples.metadata_types, samples.metadata, options
+            )
+    except cv2.error as error:
+        raise EncodeError(f"the picture cannot be written as {form} ({error.err}).") from error
+    if not ok:
+        raise EncodeError(f"the picture cannot be written as {form}.")
+    encoded = bytes(data)
+    if form != header.format:
+        return encoded
+    if form == "png":
+        return _with_png_metadata(encoded, source)
+    if form == "jpeg":
+        return _with_jpeg_metadata(encoded, source)
+    return encoded
+
+
+def check_holds(form: Format, width: int, height: int, has_alpha: bool) -> None:
+    """Raises `RefusedError` if a format can't hold such a picture."""
+    if max(width, height) > MAX_SIDE[form]:
+        raise RefusedError(
+            f"an output of {width}x{height} is too large for {form} (at most {MAX_SIDE[form]} "
+            "pixels a side); choose -o with .png or a smaller --scale."
+        )
+    if has_alpha and not HOLDS_ALPHA[form]:
+        raise RefusedError(f"{form} holds no transparency; choose -o with .png or .webp.")
+
+
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(kind, whole chunk) of each chunk that is wholly there."""
+    position = len(PNG_SIGNATURE)
+    while position + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, position)
+        end = position + 12 + length
+        if end > len(content):
+            return
+        yield content[position + 4 : position + 8], content[position:end]
+        position = end
+
+
+def _with_png_metadata(encoded: bytes, source: bytes) -> bytes:
+    """The kept chunks of the source right after IHDR; those with a wrong checksum are left out."""
+    kept = b"".join(
+        chunk
+        for kind, chunk in _png_chunks(source)
+        if kind in PNG_KEPT and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+    )
+    own = [chunk for kind, chunk in _png_chunks(encoded) if kind not in PNG_KEPT]
+    return PNG_SIGNATURE + own[0] + kept + b"".join(own[1:])
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """(marker, whole segment) of those before the first scan."""
+    position = 2
+    while position + 4 <= len(content):
+        if content[position] != 0xFF:
+            raise IndexError
+        marker = content[position + 1]
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
+        if marker == 0xDA:
+            return
+        (length,) = struct.unpack_from(">H", content, position + 2)
+        end = position + 2 + length
+        yield marker, content[position:end]
+        position = end
+
+
+def _with_jpeg_metadata(encoded: bytes, source: bytes) -> bytes:
+    """EXIF, XMP, ICC, IPTC, comments; the resolution too, but no preview of another size."""
+    kept = [segment for marker, segment in _jpeg_segments(source) if _is_metadata(marker, segment)]
+    jfif = [s for marker, s in _jpeg_segments(source) if marker == 0xE0 and s[4:9] == b"JFIF\0"]
+    start = 2
+    for marker, segment in _jpeg_segments(encoded):
+        if marker != 0xE0:
+            break
+        start += len(segment)
+    app0 = encoded[2:start]
+    if jfif and app0[4:9] == b"JFIF\0":
+        app0 = app0[:11] + jfif[0][11:16] + app0[16:]
+    return encoded[:2] + app0 + b"".join(kept) + encoded[start:]
+
+
+def _is_metadata(marker: int, segment: bytes) -> bool:
+    is_multi_picture = marker == 0xE2 and segment[4:8] == b"MPF\0"
+    return (marker in (0xE1, 0xE2, 0xED, 0xFE)) and not is_multi_picture

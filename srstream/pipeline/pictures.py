@@ -1,0 +1,357 @@
+"""Pictures in, pictures out: one file, a folder or a pattern, each by itself, none overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from srstream.config import JobConfig, ScaleConfig
+from srstream.engines.contract import Engine
+from srstream.engines.table import choose_engine
+from srstream.errors import (
+    DiskFullError,
+    EncodeError,
+    MediaError,
+    RefusedError,
+    SrstreamError,
+    UsageError,
+)
+from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
+from srstream.media.types import OutputVideo, VideoInfo
+from srstream.models.table import model_spec
+from srstream.pipeline import picture_files
+from srstream.pipeline.enhancer import Enhancer
+from srstream.pipeline.events import SCHEMA
+from srstream.pipeline.picture_files import SUFFIXES, Header, Samples
+from srstream.pipeline.plan import output_size
+
+WORKING_BYTES_PER_PIXEL = 18
+"""Of the output: Y, U and V of 16 bits, one of them in float while it is resampled, and RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class PicturePlan:
+    """What becomes of one picture."""
+
+    source: Path
+    destination: Path
+    header: Header
+    width: int
+    height: int
+    """Of the output."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureResult:
+    """How one picture ended: written, or the reason why not."""
+
+    source: Path
+    destination: Path | None
+    error: SrstreamError | None = None
+
+    def as_event(self) -> dict[str, Any]:
+        """One line of `--json`."""
+        return {
+            "schema": SCHEMA,
+            "event": "picture",
+            "input": str(self.source),
+            "output": None if self.destination is None else str(self.destination),
+            "error": None if self.error is None else str(self.error),
+        }
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the name is that of a picture."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def is_picture_input(source: Path) -> bool:
+    """Whether a command's input means pictures: a file, a folder, or a pattern such as `*.png`."""
+    if source.is_dir():
+        return True
+    if source.exists() or not glob.has_magic(str(source)):
+        return is_picture(source)
+    return is_picture(source) or any(is_picture(path) for path in _matches(source))
+
+
+def expand_inputs(source: Path) -> list[Path]:
+    """The pictures that an input means, sorted by name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if source.is_dir():
+        found = [path for path in source.iterdir() if path.is_file() and is_picture(path)]
+        if not found:
+            raise UsageError(
+                f"{source}: this folder holds no picture (PNG, JPEG, WebP, BMP). "
+                "Videos are named one by one."
+            )
+        return sorted(found)
+    if source.exists() or not glob.has_magic(str(source)):
+        if not source.exists():
+            raise UsageError(f"{source}: there is no such file.")
+        return [source]
+    found = [path for path in _matches(source) if path.is_file() and is_picture(path)]
+    if not found:
+        raise UsageError(f"{source}: no picture has such a name.")
+    return sorted(found)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    return [Path(name) for name in glob.glob(str(pattern), recursive=True)]
+
+
+def enhance_pictures(
+    source: Path, output: Path | None, config: JobConfig, *, overwrite: bool = False
+) -> Iterator[PictureResult]:
+    """Enhances every picture of an input; one that fails doesn't stop the others.
+
+    Args:
+        output: a file for one picture, a folder for several. None: `<stem>_4x` beside one picture,
+            the folder `<folder>_4x` beside the folder of several, with the names they have.
+
+    Raises:
+        UsageError: the input means no picture, or `output` is a file and there are several.
+        EngineError, WeightsError: nothing can be enhanced at all.
+    """
+    sources = expand_inputs(source)
+    several = source.is_dir() or (glob.has_magic(str(source)) and not source.exists())
+    if several and output is not None and output.exists() and not output.is_dir():
+        raise UsageError(f"{output}: there are several pictures; name a folder with -o.")
+    engine, _ = choose_engine(config.engine, config.model, model_spec(config.model.name))
+    try:
+        for path in sources:
+            target = _destination(path, output, config.scaling, several=several)
+            try:
+                yield enhance_picture(path, target, config, overwrite=overwrite, engine=engine)
+            except SrstreamError as error:
+                yield PictureResult(path, None, error)
+    finally:
+        engine.close()
+
+
+def _destination(path: Path, output: Path | None, scaling: ScaleConfig, *, several: bool) -> Path:
+    mark = f"{scaling.height}p" if scaling.height else f"{round(scaling.scale or 4, 2):g}x"
+    if several:
+        folder = path.resolve().parent
+        return (output or folder.with_name(f"{folder.name}_{mark}")) / path.name
+    if output is None:
+        return path.with_name(f"{path.stem}_{mark}{path.suffix}")
+    return output / path.name if output.is_dir() else output
+
+
+def plan_picture(source: Path, destination: Path, config: JobConfig) -> PicturePlan:
+    """Reads the header and refuses what can't work, before anything is decoded.
+
+    Raises:
+        MediaError: the file can't be read or is no picture.
+        RefusedError: too large, animated, or not to be held by the destination's format.
+        UsageError: the destination's name is no picture's, or it is the source itself.
+    """
+    if not is_picture(destination):
+        raise UsageError(f"{destination}: choose a name that ends in {', '.join(SUFFIXES)}.")
+    if destination.resolve() == source.resolve():
+        raise UsageError(f"{source}: the output would be the input itself; choose another -o.")
+    header = picture_files.read_header(source, _read(source))
+    if header.refusal:
+        raise RefusedError(f"{source}: {header.refusal}.")
+    if header.width * header.height > config.source.max_pixels:
+        raise RefusedError(
+            f"{source}: {header.width}x{header.height} are more than the "
+            f"{config.source.max_pixels} pixels allowed."
+        )
+    scale = model_spec(config.model.name).scale
+    video = _video(header.width, header.height, PlaneLayout("rgb", 8), ColorSpec())
+    width, height = output_size(video, config.scaling, scale)
+    picture_files.check_holds(SUFFIXES[destination.suffix.lower()], width, height, False)
+    needed = WORKING_BYTES_PER_PIXEL * header.width * header.height * scale * scale
+    available = config.engine.max_memory_bytes or _available_bytes()
+    if needed > available:
+        raise RefusedError(
+            f"{source}: enhancing {header.width}x{header.height} takes about {needed / 1e9:.1f} GB "
+            f"of memory, {available / 1e9:.1f} GB may be used; crop the picture."
+        )
+    return PicturePlan(source, destination, header, width, height)
+
+
+def enhance_picture(
+    source: Path,
+    destination: Path,
+    config: JobConfig,
+    *,
+    overwrite: bool = False,
+    engine: Engine | None = None,
+) -> PictureResult:
+    """Enhances one picture; the destination appears complete or not at all.
+
+    Args:
+        engine: None opens the one that `config` asks for.
+
+    Raises:
+        UsageError: the destination exists and `overwrite` wasn't asked for.
+        MediaError, RefusedError, EngineError, EncodeError: as their names say.
+    """
+    if destination.exists() and not overwrite:
+        raise UsageError(f"{destination}: exists already; use --overwrite to replace it.")
+    plan = plan_picture(source, destination, config)
+    opened = engine
+    if opened is None:
+        opened, _ = choose_engine(config.engine, config.model, model_spec(config.model.name))
+    try:
+        content = _read(source)
+        samples = picture_files.decode(source, content)
+        pixels = _enhanced_pixels(plan, samples, config, opened)
+        form = SUFFIXES[destination.suffix.lower()]
+        data = picture_files.encode(pixels, form, content, plan.header, samples)
+    finally:
+        if engine is None:
+            opened.close()
+    _publish(destination, data, overwrite)
+    return PictureResult(source, destination)
+
+
+def _enhanced_pixels(plan: PicturePlan, samples: Samples, config: JobConfig, engine: Engine) -> Any:
+    frame = _frame(plan, samples.pixels)
+    form = SUFFIXES[plan.destination.suffix.lower()]
+    picture_files.check_holds(form, plan.width, plan.height, frame.layout.has_alpha)
+    bits = min(frame.layout.bits, picture_files.MAX_BITS[form])
+    layout = PlaneLayout(frame.layout.kind, bits, has_alpha=frame.layout.has_alpha)
+    output = OutputVideo(
+        codec=form,
+        pix_fmt=form,
+        layout=layout,
+        width=plan.width,
+        height=plan.height,
+        color=frame.color,
+        time_base=Fraction(1),
+        frame_rate=None,
+        sample_aspect_ratio=Fraction(1),
+        options={},
+    )
+    source = _video(frame.width, frame.height, frame.layout, frame.color)
+    enhancer = Enhancer(engine, source, output, max_memory_bytes=config.engine.max_memory_bytes)
+    try:
+        (enhanced,) = [*enhancer.push(frame), *enhancer.drain()]
+    except SrstreamError as error:
+        raise type(error)(f"{plan.source}: {error}") from error
+    finally:
+        enhancer.close()
+    return _interleaved(enhanced)
+
+
+def _frame(plan: PicturePlan, pixels: Any) -> Frame:
+    height, width = pixels.shape[:2]
+    if (width, height) != (plan.header.width, plan.header.height):
+        raise MediaError(
+            f"{plan.source}: its header says {plan.header.width}x{plan.header.height}, it holds "
+            f"{width}x{height}."
+        )
+    bits = 8 * pixels.dtype.itemsize
+    planes: tuple[Plane, ...]
+    if pixels.ndim == 2:
+        layout, planes = PlaneLayout("gray", bits), (pixels,)
+    else:
+        blue, green, red, *alpha = cv2.split(pixels)
+        if plan.header.is_grey and alpha:
+            planes = (blue, *alpha)
+            layout = PlaneLayout("gray", bits, has_alpha=True)
+        else:
+            planes = (green, blue, red, *alpha)
+            layout = PlaneLayout("rgb", bits, has_alpha=bool(alpha))
+    color = ColorSpec(full_range=True)
+    return Frame(planes, layout, width, height, 0, Fraction(1), color=color)
+
+
+def _interleaved(frame: Frame) -> Any:
+    """(H, W), (H, W, 3) BGR or (H, W, 4) BGRA, as OpenCV writes it; it knows no grey with alpha."""
+    if frame.layout.kind == "rgb":
+        green, blue, red, *alpha = frame.planes
+        return cv2.merge([blue, green, red, *alpha])
+    grey, *alpha = frame.planes
+    return cv2.merge([grey, grey, grey, *alpha]) if alpha else grey
+
+
+def _video(width: int, height: int, layout: PlaneLayout, color: ColorSpec) -> VideoInfo:
+    return VideoInfo(
+        index=0,
+        codec="picture",
+        pix_fmt="picture",
+        width=width,
+        height=height,
+        layout=layout,
+        color=color,
+        time_base=Fraction(1),
+        frame_rate=None,
+        sample_aspect_ratio=Fraction(1),
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _available_bytes() -> int:
+    """Memory that is free or can be freed."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _publish(destination: Path, data: bytes, overwrite: bool) -> None:
+    """Writes beside the destination, fsyncs, then links: an existing file is never touched."""
+    folder = destination.parent
+    temporary: str | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".srstream-")
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if overwrite:
+            os.replace(temporary, destination)
+            temporary = None
+        else:
+            os.link(temporary, destination)
+        _sync_folder(folder)
+    except FileExistsError as error:
+        raise UsageError(
+            f"{destination}: exists already; use --overwrite to replace it."
+        ) from error
+    except OSError as error:
+        kind = DiskFullError if error.errno == 28 else EncodeError
+        raise kind(f"{destination}: cannot be written ({error.strerror}).") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,87 @@
+"""A made network of the shipped ones' shape, for tests of what is around a network."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+SCALE = 4
+
+
+def made_network(path: Path, *, layers: int = 3, channels: int = 16, seed: int = 0) -> Path:
+    """Random 3x3 convolutions with PReLU, added to the nearest-neighbour anchor, then shuffled.
+
+    Its halo is `layers`; its mean is that of its input within a few codes.
+    """
+    rng = np.random.default_rng(seed)
+    nodes, weights = [], []
+    widths = [1, *[channels] * (layers - 1), SCALE**2]
+    value = "y"
+    for layer, (num_in, num_out) in enumerate(pairwise(widths)):
+        is_last = layer == layers - 1
+        kernel = rng.normal(size=(num_out, num_in, 3, 3)) * (2 / (9 * num_in)) ** 0.5
+        if is_last:
+            kernel *= 0.15
+            kernel -= kernel.mean(axis=0)
+        arrays = {f"w{layer}": kernel, f"b{layer}": rng.normal(size=num_out) * 0.01}
+        if is_last:
+            arrays[f"b{layer}"] -= arrays[f"b{layer}"].mean()
+        weights += [numpy_helper.from_array(a.astype("f4"), n) for n, a in arrays.items()]
+        inputs = [value, f"w{layer}", f"b{layer}"]
+        nodes.append(helper.make_node("Conv", inputs, [f"c{layer}"], pads=[1, 1, 1, 1]))
+        value = f"c{layer}"
+        if not is_last:
+            slopes = (np.linspace(0.2, 0.3, num_out) + 0.003 * layer).reshape(-1, 1, 1)
+            weights.append(numpy_helper.from_array(slopes.astype("f4"), f"s{layer}"))
+            nodes.append(helper.make_node("PRelu", [value, f"s{layer}"], [f"p{layer}"]))
+            value = f"p{layer}"
+    nodes += [
+        helper.make_node("Concat", ["y"] * SCALE**2, ["anchor"], axis=1),
+        helper.make_node("Add", [value, "anchor"], ["sum"]),
+        helper.make_node("DepthToSpace", ["sum"], ["sr"], blocksize=SCALE, mode="CRD"),
+    ]
+    return _save(path, nodes, weights)
+
+
+def nearest_network(path: Path) -> Path:
+    """Repeats every sample 4x4 times, without a PixelShuffle at its end."""
+    sizes = numpy_helper.from_array(np.array([1, 1, SCALE, SCALE], "f4"), "sizes")
+    resize = helper.make_node(
+        "Resize",
+        ["y", "", "sizes"],
+        ["sr"],
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+    return _save(path, [resize], [sizes])
+
+
+def black_network(path: Path) -> Path:
+    """What a broken engine may do: everything comes out black."""
+    zero = numpy_helper.from_array(np.zeros((16, 1, 3, 3), "f4"), "w")
+    return _save(
+        path,
+        [
+            helper.make_node("Conv", ["y", "w"], ["c"], pads=[1, 1, 1, 1]),
+            helper.make_node("DepthToSpace", ["c"], ["sr"], blocksize=SCALE, mode="CRD"),
+        ],
+        [zero],
+    )
+
+
+def _save(path: Path, nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto]) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "made",
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", 1, "H", "W"])],
+        [helper.make_tensor_value_info("sr", TensorProto.FLOAT, ["B", 1, "H4", "W4"])],
+        weights,
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path

@@ -1,0 +1,210 @@
+"""The contract, held against every engine, with a made network and the shipped ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from srstream.config import EngineConfig, ModelConfig
+from srstream.engines import table
+from srstream.engines.openvino import OpenVinoEngine
+from srstream.engines.table import ENGINES, choose_engine, open_engine
+from srstream.errors import ConfigError, EngineError, WeightsError
+from srstream.models.table import available_models, model_spec, weights_path
+from tests.networks import made_network, nearest_network
+
+SPEC = model_spec("fast")
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return made_network(tmp_path_factory.mktemp("network") / "made.onnx", layers=SPEC.layers)
+
+
+def engine_for(path, name="openvino", threads=2):
+    return open_engine(name, EngineConfig(threads=threads), ModelConfig(weights=str(path)), SPEC)
+
+
+def tile_of(shape, bits, seed=0):
+    dtype = np.uint8 if bits == 8 else np.uint16
+    return np.random.default_rng(seed).integers(0, 1 << bits, shape, dtype=dtype)
+
+
+def reference(path, tile, bits):
+    """The network in ONNX's own evaluator, in float, and the codes the contract asks for."""
+    peak = (1 << bits) - 1
+    unit = (tile[None, None] / peak).astype(np.float32)
+    (sr,) = ReferenceEvaluator(onnx.load(path)).run(None, {"y": unit})
+    return np.clip(sr[0, 0].astype(np.float64) * peak, 0, peak)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("weights", ["made", "nearest", *available_models()])
+@pytest.mark.parametrize("bits", [8, 10, 16])
+def test_result_is_the_rounded_clamped_network(name, weights, bits, made, tmp_path):
+    path = {"made": made}.get(weights)
+    if weights == "nearest":
+        path = nearest_network(tmp_path / "nearest.onnx")
+    path = path or weights_path(weights)
+    tile = tile_of((24, 33), bits)
+    session = engine_for(path, name).open_session(tile.shape, bits)
+    result = session.result(session.submit(tile))
+    expected = reference(path, tile, bits)
+    assert result.dtype == tile.dtype
+    assert result.shape == (96, 132)
+    assert result.flags.owndata or result.base.flags.owndata
+    tolerance = 0.502 if bits < 16 else 0.75
+    assert np.abs(result - expected).max() <= tolerance
+    session.close()
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_many_tiles_in_flight_come_back_each_as_its_own(name, made):
+    session = engine_for(made, name).open_session((20, 30), 8)
+    tiles = [tile_of((20, 30), 8, seed) for seed in range(4 * session.num_in_flight)]
+    alone = [session.result(session.submit(tile)) for tile in tiles]
+    tickets = [session.submit(tile) for tile in tiles]
+    backwards = [session.result(ticket) for ticket in reversed(tickets)][::-1]
+    for one, other in zip(alone, backwards, strict=True):
+        assert np.array_equal(one, other)
+    with pytest.raises(EngineError, match="collected before"):
+        session.result(tickets[0])
+
+
+@pytest.mark.parametrize("weights", ["made", *available_models()])
+def test_result_does_not_depend_on_the_number_of_streams(weights, made):
+    path = made if weights == "made" else weights_path(weights)
+    tile = tile_of((90, 160), 8)
+    results = []
+    for threads in (1, 2, 4):
+        session = engine_for(path, threads=threads).open_session(tile.shape, 8)
+        tickets = [session.submit(tile) for _ in range(6)]
+        results += [session.result(ticket) for ticket in tickets]
+    assert all(np.array_equal(results[0], other) for other in results[1:])
+
+
+def test_a_submitted_tile_may_be_changed_at_once_and_be_any_view(made):
+    session = engine_for(made).open_session((16, 16), 8)
+    picture = tile_of((40, 40), 8)
+    picture.flags.writeable = False
+    expected = session.result(session.submit(picture[5:21, 7:23].copy()))
+    assert np.array_equal(session.result(session.submit(picture[5:21, 7:23])), expected)
+    tile = picture[5:21, 7:23].copy()
+    ticket = session.submit(tile)
+    tile[:] = 0
+    assert np.array_equal(session.result(ticket), expected)
+
+
+def test_a_tile_of_another_shape_or_dtype_is_refused(made):
+    session = engine_for(made).open_session((16, 16), 8)
+    with pytest.raises(EngineError, match=r"\(16, 17\)"):
+        session.submit(np.zeros((16, 17), np.uint8))
+    with pytest.raises(EngineError, match="uint16"):
+        session.submit(np.zeros((16, 16), np.uint16))
+    session.close()
+    with pytest.raises(EngineError, match="closed"):
+        session.submit(np.zeros((16, 16), np.uint8))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+def test_a_damaged_cache_is_rebuilt(damage, made, tmp_path, caplog):
+    cache = tmp_path / "blobs"
+    tile = tile_of((16, 24), 8)
+
+    def enhance():
+        engine = OpenVinoEngine(
+            EngineConfig(threads=1), ModelConfig(weights=str(made)), SPEC, cache_dir=cache
+        )
+        session = engine.open_session(tile.shape, 8)
+        return session.result(session.submit(tile))
+
+    first = enhance()
+    (blob,) = cache.iterdir()
+    good = blob.read_bytes()
+    assert np.array_equal(enhance(), first)
+    assert not caplog.records
+    middle = len(good) // 2
+    flipped = good[:middle] + bytes([good[middle] ^ 255]) + good[middle + 1 :]
+    blob.write_bytes({"flipped": flipped, "cut": good[:middle], "empty": b""}[damage])
+    assert np.array_equal(enhance(), first)
+    assert "damaged" in caplog.text
+    assert [path.name for path in cache.iterdir()] == [blob.name]
+    assert np.array_equal(enhance(), first)
+
+
+def test_an_unwritable_cache_costs_nothing_but_time(made, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    engine = OpenVinoEngine(
+        EngineConfig(), ModelConfig(weights=str(made)), SPEC, cache_dir=tmp_path / "file" / "sub"
+    )
+    session = engine.open_session((16, 16), 8)
+    assert session.result(session.submit(np.zeros((16, 16), np.uint8))).shape == (64, 64)
+
+
+def test_bad_weights_are_one_sentence(tmp_path):
+    with pytest.raises(WeightsError, match=r"absent\.onnx: cannot be read"):
+        engine_for(tmp_path / "absent.onnx")
+    (tmp_path / "junk.onnx").write_bytes(b"no graph at all")
+    with pytest.raises(WeightsError, match=r"junk\.onnx") as caught:
+        engine_for(tmp_path / "junk.onnx").open_session((16, 16), 8)
+    assert "\n" not in str(caught.value)
+
+
+def test_table_names_what_there_is(monkeypatch):
+    with pytest.raises(ConfigError, match="there are: openvino"):
+        open_engine("abacus", EngineConfig(), ModelConfig(), SPEC)
+    monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EngineError, match="pip install openvino"):
+        choose_engine(EngineConfig(), ModelConfig(), SPEC)
+
+
+def test_choice_is_explained(made):
+    engine, reason = choose_engine(EngineConfig(threads=2), ModelConfig(weights=str(made)), SPEC)
+    assert engine.capabilities.name == "openvino"
+    assert engine.capabilities.weights == made
+    assert reason.startswith("the engine for CPUs")
+    assert "2 threads in 2 streams" in reason
+
+
+def test_nothing_is_sent_by_importing_or_using_openvino(made, tmp_path):
+    """Every name lookup and every connection of a fresh process fails the test."""
+    script = f"""
+import socket, sys
+def refuse(*arguments, **named):
+    print("CONNECTION", arguments, flush=True)
+    raise OSError
+socket.socket.connect = socket.getaddrinfo = refuse
+import numpy as np
+from srstream.config import EngineConfig, ModelConfig
+from srstream.engines.table import choose_engine
+from srstream.models.table import model_spec
+engine, _ = choose_engine(EngineConfig(), ModelConfig(weights={str(made)!r}), model_spec("fast"))
+session = engine.open_session((16, 16), 8)
+session.result(session.submit(np.zeros((16, 16), np.uint8)))
+assert "openvino_telemetry" not in sys.modules
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "CI"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "CONNECTION" not in ran.stdout
+    assert not (tmp_path / "intel").exists(), "openvino-telemetry left its client id"

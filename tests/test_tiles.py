@@ -1,0 +1,98 @@
+"""Tiles cover a picture once, and their results are those of the whole picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from srstream.config import EngineConfig, ModelConfig
+from srstream.engines.openvino import OpenVinoEngine
+from srstream.engines.tiles import PREFERRED_TILE_PIXELS, TileGrid, choose_tiles
+from srstream.models.table import available_models, model_spec, weights_path
+from tests.networks import made_network
+
+SIDES = st.integers(1, 300)
+
+
+@st.composite
+def grids(draw):
+    halo = draw(st.integers(0, 12))
+    sides = st.integers(2 * halo + 1, 100)
+    return TileGrid(draw(SIDES), draw(SIDES), draw(sides), draw(sides), halo)
+
+
+@given(grids())
+def test_every_pixel_is_kept_once_with_its_halo(grid):
+    times_kept = np.zeros((grid.height, grid.width), int)
+    for tile in grid.tiles():
+        assert 0 <= tile.top <= grid.height - grid.tile_rows
+        assert 0 <= tile.left <= grid.width - grid.tile_cols
+        times_kept[tile.kept_in_picture(1)] += 1
+        assert tile.keep_top in (0, *range(tile.top + grid.halo, grid.height))
+        assert tile.keep_left in (0, *range(tile.left + grid.halo, grid.width))
+        assert tile.keep_bottom == grid.height or tile.keep_bottom <= (
+            tile.top + grid.tile_rows - grid.halo
+        )
+        assert tile.keep_right == grid.width or tile.keep_right <= (
+            tile.left + grid.tile_cols - grid.halo
+        )
+        in_picture, in_result = tile.kept_in_picture(4), tile.kept_in_result(4)
+        for there, here in zip(in_picture, in_result, strict=True):
+            assert there.stop - there.start == here.stop - here.start > 0
+    assert (times_kept == 1).all()
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000), st.integers(0, 16))
+def test_chosen_tiles_are_few_and_of_bounded_size(width, height, halo):
+    grid = choose_tiles(width, height, halo, 4096)
+    pixels = grid.tile_rows * grid.tile_cols
+    assert pixels <= max(PREFERRED_TILE_PIXELS, (4 * halo + 1) ** 2)
+    if width * height <= PREFERRED_TILE_PIXELS:
+        assert grid.is_whole_picture
+    computed = len(grid.tiles()) * pixels
+    if min(width, height) > 200:
+        assert computed <= 1.35 * width * height
+
+
+def test_common_sizes():
+    assert choose_tiles(320, 180, 8, 4096).tile_shape == (180, 320)
+    assert len(choose_tiles(1920, 1080, 8, 4096).tiles()) <= 6
+    small = choose_tiles(1920, 1080, 8, 4096, max_memory_bytes=64 << 20)
+    assert small.tile_rows * small.tile_cols * 4096 <= 64 << 20
+    assert choose_tiles(1920, 1080, 8, 4096, max_memory_bytes=1).tile_shape == (33, 33)
+    with pytest.raises(ValueError, match="halo"):
+        TileGrid(100, 100, 16, 16, 8)
+
+
+@pytest.fixture(scope="module", params=["made", *available_models()])
+def engine(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engine")
+    spec = model_spec("fast")
+    if request.param == "made":
+        path = made_network(folder / "made.onnx", layers=spec.layers)
+    else:
+        path = weights_path(request.param)
+    config = EngineConfig(threads=2)
+    return OpenVinoEngine(config, ModelConfig(weights=str(path)), spec, cache_dir=folder / "cache")
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+def test_tiled_is_the_whole_picture_bit_for_bit(engine, data):
+    width, height = data.draw(st.integers(3, 120)), data.draw(st.integers(3, 90))
+    rows, cols = data.draw(st.integers(17, 60)), data.draw(st.integers(17, 60))
+    picture = np.random.default_rng(width).integers(0, 256, (height, width), dtype=np.uint8)
+    grid = TileGrid(width, height, rows, cols, engine.capabilities.halo)
+    whole_session = engine.open_session((height, width), 8)
+    whole = whole_session.result(whole_session.submit(picture))
+    session = engine.open_session(grid.tile_shape, 8)
+    tiled = np.zeros_like(whole)
+    for tile in grid.tiles():
+        window = picture[
+            tile.top : tile.top + grid.tile_rows, tile.left : tile.left + grid.tile_cols
+        ]
+        result = session.result(session.submit(window))
+        tiled[tile.kept_in_picture(4)] = result[tile.kept_in_result(4)]
+    assert np.array_equal(tiled, whole)
