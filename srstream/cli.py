@@ -159,7 +159,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what enhancing would do, take and lose, without doing it."""
-    from srstream.pipeline.summary import plan_summary, render_summary
+    from srstream.console import render_summary
+    from srstream.pipeline.summary import plan_summary
 
     config = _config(
         model={"name": model.value},
@@ -250,7 +251,9 @@ def parse_bytes(text: str | None) -> int | None:
             raise ValueError(text)
         return int(float(number) * unit)
     except ValueError as error:
-        raise UsageError(f"--max-memory {text}: write a number with K, M or G, such as 2G.") from error
+        raise UsageError(
+            f"--max-memory {text}: write a number with K, M or G, such as 2G."
+        ) from error
 
 
 def _config(**sections: Any) -> Any:

@@ -19,7 +19,9 @@ class ModelConfig(Section):
     name: Literal["fast", "balanced", "srgan"] = Field(
         "fast", description="network; only those with weights can be used"
     )
-    weights: str | None = Field(None, description="path of an .onnx file instead of the shipped one")
+    weights: str | None = Field(
+        None, description="path of an .onnx file instead of the shipped one"
+    )
 
 
 class EngineConfig(Section):

@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress as Bar,
     TaskID,
     TextColumn,
+)
+from rich.progress import (
+    Progress as Bar,
 )
 
 from srstream.pipeline.events import (
@@ -27,6 +29,7 @@ from srstream.pipeline.events import (
     Started,
     Verified,
 )
+from srstream.pipeline.summary import PlanSummary
 
 _LINE_SECONDS = 5.0
 
@@ -153,3 +156,43 @@ class ConsoleReporter:
 def print_error(text: str) -> None:
     """The one sentence with which a failed command ends."""
     print(f"srstream: {text}", file=sys.stderr)
+
+
+def render_summary(summary: PlanSummary) -> str:
+    """The summary as lines to read."""
+    duration = format_seconds(summary.duration_seconds)
+    time_needed = format_seconds(summary.estimated_seconds)
+    speed = f"{time_needed} on this machine, {summary.estimated_fps:.1f} fps"
+    disk, memory = summary.estimated_output_bytes / 1e6, summary.estimated_memory_bytes / 1e6
+    num_frames = summary.num_frames
+    size = f"{summary.width}x{summary.height}"
+    output_size = f"{summary.output_width}x{summary.output_height}"
+    woven = ", interlaced (will be deinterlaced)" if summary.is_interlaced else ""
+    lines = [
+        f"{summary.input}: {num_frames} frames, {duration}, {size} {summary.pix_fmt}{woven}",
+        f"  to {summary.output} ({summary.container}): {output_size} {summary.output_pix_fmt}, "
+        + summary.codec,
+        f"  model {summary.model} on {summary.engine} ({summary.engine_reason})",
+        "",
+        "streams",
+    ]
+    for stream in summary.streams:
+        language = f" [{stream.language}]" if stream.language else ""
+        what = stream.action
+        if stream.output_codec and stream.output_codec != stream.codec:
+            what += f" to {stream.output_codec}"
+        reason = f": {stream.reason}" if stream.reason else ""
+        lines.append(f"  {stream.index}  {stream.type} {stream.codec}{language}  {what}{reason}")
+    if summary.num_chapters:
+        lines.append(f"     {summary.num_chapters} chapters  copy")
+    lines += [
+        "",
+        f"about {speed}",
+        f"about {disk:.0f} MB on disk, {memory:.0f} MB of memory",
+        f"{summary.num_segments} segments, each safe once written",
+    ]
+    if not summary.is_whole_file_read:
+        lines.append("the file is long: frames and time are those of the part read in a second")
+    lines += [f"note: {note}" for note in summary.notes]
+    lines += [f"loss: {loss}" for loss in summary.losses] or ["nothing of the file is lost"]
+    return "\n".join(lines)

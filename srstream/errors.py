@@ -12,7 +12,7 @@ class SrstreamError(Exception):
 
 
 class UsageError(SrstreamError):
-    """The command or call cannot mean anything: a bad option, a missing input, an output in the way."""
+    """The request cannot mean anything: a bad option, a missing input, an output in the way."""
 
     exit_code = 2
 

@@ -127,7 +127,7 @@ def encode_frame(frame: Frame) -> list[bytes | memoryview]:
         "key": frame.is_key,
         "concealed": frame.concealed,
     }
-    planes = [memoryview(np.ascontiguousarray(plane)).cast("B") for plane in frame.planes]
+    planes = [np.ascontiguousarray(plane).data.cast("B") for plane in frame.planes]
     return [json.dumps(header).encode(), *planes]
 
 

@@ -9,10 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SRSTREAM_DATA", REPOSITORY.parent / "shared" / "data"))
 NUM_CORES = len(os.sched_getaffinity(0))
+
+# A busy machine is no failure; pytest's own timeout ends what hangs.
+settings.register_profile("srstream", deadline=None)
+settings.load_profile("srstream")
 
 
 @pytest.fixture(scope="session", autouse=True)

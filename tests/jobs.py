@@ -20,9 +20,7 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "srstream.cli", *(str(argument) for argument in arguments)]
 
 
-def run(
-    *arguments: str | Path, failpoint: str | None = None
-) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, failpoint: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command to its end; `failpoint` kills it at a step of the journal."""
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY))
     if failpoint is not None:

@@ -84,7 +84,7 @@ def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
         (["enhance", "in.mp4", "--codec", "libnothing"], "libnothing"),
         (["enhance", "in.mp4", "-o", "in.mp4"], "input itself"),
         (["enhance", "in.mp4", "-o", "nowhere/out.mp4"], "no such folder"),
-        (["enhance", "in.mp4", "-o", "out.webm", "--codec", "libx264"], "webm"),
+        (["enhance", "in.mp4", "-o", "out.webm", "--codec", "libx264"], "WebM"),
         (["plan", "missing.mp4"], "missing.mp4"),
         (["plan", "."], "directory"),
     ],
@@ -115,7 +115,14 @@ def test_plan_says_all_and_writes_nothing(tmp_path: Path) -> None:
     source = clips.many_streams(tmp_path / "in.mkv")
     planned = run("plan", source)
     assert planned.returncode == 0, planned.stderr
-    for words in ("50 frames", "256x192", "libx264", "[deu]", "copy", "nothing of the file is lost"):
+    for words in (
+        "50 frames",
+        "256x192",
+        "libx264",
+        "[deu]",
+        "copy",
+        "nothing of the file is lost",
+    ):
         assert words in planned.stdout
     as_json = json.loads(run("plan", source, "--json").stdout)
     assert as_json["schema"] == "srstream.plan/1"
@@ -139,7 +146,9 @@ def test_pictures_give_pictures(tmp_path: Path) -> None:
     folder = tmp_path / "album"
     folder.mkdir()
     for name in ("a.png", "b.jpg", "c.webp"):
-        cv2.imwrite(str(folder / name), np.random.default_rng(1).integers(0, 255, (24, 32, 3), np.uint8))
+        cv2.imwrite(
+            str(folder / name), np.random.default_rng(1).integers(0, 255, (24, 32, 3), np.uint8)
+        )
     one = run("enhance", folder / "a.png")
     assert one.returncode == 0, one.stderr
     picture = cv2.imread(str(folder / "a_4x.png"))

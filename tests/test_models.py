@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 import torch
 
+from srstream.engines.openvino import import_openvino
 from srstream.errors import UsageError, WeightsError
 from srstream.models.checkpoint import Weights, load_weights, safetensors_bytes
 from srstream.models.networks import (
@@ -51,6 +51,7 @@ def random_weights(spec=MODELS["fast"]):
 
 
 def in_openvino(model_bytes, lr_BCHW):
+    openvino = import_openvino()
     model = openvino.Core().read_model(model_bytes)
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return compiled([lr_BCHW])[0]

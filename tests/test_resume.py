@@ -32,7 +32,9 @@ def write_source(path: Path) -> Path:
         video.options = {"g": "24", "sc_threshold": "0", "bf": "2", "crf": "20"}
         audio = container.add_stream("aac", rate=44100, layout="mono")
         for number in range(NUM_FRAMES):
-            view = np.ascontiguousarray(texture[number % 40 : number % 40 + 48, number : number + 64])
+            view = np.ascontiguousarray(
+                texture[number % 40 : number % 40 + 48, number : number + 64]
+            )
             container.mux(video.encode(av.VideoFrame.from_ndarray(view, "rgb24")))
         for number in range(44100 * NUM_FRAMES // RATE // 1024):
             tone = np.sin(np.arange(1024) * 0.05 + number).astype(np.float32)[None] * 0.2

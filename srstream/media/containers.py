@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
 
 import av
 from av.codec import Codec
-from av.container import OutputContainer
 
 from srstream.errors import RefusedError
+from srstream.media.languages import QUICKTIME_LANGUAGES, spelled_language
 from srstream.media.types import Action, SourceInfo, StreamInfo, StreamPlan
 
 
@@ -38,25 +37,24 @@ class Container:
 
 MP4 = Container("mp4", "MP4", "mp4", (".mp4", ".m4v"), None, "aac", "mov_text", False)
 MOV = Container("mov", "MOV", "mov", (".mov", ".qt"), None, "aac", "mov_text", False)
-MKV = Container(
-    "mkv", "Matroska", "matroska", (".mkv",), Fraction(1, 1000), "flac", "subrip", True
-)
-WEBM = Container(
-    "webm", "WebM", "webm", (".webm",), Fraction(1, 1000), "libopus", "webvtt", False
-)
+MKV = Container("mkv", "Matroska", "matroska", (".mkv",), Fraction(1, 1000), "flac", "subrip", True)
+WEBM = Container("webm", "WebM", "webm", (".webm",), Fraction(1, 1000), "libopus", "webvtt", False)
 CONTAINERS = {container.name: container for container in (MP4, MOV, MKV, WEBM)}
 
 FAMILIES = {"mov": MP4, "mp4": MP4, "3gp": MP4, "matroska": MKV, "webm": MKV}
 """Default output container by any of libav's names of the input's; MP4 for the rest."""
 
-PICTURE_CODECS = {"mp4": {"mjpeg", "png", "bmp"}, "mov": {"mjpeg", "png", "bmp"}, "webm": set()}
+PICTURE_CODECS: dict[str, set[str]] = {"mp4": {"mjpeg", "png", "bmp"}, "mov": set(), "webm": set()}
 """Cover pictures; Matroska takes every one, as an attachment."""
 
 TEXT_CODECS = frozenset({"subrip", "mov_text", "ass", "ssa", "webvtt", "text"})
 """Subtitles that `srstream.media.convert` can turn into each other."""
 
-# The muxer takes these, but hardly a player does (vorbis) or only as an experiment (truehd).
-_NOT_IN_PRACTICE = {"mp4": {"vorbis", "truehd", "qcelp", "evrc", "mp4als"}, "mov": {"truehd"}}
+# The muxer takes these, but hardly a player does (vorbis, ffv1) or only as an experiment (truehd).
+_NOT_IN_PRACTICE = {
+    "mp4": {"vorbis", "truehd", "qcelp", "evrc", "mp4als", "ffv1"},
+    "mov": {"truehd"},
+}
 
 
 def container_for(path: Path) -> Container:
@@ -86,7 +84,7 @@ def canonical_codec(name: str) -> str:
     """The codec's own name for that of an encoder or decoder (libx264 is h264)."""
     for mode in ("r", "w"):
         try:
-            return Codec(name, mode).canonical_name  # type: ignore[arg-type]
+            return Codec(name, mode).canonical_name
         except ValueError:
             continue
     return name
@@ -95,10 +93,15 @@ def canonical_codec(name: str) -> str:
 @lru_cache(maxsize=8)
 def carried_codecs(container: Container) -> frozenset[str]:
     """Canonical names of what the muxer takes, less what players would not."""
+    return muxed_codecs(container.muxer) - _NOT_IN_PRACTICE.get(container.name, set())
+
+
+@lru_cache(maxsize=8)
+def muxed_codecs(muxer: str) -> frozenset[str]:
+    """Canonical names of all that one of libav's muxers takes."""
     # Nothing is written before the header is, so the path stays untouched.
-    muxer = cast(OutputContainer, av.open(os.devnull, "w", format=container.muxer))
-    names = {canonical_codec(name) for name in muxer.supported_codecs}
-    return frozenset(names - _NOT_IN_PRACTICE.get(container.name, set()))
+    container = av.open(os.devnull, "w", format=muxer)
+    return frozenset(canonical_codec(name) for name in container.supported_codecs)
 
 
 def plan_streams(source: SourceInfo, container: Container) -> tuple[StreamPlan, ...]:
@@ -115,6 +118,10 @@ def losses_of(source: SourceInfo, plans: Iterable[StreamPlan], container: Contai
         else f"{describe(infos[plan.index])} becomes {plan.output_codec}: {plan.reason}."
         for plan in plans
         if plan.action == "drop" or _is_lossy(plan)
+    ] + [
+        f"{describe(infos[plan.index])}: MOV cannot say its language."
+        for plan in plans
+        if container is MOV and plan.action != "drop" and not _mov_says(infos[plan.index])
     ]
 
 
@@ -168,6 +175,11 @@ def _decide(
         return "convert", container.text_target, f"{label} cannot carry {codec}{lost}"
     where = "; Matroska can" if codec in carried_codecs(MKV) else ""
     return "drop", None, f"{label} cannot carry {codec}{where}"
+
+
+def _mov_says(stream: StreamInfo) -> bool:
+    language = spelled_language(stream.language)
+    return language == "und" or language in QUICKTIME_LANGUAGES
 
 
 def _is_mov(source: SourceInfo) -> bool:

@@ -106,7 +106,7 @@ class AudioConverter:
 
     def push(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
         try:
-            frames = self._decoder.decode(packet)  # type: ignore[arg-type]
+            frames = self._decoder.decode(packet)
         except av.FFmpegError:
             self._num_failed += 1
             return []

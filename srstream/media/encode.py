@@ -6,7 +6,7 @@ Shape legend: H, W are rows and columns, C the interleaved samples of a packed p
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.container import OutputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 from av.video.stream import VideoStream
@@ -21,12 +22,17 @@ from av.video.stream import VideoStream
 from srstream.errors import EncodeError
 from srstream.frame import Frame, Plane
 from srstream.media.codecs import configure, nominal_rate
-from srstream.media.containers import MP4, canonical_codec, carried_codecs
+from srstream.media.containers import canonical_codec, muxed_codecs
 from srstream.media.errors import libav_errors
 from srstream.media.output import plan_output as plan_output
 from srstream.media.types import OutputVideo, SegmentFile
 
 _MAX_TIMESCALE = 2**31 - 1
+
+
+_REORDERING = frozenset({"h264", "hevc", "vvc", "mpeg4", "mpeg1video", "mpeg2video"})
+_MAX_REORDER = 16
+"""Frames that any of these codecs can hold back (H.264 and HEVC, size of the picture buffer)."""
 
 
 class SegmentEncoder:
@@ -52,16 +58,18 @@ class SegmentEncoder:
         self._video = video
         self._pts: list[int] = []
         self._last_duration = 0
+        self._num_packets = 0
+        self._reorder_depth = _MAX_REORDER if canonical_codec(video.codec) in _REORDERING else 0
         self._is_closed = False
         self._fill = _filler(video.pix_fmt)
         with libav_errors(path, f"{video.codec} cannot be opened", kind=EncodeError):
             self._container = _open_segment(path, video)
-            self._stream = self._container.add_stream(
+            stream = self._container.add_stream(
                 video.codec, rate=nominal_rate(video.frame_rate), time_base=video.time_base
             )
-            assert isinstance(self._stream, VideoStream)
-            context = self._stream.codec_context
-            configure(context, video, threads=threads, deterministic=deterministic)
+            assert isinstance(stream, VideoStream)
+            self._stream = stream
+            configure(stream.codec_context, video, threads=threads, deterministic=deterministic)
             self._container.start_encoding()
 
     def push(self, frame: Frame) -> None:
@@ -82,7 +90,7 @@ class SegmentEncoder:
         with libav_errors(
             self._path, f"{self._video.codec} failed", frame.pts_seconds, kind=EncodeError
         ):
-            self._container.mux(self._stream.encode(picture))
+            self._mux(self._stream.encode(picture))
 
     def close(self) -> SegmentFile:
         """Flush the encoder and finish the file; the caller fsyncs it.
@@ -96,7 +104,7 @@ class SegmentEncoder:
             raise EncodeError(f"{self._path.name}: a segment without a frame cannot be encoded.")
         self._is_closed = True
         with libav_errors(self._path, "the segment cannot be finished", kind=EncodeError):
-            self._container.mux(self._stream.encode(None))
+            self._mux(self._stream.encode(None))
             self._container.close()
         return SegmentFile(self._path, tuple(self._pts), self._duration_of_last())
 
@@ -105,11 +113,22 @@ class SegmentEncoder:
         if self._is_closed:
             return
         self._is_closed = True
-        try:
+        with suppress(av.FFmpegError):  # The file is deleted anyway.
             self._container.close()
-        except av.FFmpegError:
-            pass  # The file is deleted anyway.
         self._path.unlink(missing_ok=True)
+
+    def _mux(self, packets: list[Packet[VideoStream]]) -> None:
+        """Write packets with decode times of our own.
+
+        Those of x265 are not initialised in a segment of fewer frames than it reorders. Ours are
+        the times of the frames, in order, as far back as any reordering can reach; only the order
+        counts here, `mux` makes the final ones.
+        """
+        for packet in packets:
+            place = self._num_packets - self._reorder_depth
+            packet.dts = self._pts[place] - self._pts[0] if place >= 0 else place
+            self._num_packets += 1
+            self._container.mux_one(packet)
 
     def _check(self, frame: Frame) -> None:
         video = self._video
@@ -142,12 +161,12 @@ class SegmentEncoder:
 
 def _open_segment(path: Path, video: OutputVideo) -> OutputContainer:
     codec = canonical_codec(video.codec)
-    muxer = "mp4" if codec in carried_codecs(MP4) else "mov" if codec == "prores" else "nut"
+    muxer = next((name for name in ("mp4", "mov") if codec in muxed_codecs(name)), "nut")
     options = {"fflags": "+bitexact"}
     timescale = video.time_base.denominator
     if muxer != "nut" and timescale <= _MAX_TIMESCALE:
         options |= {"video_track_timescale": str(timescale), "movie_timescale": str(timescale)}
-    return cast(OutputContainer, av.open(str(path), "w", format=muxer, container_options=options))
+    return av.open(str(path), "w", format=muxer, container_options=options)
 
 
 # Filling libav's frames
@@ -184,8 +203,3 @@ def _samples(target: VideoPlane, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """A plane of libav's as an array over its own memory, (rows, samples of a whole line)."""
     lines = np.frombuffer(cast(Any, target), dtype=dtype)
     return lines.reshape(target.height, target.line_size // dtype.itemsize)
-
-
-def segment_seconds(segment: SegmentFile, time_base: Fraction) -> float:
-    """Time of a segment's first frame, for messages."""
-    return float(segment.pts[0] * time_base)

@@ -30,6 +30,7 @@ from srstream.media.containers import (
 )
 from srstream.media.demux import Clock, ReadFault, is_picture, open_source, read_packets
 from srstream.media.errors import sentence
+from srstream.media.languages import QUICKTIME_LANGUAGES, spelled_language
 from srstream.media.layouts import layout_of
 from srstream.media.mux import Placing
 from srstream.media.receipt import PictureReceipt, StreamReceipt
@@ -62,6 +63,7 @@ class StreamFacts:
     num_packets: int = 0
     num_before_zero: int = 0
     first: Fraction | None = None
+    first_after_zero: Fraction | None = None
 
 
 @dataclass(slots=True)
@@ -127,6 +129,8 @@ def count_packets(path: Path, video_index: int, placing: Placing | None) -> dict
             found.num_packets += 1
             found.num_before_zero += end <= 0
             found.first = moment if found.first is None else min(found.first, moment)
+            if end > 0 and found.first_after_zero is None:
+                found.first_after_zero = moment
     return facts
 
 
@@ -150,7 +154,10 @@ def compare_streams(
     infos = {s.index: s for s in source.streams}
     wanted = [p for p in plans if p.action != "drop" and p.type != "data"]
     wanted = [p for p in wanted if _is_there(p, infos[p.index], facts_in, kind)]
-    with open_source(source.path, MAX_PIXELS) as before, open_source(output.path, MAX_PIXELS) as now:
+    with (
+        open_source(source.path, MAX_PIXELS) as before,
+        open_source(output.path, MAX_PIXELS) as now,
+    ):
         pairs = _pair(wanted, infos, output, video_index)
         for plan in plans:
             index = pairs.get(plan.index)
@@ -158,7 +165,9 @@ def compare_streams(
             fact_in = facts_in.get(plan.index, StreamFacts())
             fact_out = facts_out.get(index, StreamFacts()) if index is not None else StreamFacts()
             offset = _offset_change(plan, fact_in, fact_out, video_shift)
-            result.streams.append(_stream_receipt(info, plan, index, output, fact_in, fact_out, offset))
+            result.streams.append(
+                _stream_receipt(info, plan, index, output, fact_in, fact_out, offset)
+            )
             if plan not in wanted:
                 continue
             if index is None:
@@ -166,7 +175,9 @@ def compare_streams(
                 continue
             partner = output.streams[index]
             result.problems += _differences(info, plan, partner, kind)
-            result.problems += _tag_differences(before.streams[plan.index], now.streams[index], kind)
+            result.problems += _tag_differences(
+                before.streams[plan.index], now.streams[index], kind
+            )
             if plan.action == "copy" and plan.type in ("audio", "subtitle"):
                 result.problems += _count_differences(info, fact_in, fact_out, kind)
             if offset is not None and plan.type == "audio":
@@ -191,7 +202,7 @@ def describe_picture(
     layout = layout_of(frame.format.name)
     mastering: str | None = None
     light: tuple[int, int] | None = None
-    side_data: Iterable[Any] = frame.side_data  # type: ignore[attr-defined]
+    side_data: Iterable[Any] = frame.side_data
     for data in side_data:
         if data.type == SideDataType.MASTERING_DISPLAY_METADATA:
             mastering = mastering_display(bytes(data))
@@ -243,14 +254,17 @@ def compare_pictures(
     before: PictureReceipt, now: PictureReceipt, codec: str
 ) -> tuple[list[str], list[str]]:
     """(problems, losses) of the description of the video."""
-    problems, losses = [], []
+    problems: list[str] = []
+    losses: list[str] = []
     for name in ("primaries", "transfer", "matrix"):
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
             problems.append(f"colour {name} became {new}, the source says {old}")
-    if bool(before.full_range) != bool(now.full_range):
+    is_rgb = layout_of(before.pix_fmt).kind == "rgb" == layout_of(now.pix_fmt).kind
+    if bool(before.full_range) != bool(now.full_range) and not is_rgb:
         problems.append(
-            f"the range became {_range(now.full_range)}, the source's is {_range(before.full_range)}"
+            f"the range became {_range(now.full_range)}, the source's is "
+            f"{_range(before.full_range)}"
         )
     old, new = before.chroma_location, now.chroma_location
     if old not in (0, new) and not before.pix_fmt.startswith(("gray", "gbr", "rgb", "bgr")):
@@ -329,7 +343,7 @@ def _kind(stream: StreamInfo) -> str:
 
 
 def _language(stream: StreamInfo) -> str:
-    return stream.language or "und"
+    return spelled_language(stream.language)
 
 
 def _stream_receipt(
@@ -363,11 +377,15 @@ def _offset_change(
     fact_out: StreamFacts,
     video: tuple[Fraction, Fraction],
 ) -> Fraction | None:
-    if plan.action != "copy" or fact_in.first is None or fact_out.first is None:
+    if plan.action != "copy":
         return None
-    if fact_in.num_before_zero:
-        return None  # What lies before zero is cut differently by every container.
-    return (fact_out.first - video[1]) - (fact_in.first - video[0])
+    before, now = fact_in.first, fact_out.first
+    if fact_in.num_packets != fact_out.num_packets:
+        # Matroska lacks what lies before zero.
+        before, now = fact_in.first_after_zero, fact_out.first_after_zero
+    if before is None or now is None:
+        return None
+    return (now - video[1]) - (before - video[0])
 
 
 def _differences(
@@ -376,9 +394,12 @@ def _differences(
     found = []
     wanted = canonical_codec(plan.output_codec or plan.codec)
     now = canonical_codec(partner.codec)
-    if plan.action != "enhance" and plan.type != "attachment" and wanted != now:
+    # MP4 has one number for the layers of MPEG audio; only a decoder tells them apart.
+    same = wanted == now or {wanted, now} <= {"mp1", "mp2", "mp3"}
+    if plan.action != "enhance" and plan.type != "attachment" and not same:
         found.append(f"{describe(info)} became {now}")
-    if _language(info) != _language(partner) and plan.type != "attachment":
+    unsaid = kind.name == "mov" and _language(info) not in QUICKTIME_LANGUAGES
+    if _language(info) != _language(partner) and plan.type != "attachment" and not unsaid:
         found.append(
             f"{describe(info)}: its language became {_language(partner)}, the source says "
             f"{_language(info)}"
@@ -404,12 +425,11 @@ def _tag_differences(before: Stream, now: Stream, kind: Container) -> list[str]:
 def _count_differences(
     info: StreamInfo, before: StreamFacts, now: StreamFacts, kind: Container
 ) -> list[str]:
+    # Of packets before zero, Matroska gets the last.
     least = before.num_packets - (before.num_before_zero if kind.clock is not None else 0)
     if least <= now.num_packets:
         return []
-    return [
-        f"{describe(info)} holds {now.num_packets} packets, the source {before.num_packets}"
-    ]
+    return [f"{describe(info)} holds {now.num_packets} packets, the source {before.num_packets}"]
 
 
 def _global_differences(before: InputContainer, now: InputContainer, kind: Container) -> list[str]:
@@ -417,6 +437,8 @@ def _global_differences(before: InputContainer, now: InputContainer, kind: Conta
     new = {k.lower(): v for k, v in now.metadata.items()}
     found = []
     for key in ("title", "artist", "comment", "creation_time"):
+        if key == "creation_time" and old.get(key, "").startswith("1970-01-01T00:00:00"):
+            continue  # Not a time, but MP4's word for none.
         if key in old and old[key] != new.get(key):
             found.append(f"the tag {key} became {new.get(key)!r}, the source says {old[key]!r}")
     return found

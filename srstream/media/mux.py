@@ -91,9 +91,7 @@ class Placing:
     end: Fraction | None
 
 
-def placing_of(
-    source_path: Path, video: VideoInfo, first_pts: int, window: TimeWindow
-) -> Placing:
+def placing_of(source_path: Path, video: VideoInfo, first_pts: int, window: TimeWindow) -> Placing:
     """How an output lies against its source, whose first frame taken is shown at `first_pts`.
 
     An excerpt begins when the source does. No container that srstream writes can begin before
@@ -119,7 +117,7 @@ def first_video_pts(source_path: Path, video: VideoInfo) -> int:
         for packet in read_packets(container, stream):
             if isinstance(packet, ReadFault):
                 continue
-            clock.correct(packet)  # type: ignore[arg-type]
+            clock.correct(packet)
             if packet.pts is not None and is_shown(packet, video.codec):
                 found.append(packet.pts)
             if len(found) >= _NUM_FIRST_PACKETS:
@@ -296,7 +294,7 @@ class _Assembly:
             if isinstance(packet, ReadFault):
                 continue
             copied = self._copied[packet.stream_index]
-            copied.clock.correct(packet)  # type: ignore[arg-type]
+            copied.clock.correct(packet)
             if not self._place(packet, copied):
                 continue
             if copied.converter is not None:
@@ -327,7 +325,7 @@ class _Assembly:
             cut = int((start - moment) / base)
             packet.pts = packet.dts = stamp + cut
             packet.duration = max((packet.duration or 0) - cut, 1)
-        shift = int(round(self._placing.shift / base))
+        shift = round(self._placing.shift / base)
         packet.pts = None if packet.pts is None else packet.pts - shift
         packet.dts = None if packet.dts is None else packet.dts - shift
         return self._fits_clock(packet, copied)
@@ -383,10 +381,7 @@ def _open_output(
         # Times stay what they are; Matroska stores no decode times, which alone may be negative.
         options |= {"avoid_negative_ts": "disabled", "write_crc32": "0"}
         options["default_mode"] = "passthrough"
-    output = cast(
-        OutputContainer,
-        av.open(str(destination), "w", format=kind.muxer, container_options=options),
-    )
+    output = av.open(str(destination), "w", format=kind.muxer, container_options=options)
     output.metadata.update(tags)
     return output
 

@@ -29,8 +29,6 @@ from srstream.media.containers import (
 )
 from srstream.media.types import HdrMetadata, OutputPlan, OutputVideo, SourceInfo, StreamPlan
 
-_MAX_TIMESCALE = 2**31 - 1
-
 
 def plan_output(
     source: SourceInfo, config: JobConfig, output: Path | None, output_size: tuple[int, int]
@@ -117,15 +115,13 @@ def _output_video(
         time_base=video.time_base,
         frame_rate=video.frame_rate,
         sample_aspect_ratio=_output_aspect(source, (width, height)),
-        options=encoder_options(choice.codec, config.encode, hdr),
+        options=encoder_options(choice.codec, choice.layout, config.encode, hdr),
         hdr=hdr,
         display_matrix=video.display_matrix,
     )
 
 
-def _on_chroma_grid(
-    size: tuple[int, int], layout: PlaneLayout, pix_fmt: str
-) -> tuple[int, int]:
+def _on_chroma_grid(size: tuple[int, int], layout: PlaneLayout, pix_fmt: str) -> tuple[int, int]:
     """`size`, down to a multiple of the chroma subsampling; encoders want whole chroma samples."""
     step_w, step_h = 1 << layout.log2_chroma_w, 1 << layout.log2_chroma_h
     if layout.kind == "gray" and pix_fmt.startswith("yuv420"):
@@ -169,7 +165,9 @@ def _hdr_losses(source: SourceInfo, choice: EncoderChoice) -> list[str]:
     video = source.video
     has_static = bool(video.hdr.mastering_display or video.hdr.content_light_level)
     if has_static and video.color.transfer in HDR_TRANSFERS and choice.codec != "libx265":
-        return [f"HDR mastering metadata is left out: {choice.codec} cannot be given it; libx265 can."]
+        return [
+            f"HDR mastering metadata is left out: {choice.codec} cannot be given it; libx265 can."
+        ]
     return []
 
 
@@ -181,12 +179,14 @@ def _notes(
 ) -> list[str]:
     notes = []
     if named is None and container is not family_of(source):
-        here = plan_streams(source, family_of(source))
-        kept = [s for s in here if s.action == "drop" or s.action == "convert"]
-        what = ", ".join(sorted({s.codec for s in kept})) or "this video codec"
-        notes.append(f"Written as {container.label}, since {family_of(source).label} cannot carry {what}.")
-    elif named is None and not _same_family(source, container):
-        notes.append(f"Written as {container.label} instead of {source.path.suffix or 'a raw stream'}.")
+        family = family_of(source)
+        here = plan_streams(source, family)
+        missing = sorted({s.codec for s in here if s.action in ("drop", "convert")})
+        what = ", ".join(missing) or "this video codec"
+        notes.append(f"Written as {container.label}, since {family.label} cannot carry {what}.")
+    elif named is None and source.path.suffix.lower() not in container.extensions:
+        what = source.path.suffix or "a raw stream"
+        notes.append(f"Written as {container.label} instead of {what}.")
     unit = container.clock
     if unit is not None and (source.video.time_base / unit).denominator != 1:
         notes.append(
@@ -197,7 +197,3 @@ def _notes(
         if stream.action == "convert" and stream.type == "subtitle":
             notes.append(f"Stream {stream.index} is converted to {stream.output_codec}.")
     return notes
-
-
-def _same_family(source: SourceInfo, container: Container) -> bool:
-    return source.path.suffix.lower() in container.extensions

@@ -7,7 +7,6 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import cast
 
 import av
 from av.container import InputContainer
@@ -119,7 +118,7 @@ def video_packets(
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
     for packet in container.demux(stream):
         if packet.size:
-            yield cast("Packet[VideoStream]", packet)
+            yield packet
 
 
 def _ranks(pts: list[int | None], segment: SegmentFile) -> array[int]:

@@ -9,6 +9,7 @@ from av.container import InputContainer
 from av.stream import Stream
 
 from srstream.media.containers import Container
+from srstream.media.languages import spelled_language
 from srstream.media.types import SourceInfo
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def stream_tags(
         if is_enhanced and (low in _ABOUT_THE_STREAM or low == "encoder"):
             continue
         tags[key] = value
+    if kind.name == "mov" and "language" in tags:
+        tags["language"] = spelled_language(tags["language"])
     title = tags.get("title") or tags.get("TITLE")
     if kind.name in ("mp4", "mov") and title and "handler_name" not in tags:
         # MP4 tracks have no title; every tool shows the handler's name as one.

@@ -8,7 +8,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import cast
 
-import av
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -112,16 +111,17 @@ class _Video:
         with open_source(self.path, MAX_PIXELS) as container:
             yield from self._decoded(container, self._stream(container))
 
-    def frames_at(
-        self, times: Sequence[Fraction]
-    ) -> Iterator[tuple[Fraction, VideoFrame | None]]:
+    def frames_at(self, times: Sequence[Fraction]) -> Iterator[tuple[Fraction, VideoFrame | None]]:
         """The frames of these times, reached by seeking; None for one that is not found."""
         with open_source(self.path, MAX_PIXELS) as container:
             stream = self._stream(container)
             for wanted in times:
                 container.seek(int(wanted / self.time_base), stream=stream, backward=True)
-                yield wanted, next(
-                    (f for time, f in self._decoded(container, stream) if time >= wanted), None
+                yield (
+                    wanted,
+                    next(
+                        (f for time, f in self._decoded(container, stream) if time >= wanted), None
+                    ),
                 )
 
     def picture(self) -> PictureReceipt:
@@ -132,6 +132,9 @@ class _Video:
         """
         with open_source(self.path, MAX_PIXELS) as container:
             stream = self._stream(container)
+            # Describing listens to libav's log, which needs the interpreter's lock: a decoder
+            # thread that logs then, and is waited for when the file is closed, would never end.
+            stream.codec_context.thread_count = 1
             for _, frame in self._decoded(container, stream):
                 return describe_picture(container, stream, frame)
         raise MediaError(sentence(self.path, "not one frame of its video can be decoded"))
@@ -290,7 +293,7 @@ def _count(source: SourceInfo, window: TimeWindow) -> int:
 def _compare_pixels(
     comparison: _Comparison, video: VideoInfo, frame: Frame, picture: VideoFrame
 ) -> None:
-    """Frames of another size than the first (the source changed) are stretched; none is compared."""
+    """Frames of another size than the first, which the job stretches, are not compared."""
     if (frame.width, frame.height, frame.layout) != (video.width, video.height, video.layout):
         return
     layout, planes = extract_planes(picture, with_alpha=video.layout.has_alpha)
@@ -370,5 +373,3 @@ def _frame_problems(comparison: _Comparison, found: _Video) -> list[str]:
             f"{float(comparison.worst_time):.3f} s"
         )
     return problems
-
-

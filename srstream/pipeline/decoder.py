@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from srstream.config import SourceConfig
@@ -54,7 +55,7 @@ def frame_hash(frame: Frame) -> str:
     """BLAKE2b of a frame's time and planes."""
     digest = hashlib.blake2b(str(frame.pts).encode(), digest_size=16)
     for plane in frame.planes:
-        digest.update(plane)
+        digest.update(np.ascontiguousarray(plane).data)
     return digest.hexdigest()
 
 

@@ -51,7 +51,11 @@ def estimate(plan: JobPlan) -> Estimate:
             deadline = time.monotonic() + _CALIBRATION_SECONDS
             cpu, num_frames = time.process_time(), 0
             while num_frames < _MIN_FRAMES or time.monotonic() < deadline:
-                _step(enhancer, encoder, replace(frames[num_frames % 2], pts=_pts(plan, num_frames + 1)))
+                _step(
+                    enhancer,
+                    encoder,
+                    replace(frames[num_frames % 2], pts=_pts(plan, num_frames + 1)),
+                )
                 num_frames += 1
             cpu_seconds = (time.process_time() - cpu) / num_frames
         finally:
@@ -81,7 +85,7 @@ def _noise(num_planes: int, plan: JobPlan, width: int, height: int) -> list[Fram
     def plane(index: int) -> Plane:
         shape = layout.plane_shape(index, width, height)
         noise = generator.normal(middle, middle / 16, shape)
-        return np.clip(noise, 0, 2 * middle - 1).astype(layout.dtype)  # type: ignore[no-any-return]
+        return np.clip(noise, 0, 2 * middle - 1).astype(layout.dtype)
 
     return [
         Frame(

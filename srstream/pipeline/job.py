@@ -85,12 +85,13 @@ def enhance_file(
         SrstreamError: one of the tree in `srstream.errors`, its text meant for the user.
     """
     started = time.monotonic()
-    reading = _Throttle(on_event, "reading")
-    plan = make_plan(source, output, config or JobConfig(), on_read=reading)
+    plan = None
     try:
+        reading = _Throttle(on_event, "reading")
+        plan = make_plan(source, output, config or JobConfig(), on_read=reading)
         return _Job(plan, on_event, stop or StopSignal(), overwrite, restart, started).run()
     except SrstreamError as error:
-        resumable = job_directory(plan.output.path).exists()
+        resumable = plan is not None and job_directory(plan.output.path).exists()
         on_event(
             Failed(
                 kind=type(error).__name__,
@@ -276,7 +277,9 @@ class _Job:
         )
         partial = self._is_partial(outcome)
         self._on_event(
-            Verified(ok=receipt.ok, summary=receipt.summary, receipt=receipt.model_dump(mode="json"))
+            Verified(
+                ok=receipt.ok, summary=receipt.summary, receipt=receipt.model_dump(mode="json")
+            )
         )
         if not receipt.ok and not partial:
             raise VerifyError(
@@ -288,9 +291,7 @@ class _Job:
     def _is_partial(self, outcome: DecodeOutcome) -> bool:
         return outcome.stopped_at_seconds is not None or self._plan.is_truncated
 
-    def _result(
-        self, store: JobStore, outcome: DecodeOutcome, receipt: Receipt
-    ) -> dict[str, Any]:
+    def _result(self, store: JobStore, outcome: DecodeOutcome, receipt: Receipt) -> dict[str, Any]:
         return {
             "num_frames": sum(len(record.file.pts) for record in store.segments()),
             "num_corrupt_packets": outcome.num_corrupt_packets,

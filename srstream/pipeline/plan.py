@@ -108,9 +108,7 @@ def make_plan(
     if not plan.path.parent.is_dir():
         raise UsageError(f"{plan.path.parent}: there is no such folder; create it or change -o.")
     engine, reason = choose_engine(config.engine, config.model, spec)
-    index = scan_packets(
-        source, info.video, deadline_seconds=deadline_seconds, on_progress=on_read
-    )
+    index = scan_packets(source, info.video, deadline_seconds=deadline_seconds, on_progress=on_read)
     if index.truncated_at_seconds is not None and not config.source.salvage:
         raise TruncatedError(
             f"{source}: the file ends at {index.truncated_at_seconds:.3f} s, earlier than its "

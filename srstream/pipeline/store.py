@@ -133,7 +133,9 @@ class JobStore:
     def put(self, key: str, value: Any) -> None:
         """Note `value` (JSON) under `key`, durably."""
         with disk_errors("writing the journal", self.directory):
-            self._database.execute("INSERT OR REPLACE INTO job VALUES (?, ?)", (key, json.dumps(value)))
+            self._database.execute(
+                "INSERT OR REPLACE INTO job VALUES (?, ?)", (key, json.dumps(value))
+            )
 
     def segments(self) -> list[SegmentRecord]:
         """The segments that are done, in order; a gap or a missing file ends the list."""
@@ -205,7 +207,9 @@ class JobStore:
                 ),
             )
         failpoint("segment.journaled")
-        return SegmentRecord(number, SegmentFile(path, pts, last_duration), last_frame_hash, statistics)
+        return SegmentRecord(
+            number, SegmentFile(path, pts, last_duration), last_frame_hash, statistics
+        )
 
     @property
     def assembled_path(self) -> Path:

@@ -1,0 +1,94 @@
+"""Shared by the tests of encode, mux and verify: an output without a network in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+
+from srstream.config import JobConfig, SourceConfig
+from srstream.frame import Frame
+from srstream.media.decode import Decoder
+from srstream.media.encode import SegmentEncoder, plan_output
+from srstream.media.mux import assemble
+from srstream.media.probe import probe
+from srstream.media.types import OutputPlan, OutputVideo, SegmentFile, SourceInfo, TimeWindow
+
+Change = Callable[[int, Frame], Iterable[Frame]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `make_output` went through."""
+
+    source: SourceInfo
+    plan: OutputPlan
+    segments: list[SegmentFile]
+    path: Path
+
+
+def enlarge(frame: Frame, video: OutputVideo) -> Frame:
+    """The frame at the output's size and layout (same kind and depth), by nearest neighbour."""
+    planes = []
+    for index, plane in enumerate(frame.planes[: video.layout.num_planes]):
+        rows, columns = video.layout.plane_shape(index, video.width, video.height)
+        planes.append(cv2.resize(plane, (columns, rows), interpolation=cv2.INTER_NEAREST))
+    return frame.with_planes(planes, video.width, video.height, video.layout)
+
+
+def make_output(
+    source_path: Path,
+    output: Path | None = None,
+    *,
+    scale: int = 2,
+    segment_frames: int = 5,
+    window: TimeWindow | None = None,
+    config: JobConfig | None = None,
+    change: Change | None = None,
+) -> Made:
+    """Decode, enlarge, encode in segments of a few frames, assemble.
+
+    `change` gets each frame's number and the enlarged frame, and gives what is encoded instead.
+    """
+    window = window or TimeWindow()
+    source = probe(source_path, SourceConfig())
+    size = (source.video.width * scale, source.video.height * scale)
+    plan = plan_output(source, config or JobConfig(), output, size)
+    folder = source_path.parent / f"segments_{plan.path.name}"
+    folder.mkdir(exist_ok=True)
+    segments: list[SegmentFile] = []
+    encoder: SegmentEncoder | None = None
+    num_frames = 0
+    decoder = Decoder(source_path, source.video, SourceConfig(), start_pts=window.start_pts)
+    for number, frame in enumerate(decoder.frames()):
+        if window.end_pts is not None and frame.pts >= window.end_pts:
+            break
+        large = enlarge(frame, plan.video)
+        for changed in [large] if change is None else change(number, large):
+            if encoder is None:
+                encoder = SegmentEncoder(folder / f"{len(segments)}.part", plan.video, 1, True)
+            encoder.push(changed)
+            num_frames += 1
+            if num_frames % segment_frames == 0:
+                segments.append(encoder.close())
+                encoder = None
+    decoder.close()
+    if encoder is not None:
+        segments.append(encoder.close())
+    assemble(source_path, source, plan, segments, plan.path, window)
+    return Made(source, plan, segments, plan.path)
+
+
+def packet_times(path: Path, index: int) -> list[Fraction]:
+    """Exact display times of a stream's packets, sorted, in seconds."""
+    with av.open(str(path)) as container:
+        stream = container.streams[index]
+        return sorted(
+            packet.pts * Fraction(packet.time_base)
+            for packet in container.demux(stream)
+            if packet.size and packet.pts is not None
+        )
