@@ -40,7 +40,7 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 
 demo: $(VENV)/.base
 	@mkdir -p $(DEMO)
-	$(BIN)/srstream enhance $(SAMPLE) --end 5 --overwrite -o $(DEMO)/nasa_13013_4x.mp4
+	$(BIN)/srstream enhance $(SAMPLE) --end 5 --overwrite --restart -o $(DEMO)/nasa_13013_4x.mp4
 	@$(BIN)/python -m srstream.pipeline.compare \
 		$(SAMPLE) $(DEMO)/nasa_13013_4x.mp4 $(DEMO)/before_after.png >/dev/null
 	@echo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -23,13 +24,14 @@ from srstream.media.types import VideoInfo
 
 CONFIG = SourceConfig()
 SALVAGE = SourceConfig(salvage=True)
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "video"
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("SRSTREAM_DATA", REPOSITORY.parent / "shared" / "data")) / "video"
 
 MAX_PIXELS = 4_000_000
 """Of a real clip, no more is decoded in a test; a machine with time may raise it."""
 REAL = sorted(DATA.glob("real/*")) + sorted(DATA.glob("features/*"))
 
-needs_data = pytest.mark.skipif(not REAL, reason="needs ../shared/data/video")
+needs_data = pytest.mark.skipif(not REAL, reason="needs the clips in SRSTREAM_DATA/video")
 
 
 def decode(

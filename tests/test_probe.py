@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -20,9 +21,10 @@ from srstream.media.layouts import extract_planes, layout_of, planar_name
 from srstream.media.probe import probe, scan_packets
 
 CONFIG = SourceConfig()
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "video"
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("SRSTREAM_DATA", REPOSITORY.parent / "shared" / "data")) / "video"
 
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data/video")
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the clips in SRSTREAM_DATA/video")
 
 
 @pytest.mark.parametrize(

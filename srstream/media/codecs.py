@@ -79,9 +79,7 @@ def choose_encoder(
     return EncoderChoice(codec, pix_fmt, layout, tuple(losses), tuple(notes))
 
 
-def encoder_options(
-    codec: str, layout: PlaneLayout, config: EncodeConfig, hdr: HdrMetadata
-) -> dict[str, str]:
+def encoder_options(codec: str, config: EncodeConfig, hdr: HdrMetadata) -> dict[str, str]:
     """The encoder's own options for a configuration.
 
     Raises:
@@ -100,7 +98,7 @@ def encoder_options(
     preset = config.preset or DEFAULT_PRESET.get(codec)
     if preset is not None:
         options["preset"] = preset
-    return options | _fixed_options(codec, layout, hdr)
+    return options | _fixed_options(codec, hdr)
 
 
 def check_encoder(video: OutputVideo) -> None:
@@ -251,12 +249,10 @@ def _private_options(codec: str) -> set[str]:
     return {option.name for option in options}
 
 
-def _fixed_options(codec: str, layout: PlaneLayout, hdr: HdrMetadata) -> dict[str, str]:
+def _fixed_options(codec: str, hdr: HdrMetadata) -> dict[str, str]:
     """What the pipeline needs of an encoder: closed groups of pictures, no chatter, HDR."""
     if codec in ("libx264", "libx264rgb"):
-        # x264 takes 6 off the quality of chroma that is as large as luma; here it is given back.
-        is_444 = layout.kind == "yuv" and not (layout.log2_chroma_w or layout.log2_chroma_h)
-        return {"x264-params": "open-gop=0" + (":chroma-qp-offset=-6" if is_444 else "")}
+        return {"x264-params": "open-gop=0"}
     if codec == "libx265":
         params = "open-gop=0:info=0:log-level=none"
         if hdr.mastering_display:
