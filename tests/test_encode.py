@@ -205,6 +205,8 @@ LAYOUTS = [
     PlaneLayout("yuv", 10, 1, 1),
     PlaneLayout("yuv", 10, 0, 0),
     PlaneLayout("yuv", 12, 1, 1),
+    PlaneLayout("yuv", 12, 0, 0),
+    PlaneLayout("rgb", 12),
     PlaneLayout("yuv", 16, 0, 0),
     PlaneLayout("gray", 8),
     PlaneLayout("gray", 10),

@@ -69,7 +69,7 @@ def test_the_base_package_needs_no_pytorch(wheel: zipfile.ZipFile) -> None:
 def test_the_wheel_has_the_commands(wheel: zipfile.ZipFile) -> None:
     scripts = metadata(wheel, "entry_points.txt")
     assert "srstream = srstream.cli:main" in scripts
-    assert "srtrain = trainer.cli:main" in scripts
+    assert "srtrain = trainer:main" in scripts
 
 
 def test_the_changelog_knows_this_version() -> None:

@@ -79,7 +79,9 @@ def choose_encoder(
     return EncoderChoice(codec, pix_fmt, layout, tuple(losses), tuple(notes))
 
 
-def encoder_options(codec: str, config: EncodeConfig, hdr: HdrMetadata) -> dict[str, str]:
+def encoder_options(
+    codec: str, layout: PlaneLayout, config: EncodeConfig, hdr: HdrMetadata
+) -> dict[str, str]:
     """The encoder's own options for a configuration.
 
     Raises:
@@ -98,7 +100,7 @@ def encoder_options(codec: str, config: EncodeConfig, hdr: HdrMetadata) -> dict[
     preset = config.preset or DEFAULT_PRESET.get(codec)
     if preset is not None:
         options["preset"] = preset
-    return options | _fixed_options(codec, hdr)
+    return options | _fixed_options(codec, layout, hdr)
 
 
 def check_encoder(video: OutputVideo) -> None:
@@ -249,10 +251,13 @@ def _private_options(codec: str) -> set[str]:
     return {option.name for option in options}
 
 
-def _fixed_options(codec: str, hdr: HdrMetadata) -> dict[str, str]:
+def _fixed_options(codec: str, layout: PlaneLayout, hdr: HdrMetadata) -> dict[str, str]:
     """What the pipeline needs of an encoder: closed groups of pictures, no chatter, HDR."""
     if codec in ("libx264", "libx264rgb"):
-        return {"x264-params": "open-gop=0"}
+        # x264 takes 6 off the quality of chroma that is as large as luma, and flat colour then
+        # drifts by more than a level from frame to frame.
+        offset = ":chroma-qp-offset=-12" if _is_444(layout) else ""
+        return {"x264-params": f"open-gop=0{offset}"}
     if codec == "libx265":
         params = "open-gop=0:info=0:log-level=none"
         if hdr.mastering_display:
@@ -265,6 +270,10 @@ def _fixed_options(codec: str, hdr: HdrMetadata) -> dict[str, str]:
     if codec == "ffv1":
         return {"level": "3", "slicecrc": "1", "g": "1"}
     return {}
+
+
+def _is_444(layout: PlaneLayout) -> bool:
+    return layout.kind == "yuv" and not (layout.log2_chroma_w or layout.log2_chroma_h)
 
 
 def _thread_options(

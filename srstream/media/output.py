@@ -115,7 +115,7 @@ def _output_video(
         time_base=video.time_base,
         frame_rate=video.frame_rate,
         sample_aspect_ratio=_output_aspect(source, (width, height)),
-        options=encoder_options(choice.codec, config.encode, hdr),
+        options=encoder_options(choice.codec, choice.layout, config.encode, hdr),
         hdr=hdr,
         display_matrix=video.display_matrix,
     )

@@ -38,7 +38,9 @@ from srstream.pipeline.plan import JobPlan, fingerprint, make_plan
 from srstream.pipeline.store import JobStore, SegmentRecord, disk_errors, job_directory
 from srstream.pipeline.worker import DecodeOutcome, DecoderDiedError, EncoderThread, Worker
 
-# Frames of the source that may be under way between the processes.
+# Frames of the source that may be under way between the processes: enough to hide a hiccup, few
+# enough that a short clip fills them too.
+_WINDOW_FRAMES = 24
 _WINDOW_BYTES = 24 << 20
 _QUEUE_BYTES = 48 << 20
 _MAX_DECODER_DEATHS = 3
@@ -211,6 +213,8 @@ class _Job:
 
         video = plan.output.video
         frame_bytes = video.layout.frame_bytes(video.width, video.height)
+        source = plan.source.video
+        source_bytes = source.layout.frame_bytes(source.width, source.height)
         encoder = EncoderThread(
             store,
             video,
@@ -224,7 +228,7 @@ class _Job:
             plan.cuts,
             self._make_enhancer,
             encoder,
-            window_bytes=_WINDOW_BYTES,
+            window_bytes=min(_WINDOW_BYTES, _WINDOW_FRAMES * source_bytes),
             on_note=lambda text: self._on_event(Note(text=text)),
             on_frame=on_frame,
             should_stop=self._stop.is_requested,

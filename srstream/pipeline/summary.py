@@ -125,5 +125,5 @@ def memory_bytes(plan: JobPlan) -> int:
     video, out = plan.source.video, plan.output.video
     frame_in = video.layout.frame_bytes(video.width, video.height)
     frame_out = out.layout.frame_bytes(out.width, out.height)
-    libraries, window, lookahead = 260 << 20, 24 << 20, 50
-    return libraries + 2 * window + 8 * frame_in + (16 + lookahead) * frame_out
+    libraries, window, lookahead = 160 << 20, 24, 50
+    return libraries + 2 * window * frame_in + (16 + lookahead) * frame_out
