@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from srstream.media.verify import Receipt
     from srstream.pipeline.events import OnEvent
     from srstream.pipeline.job import Result
+    from srstream.pipeline.pictures import PictureResult
     from srstream.pipeline.summary import PlanSummary
 
-__all__ = ["JobConfig", "enhance", "plan", "verify"]
+__all__ = ["JobConfig", "enhance", "enhance_pictures", "plan", "verify"]
 
 PathLike = str | os.PathLike[str]
 
@@ -54,9 +55,13 @@ def enhance(
     Raises:
         srstream.errors.SrstreamError: in one sentence, what went wrong and what to do.
     """
+    from srstream.errors import UsageError
     from srstream.pipeline.events import ignore
     from srstream.pipeline.job import enhance_file
+    from srstream.pipeline.pictures import is_picture_input
 
+    if is_picture_input(Path(source)):
+        raise UsageError(f"{source}: this is a picture or a folder; use enhance_pictures.")
     return enhance_file(
         Path(source),
         None if output is None else Path(output),
@@ -64,6 +69,37 @@ def enhance(
         overwrite=overwrite,
         restart=restart,
         on_event=on_event or ignore,
+    )
+
+
+def enhance_pictures(
+    source: PathLike,
+    output: PathLike | None = None,
+    *,
+    config: JobConfig | None = None,
+    overwrite: bool = False,
+) -> list[PictureResult]:
+    """Enhance a picture, a folder or a pattern of pictures.
+
+    Args:
+        source: PNG, JPEG, WebP or BMP; a folder or a pattern stands for all pictures in it.
+        output: a name for one picture, a folder for several; `_4x` beside the source if None.
+
+    Returns:
+        One result for each picture; one that failed holds its error and stops no other.
+
+    Raises:
+        srstream.errors.SrstreamError: nothing could be enhanced at all.
+    """
+    from srstream.pipeline.pictures import enhance_pictures as enhance_all
+
+    return list(
+        enhance_all(
+            Path(source),
+            None if output is None else Path(output),
+            config or JobConfig(),
+            overwrite=overwrite,
+        )
     )
 
 

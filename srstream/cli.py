@@ -159,7 +159,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what enhancing would do, take and lose, without doing it."""
-    from srstream.console import render_summary
+    from srstream.console import render_pictures, render_summary
+    from srstream.pipeline.pictures import is_picture_input, plan_pictures
     from srstream.pipeline.summary import plan_summary
 
     config = _config(
@@ -173,6 +174,14 @@ def plan(
         encode={"codec": codec, "crf": crf, "preset": preset},
         source={"start_seconds": start, "end_seconds": end, "salvage": salvage},
     )
+    if is_picture_input(source):
+        pictures = plan_pictures(source, output, config)
+        print(
+            json.dumps([picture.as_json() for picture in pictures], indent=2)
+            if as_json
+            else render_pictures(pictures)
+        )
+        return
     summary = plan_summary(source, output, config)
     print(summary.model_dump_json(by_alias=True, indent=2) if as_json else render_summary(summary))
 

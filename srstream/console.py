@@ -29,6 +29,7 @@ from srstream.pipeline.events import (
     Started,
     Verified,
 )
+from srstream.pipeline.pictures import PicturePlan
 from srstream.pipeline.summary import PlanSummary
 
 _LINE_SECONDS = 5.0
@@ -156,6 +157,15 @@ class ConsoleReporter:
 def print_error(text: str) -> None:
     """The one sentence with which a failed command ends."""
     print(f"srstream: {text}", file=sys.stderr)
+
+
+def render_pictures(plans: list[PicturePlan]) -> str:
+    """One line for each picture."""
+    return "\n".join(
+        f"{plan.source}: {plan.header.width}x{plan.header.height} to "
+        f"{plan.destination}: {plan.width}x{plan.height}"
+        for plan in plans
+    )
 
 
 def render_summary(summary: PlanSummary) -> str:

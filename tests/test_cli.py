@@ -149,6 +149,8 @@ def test_pictures_give_pictures(tmp_path: Path) -> None:
         cv2.imwrite(
             str(folder / name), np.random.default_rng(1).integers(0, 255, (24, 32, 3), np.uint8)
         )
+    planned = run("plan", folder / "a.png")
+    assert planned.returncode == 0 and "a_4x.png: 128x96" in planned.stdout, planned.stderr
     one = run("enhance", folder / "a.png")
     assert one.returncode == 0, one.stderr
     picture = cv2.imread(str(folder / "a_4x.png"))

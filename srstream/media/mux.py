@@ -78,7 +78,7 @@ def assemble(
         assembly.add_streams(segments[0])
         set_chapters(output, container, placing)
         assembly.write(segments, check, on_progress)
-    if CONTAINERS[plan.container].name == "mkv" and plan.video.sample_aspect_ratio != 1:
+    if plan.container in ("mkv", "webm") and plan.video.sample_aspect_ratio != 1:
         write_aspect(destination, plan.video)
 
 

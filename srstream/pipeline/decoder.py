@@ -1,4 +1,4 @@
-"""The child process that decodes: hostile media never meet the process that holds the output.
+"""The child process that decodes all frames: a decoder that crashes takes no output with it.
 
 Run as `python -m srstream.pipeline.decoder` with a request on standard input; frames, notes, the
 report and errors go back over ZeroMQ. It dies with its parent.
@@ -104,7 +104,7 @@ def frames_from(decoder: Decoder, request: DecodeRequest) -> Iterator[Frame]:
 
 
 def run(request: DecodeRequest, sender: FrameSender) -> None:
-    """Decode and send; a seek that lands elsewhere is answered by decoding from the beginning."""
+    """Decode and send; a start that lands elsewhere is answered by decoding from the beginning."""
     start_pts = request.window.start_pts if request.anchor_pts is None else request.anchor_pts
     for attempt in (start_pts, None):
         decoder = Decoder(

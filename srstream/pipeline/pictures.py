@@ -49,6 +49,16 @@ class PicturePlan:
     height: int
     """Of the output."""
 
+    def as_json(self) -> dict[str, Any]:
+        """One entry of `srstream plan --json`."""
+        return {
+            "schema": "srstream.picture-plan/1",
+            "input": str(self.source),
+            "output": str(self.destination),
+            "size": [self.header.width, self.header.height],
+            "output_size": [self.width, self.height],
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class PictureResult:
@@ -138,6 +148,19 @@ def enhance_pictures(
                 yield PictureResult(path, None, error)
     finally:
         engine.close()
+
+
+def plan_pictures(source: Path, output: Path | None, config: JobConfig) -> list[PicturePlan]:
+    """What `enhance_pictures` would do, picture by picture; refuses what it would refuse.
+
+    Raises:
+        SrstreamError: the first picture that cannot work, and why.
+    """
+    several = source.is_dir() or (glob.has_magic(str(source)) and not source.exists())
+    return [
+        plan_picture(path, _destination(path, output, config.scaling, several=several), config)
+        for path in expand_inputs(source)
+    ]
 
 
 def _destination(path: Path, output: Path | None, scaling: ScaleConfig, *, several: bool) -> Path:
