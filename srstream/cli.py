@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -240,6 +241,10 @@ def main() -> None:
         # Whoever read our output is gone, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        # A name that is too long, a full /dev/full behind standard output, and the like.
+        print_error(f"{error.filename or 'output'}: {error.strerror or error}.")
+        sys.exit(2 if error.errno == errno.ENAMETOOLONG else 1)
     except Exception as error:
         print_error(_internal_error(error))
         sys.exit(1)

@@ -55,8 +55,12 @@ class EncodeConfig(Section):
 class SourceConfig(Section):
     """What is taken of the input."""
 
-    start_seconds: float | None = Field(None, ge=0, description="from the first video frame")
-    end_seconds: float | None = Field(None, gt=0, description="from the first video frame")
+    start_seconds: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="from the first video frame"
+    )
+    end_seconds: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="from the first video frame"
+    )
     salvage: bool = Field(False, description="deliver the good part of a broken input")
     max_pixels: int = Field(
         16384 * 16384, ge=1, description="largest width x height that is decoded"

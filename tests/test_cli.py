@@ -86,7 +86,7 @@ def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
         (["enhance", "in.mp4", "-o", "nowhere/out.mp4"], "no such folder"),
         (["enhance", "in.mp4", "-o", "out.webm", "--codec", "libx264"], "WebM"),
         (["plan", "missing.mp4"], "missing.mp4"),
-        (["plan", "."], "directory"),
+        (["plan", "."], "folder"),
     ],
 )
 def test_what_cannot_work_ends_with_a_sentence_and_code_2(

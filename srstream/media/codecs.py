@@ -89,16 +89,17 @@ def encoder_options(
     """
     known = _private_options(codec)
     options: dict[str, str] = {}
-    if config.crf is not None and "crf" not in known:
+    is_chosen = config.codec != "auto"  # An encoder that we chose just does without.
+    if is_chosen and config.crf is not None and "crf" not in known:
         raise RefusedError(f"{codec} has no --crf; leave it out or choose another --codec.")
-    if config.preset is not None and "preset" not in known:
+    if is_chosen and config.preset is not None and "preset" not in known:
         raise RefusedError(f"{codec} has no --preset; leave it out or choose another --codec.")
     if "crf" in known:
         crf = DEFAULT_CRF.get(codec) if config.crf is None else config.crf
         if crf is not None:
             options["crf"] = f"{crf:g}"
     preset = config.preset or DEFAULT_PRESET.get(codec)
-    if preset is not None:
+    if preset is not None and "preset" in known:
         options["preset"] = preset
     return options | _fixed_options(codec, layout, hdr)
 

@@ -163,6 +163,9 @@ def _decide(
         if codec in PICTURE_CODECS.get(container.name, {codec}):
             return "copy", codec, ""
         return "drop", None, f"{label} has no cover pictures of this kind"
+    if codec.startswith("pcm_") and container.name == "mp4" and not _is_mov(source):
+        # Its muxer wants a channel layout, which PCM in other containers does not have.
+        return "convert", container.audio_target, "MP4 cannot carry PCM of this source; MOV can"
     if codec in carried_codecs(container):
         return "copy", codec, ""
     if codec == "unknown":

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import av
+from av.audio.codeccontext import AudioCodecContext
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.packet import Packet
@@ -84,6 +85,9 @@ class TextConverter:
         return []
 
 
+_USUAL_LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
+
+
 class AudioConverter:
     """Audio encoded anew, at the source's rate and channels where the encoder can."""
 
@@ -92,7 +96,7 @@ class AudioConverter:
         rate = 48000 if target == "libopus" else context.sample_rate
         stream = output.add_stream(target, rate=rate)
         assert isinstance(stream, AudioStream)
-        stream.codec_context.layout = context.layout
+        stream.codec_context.layout = _named_layout(context)
         per_channel = AUDIO_BITS_PER_CHANNEL.get(target, 0)
         if per_channel:
             stream.codec_context.bit_rate = per_channel * context.layout.nb_channels
@@ -127,6 +131,12 @@ class AudioConverter:
             for resampled in self._resampler.resample(frame):
                 packets += self._encoder.encode(resampled)
         return packets
+
+
+def _named_layout(context: AudioCodecContext) -> str:
+    """The layout, or the usual one for its number of channels where the container says no more."""
+    name = context.layout.name
+    return _USUAL_LAYOUTS.get(context.layout.nb_channels, name) if " channel" in name else name
 
 
 def make_converter(output: OutputContainer, source: Stream, codec: str, target: str) -> Converter:

@@ -105,7 +105,14 @@ def is_picture(stream: Stream) -> bool:
 
 
 def has_timestamps(container: InputContainer) -> bool:
-    """False for raw streams, whose packets carry no time of their own."""
+    """False where packets carry no display time of their own.
+
+    That is so in raw streams, and in AVI with H.264 or HEVC: AVI counts packets as they are
+    decoded, and libav's guess at B frames is wrong. Both are of constant rate.
+    """
+    if container.format.name == "avi":
+        codecs = {stream.codec_context.name for stream in container.streams.video}
+        return not codecs & {"h264", "hevc"}
     return not container.format.flags & _AVFMT_NOTIMESTAMPS
 
 

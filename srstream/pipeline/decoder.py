@@ -40,7 +40,7 @@ class DecodeRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    path: Path
+    path_hex: str
     video: VideoInfo
     config: SourceConfig
     window: TimeWindow
@@ -49,6 +49,11 @@ class DecodeRequest(BaseModel):
     anchor_pts: int | None = None
     anchor_hash: str | None = None
     decode_threads: int = 1
+
+    @property
+    def path(self) -> Path:
+        """The source; it crosses as hexadecimal bytes, since a name need not be UTF-8."""
+        return Path(os.fsdecode(bytes.fromhex(self.path_hex)))
 
 
 def frame_hash(frame: Frame) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -98,6 +100,11 @@ class Failed(_Event):
 
 Event = Started | Note | Progress | SegmentDone | Verified | Done | Failed
 OnEvent = Callable[[Event], None]
+
+
+def printable(path: Path) -> str:
+    """A path as text that can be printed and put into JSON, whatever bytes its name holds."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def ignore(_: Event) -> None:

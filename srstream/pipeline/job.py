@@ -32,6 +32,7 @@ from srstream.pipeline.events import (
     Started,
     Verified,
     ignore,
+    printable,
 )
 from srstream.pipeline.failpoints import failpoint
 from srstream.pipeline.plan import JobPlan, fingerprint, make_plan
@@ -44,7 +45,7 @@ _WINDOW_FRAMES = 24
 _WINDOW_BYTES = 24 << 20
 _QUEUE_BYTES = 48 << 20
 _MAX_DECODER_DEATHS = 3
-_NUM_VERIFY_SAMPLES = 16
+_NUM_VERIFY_SAMPLES = 8
 _PROGRESS_SECONDS = 0.25
 
 
@@ -124,7 +125,7 @@ class _Job:
 
     def run(self) -> Result:
         self._check_output_is_free()
-        store = JobStore(self._output)
+        store = JobStore(self._output, fresh=self._restart)
         try:
             if store.was_published():
                 return self._finish(store, store.get("result"))
@@ -139,9 +140,11 @@ class _Job:
             store.close()
 
     def _check_output_is_free(self) -> None:
-        if not self._output.exists() or self._overwrite:
+        if self._output.is_dir():
+            raise UsageError(f"{self._output}: this is a folder; give the output a name in it.")
+        if not os.path.lexists(self._output) or self._overwrite:
             return
-        if not job_directory(self._output).exists():
+        if not _is_publishing(self._output):
             raise UsageError(
                 f"{self._output}: exists already and was not touched. "
                 "Use --overwrite to replace it, or -o for another name."
@@ -236,7 +239,7 @@ class _Job:
         encoder.start()
         anchor = next((record for record in reversed(done) if record.file.pts), None)
         request = DecodeRequest(
-            path=plan.source.path.resolve(),
+            path_hex=os.fsencode(plan.source.path.resolve()).hex(),
             video=plan.source.video,
             config=plan.config.source,
             window=plan.window,
@@ -311,7 +314,7 @@ class _Job:
         fps = self._num_enhanced / seconds if self._num_enhanced else None
         self._on_event(
             Done(
-                output=str(self._output),
+                output=printable(self._output),
                 num_frames=result["num_frames"],
                 seconds=seconds,
                 fps=fps,
@@ -327,8 +330,8 @@ class _Job:
         video, output = plan.source.video, plan.output.video
         self._on_event(
             Started(
-                input=str(plan.source.path),
-                output=str(self._output),
+                input=printable(plan.source.path),
+                output=printable(self._output),
                 width=video.width,
                 height=video.height,
                 output_width=output.width,
@@ -374,6 +377,14 @@ class _Throttle:
         self._on_event(
             Progress(stage=self._stage, done=done, total=total, fps=fps, eta_seconds=eta)
         )
+
+
+def _is_publishing(output: Path) -> bool:
+    """Whether an unfinished job of `output` was killed while it gave the output its name."""
+    if not job_directory(output).exists():
+        return False
+    with JobStore(output) as store:
+        return store.get("state") == "publishing"
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> set[str]:

@@ -136,12 +136,18 @@ def enhance_pictures(
     """
     sources = expand_inputs(source)
     several = source.is_dir() or (glob.has_magic(str(source)) and not source.exists())
+    targets = [_destination(path, output, config.scaling, several=several) for path in sources]
+    for target, path in zip(targets, sources, strict=True):
+        if targets.count(target) > 1:
+            raise UsageError(
+                f"{path}: another picture of this pattern would become {target} too; "
+                "enhance folder by folder."
+            )
     if several and output is not None and output.exists() and not output.is_dir():
         raise UsageError(f"{output}: there are several pictures; name a folder with -o.")
     engine, _ = choose_engine(config.engine, config.model, model_spec(config.model.name))
     try:
-        for path in sources:
-            target = _destination(path, output, config.scaling, several=several)
+        for path, target in zip(sources, targets, strict=True):
             try:
                 yield enhance_picture(path, target, config, overwrite=overwrite, engine=engine)
             except SrstreamError as error:

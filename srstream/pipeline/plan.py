@@ -38,6 +38,8 @@ MAX_SEGMENT_SECONDS = 10
 _LOW_BITS_PER_PIXEL = 0.01
 _TYPICAL_BITS_PER_PIXEL = 0.06
 _LOSSLESS_BITS_PER_SAMPLE = 2.5
+_MAX_NAME_BYTES = 255
+_MIN_OUTPUT_SIDE = 16
 _LOSSLESS_CODECS = frozenset({"ffv1", "utvideo", "png", "qtrle"})
 
 
@@ -100,6 +102,8 @@ def make_plan(
         TruncatedError: the source ends early and `--salvage` was not given.
     """
     spec = model_spec(config.model.name)
+    if source.exists() and not source.is_file() and not source.is_dir():
+        raise UsageError(f"{source}: this is no regular file; give a file that can be read twice.")
     info = probe(source, config.source)
     size = output_size(info.video, config.scaling, spec.scale)
     plan = plan_output(info, config, output, size)
@@ -107,6 +111,10 @@ def make_plan(
         raise UsageError(f"{source}: the output would be the input itself; choose another -o.")
     if not plan.path.parent.is_dir():
         raise UsageError(f"{plan.path.parent}: there is no such folder; create it or change -o.")
+    if plan.path.is_dir():
+        raise UsageError(f"{plan.path}: this is a folder; give the output a name in it.")
+    if len(os.fsencode(plan.path.name)) > _MAX_NAME_BYTES:
+        raise UsageError(f"{plan.path.name[:40]}...: this name is too long; give another with -o.")
     engine, reason = choose_engine(config.engine, config.model, spec)
     index = scan_packets(source, info.video, deadline_seconds=deadline_seconds, on_progress=on_read)
     if index.truncated_at_seconds is not None and not config.source.salvage:
@@ -153,6 +161,11 @@ def output_size(video: VideoInfo, scaling: ScaleConfig, model_scale: int) -> tup
         raise RefusedError(
             f"{video.height * factor} rows were asked for, the model makes at most {full_height}; "
             "choose a smaller --height or --scale."
+        )
+    if min(video.width, video.height) * factor < _MIN_OUTPUT_SIDE:
+        raise RefusedError(
+            f"a picture smaller than {_MIN_OUTPUT_SIDE} pixels was asked for; choose a larger "
+            "--scale or --height."
         )
     return tuple(  # type: ignore[return-value]
         max(2, round(side * factor / step) * step)

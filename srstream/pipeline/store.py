@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -24,6 +25,8 @@ from srstream.errors import DiskFullError, JobError
 from srstream.media.types import SegmentFile
 from srstream.pipeline.failpoints import failpoint
 
+_MAX_NAME_BYTES = 255
+_DAMAGED = " Use --restart to begin anew."
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS job (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS segment (
@@ -49,12 +52,16 @@ class SegmentRecord:
 
 
 def job_directory(output: Path) -> Path:
-    """Where the unfinished job of `output` lives."""
-    return output.with_name(f".{output.name}.srstream")
+    """Where the unfinished job of `output` lives; a name that is too long is cut and hashed."""
+    name = os.fsencode(f".{output.name}.srstream")
+    if len(name) > _MAX_NAME_BYTES:
+        digest = hashlib.sha256(name).hexdigest()[:16]
+        name = name[: _MAX_NAME_BYTES - 40] + os.fsencode(f"-{digest}.srstream")
+    return output.with_name(os.fsdecode(name))
 
 
 @contextlib.contextmanager
-def disk_errors(doing: str, place: Path) -> Iterator[None]:
+def disk_errors(doing: str, place: Path, advice: str = "") -> Iterator[None]:
     """Turn a full disk into `DiskFullError`, which says that the job can be resumed."""
     try:
         yield
@@ -65,7 +72,7 @@ def disk_errors(doing: str, place: Path) -> Iterator[None]:
                 f"{place}: the disk became full while {doing}; nothing was published. "
                 "Free some space and run the same command again: it resumes."
             ) from error
-        raise JobError(f"{place}: {doing} failed ({error}).") from error
+        raise JobError(f"{place}: {doing} failed ({error}).{advice}") from error
 
 
 def fsync_path(path: Path) -> None:
@@ -84,9 +91,10 @@ class JobStore:
         JobError: another process holds the job, or its journal is damaged.
     """
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.directory = job_directory(output)
+    def __init__(self, output: Path, *, fresh: bool = False) -> None:
+        # Absolute: to libav a relative name with a colon is a protocol.
+        self.output = output.absolute()
+        self.directory = job_directory(self.output)
         with disk_errors("creating the job's folder", self.directory):
             self.directory.mkdir(mode=0o700, exist_ok=True)
             self._lock = (self.directory / "lock").open("ab")
@@ -99,7 +107,10 @@ class JobStore:
                 "Wait for it or stop it first."
             ) from error
         try:
-            with disk_errors("opening the journal", self.directory):
+            if fresh:
+                for path in self.directory.glob("journal.sqlite*"):
+                    path.unlink()
+            with disk_errors("opening the journal", self.directory, _DAMAGED):
                 self._database = self._connect()
         except JobError:
             self._lock.close()
@@ -127,7 +138,8 @@ class JobStore:
 
     def get(self, key: str) -> Any:
         """The value noted under `key`, None if there is none."""
-        row = self._database.execute("SELECT value FROM job WHERE key = ?", (key,)).fetchone()
+        with disk_errors("reading the journal", self.directory, _DAMAGED):
+            row = self._database.execute("SELECT value FROM job WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def put(self, key: str, value: Any) -> None:
@@ -140,7 +152,9 @@ class JobStore:
     def segments(self) -> list[SegmentRecord]:
         """The segments that are done, in order; a gap or a missing file ends the list."""
         records: list[SegmentRecord] = []
-        for row in self._database.execute("SELECT * FROM segment ORDER BY number"):
+        with disk_errors("reading the journal", self.directory, _DAMAGED):
+            rows = self._database.execute("SELECT * FROM segment ORDER BY number").fetchall()
+        for row in rows:
             number, name, num_bytes, pts_blob, last_duration, last_hash, statistics = row
             path = self.directory / name
             pts = array("q", pts_blob)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from srstream.config import JobConfig
 from srstream.pipeline.estimate import estimate
+from srstream.pipeline.events import printable
 from srstream.pipeline.plan import JobPlan, make_plan
 
 SCHEMA = "srstream.plan/1"
@@ -75,8 +76,8 @@ def plan_summary(source: Path, output: Path | None, config: JobConfig) -> PlanSu
     video, out = plan.source.video, plan.output.video
     languages = {stream.index: stream.language for stream in plan.source.streams}
     return PlanSummary(
-        input=str(source),
-        output=str(plan.output.path),
+        input=printable(source),
+        output=printable(plan.output.path),
         container=plan.output.container,
         width=video.width,
         height=video.height,
