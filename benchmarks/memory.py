@@ -3,8 +3,8 @@
     python benchmarks/memory.py [--seconds 10 600] [--json]
 
 The sample clip is encoded again and again until it is long enough. What is
-printed is the highest proportional set size (PSS: shared pages counted once) of the command and
-its child, sampled five times a second, and the ratio of long to short.
+printed is the highest resident set size (RSS) of the command and its child together, sampled five
+times a second, and the ratio of long to short.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def peak_bytes(source: Path, output: Path) -> int:
         total = 0
         for one in [process, *process.children(recursive=True)]:
             try:
-                total += one.memory_full_info().pss
+                total += one.memory_info().rss
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         peak = max(peak, total)

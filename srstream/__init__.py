@@ -106,7 +106,7 @@ def enhance_pictures(
 def plan(
     source: PathLike, output: PathLike | None = None, *, config: JobConfig | None = None
 ) -> PlanSummary:
-    """What `enhance` would do: streams, sizes, losses, time. Takes about a second.
+    """What `enhance` would do: streams, sizes, losses, time. Takes one to two seconds.
 
     Raises:
         srstream.errors.SrstreamError: the job cannot work, and why.
