@@ -161,3 +161,4 @@ def test_options_that_the_chosen_encoder_lacks_do_not_stop_an_automatic_choice(
     source = clips.alpha_ffv1(tmp_path / "in.mkv")
     done = run("enhance", source, "--preset", "ultrafast", "--crf", "20")
     assert done.returncode == 0, done.stderr
+    assert "ffv1 has no --preset" in done.stderr and "ffv1 has no --crf" in done.stderr

@@ -76,6 +76,11 @@ def choose_encoder(
     notes = []
     if config.codec == "auto" and codec not in ("libx264",):
         notes.append(f"Encoded with {codec}, which keeps {_say(wanted, video)}.")
+        notes += [
+            f"{codec} has no --{name}; it is left out."
+            for name in ("crf", "preset")
+            if getattr(config, name) is not None and name not in _private_options(codec)
+        ]
     return EncoderChoice(codec, pix_fmt, layout, tuple(losses), tuple(notes))
 
 
@@ -85,7 +90,7 @@ def encoder_options(
     """The encoder's own options for a configuration.
 
     Raises:
-        RefusedError: crf or preset was given to an encoder that has none.
+        RefusedError: crf or preset was given to an encoder that the user chose and that has none.
     """
     known = _private_options(codec)
     options: dict[str, str] = {}
