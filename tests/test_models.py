@@ -20,30 +20,54 @@ from srstream.models.networks import (
     fold,
     network_from_weights,
     network_tensors,
+    network_to_tune,
     training_network,
 )
 from srstream.models.onnx_graph import onnx_model
 from srstream.models.table import (
     MODELS,
     WEIGHTS_DIR,
+    ModelSpec,
+    ResidualGenerator,
+    Stack,
     available_models,
+    available_sets,
     model_spec,
-    plain_convolutions,
     weights_path,
+    weights_stem,
 )
 
-SPECS = [*MODELS.values(), plain_convolutions("odd", channels=5, layers=3, scale=2)]
+SPECS = [
+    MODELS["fast"],
+    MODELS["balanced"],
+    ModelSpec("odd", "luma", Stack((5, 7))),
+    ModelSpec("three_planes", "rgb", Stack((6, 9, 4))),
+    ModelSpec("small_srgan", "rgb", ResidualGenerator(channels=6, num_blocks=2)),
+    ModelSpec("paper_srgan", "rgb", ResidualGenerator(4, num_blocks=1, signed_input=False)),
+]
+SHIPPED = [(name, weight_set) for name in available_models() for weight_set in available_sets(name)]
+
+
+def random_input(spec, height, width, batch=1, dtype=np.float32):
+    shape = (batch, spec.form.num_input_planes, height, width)
+    return np.random.default_rng(0).random(shape).astype(dtype)
 
 
 def trained_network(spec):
-    """As after training: every branch counts."""
+    """As after training: every branch and every statistic counts."""
     torch.manual_seed(3)
     network = training_network(spec)
     with torch.no_grad():
-        for block in network.convolutions:
-            block.edge_scales.normal_(0, 0.3)
-            block.plain.bias.normal_(0, 0.1)
-    return network
+        for module in network.modules():
+            if isinstance(module, EdgeBlock):
+                module.edge_scales.normal_(0, 0.3)
+                module.plain.bias.normal_(0, 0.1)
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2.0)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
+    return network.eval()
 
 
 def random_weights(spec=MODELS["fast"]):
@@ -54,7 +78,8 @@ def in_openvino(model_bytes, lr_BCHW):
     openvino = import_openvino()
     model = openvino.Core().read_model(model_bytes)
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return compiled([lr_BCHW])[0]
+    results = compiled([lr_BCHW])
+    return [results[index] for index in range(len(compiled.outputs))]
 
 
 def test_the_table_and_the_weight_files_import_no_torch():
@@ -101,37 +126,96 @@ def test_the_folded_block_equals_its_branches_and_trains_alike(channels):
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_the_folded_network_equals_the_trained_one(spec):
     network = trained_network(spec)
-    lr_BCHW = torch.rand(2, 1, 17, 23)
+    lr_BCHW = torch.from_numpy(random_input(spec, 17, 23, batch=2))
     with torch.no_grad():
-        sr_BCHW = network(lr_BCHW)
-        torch.testing.assert_close(fold(network)(lr_BCHW), sr_BCHW, rtol=0, atol=1e-5)
-    assert sr_BCHW.shape == (2, 1, 17 * spec.scale, 23 * spec.scale)
+        expected = network(lr_BCHW)
+        for made, true, group in zip(
+            fold(network)(lr_BCHW), expected, spec.form.outputs, strict=True
+        ):
+            torch.testing.assert_close(made, true, rtol=0, atol=1e-5)
+            assert made.shape == (2, group.num_planes, 17 * group.scale, 23 * group.scale)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_a_network_to_tune_begins_where_its_weights_are(spec):
+    weights = random_weights(spec)
+    tuned = network_to_tune(weights)
+    lr_BCHW = torch.from_numpy(random_input(spec, 12, 9))
+    with torch.no_grad():
+        for network in (tuned, fold(tuned)):
+            for made, true in zip(
+                network(lr_BCHW), network_from_weights(weights)(lr_BCHW), strict=True
+            ):
+                torch.testing.assert_close(made, true, rtol=0, atol=1e-5)
+    assert all(parameter.requires_grad for parameter in tuned.parameters())
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_the_halo_is_the_receptive_field_radius(spec):
-    """One pixel changed: the output changes out to `halo` pixels from it, and no farther."""
+    """One pixel changed: the output changes no farther than `halo` pixels from it.
+
+    A stack's outputs change right out to there; a generator's halo is rounded up.
+    """
     side, middle = 2 * spec.halo + 9, spec.halo + 4
-    lr_BCHW = torch.rand(1, 1, side, side, dtype=torch.float64)
+    lr_BCHW = torch.from_numpy(random_input(spec, side, side, dtype=np.float64))
     changed = lr_BCHW.clone()
-    changed[0, 0, middle, middle] += 100.0
+    changed[0, :, middle, middle] += 100.0
     network = fold(trained_network(spec)).double()
+    slack = 0 if isinstance(spec.network, Stack) else 1
     with torch.no_grad():
-        difference = (network(changed) - network(lr_BCHW))[0, 0].abs()
-    rows, columns = torch.nonzero(difference, as_tuple=True)
-    first, last = middle - spec.halo, middle + spec.halo
-    for positions in (rows // spec.scale, columns // spec.scale):
-        assert (int(positions.min()), int(positions.max())) == (first, last)
+        for before, after, group in zip(
+            network(lr_BCHW), network(changed), spec.form.outputs, strict=True
+        ):
+            rows, columns = torch.nonzero((after - before)[0].abs().sum(0), as_tuple=True)
+            for positions in (rows // group.scale, columns // group.scale):
+                first, last = int(positions.min()), int(positions.max())
+                assert middle - spec.halo <= first <= middle - spec.halo + slack
+                assert middle + spec.halo - slack <= last <= middle + spec.halo
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-@pytest.mark.parametrize("shape", [(1, 1, 64, 64), (3, 1, 45, 67), (1, 1, 1, 1)])
+@pytest.mark.parametrize("shape", [(1, 64, 64), (3, 45, 67), (1, 1, 1)])
 def test_onnx_in_openvino_equals_pytorch(spec, shape):
     weights = random_weights(spec)
-    lr_BCHW = np.random.default_rng(0).random(shape, np.float32)
-    expected = network_from_weights(weights)(torch.from_numpy(lr_BCHW)).numpy()
-    sr_BCHW = in_openvino(onnx_model(weights).SerializeToString(), lr_BCHW)
-    assert np.abs(sr_BCHW - expected).max() < 1e-4
+    batch, height, width = shape
+    lr_BCHW = random_input(spec, height, width, batch)
+    expected = network_from_weights(weights)(torch.from_numpy(lr_BCHW))
+    results = in_openvino(onnx_model(weights).SerializeToString(), lr_BCHW)
+    for made, true in zip(results, expected, strict=True):
+        assert np.abs(made - true.numpy()).max() < 1e-4
+
+
+def test_half_precision_files_hold_the_rounded_weights(tmp_path):
+    spec = MODELS["srgan"]
+    weights = random_weights(spec)
+    content = safetensors_bytes(weights, half=True)
+    onnx_bytes = onnx_model(weights, half=True).SerializeToString()
+    assert max(len(content), len(onnx_bytes)) < 3.3e6
+    path = tmp_path / "srgan.safetensors"
+    path.write_bytes(content)
+    loaded = load_weights(path)
+    np.testing.assert_array_equal(
+        loaded.tensors["head.weight"], weights.tensors["head.weight"].astype(np.float16)
+    )
+    lr_BCHW = random_input(spec, 9, 7)
+    expected = network_from_weights(loaded)(torch.from_numpy(lr_BCHW))[0].numpy()
+    assert np.abs(in_openvino(onnx_bytes, lr_BCHW)[0] - expected).max() < 1e-4
+
+
+def test_a_weight_file_says_which_range_its_generator_takes(tmp_path):
+    network = replace(MODELS["srgan"].network, signed_input=False)
+    weights = random_weights(replace(MODELS["srgan"], network=network))
+    path = tmp_path / "srgan.safetensors"
+    path.write_bytes(safetensors_bytes(weights, half=True))
+    assert load_weights(path).spec.network.signed_input is False
+
+
+def test_the_paper_s_generator_costs_what_the_design_says():
+    spec = model_spec("srgan")
+    assert spec.kmac_per_pixel == pytest.approx(2218, abs=1)
+    assert model_spec("balanced").kmac_per_pixel == pytest.approx(96.12)
+    num_weights = sum(value.numel() for value in fold(training_network(spec)).parameters())
+    assert num_weights == pytest.approx(1.55e6, rel=0.01)
 
 
 def test_the_onnx_file_says_what_it_is():
@@ -185,25 +269,28 @@ def test_wrong_tensors_are_named():
         safetensors_bytes(replace(weights, tensors=weights.tensors | {"extra": np.zeros(1)}))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_shipped_files_belong_together(name):
+@pytest.mark.parametrize(("name", "weight_set"), SHIPPED)
+def test_shipped_files_belong_together(name, weight_set):
     """Both weight files hold the same network, and the card has their hashes."""
-    assert name in available_models()
-    weights = load_weights(weights_path(name, ".safetensors"))
-    graph = onnx.load(weights_path(name))
+    path = weights_path(name, weight_set=weight_set)
+    weights = load_weights(weights_path(name, ".safetensors", weight_set))
+    graph = onnx.load(path)
     assert {entry.key: entry.value for entry in graph.metadata_props} == weights.metadata()
+    named = {constant.name for constant in graph.graph.initializer}
+    assert weights.tensors.keys() <= named  # what knobs are blended by
 
-    lr_BCHW = np.random.default_rng(5).random((1, 1, 40, 56), np.float32)
-    expected = network_from_weights(weights)(torch.from_numpy(lr_BCHW)).numpy()
-    sr_BCHW = in_openvino(weights_path(name).read_bytes(), lr_BCHW)
-    assert np.abs(sr_BCHW - expected).max() < 1e-4
+    lr_BCHW = random_input(weights.spec, 40, 56)
+    expected = network_from_weights(weights)(torch.from_numpy(lr_BCHW))
+    for made, true in zip(in_openvino(path.read_bytes(), lr_BCHW), expected, strict=True):
+        assert np.abs(made - true.numpy()).max() < 1e-4
 
+    stem = weights_stem(name, weight_set)
     listed = re.findall(
-        r"\| (\S+) \| `([0-9a-f]{64})` \|", (WEIGHTS_DIR / f"{name}.md").read_text()
+        r"\| (\S+) \| `([0-9a-f]{64})` \|", (WEIGHTS_DIR / f"{stem}.md").read_text()
     )
-    assert {file for file, _ in listed} == {
-        f"{name}.onnx", f"{name}.safetensors", f"{name}.pictures.txt"
-    }  # fmt: skip
+    suffixes = (".onnx", ".safetensors", ".pictures.txt")
+    assert {file for file, _ in listed} == {stem + suffix for suffix in suffixes}
+    assert all((WEIGHTS_DIR / file).stat().st_size < 4e6 for file, _ in listed)
     for file, digest in listed:
         assert sha256(WEIGHTS_DIR / file) == digest, file
 

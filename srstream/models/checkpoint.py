@@ -1,12 +1,12 @@
 """Shipped weights: `.safetensors`, arrays and a header that says where they come from.
 
-Tensors are those of the folded network, float32: `convolutions.N.weight` (out, in, 3, 3),
-`convolutions.N.bias` (out,) and `activations.N.weight` (channels,), N from 0. Neither PyTorch nor
-a pickle is involved.
+Tensors are those of the folded network, named as its PyTorch module names them: convolutions
+(out, in, k, k) with a bias (out,), PReLU slopes (channels,). They are float32 in memory; a file may
+store them as float16. Neither PyTorch nor a pickle is involved.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from srstream.errors import WeightsError
-from srstream.models.table import MODELS, ModelSpec
+from srstream.models.table import MODELS, ModelSpec, ResidualGenerator, Stack
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -31,24 +31,53 @@ class Weights:
 
     def metadata(self) -> dict[str, str]:
         """What every weight file says of itself, as text."""
-        return {
+        stated = {
             "model": self.spec.name,
             "scale": str(self.spec.scale),
             "halo": str(self.spec.halo),
             "colour": self.spec.colour,
             "recipe": self.recipe,
         }
+        if isinstance(self.spec.network, ResidualGenerator):
+            stated["signed_input"] = str(self.spec.network.signed_input).lower()
+        return stated
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the folded network."""
+    if isinstance(spec.network, Stack):
+        return _stack_shapes(spec, spec.network)
+    return _generator_shapes(spec, spec.network)
+
+
+def _stack_shapes(spec: ModelSpec, network: Stack) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
-    for layer, (num_in, num_out) in enumerate(spec.layer_channels()):
-        shapes[f"convolutions.{layer}.weight"] = (num_out, num_in, 3, 3)
-        shapes[f"convolutions.{layer}.bias"] = (num_out,)
-        if layer < spec.layers - 1:
+    for layer, (num_in, num_out) in enumerate(network.layer_channels(spec.form)):
+        shapes |= _convolution_shapes(f"convolutions.{layer}", num_in, num_out)
+        if layer < len(network.widths):
             shapes[f"activations.{layer}.weight"] = (num_out,)
     return shapes
+
+
+def _generator_shapes(spec: ModelSpec, network: ResidualGenerator) -> dict[str, tuple[int, ...]]:
+    wide, num_planes = network.channels, spec.form.num_input_planes
+    shapes = _convolution_shapes("head", num_planes, wide, side=9)
+    shapes["head_activation.weight"] = (wide,)
+    for block in range(network.num_blocks):
+        shapes |= _convolution_shapes(f"blocks.{block}.first", wide, wide)
+        shapes[f"blocks.{block}.activation.weight"] = (wide,)
+        shapes |= _convolution_shapes(f"blocks.{block}.second", wide, wide)
+    shapes |= _convolution_shapes("body", wide, wide)
+    for step in range(2):
+        shapes |= _convolution_shapes(f"upsampling.{step}", wide, 4 * wide)
+        shapes[f"upsampling_activations.{step}.weight"] = (wide,)
+    return shapes | _convolution_shapes("tail", wide, num_planes, side=9)
+
+
+def _convolution_shapes(
+    name: str, num_in: int, num_out: int, *, side: int = 3
+) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (num_out, num_in, side, side), f"{name}.bias": (num_out,)}
 
 
 def check_tensors(spec: ModelSpec, tensors: Tensors, origin: str) -> None:
@@ -70,10 +99,13 @@ def check_tensors(spec: ModelSpec, tensors: Tensors, origin: str) -> None:
             raise WeightsError(f"{origin}: tensor {name} holds values that are not finite")
 
 
-def safetensors_bytes(weights: Weights) -> bytes:
-    """The content of a `.safetensors` file."""
+def safetensors_bytes(weights: Weights, *, half: bool = False) -> bytes:
+    """The content of a `.safetensors` file; `half` stores float16."""
     check_tensors(weights.spec, weights.tensors, "weights to save")
-    contiguous = {name: np.ascontiguousarray(array) for name, array in weights.tensors.items()}
+    dtype = np.float16 if half else np.float32
+    contiguous = {
+        name: np.ascontiguousarray(array, dtype) for name, array in weights.tensors.items()
+    }
     # One key only: safetensors writes several in an order that differs from run to run.
     return save(contiguous, {"srstream": json.dumps(weights.metadata())})
 
@@ -83,7 +115,7 @@ def load_weights(path: Path) -> Weights:
     try:
         with safe_open(path, framework="np") as file:
             metadata = json.loads((file.metadata() or {}).get("srstream", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read as safetensors weights: {error}") from error
     name = metadata.get("model") if isinstance(metadata, dict) else None
@@ -91,5 +123,13 @@ def load_weights(path: Path) -> Weights:
         raise WeightsError(
             f"{path}: says it belongs to model {name!r}; there are: {', '.join(MODELS)}"
         )
-    check_tensors(MODELS[name], tensors, str(path))
-    return Weights(MODELS[name], tensors, str(metadata.get("recipe", "")))
+    spec = MODELS[name]
+    if isinstance(spec.network, ResidualGenerator):
+        signed = metadata.get("signed_input") != "false"
+        spec = replace(spec, network=replace(spec.network, signed_input=signed))
+    tensors = {
+        key: array.astype(np.float32) if array.dtype == np.float16 else array
+        for key, array in stored.items()
+    }
+    check_tensors(spec, tensors, str(path))
+    return Weights(spec, tensors, str(metadata.get("recipe", "")))

@@ -1,8 +1,9 @@
 """The networks, in PyTorch.
 
-Shapes: B batch, C channels, H and W height and width; `lr_BCHW` is the input, `sr_BCHW` the
-output at `scale` times its size. Values are code values / 255, in whatever range the video has
-(limited or full), float; the output is not clamped.
+Shapes: B batch, C planes or channels, H and W height and width; `lr_BCHW` is the input. A network
+returns a tuple with one (B, planes, scale H, scale W) for each plane group of its model's colour
+form. Values are float, code / (2**bits - 1) in whatever range the video has (limited or full),
+RGB full range in [0, 1]; the output is not clamped.
 """
 
 from typing import cast
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from srstream.models.checkpoint import Tensors, Weights
-from srstream.models.table import ModelSpec
+from srstream.models.table import ModelSpec, ResidualGenerator, Stack
+
+Planes = tuple[Tensor, ...]
 
 SOBEL_X = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
 SOBEL_Y = ((1.0, 2.0, 1.0), (0.0, 0.0, 0.0), (-1.0, -2.0, -1.0))
@@ -76,28 +79,35 @@ class UpscalingStack(nn.Module):
     """3x3 convolutions with PReLU between, the nearest-neighbour anchor, and a PixelShuffle.
 
     The last convolution so learns the difference to the input repeated `scale` x `scale` times.
-    `block(num_in, num_out)` makes one convolution.
     """
 
     def __init__(self, spec: ModelSpec, *, reparameterised: bool) -> None:
         super().__init__()
+        assert isinstance(spec.network, Stack)
         self.spec = spec
         self.convolutions = nn.ModuleList(
             EdgeBlock(num_in, num_out)
             if reparameterised
             else nn.Conv2d(num_in, num_out, 3, padding=1)
-            for num_in, num_out in spec.layer_channels()
+            for num_in, num_out in spec.network.layer_channels(spec.form)
         )
         self.activations = nn.ModuleList(
-            varied_prelu(spec.channels, layer) for layer in range(spec.layers - 1)
+            varied_prelu(width, layer) for layer, width in enumerate(spec.network.widths)
         )
+        anchors = torch.tensor(spec.form.anchor_planes)
+        self.register_buffer("anchors", anchors, persistent=False)
 
-    def forward(self, lr_BCHW: Tensor) -> Tensor:
+    def forward(self, lr_BCHW: Tensor) -> Planes:
         x = lr_BCHW
         for convolution, activation in zip(self.convolutions, self.activations, strict=False):
             x = activation(convolution(x))
-        x = self.convolutions[-1](x) + lr_BCHW.repeat_interleave(self.spec.scale**2, dim=1)
-        return functional.pixel_shuffle(x, self.spec.scale)
+        x = self.convolutions[-1](x) + lr_BCHW[:, cast(Tensor, self.anchors)]
+        groups = self.spec.form.outputs
+        channels = x.split([group.num_channels for group in groups], dim=1)
+        return tuple(
+            functional.pixel_shuffle(part, group.scale)
+            for part, group in zip(channels, groups, strict=True)
+        )
 
 
 def varied_prelu(num_channels: int, layer: int) -> nn.PReLU:
@@ -112,8 +122,73 @@ def varied_prelu(num_channels: int, layer: int) -> nn.PReLU:
     return prelu
 
 
-def training_network(spec: ModelSpec) -> UpscalingStack:
-    """The network with re-parameterised blocks, as it is trained."""
+class ResidualBlock(nn.Module):
+    """Convolution, BN, PReLU, convolution, BN, and the sum with what came in."""
+
+    def __init__(self, channels: int, layer: int, *, batch_norm: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=not batch_norm)
+        self.first_norm = _norm(channels, batch_norm)
+        self.activation = varied_prelu(channels, layer)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=not batch_norm)
+        self.second_norm = _norm(channels, batch_norm)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        inner = self.activation(self.first_norm(self.first(x_BCHW)))
+        return x_BCHW + self.second_norm(self.second(inner))
+
+
+class Generator(nn.Module):
+    """SRGAN's generator (Ledig et al., CVPR 2017, figure 4); without BN where it is folded.
+
+    k9n64s1 and PReLU; residual blocks; k3n64s1 with BN and the long skip; two times k3n256s1,
+    PixelShuffle(2) and PReLU; k9n3s1; tanh, brought from [-1, 1] to [0, 1].
+    """
+
+    def __init__(self, spec: ModelSpec, *, batch_norm: bool) -> None:
+        super().__init__()
+        assert isinstance(spec.network, ResidualGenerator)
+        self.spec = spec
+        self.signed_input = spec.network.signed_input
+        wide, num_planes = spec.network.channels, spec.form.num_input_planes
+        num_blocks = spec.network.num_blocks
+        self.head = nn.Conv2d(num_planes, wide, 9, padding=4)
+        self.head_activation = varied_prelu(wide, 0)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(wide, 1 + block, batch_norm=batch_norm) for block in range(num_blocks)
+        )
+        self.body = nn.Conv2d(wide, wide, 3, padding=1, bias=not batch_norm)
+        self.body_norm = _norm(wide, batch_norm)
+        self.upsampling = nn.ModuleList(nn.Conv2d(wide, 4 * wide, 3, padding=1) for _ in range(2))
+        self.upsampling_activations = nn.ModuleList(
+            varied_prelu(wide, 1 + num_blocks + step) for step in range(2)
+        )
+        self.tail = nn.Conv2d(wide, num_planes, 9, padding=4)
+
+    def forward(self, lr_BCHW: Tensor) -> Planes:
+        start = self.head_activation(self.head(2 * lr_BCHW - 1 if self.signed_input else lr_BCHW))
+        x = start
+        for block in self.blocks:
+            x = block(x)
+        x = start + self.body_norm(self.body(x))
+        for convolution, activation in zip(
+            self.upsampling, self.upsampling_activations, strict=True
+        ):
+            x = activation(functional.pixel_shuffle(convolution(x), 2))
+        return (0.5 * (torch.tanh(self.tail(x)) + 1.0),)
+
+
+def _norm(channels: int, batch_norm: bool) -> nn.Module:
+    return nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
+
+
+Network = UpscalingStack | Generator
+
+
+def training_network(spec: ModelSpec) -> Network:
+    """The network as it is trained: with re-parameterised blocks, or with BN."""
+    if isinstance(spec.network, ResidualGenerator):
+        return Generator(spec, batch_norm=True)
     network = UpscalingStack(spec, reparameterised=True)
     last = edge_blocks(network)[-1]
     with torch.no_grad():  # begin close to the anchor, so that the first gradients are small
@@ -123,34 +198,73 @@ def training_network(spec: ModelSpec) -> UpscalingStack:
     return network
 
 
+def network_to_tune(weights: Weights) -> Network:
+    """The network as it is trained, computing what these folded weights do.
+
+    A generator has no BN any more: it was folded, and a tuned network keeps its statistics.
+    """
+    if isinstance(weights.spec.network, ResidualGenerator):
+        return network_from_weights(weights).train().requires_grad_(True)
+    network = training_network(weights.spec)
+    plain = network_from_weights(weights)
+    assert isinstance(network, UpscalingStack) and isinstance(plain, UpscalingStack)
+    with torch.no_grad():
+        for block, convolution in zip(edge_blocks(network), plain.convolutions, strict=True):
+            kernel, _ = block.folded()
+            block.plain.weight += convolution.weight - kernel
+            cast(Tensor, block.plain.bias).copy_(cast(Tensor, convolution.bias))
+    network.activations.load_state_dict(plain.activations.state_dict())
+    return network
+
+
 def edge_blocks(network: UpscalingStack) -> list[EdgeBlock]:
     """The re-parameterised convolutions of a network in training, in order."""
     return [cast(EdgeBlock, block) for block in network.convolutions]
 
 
-def plain_network(spec: ModelSpec) -> UpscalingStack:
+def plain_network(spec: ModelSpec) -> Network:
     """The folded network: plain convolutions only, as it is shipped and run."""
+    if isinstance(spec.network, ResidualGenerator):
+        return Generator(spec, batch_norm=False)
     return UpscalingStack(spec, reparameterised=False)
 
 
-def fold(network: UpscalingStack) -> UpscalingStack:
-    """The plain network that computes what a trained, re-parameterised one does."""
+def fold(network: Network) -> Network:
+    """The plain network that computes what a trained one does at inference."""
     plain = plain_network(network.spec)
     with torch.no_grad():
-        for block, convolution in zip(edge_blocks(network), plain.convolutions, strict=True):
-            kernel, bias = block.folded()
-            convolution.load_state_dict({"weight": kernel, "bias": bias})
-    plain.activations.load_state_dict(network.activations.state_dict())
+        if isinstance(network, Generator):
+            plain.load_state_dict(_folded_norms(network))
+        else:
+            assert isinstance(plain, UpscalingStack)
+            for block, convolution in zip(edge_blocks(network), plain.convolutions, strict=True):
+                kernel, bias = block.folded()
+                convolution.load_state_dict({"weight": kernel, "bias": bias})
+            plain.activations.load_state_dict(network.activations.state_dict())
     return plain.eval()
 
 
-def network_tensors(plain: UpscalingStack) -> Tensors:
+def _folded_norms(network: Generator) -> dict[str, Tensor]:
+    """The state without BN: each is put into the convolution before it."""
+    state = {name: value for name, value in network.state_dict().items() if "_norm." not in name}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            convolution = name.removesuffix("_norm")
+            gain = module.weight / torch.sqrt(module.running_var + module.eps)
+            state[f"{convolution}.weight"] = (
+                state[f"{convolution}.weight"] * gain[:, None, None, None]
+            )
+            state[f"{convolution}.bias"] = module.bias - module.running_mean * gain
+    return state
+
+
+def network_tensors(plain: Network) -> Tensors:
     """A folded network's tensors as float32 arrays, named as weight files name them."""
     state = plain.state_dict()
     return {name: value.detach().cpu().numpy().copy() for name, value in state.items()}
 
 
-def network_from_weights(weights: Weights) -> UpscalingStack:
+def network_from_weights(weights: Weights) -> Network:
     """The folded network with these weights, on the CPU, ready to run."""
     network = plain_network(weights.spec)
     network.load_state_dict(

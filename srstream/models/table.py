@@ -2,10 +2,111 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from srstream.errors import UsageError, WeightsError
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
+
+Colour = Literal["luma", "yuv420", "rgb"]
+
+WeightSet = Literal["faithful", "restore", "crisp"]
+"""Pixel loss on clean low resolution; pixel loss on what codecs leave; adversarial. All of one
+shape, the second and third tuned from the first, so that a blend of them works too."""
+
+
+@dataclass(frozen=True)
+class PlaneGroup:
+    """Planes that a network makes at one size."""
+
+    num_planes: int
+    scale: int
+    """Output samples per input sample, along each axis."""
+
+    @property
+    def num_channels(self) -> int:
+        """Channels before the group's PixelShuffle."""
+        return self.num_planes * self.scale**2
+
+
+@dataclass(frozen=True)
+class ColourForm:
+    """Which planes go into a network and which come out, in this order."""
+
+    num_input_planes: int
+    """All of the size of the luma plane; chroma is brought there first."""
+    outputs: tuple[PlaneGroup, ...]
+
+    @property
+    def anchor_planes(self) -> list[int]:
+        """For each channel before the PixelShuffle, the input plane that it is the finer of."""
+        planes, first = [], 0
+        for group in self.outputs:
+            for plane in range(first, first + group.num_planes):
+                planes += [plane] * group.scale**2
+            first += group.num_planes
+        return planes
+
+
+COLOUR_FORMS: dict[Colour, ColourForm] = {
+    "luma": ColourForm(1, (PlaneGroup(1, 4),)),
+    # U and V come out at half of Y's size, as 4:2:0 has them, sited in the middle between four
+    # luma samples: the one siting that flips and turns keep.
+    "yuv420": ColourForm(3, (PlaneGroup(1, 4), PlaneGroup(2, 2))),
+    "rgb": ColourForm(3, (PlaneGroup(3, 4),)),
+}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Plain 3x3 convolutions with PReLU between, nearest-neighbour anchor, PixelShuffle."""
+
+    widths: tuple[int, ...]
+    """Channels of the hidden layers; there is one convolution more."""
+
+    @property
+    def halo(self) -> int:
+        return len(self.widths) + 1
+
+    @property
+    def activation_channels(self) -> int:
+        """Channels of the largest feature map, counted at the input's size."""
+        return max(self.widths)
+
+    def layer_channels(self, form: ColourForm) -> list[tuple[int, int]]:
+        """(in, out) of every 3x3 convolution, in order."""
+        num_out = sum(group.num_channels for group in form.outputs)
+        widths = (form.num_input_planes, *self.widths, num_out)
+        return list(zip(widths[:-1], widths[1:], strict=True))
+
+    def macs_per_pixel(self, form: ColourForm) -> int:
+        return sum(9 * num_in * num_out for num_in, num_out in self.layer_channels(form))
+
+
+@dataclass(frozen=True)
+class ResidualGenerator:
+    """The generator of SRGAN (Ledig et al., CVPR 2017, figure 4), 4x by two PixelShuffle(2)."""
+
+    channels: int
+    num_blocks: int
+    signed_input: bool = True
+    """The network is given [-1, 1], as the Keras article does, not [0, 1] as the paper."""
+
+    @property
+    def halo(self) -> int:
+        """9x9 at the input (4), two 3x3 a block, two more 3x3; then 0.5 + 1 of the upsampling."""
+        return 4 + 2 * self.num_blocks + 2 + 2
+
+    @property
+    def activation_channels(self) -> int:
+        """The maps before the second PixelShuffle have four times the channels at twice the size."""
+        return 16 * self.channels
+
+    def macs_per_pixel(self, form: ColourForm) -> int:
+        """As the paper draws it: the 9x9 convolution at its end runs on 16 times the pixels."""
+        wide = self.channels**2
+        ends = 81 * self.channels * form.num_input_planes * (1 + 16)
+        return ends + 9 * wide * (2 * self.num_blocks + 1 + 4 + 4 * 4)
 
 
 @dataclass(frozen=True)
@@ -13,47 +114,34 @@ class ModelSpec:
     """What an engine, a tiler and a trainer must know of a network before they load it."""
 
     name: str
-    scale: int
-    """Output pixels per input pixel, along each axis."""
-    colour: str
-    """`luma`: one plane in, one plane out; chroma is not the network's business."""
-    channels: int
-    """Width of the hidden layers."""
-    layers: int
-    """Number of 3x3 convolutions, first and last included."""
-    halo: int
-    """Receptive-field radius in input pixels: an output pixel depends on nothing farther away."""
-    kmac_per_pixel: float
-    """Thousands of multiply-accumulates per input pixel."""
+    colour: Colour
+    """`luma`: chroma is not the network's business. `yuv420`: Y, U, V in, Y at 4x and U, V at 2x
+    out. `rgb`: as it says, full range."""
+    network: Stack | ResidualGenerator
+    scale: int = 4
+    """Output luma samples (or pixels) per input one, along each axis."""
 
     @property
-    def num_input_planes(self) -> int:
-        return 1
+    def form(self) -> ColourForm:
+        return COLOUR_FORMS[self.colour]
 
     @property
-    def num_output_channels(self) -> int:
-        """Channels before the PixelShuffle."""
-        return self.num_input_planes * self.scale**2
+    def halo(self) -> int:
+        """Receptive-field radius in input pixels: an output depends on nothing farther away."""
+        return self.network.halo
 
-    def layer_channels(self) -> list[tuple[int, int]]:
-        """(in, out) of every 3x3 convolution, in order."""
-        widths = [self.num_input_planes, *[self.channels] * (self.layers - 1)]
-        return list(zip(widths, [*widths[1:], self.num_output_channels], strict=True))
-
-
-def plain_convolutions(
-    name: str, *, channels: int, layers: int, scale: int = 4, colour: str = "luma"
-) -> ModelSpec:
-    """A stack of 3x3 convolutions; halo and cost follow from its width and depth."""
-    unmeasured = ModelSpec(name, scale, colour, channels, layers, halo=layers, kmac_per_pixel=0.0)
-    num_macs = sum(9 * num_in * num_out for num_in, num_out in unmeasured.layer_channels())
-    return ModelSpec(name, scale, colour, channels, layers, layers, num_macs / 1000)
+    @property
+    def kmac_per_pixel(self) -> float:
+        """Thousands of multiply-accumulates per input pixel."""
+        return self.network.macs_per_pixel(self.form) / 1000
 
 
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in [
-        plain_convolutions("fast", channels=16, layers=8),
+        ModelSpec("fast", "luma", Stack((16,) * 7)),
+        ModelSpec("balanced", "yuv420", Stack((40,) * 7)),
+        ModelSpec("srgan", "rgb", ResidualGenerator(channels=64, num_blocks=16)),
     ]
 }
 
@@ -65,16 +153,32 @@ def model_spec(name: str) -> ModelSpec:
     return MODELS[name]
 
 
+def weights_stem(name: str, weight_set: WeightSet = "faithful") -> str:
+    """What a set's files are called, before their suffix."""
+    return name if weight_set == "faithful" else f"{name}.{weight_set}"
+
+
 def available_models() -> list[str]:
     """Names of the models whose ONNX weights are installed, in the table's order."""
     return [name for name in MODELS if (WEIGHTS_DIR / f"{name}.onnx").is_file()]
 
 
-def weights_path(name: str, suffix: str = ".onnx") -> Path:
-    """The shipped weight file of a model (`.onnx` or `.safetensors`), or `WeightsError`."""
-    path = WEIGHTS_DIR / f"{name}{suffix}"
+def available_sets(name: str) -> list[WeightSet]:
+    """Which sets of weights of a model are installed."""
+    sets: tuple[WeightSet, ...] = get_args(WeightSet)
+    return [s for s in sets if (WEIGHTS_DIR / f"{weights_stem(name, s)}.onnx").is_file()]
+
+
+def weights_path(name: str, suffix: str = ".onnx", weight_set: WeightSet = "faithful") -> Path:
+    """A shipped weight file of a model (`.onnx` or `.safetensors`), or `WeightsError`."""
+    path = WEIGHTS_DIR / f"{weights_stem(name, weight_set)}{suffix}"
     if name in MODELS and path.is_file():
         return path
+    if name in available_models():
+        sets = ", ".join(available_sets(name))
+        raise WeightsError(
+            f"no {weight_set} weights ({suffix}) are installed for model {name!r}, only: {sets}"
+        )
     available = ", ".join(available_models()) or "none"
     raise WeightsError(
         f"no {suffix} weights are installed for model {name!r}; models with weights: {available}"
