@@ -8,6 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+# Several threads for networks this small, on cores that are busy, wait for each other a hundred
+# times longer than they compute. Set before anything imports PyTorch; started processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -14,21 +13,22 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from training_data import REPOSITORY, data_folder
 
 from srstream.errors import ConfigError, UsageError, WeightsError
 from srstream.models.checkpoint import load_weights
-from srstream.models.table import MODELS, WEIGHTS_DIR, weights_path
+from srstream.models.table import MODELS, WEIGHTS_DIR, available_models, weights_path
 from trainer.cli import evaluate
-from trainer.config import TrainConfig, load_config
+from trainer.config import PixelSection, TrainConfig, load_config
 from trainer.data import PatchSampler, find_pictures, load_pairs, read_rgb
 from trainer.degrade import bicubic_resize
 from trainer.evaluate import load_test_set, score
-from trainer.export import export, openvino_upscaler
+from trainer.export import export
+from trainer.guards import TrainingCollapsedError
+from trainer.networks import spec_of
+from trainer.run import start_run, upscaler_of
 from trainer.state import CHECKPOINT_NAME, load_state
-from trainer.train import learning_rate, resumed_config, train
-
-REPOSITORY = Path(__file__).parents[1]
-DATA = Path(os.environ.get("SRSTREAM_DATA", REPOSITORY.parent / "shared" / "data"))
+from trainer.train import BEST_NAME, rate_factor, resumed_config
 
 SET5_PSNR_DB = {"fast": 30.4}
 """What shipped weights must reach; bicubic reads 28.43."""
@@ -47,13 +47,6 @@ checkpoint_iterations = 10
 """
 
 
-def data_folder(name: str) -> Path:
-    folder = DATA / name
-    if not folder.is_dir():
-        pytest.skip(f"{folder} isn't there; set SRSTREAM_DATA to the folder that holds {name}")
-    return folder
-
-
 @pytest.fixture
 def pictures(tmp_path):
     """Two pictures with detail, in a group, and one that is too small for a patch."""
@@ -65,6 +58,31 @@ def pictures(tmp_path):
         picture = np.clip(bicubic_resize(rough, height, width), 0, 255).astype(np.uint8)
         cv2.imwrite(str(folder / f"{name}.png"), picture)
     return folder.parent
+
+
+@pytest.fixture
+def validation_pictures(tmp_path):
+    """Three others."""
+    folder = tmp_path / "validation"
+    folder.mkdir()
+    random = np.random.default_rng(5)
+    for name, height, width in [("c", 96, 120), ("d", 101, 83), ("e", 60, 204)]:
+        rough = random.uniform(0, 255, (height // 6 + 1, width // 6 + 1, 3))
+        picture = np.clip(bicubic_resize(rough, height, width), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{name}.png"), picture)
+    return folder
+
+
+TWO_STAGES = """
+[adversarial]
+iterations = {iterations}
+discriminator_width = 4
+perceptual = "random_vgg"
+pixel_weight = 0.1
+ldl_weight = 1.0
+steadiness_weight = 0.1
+ramp = 0.5
+"""
 
 
 def config_of(num_iterations: int) -> TrainConfig:
@@ -86,30 +104,77 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(srtrain(*arguments), cwd=REPOSITORY, stdout=subprocess.DEVNULL)
 
 
-def test_a_run_resumed_after_sigkill_equals_an_uninterrupted_one(tmp_path, pictures):
-    """Weights, averages, optimiser, random states: bit for bit."""
+@pytest.mark.parametrize(
+    ("text", "killed_at"),
+    [
+        (TINY_RUN.format(iterations=50), 10),
+        # The second stage has begun: its discriminator and both optimisers must come back.
+        (TINY_RUN.format(iterations=6) + TWO_STAGES.format(iterations=30), 20),
+    ],
+    ids=["pixel", "adversarial"],
+)
+def test_a_run_resumed_after_sigkill_equals_an_uninterrupted_one(
+    tmp_path, pictures, text, killed_at
+):
+    """Weights, averages, optimisers, random states: bit for bit."""
     config = tmp_path / "tiny.toml"
-    config.write_text(TINY_RUN.format(iterations=50))
+    config.write_text(text)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = ["train", config, "--data", pictures, "--run-dir"]
-    train(load_config(config), pictures, whole)
+    last = start_run(load_config(config), pictures, whole).iteration
 
     process = start(*arguments, killed)
-    while not (killed / CHECKPOINT_NAME).exists():
+    while iteration_in(killed) < killed_at:
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert 0 < load_state(killed / CHECKPOINT_NAME)[1]["iteration"] < 50
+    assert killed_at <= iteration_in(killed) < last
     assert start(*arguments, killed, "--resume").wait(timeout=120) == 0
 
     expected, expected_metadata = load_state(whole / CHECKPOINT_NAME)
     tensors, metadata = load_state(killed / CHECKPOINT_NAME)
-    assert metadata["iteration"] == expected_metadata["iteration"] == 50
-    assert metadata["sampler"] == expected_metadata["sampler"]
+    assert metadata["iteration"] == expected_metadata["iteration"] == last
+    assert metadata["samplers"] == expected_metadata["samplers"]
     assert tensors.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensors[name], tensor), name
+
+
+def iteration_in(run_dir: Path) -> int:
+    path = run_dir / CHECKPOINT_NAME
+    return load_state(path)[1]["iteration"] if path.exists() else 0
+
+
+def test_a_collapse_stops_the_run_and_leaves_the_last_good_state(tmp_path, pictures, monkeypatch):
+    """A rate that is far too high: the sentence says so, and what is on disk is finite."""
+    monkeypatch.setattr("trainer.guards.WINDOW", 5)
+    config = config_of(400)
+    pixel = config.pixel.model_copy(update={"learning_rate": 1.0, "clip_norm": 0.0, "ema": 0.0})
+    run = config.run.model_copy(update={"checkpoint_iterations": 1})
+    config = config.model_copy(update={"pixel": pixel, "run": run})
+    with pytest.raises(TrainingCollapsedError, match="holds the last good state"):
+        start_run(config, pictures, tmp_path / "run")
+    tensors, metadata = load_state(tmp_path / "run" / CHECKPOINT_NAME)
+    assert 0 < metadata["iteration"] < 400
+    assert all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
+
+
+def test_two_processes_train_one_network(tmp_path, pictures):
+    """As `torchrun` starts them: they see different patches, and both go on after a resume."""
+    config = tmp_path / "tiny.toml"
+    config.write_text(TINY_RUN.format(iterations=4))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = ["-m", *srtrain("train", config, "--data", pictures, "--run-dir")[2:]]
+    for name, extra in [("run", []), ("run", ["--resume"])]:
+        command = [*torchrun, *arguments, str(tmp_path / name), *extra]
+        subprocess.run(command, cwd=REPOSITORY, check=True, timeout=100, capture_output=True)
+        config.write_text(TINY_RUN.format(iterations=6))
+    metadata = load_state(tmp_path / "run" / CHECKPOINT_NAME)[1]
+    assert metadata["iteration"] == 6
+    assert len(set(metadata["samplers"])) == 2
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert [line["event"] for line in lines] == ["start", "finish"] * 2
 
 
 def test_sigterm_leaves_a_checkpoint_and_success(tmp_path, pictures):
@@ -126,22 +191,27 @@ def test_sigterm_leaves_a_checkpoint_and_success(tmp_path, pictures):
     assert load_state(tmp_path / "run" / CHECKPOINT_NAME)[1]["iteration"] == lines[-1]["iteration"]
 
 
-def test_training_lowers_the_loss_and_exports(tmp_path, pictures):
+def test_training_lowers_the_loss_and_exports(tmp_path, pictures, validation_pictures):
     """By the clock, with validation; then the four files, measured and with the data's licence."""
     config = config_of(1)
     hours = config.pixel.model_copy(update={"iterations": None, "hours": 3 / 3600})
     config = config.model_copy(update={"pixel": hours})
-    progress = train(config, pictures, tmp_path / "run", validation_dir=pictures / "made")
+    run_dir = tmp_path / "run"
+    progress = start_run(config, pictures, run_dir, validation_dir=validation_pictures)
     assert 3.0 <= progress.elapsed_seconds < 6.0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").open()]
     assert [line["event"] for line in lines] == ["start", "validate", "finish"]
+    assert load_weights(run_dir / BEST_NAME).spec == MODELS["fast"]
+    (panel,) = (run_dir / "panels").iterdir()
+    assert cv2.imread(str(panel)).shape == (3 * 256, 3 * 256, 3)
+    assert list((run_dir / "tensorboard").iterdir())
 
     (pictures / "LICENSES.md").write_text(
         "| group | source | licence |\n|---|---|---|\n| made | this test | CC0-1.0 |\n"
     )
     output = tmp_path / "weights"
-    scores = export(tmp_path / "run", pictures, [pictures / "made"], output)
-    reached, bicubic = scores["made"]
+    scores = export(run_dir, pictures, [validation_pictures], output)
+    reached, bicubic = scores["validation"]
     assert reached.psnr_db == pytest.approx(lines[1]["psnr_db"], abs=0.01)
     assert reached.num_pictures == 3
     assert bicubic.psnr_db > 20
@@ -173,14 +243,21 @@ def test_evaluate_measures_an_onnx_file_and_refuses_others(tmp_path, pictures, c
 
 
 def test_a_checkpoint_is_not_overwritten_by_a_new_run(tmp_path, pictures):
-    train(config_of(1), pictures, tmp_path)
+    run_dir = tmp_path / "run"
+    start_run(config_of(1), pictures, run_dir)
     with pytest.raises(UsageError, match="--resume"):
-        train(config_of(1), pictures, tmp_path)
+        start_run(config_of(1), pictures, run_dir)
     with pytest.raises(UsageError, match="another model, seed"):
-        train(config_of(2).model_copy(update={"seed": 5}), pictures, tmp_path, resume=True)
+        start_run(config_of(2).model_copy(update={"seed": 5}), pictures, run_dir, resume=True)
     (pictures / "made" / "a.png").unlink()
-    with pytest.raises(UsageError, match="no longer holds"):
-        train(config_of(2), pictures, tmp_path, resume=True)
+    with pytest.raises(UsageError, match="no longer those"):
+        start_run(config_of(2), pictures, run_dir, resume=True)
+
+
+def test_a_finished_run_may_be_made_longer(tmp_path, pictures):
+    start_run(config_of(2), pictures, tmp_path / "run")
+    progress = start_run(config_of(5), pictures, tmp_path / "run", resume=True)
+    assert (progress.iteration, progress.stage) == (5, 0)
 
 
 def test_a_resumed_run_may_be_longer_and_keeps_its_length_by_default():
@@ -199,13 +276,13 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
 
 def test_without_a_length_no_run_starts(tmp_path, pictures):
     with pytest.raises(UsageError, match="--hours"):
-        train(TrainConfig(model="fast"), pictures, tmp_path / "run")
+        start_run(TrainConfig(model="fast", pixel=PixelSection()), pictures, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_the_learning_rate_rises_and_falls_once():
     stage = config_of(1).pixel
-    rates = [learning_rate(done, stage) for done in np.linspace(0, 1, 1001)]
+    rates = [stage.learning_rate * rate_factor(done, stage) for done in np.linspace(0, 1, 1001)]
     peak = int(np.argmax(rates))
     assert peak == pytest.approx(1000 * stage.warmup, abs=1)
     assert rates[peak] == pytest.approx(stage.learning_rate)
@@ -214,28 +291,58 @@ def test_the_learning_rate_rises_and_falls_once():
     assert all(np.diff(rates[peak:]) <= 0)
 
 
-def test_patches_are_aligned_and_repeat_from_a_saved_state(pictures, caplog):
-    pairs = load_pairs(pictures, scale=4, patch_size=12)
-    assert [pair.path.stem for pair in pairs] == ["a", "b"]
+@pytest.mark.parametrize("name", MODELS)
+def test_patches_are_aligned_and_repeat_from_a_saved_state(pictures, name, caplog):
+    pairs = load_pairs(pictures, MODELS[name], patch_size=12)
+    assert [pair.name for pair in pairs] == ["made/a.png", "made/b.png"]
     assert "small.png: 200x40 is smaller than a patch of 48" in caplog.text
-    sampler = PatchSampler(pairs, scale=4, patch_size=12, batch_size=64, seed=0)
+    sampler = PatchSampler(pairs, patch_size=12, batch_size=64, seed=0)
     state = sampler.state()
-    lr_B1HW, hr_B1HW = sampler.next_batch()
-    assert (lr_B1HW.shape, hr_B1HW.shape) == ((64, 1, 12, 12), (64, 1, 48, 48))
-    box = torch.nn.functional.avg_pool2d(hr_B1HW, 4)
-    assert (box - lr_B1HW).abs().max() < 0.05  # a smooth picture: misaligned, it is off by 0.3
+    batch = sampler.next_batch()
+    form = MODELS[name].form
+    assert batch.lr_BCHW.shape == (64, form.num_input_planes, 12, 12)
+    first = 0
+    for planes, group in zip(batch.hr, form.outputs, strict=True):
+        assert planes.shape == (64, group.num_planes, 12 * group.scale, 12 * group.scale)
+        box = torch.nn.functional.avg_pool2d(planes, group.scale)
+        lr = batch.lr_BCHW[:, first : first + group.num_planes]
+        # A smooth picture: misaligned by a pixel, the mean is off by 0.05 and more.
+        assert (box - lr).abs().mean() < (0.05 if group.scale == 2 else 0.01)
+        first += group.num_planes
     sampler.set_state(state)
-    assert torch.equal(sampler.next_batch()[0], lr_B1HW)
+    assert torch.equal(sampler.next_batch().lr_BCHW, batch.lr_BCHW)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shifted_crops_show_the_same_places(pictures, name):
+    pairs = load_pairs(pictures, MODELS[name], patch_size=16)
+    sampler = PatchSampler(pairs, patch_size=16, batch_size=4, seed=0, shifts=True)
+    offsets = set()
+    for _ in range(30):
+        batch = sampler.next_batch()
+        lr, (rows, columns) = batch.shifted
+        offsets.add((rows, columns))
+        assert lr.shape == (4, MODELS[name].form.num_input_planes, 15, 15)
+        original = batch.hr[0][:, :, rows : rows + 60, columns : columns + 60]
+        box = torch.nn.functional.avg_pool2d(original, 4)
+        num_planes = MODELS[name].form.outputs[0].num_planes
+        assert (box - lr[:, :num_planes])[:, :, 2:-2, 2:-2].abs().max() < 0.04
+    steps = {0, 2} if name == "balanced" else {0, 1, 2, 3}
+    assert {rows for rows, _ in offsets} == {columns for _, columns in offsets} == steps
 
 
 def test_all_eight_orientations_occur(pictures):
-    pairs = load_pairs(pictures, scale=4, patch_size=20)[1:]  # 101x83: one column of positions
-    sampler = PatchSampler(pairs, scale=4, patch_size=20, batch_size=256, seed=0)
-    lr_B1HW, _ = sampler.next_batch()
-    lr_HW = torch.from_numpy(pairs[0].lr_HW[:20, :20]).float() / 255
-    turned = [torch.rot90(lr_HW, quarter) for quarter in range(4)]
-    for orientation in turned + [patch.fliplr() for patch in turned]:
-        assert any(torch.equal(orientation, patch[0]) for patch in lr_B1HW)
+    pairs = load_pairs(pictures, MODELS["fast"], patch_size=20)[1:]  # 96x80: one column
+    sampler = PatchSampler(pairs, patch_size=20, batch_size=256, seed=0)
+    lr_B1HW = sampler.next_batch().lr_BCHW
+    ((_, lr_1HW),) = pairs[0].lr
+    assert lr_1HW.shape == (1, 24, 20)
+    seen = torch.stack([patch[0] for patch in lr_B1HW])
+    for top in range(5):
+        lr_HW = torch.from_numpy(lr_1HW[0, top : top + 20]).float() / 255
+        turned = [torch.rot90(lr_HW, quarter) for quarter in range(4)]
+        for orientation in turned + [patch.fliplr() for patch in turned]:
+            assert (seen == orientation).all((1, 2)).any()
 
 
 def test_a_folder_without_usable_pictures_is_refused(tmp_path, caplog):
@@ -245,19 +352,22 @@ def test_a_folder_without_usable_pictures_is_refused(tmp_path, caplog):
         find_pictures(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(UsageError, match="no picture is at least 48"):
-        load_pairs(tmp_path, scale=4, patch_size=12)
+        load_pairs(tmp_path, MODELS["fast"], patch_size=12)
     assert "broken.png: cannot be decoded" in caplog.text
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("fast*.toml")))
+TRAINING_CONFIGS = sorted((REPOSITORY / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", TRAINING_CONFIGS, ids=lambda path: path.stem)
 def test_shipped_training_configs_are_valid(path):
-    assert load_config(path).model in MODELS
+    spec_of(load_config(path))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model = 'fast'\nmodle = 1", "modle: Extra inputs"),
+        ("model = 'fast'\nmodle = 1\n[pixel]", "modle: Extra inputs"),
         ("model = 'fast'\n[data]\npatch_size = 1", "data.patch_size: .*greater than or equal to 8"),
         ("model = 'fast'\n[pixel]\nhours = 1\niterations = 1", "hours or iterations, not both"),
         ("model = ", "not valid TOML"),
@@ -271,7 +381,7 @@ def test_a_wrong_config_is_refused_by_field(tmp_path, text, message):
 
 
 @pytest.mark.needs_data
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", available_models())
 def test_no_test_picture_was_trained_on(name):
     """Neither as a file nor decoded; and the listing is that of the pictures at hand."""
     listing = dict(
@@ -297,12 +407,12 @@ def decoded_hash(path: Path) -> str:
 
 
 @pytest.mark.needs_data
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", available_models())
 def test_shipped_weights_reach_what_their_card_says(name):
     card = (WEIGHTS_DIR / f"{name}.md").read_text()
     stated = re.search(r"\| Set5 \| 5 \| ([\d.]+) \| ([\d.]+) \|", card)
     assert stated
-    upscale = openvino_upscaler(weights_path(name).read_bytes())
+    upscale, _ = upscaler_of(name)
     reached = score(upscale, load_test_set(data_folder("test/Set5"), 4), 4)
     assert reached.psnr_db == pytest.approx(float(stated[1]), abs=0.01)
     assert reached.psnr_db >= SET5_PSNR_DB[name]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from srstream.errors import UsageError
 from srstream.models.checkpoint import Weights
-from srstream.models.table import ModelSpec
+from srstream.models.table import ModelSpec, Stack, WeightSet, weights_stem
 from trainer.config import TrainConfig
 from trainer.evaluate import Score
 
@@ -16,7 +16,7 @@ LICENCES_NAME = "LICENSES.md"
 def picture_listing(data_dir: Path, pictures: list[str]) -> str:
     """SHA-256 and path of every picture, as `sha256sum` writes and checks them."""
     lines = []
-    for name in pictures:
+    for name in sources(pictures):
         path = data_dir / name
         if not path.is_file():
             raise UsageError(f"{path}: the run was trained on it, but it isn't there; check --data")
@@ -46,6 +46,7 @@ def data_groups(data_dir: Path, pictures: list[str]) -> list[tuple[str, int, str
 
 def model_card(
     weights: Weights,
+    weight_set: WeightSet,
     config: TrainConfig,
     data_dir: Path,
     pictures: list[str],
@@ -53,24 +54,30 @@ def model_card(
     hashes: dict[str, str],
 ) -> str:
     """Markdown: what the weights are, how they were made, from what, and how good they are."""
-    name = weights.spec.name
+    stem = weights_stem(weights.spec.name, weight_set)
     groups = [
         [group, str(count), source, licence]
-        for group, count, source, licence in data_groups(data_dir, pictures)
+        for group, count, source, licence in data_groups(data_dir, sources(pictures))
+    ]
+    head = ["set", "pictures", "PSNR (dB)", "SSIM", "bicubic PSNR (dB)", "bicubic SSIM"]
+    has_chroma = weights.spec.colour != "luma"
+    if has_chroma:
+        head += ["chroma PSNR (dB)", "bicubic chroma PSNR (dB)"]
+    rows = [
+        [name, *figures(*pair), *(chroma_figures(*pair) if has_chroma else [])]
+        for name, pair in scores.items()
     ]
     paragraphs = [
-        f"# {name}",
+        f"# {stem}",
+        _WHAT_FOR[weight_set],
         _what_it_is(weights.spec),
         "## Recipe",
         _how_it_was_made(weights, config),
         "## Quality",
         _how_it_was_measured(weights.spec),
-        _table(
-            ["set", "pictures", "PSNR (dB)", "SSIM", "bicubic PSNR (dB)", "bicubic SSIM"],
-            [[test_set, *figures(*pair)] for test_set, pair in scores.items()],
-        ),
+        _table(head, rows),
         "## Training pictures",
-        f"{len(pictures)} pictures, each with its hash in `{name}.pictures.txt`.",
+        f"{len(sources(pictures))} pictures, each with its hash in `{stem}.pictures.txt`.",
         _table(["group", "pictures", "source", "licence"], groups),
         "## Files",
         _table(["file", "SHA-256"], [[file, f"`{digest}`"] for file, digest in hashes.items()]),
@@ -78,23 +85,48 @@ def model_card(
     return "\n\n".join(paragraphs) + "\n"
 
 
+_WHAT_FOR: dict[WeightSet, str] = {
+    "faithful": "Faithful weights: fitted to the originals of clean low-resolution pictures.",
+    "restore": "Restore weights, one end of `--restore`: fitted to the originals of low-resolution "
+    "video that codecs have damaged, going on from the faithful weights.",
+    "crisp": "Crisp weights, one end of `--detail`: trained against a discriminator, going on from "
+    "the faithful weights.",
+}
+
+
 def _what_it_is(spec: ModelSpec) -> str:
+    planes = {
+        "luma": "luma",
+        "yuv420": "native 4:2:0 (Y, and U and V brought to its grid, in; Y at 4x and U and V at "
+        "half of that out)",
+        "rgb": "RGB",
+    }[spec.colour]
+    size = (
+        f"{spec.kmac_per_pixel:.1f} kMAC per input pixel, receptive-field radius {spec.halo} pixels"
+    )
+    network = spec.network
+    if isinstance(network, Stack):
+        return (
+            f"{spec.scale}x on {planes}: {len(network.widths) + 1} convolutions 3x3 of "
+            f"{max(network.widths)} channels with PReLU, nearest-neighbour anchor, PixelShuffle; "
+            f"{size}. Trained as edge-oriented re-parameterised blocks (ECBSR, Zhang et al., ACM "
+            "MM 2021) and folded. Input and output are code values / 255 in the video's own range."
+        )
+    given = "[-1, 1]" if network.signed_input else "[0, 1]"
     return (
-        f"{spec.scale}x on {spec.colour}: {spec.layers} convolutions 3x3 of {spec.channels} "
-        f"channels with PReLU, nearest-neighbour anchor, PixelShuffle({spec.scale}); "
-        f"{spec.kmac_per_pixel:.1f} kMAC per input pixel, receptive-field radius {spec.halo} "
-        "pixels. Trained as edge-oriented re-parameterised blocks (ECBSR, Zhang et al., ACM MM "
-        "2021) and folded. Input and output are code values / 255 in the range the video has."
+        f"{spec.scale}x on {planes}: the SRGAN generator (Ledig et al., CVPR 2017) of "
+        f"{network.num_blocks} residual blocks and {network.channels} channels, its BN folded; "
+        f"{size}. The network is given {given}, its tanh is brought to [0, 1]; stored as float16."
     )
 
 
 def _how_it_was_made(weights: Weights, config: TrainConfig) -> str:
     recipe = weights.recipe[0].upper() + weights.recipe[1:]
     return (
-        f"{recipe}; on {config.run.num_threads} CPU threads. Low resolution is the original's "
-        "antialiased bicubic "
+        f"{recipe}; on {config.run.num_threads} CPU threads. Clean low resolution is the "
+        "original's antialiased bicubic "
         f"(MATLAB's `imresize`) at 1/{weights.spec.scale}, in RGB, rounded to 8 bits; luma is "
-        f"BT.601, limited range. Made again by `srtrain train configs/{weights.spec.name}.toml`."
+        "BT.601, limited range."
     )
 
 
@@ -110,6 +142,16 @@ def figures(reached: Score, baseline: Score) -> list[str]:
     """One row of a table: number of pictures, PSNR and SSIM, and those of bicubic."""
     both = [cell for s in (reached, baseline) for cell in (f"{s.psnr_db:.2f}", f"{s.ssim:.4f}")]
     return [str(reached.num_pictures), *both]
+
+
+def chroma_figures(reached: Score, baseline: Score) -> list[str]:
+    """The mean PSNR of U and V, and bicubic's."""
+    return [f"{reached.chroma_psnr_db:.2f}", f"{baseline.chroma_psnr_db:.2f}"]
+
+
+def sources(pictures: list[str]) -> list[str]:
+    """The files behind the names of pairs: several may be of one, told apart after an `@`."""
+    return sorted({name.split("@")[0] for name in pictures})
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

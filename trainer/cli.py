@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from srstream.errors import SrstreamError, UsageError
-from srstream.models.table import weights_path
+from srstream.errors import SrstreamError
+from srstream.models.table import WeightSet
 from trainer.card import figures
 from trainer.config import load_config
-from trainer.evaluate import Score, bicubic_upscaler, load_test_set, score
+from trainer.evaluate import Score
 
 app = typer.Typer(
     help="Trains, evaluates and exports srstream's networks.",
@@ -32,7 +32,11 @@ def train(
     data: Annotated[Path, typer.Option(help="folder of pictures to train on")],
     run_dir: Annotated[Path, typer.Option(help="where the checkpoint and the log go")],
     hours: Annotated[
-        float | None, typer.Option(min=1e-4, help="length by the clock; overrides the config")
+        float | None,
+        typer.Option(min=1e-4, help="length by the clock, shared evenly by the config's stages"),
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="safetensors weights to go on from, of the same model")
     ] = None,
     validation: Annotated[
         Path | None, typer.Option(help="folder of pictures to validate on, for example Set5")
@@ -40,36 +44,23 @@ def train(
     resume: Annotated[bool, typer.Option(help="go on from the checkpoint in RUN-DIR")] = False,
 ) -> None:
     """Train a model; SIGTERM or Ctrl-C stops it with a checkpoint, --resume goes on."""
-    from trainer.train import train as run_training
+    from trainer.run import start_run
 
     loaded = load_config(config)
     if hours is not None:
-        length = {"hours": hours, "iterations": None}
-        loaded = loaded.model_copy(update={"pixel": loaded.pixel.model_copy(update=length)})
-    run_training(loaded, data, run_dir, validation_dir=validation, resume=resume)
+        loaded = loaded.with_hours(hours)
+    start_run(loaded, data, run_dir, base=base, validation_dir=validation, resume=resume)
 
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="a model's name, or an ONNX file")],
+    model: Annotated[str, typer.Argument(help="a model's name, an ONNX file or a run's folder")],
     test_sets: TestSets,
 ) -> None:
     """Measure shipped or exported weights on test sets, beside bicubic."""
-    from srstream.models.onnx_graph import onnx_metadata
-    from trainer.export import openvino_upscaler
+    from trainer.run import measure
 
-    path = Path(model) if model.endswith(".onnx") else weights_path(model)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    content = path.read_bytes()
-    scale = int(onnx_metadata(content, str(path))["scale"])
-    upscale = openvino_upscaler(content)
-    scores = {}
-    for folder in test_sets:
-        pictures = load_test_set(folder, scale)
-        baseline = score(bicubic_upscaler(scale), pictures, scale)
-        scores[folder.name] = (score(upscale, pictures, scale), baseline)
-    print_scores(path.stem, scores)
+    print_scores(Path(model).stem, measure(model, test_sets))
 
 
 @app.command()
@@ -78,11 +69,14 @@ def export(
     data: Annotated[Path, typer.Option(help="folder of pictures that the run was trained on")],
     output: Annotated[Path, typer.Option(help="where the weights and the model card go")],
     test_sets: TestSets,
+    weight_set: Annotated[
+        WeightSet, typer.Option("--set", help="which of the model's sets of weights these are")
+    ] = "faithful",
 ) -> None:
     """Write a run's averaged weights as ONNX and safetensors, with a measured model card."""
     from trainer.export import export as export_run
 
-    print_scores(run_dir.name, export_run(run_dir, data, test_sets, output))
+    print_scores(run_dir.name, export_run(run_dir, data, test_sets, output, weight_set))
 
 
 def print_scores(title: str, scores: dict[str, tuple[Score, Score]]) -> None:

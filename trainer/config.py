@@ -2,15 +2,37 @@
 
 import tomllib
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from srstream.errors import ConfigError
+from srstream.errors import ConfigError, UsageError
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkSection(Section):
+    """Deviations from the model's entry in the table, for comparisons.
+
+    Weights so made are not those of the model: `srtrain evaluate` reads the run, `export` refuses.
+    """
+
+    colour: Literal["luma", "yuv420", "rgb"] | None = Field(
+        default=None, description="stacks: which planes go in and come out"
+    )
+    widths: tuple[Annotated[int, Field(ge=1, le=512)], ...] | None = Field(
+        default=None, min_length=1, description="stacks: channels of the hidden layers"
+    )
+    signed_input: bool | None = Field(
+        default=None,
+        description="srgan: the network is given [-1, 1] (article), not [0, 1] (paper); "
+        "the one deviation that a weight file can say of itself",
+    )
+    num_blocks: int | None = Field(
+        default=None, ge=1, le=64, description="srgan: residual blocks, where not the table's"
+    )
 
 
 class DataSection(Section):
@@ -20,17 +42,20 @@ class DataSection(Section):
         default=48, ge=8, le=512, description="side of a low-resolution patch, in pixels"
     )
     batch_size: int = Field(default=16, ge=1, le=1024, description="patches per iteration")
+    subsampled_chroma: bool = Field(
+        default=False,
+        description="RGB models: low resolution goes through 4:2:0, as nearly all video has",
+    )
 
 
-class PixelSection(Section):
-    """The pixel-loss stage: how the network is fitted to the originals."""
+class StageSection(Section):
+    """What every stage of a run is told: its length and its optimiser."""
 
-    loss: Literal["l1"] = Field(default="l1", description="mean absolute difference on luma / 255")
     hours: float | None = Field(
-        default=None, gt=0, le=1000, description="wall-clock length of the run; or give iterations"
+        default=None, gt=0, le=1000, description="wall-clock length; or give iterations"
     )
     iterations: int | None = Field(
-        default=None, ge=1, description="length of the run in iterations: reproducible bit for bit"
+        default=None, ge=1, description="length in iterations: reproducible bit for bit"
     )
     learning_rate: float = Field(default=1e-3, gt=0, le=1, description="peak of the cosine cycle")
     final_learning_rate: float = Field(
@@ -40,20 +65,29 @@ class PixelSection(Section):
         default=0.01,
         ge=0,
         le=0.5,
-        description="fraction of the run in which the rate rises to its peak",
+        description="fraction of the stage in which the rate rises to its peak",
     )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Adam: decay of the gradient's mean")
     beta2: float = Field(
         default=0.999, ge=0, lt=1, description="Adam: decay of the gradient's square"
     )
     clip_norm: float = Field(
-        default=1.0, gt=0, description="gradients longer than this are shortened"
+        default=1.0, ge=0, description="gradients longer than this are shortened; 0: none is"
     )
     ema: float = Field(
         default=0.999,
         ge=0,
         lt=1,
         description="decay of the averaged weights, which are what is exported",
+    )
+    chroma_weight: float = Field(
+        default=0.5, ge=0, le=10, description="of the loss on U and V, where a model makes them"
+    )
+    steadiness_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="of the disagreement between two crops that are offset by 0 to 3 pixels",
     )
 
     @model_validator(mode="after")
@@ -63,28 +97,137 @@ class PixelSection(Section):
         return self
 
 
+class PixelSection(StageSection):
+    """The pixel-loss stage: how the network is fitted to the originals."""
+
+    loss: Literal["l1", "mse"] = Field(
+        default="l1", description="mean absolute or mean squared difference of code values / 255"
+    )
+
+
+class AdversarialSection(StageSection):
+    """The stage in which a discriminator and perceptual features judge the network's pictures."""
+
+    learning_rate: float = Field(default=1e-4, gt=0, le=1, description="peak of the cosine cycle")
+    discriminator: Literal["srgan", "unet"] = Field(
+        default="srgan", description="the paper's, or a U-Net that judges each pixel"
+    )
+    discriminator_width: int = Field(
+        default=64, ge=4, le=256, description="channels of its first convolution"
+    )
+    discriminator_norm: Literal["batch", "spectral"] = Field(
+        default="batch", description="how the paper's discriminator is kept in bounds"
+    )
+    discriminator_crop: int | None = Field(
+        default=None,
+        ge=16,
+        le=1024,
+        description="the one crop that its dense layer is made for, in high-resolution pixels; "
+        "without it, features are pooled and any crop will do",
+    )
+    discriminator_learning_rate: float = Field(
+        default=1e-4, gt=0, le=1, description="of the discriminator; follows the same cycle"
+    )
+    adversary: Literal["standard", "relativistic"] = Field(
+        default="standard",
+        description="binary cross-entropy, or that of real against the mean of made ones",
+    )
+    perceptual: Literal["vgg19", "vgg16", "random_vgg", "discriminator"] = Field(
+        default="vgg19", description="whose features the content loss compares"
+    )
+    perceptual_layers: tuple[str, ...] = Field(
+        default=("conv5_4",), min_length=1, description="of them, taken behind their ReLU"
+    )
+    perceptual_weights: Path | None = Field(
+        default=None, description="file of the feature network's ImageNet weights"
+    )
+    content_weight: float = Field(default=1.0, ge=0, description="of the features' squared error")
+    adversarial_weight: float = Field(
+        default=1e-3, ge=0, description="of the generator's adversarial loss"
+    )
+    pixel_weight: float = Field(
+        default=0.0, ge=0, description="of the mean absolute difference, for a firmer colour"
+    )
+    ldl_weight: float = Field(
+        default=0.0, ge=0, description="of locally discriminative learning (Liang et al., 2022)"
+    )
+    ramp: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="fraction of the stage in which the adversarial weight rises from nothing",
+    )
+
+
 class RunSection(Section):
     """How the run keeps house."""
 
     num_threads: int = Field(default=2, ge=1, le=256, description="threads PyTorch computes with")
+    accelerator: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto takes CUDA where it is, else the CPU"
+    )
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        default="32-true", description="of the forward and backward pass"
+    )
     log_seconds: float = Field(default=30.0, gt=0, description="seconds between lines of log.jsonl")
     checkpoint_minutes: float = Field(default=5.0, gt=0, description="minutes between checkpoints")
     checkpoint_iterations: int | None = Field(
         default=None, ge=1, description="checkpoint every so many iterations as well"
     )
     validate_minutes: float = Field(default=10.0, gt=0, description="minutes between validations")
+    tensorboard: bool = Field(default=True, description="write scalars and pictures for it")
 
 
 class TrainConfig(Section):
-    """A whole training run."""
+    """A whole training run: the stages that it has, in the order of the fields."""
 
     model: str = Field(description="name of the model, as srstream's model table has it")
     seed: int = Field(
         default=1, ge=0, lt=2**32, description="of the initial weights and the patches"
     )
+    network: NetworkSection = NetworkSection()
     data: DataSection = DataSection()
-    pixel: PixelSection = PixelSection()
+    pixel: PixelSection | None = None
+    adversarial: AdversarialSection | None = None
     run: RunSection = RunSection()
+
+    @property
+    def stages(self) -> tuple[StageSection, ...]:
+        """Those that the run has, in order."""
+        return tuple(stage for stage in (self.pixel, self.adversarial) if stage is not None)
+
+    def with_hours(self, hours: float) -> Self:
+        """The same run with another length, shared evenly by its stages."""
+        names = [name for name in ("pixel", "adversarial") if getattr(self, name) is not None]
+        length = {"hours": hours / len(names), "iterations": None}
+        return self.model_copy(
+            update={name: getattr(self, name).model_copy(update=length) for name in names}
+        )
+
+    def check_lengths(self) -> None:
+        """`UsageError` where a stage doesn't know how long it is to last."""
+        for stage in self.stages:
+            if stage.hours is None and stage.iterations is None:
+                raise UsageError(
+                    "how long to train? Use --hours, or hours or iterations in each stage"
+                )
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Self:
+        if not self.stages:
+            raise ValueError("a run needs a [pixel] or an [adversarial] stage")
+        return self
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        stage = self.adversarial
+        crop = None if stage is None else stage.discriminator_crop
+        if crop is not None and crop != 4 * self.data.patch_size:
+            raise ValueError(
+                f"discriminator_crop is {crop}, but patches of {self.data.patch_size} are "
+                f"{4 * self.data.patch_size} in high resolution"
+            )
+        return self
 
 
 def load_config(path: Path) -> TrainConfig:

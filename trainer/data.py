@@ -1,13 +1,18 @@
 """Pictures in memory and random patches of them.
 
-Shapes: `hr_HW` high-resolution luma, `lr_HW` its downscaled luma, uint8; a batch is
-`lr_B1HW` and `hr_B1HW`, float32, code values / 255.
+Shapes: a low-resolution picture is (C, H, W), C the model's input planes; the original is one
+(planes, scale H, scale W) for each plane group of its colour form. Both are uint8 in memory and, in
+a batch, float32, code values / 255.
 """
+
+from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srstream.errors import UsageError
-from srstream.quality import luma_bt601
-from trainer.degrade import downscale, to_uint8
+from trainer.degrade import downscale, resize_matrix, to_uint8
+from trainer.networks import TrainedSpec
+from trainer.planes import Codes, input_variants, target_planes
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +32,34 @@ PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture's luma at both resolutions."""
+    """One picture at both resolutions."""
 
-    path: Path
-    lr_HW: NDArray[np.uint8]
-    hr_HW: NDArray[np.uint8]
+    name: str
+    lr: tuple[tuple[float, Codes], ...]
+    """What low resolution may look like, (C, H, W) each, with the share of patches it is to get."""
+    hr: tuple[Codes, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the low resolution."""
+        height, width = self.lr[0][1].shape[1:]
+        return height, width
+
+
+class Shifted(NamedTuple):
+    """The same pictures once more, each crop moved and made small anew."""
+
+    lr_BCHW: Tensor
+    offset: tuple[int, int]
+    """(rows, columns), in high-resolution pixels, that these crops begin farther in."""
+
+
+class Batch(NamedTuple):
+    """What one iteration sees."""
+
+    lr_BCHW: Tensor
+    hr: tuple[Tensor, ...]
+    shifted: Shifted | None = None
 
 
 def find_pictures(folder: Path) -> list[Path]:
@@ -57,7 +86,9 @@ def crop_to_multiple(rgb_HW3: NDArray[np.uint8], multiple: int) -> NDArray[np.ui
     return rgb_HW3[: height - height % multiple, : width - width % multiple]
 
 
-def load_pairs(folder: Path, scale: int, patch_size: int) -> list[Pair]:
+def load_pairs(
+    folder: Path, spec: TrainedSpec, patch_size: int, *, subsampled_chroma: bool = False
+) -> list[Pair]:
     """All pictures of the folder, decoded and downscaled once.
 
     A picture smaller than one patch, or one that can't be decoded, is named in the log and left
@@ -66,22 +97,24 @@ def load_pairs(folder: Path, scale: int, patch_size: int) -> list[Pair]:
     pairs = []
     for path in find_pictures(folder):
         try:
-            rgb = crop_to_multiple(read_rgb(path), scale)
+            rgb = crop_to_multiple(read_rgb(path), 2 * spec.scale)
         except UsageError as error:
             log.warning("%s; left out", error)
             continue
-        if min(rgb.shape[:2]) < patch_size * scale:
+        if min(rgb.shape[:2]) < patch_size * spec.scale:
             height, width = rgb.shape[:2]
             log.warning(
                 "%s: %dx%d is smaller than a patch of %d; left out",
-                path, width, height, patch_size * scale,
+                path, width, height, patch_size * spec.scale,
             )  # fmt: skip
             continue
-        lr_HW = to_uint8(luma_bt601(downscale(rgb, scale)))
-        pairs.append(Pair(path, lr_HW, to_uint8(luma_bt601(rgb))))
+        small = downscale(rgb, spec.scale)
+        lr = input_variants(small, spec.colour, subsampled=subsampled_chroma)
+        name = path.relative_to(folder).as_posix()
+        pairs.append(Pair(name, lr, target_planes(rgb, spec.colour)))
     if not pairs:
         raise UsageError(
-            f"{folder}: no picture is at least {patch_size * scale} pixels wide and high"
+            f"{folder}: no picture is at least {patch_size * spec.scale} pixels wide and high"
         )
     return pairs
 
@@ -90,26 +123,37 @@ class PatchSampler:
     """Endless random batches; its state can be saved and set, so a resumed run sees the same.
 
     Pictures are drawn in proportion to their area, positions uniformly, and each patch is
-    flipped and turned into one of its eight orientations.
+    flipped and turned into one of its eight orientations. With `shifts` every batch comes with its
+    `Shifted` self, as Eilertsen et al. (CVPR 2019) train for steadiness in time.
     """
 
     def __init__(
-        self, pairs: list[Pair], *, scale: int, patch_size: int, batch_size: int, seed: int
+        self,
+        pairs: Sequence[Pair],
+        *,
+        patch_size: int,
+        batch_size: int,
+        seed: int,
+        shifts: bool = False,
     ) -> None:
         self.pairs = pairs
-        self.scale = scale
         self.patch_size = patch_size
         self.batch_size = batch_size
-        areas = np.array([pair.lr_HW.size for pair in pairs], dtype=np.float64)
+        self.shifts = shifts
+        areas = np.array([np.prod(pair.shape) for pair in pairs], dtype=np.float64)
         self._cumulative_area = np.cumsum(areas / areas.sum())
+        self._cumulative_shares = [
+            np.cumsum([share for share, _ in pair.lr]) / sum(share for share, _ in pair.lr)
+            for pair in pairs
+        ]
         self._random = np.random.Generator(np.random.PCG64(seed))
 
-    def next_batch(self) -> tuple[Tensor, Tensor]:
-        """`lr_B1HW` and the `hr_B1HW` it was made from."""
+    def next_batch(self) -> Batch:
         patches = [self._next_patch() for _ in range(self.batch_size)]
-        lr_BHW = np.stack([lr for lr, _ in patches])
-        hr_BHW = np.stack([hr for _, hr in patches])
-        return _to_batch(lr_BHW), _to_batch(hr_BHW)
+        lr_BCHW = _to_batch([patch.lr for patch in patches])
+        groups = zip(*(patch.hr for patch in patches), strict=True)
+        shifted = self._shifted(patches) if self.shifts else None
+        return Batch(lr_BCHW, tuple(_to_batch(group) for group in groups), shifted)
 
     def state(self) -> str:
         return json.dumps(self._random.bit_generator.state)
@@ -117,23 +161,68 @@ class PatchSampler:
     def set_state(self, state: str) -> None:
         self._random.bit_generator.state = json.loads(state)
 
-    def _next_patch(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        drawn = np.searchsorted(self._cumulative_area, self._random.random(), side="right")
-        pair = self.pairs[min(int(drawn), len(self.pairs) - 1)]
-        height, width = pair.lr_HW.shape
-        size, scale = self.patch_size, self.scale
+    def _next_patch(self) -> _Patch:
+        index = _draw(self._cumulative_area, self._random)
+        pair = self.pairs[index]
+        variant = _draw(self._cumulative_shares[index], self._random)
+        height, width = pair.shape
+        size = self.patch_size
         top = int(self._random.integers(height - size + 1))
         left = int(self._random.integers(width - size + 1))
         orientation = int(self._random.integers(8))
-        lr = pair.lr_HW[top : top + size, left : left + size]
-        hr = pair.hr_HW[top * scale : (top + size) * scale, left * scale : (left + size) * scale]
-        return _orient(lr, orientation), _orient(hr, orientation)
+
+        def cut(planes: Codes) -> Codes:
+            scale = planes.shape[1] // height
+            rows = slice(top * scale, (top + size) * scale)
+            columns = slice(left * scale, (left + size) * scale)
+            return _orient(planes[:, rows, columns], orientation)
+
+        return _Patch(cut(pair.lr[variant][1]), tuple(cut(planes) for planes in pair.hr))
+
+    def _shifted(self, patches: Sequence[_Patch]) -> Shifted:
+        """One offset for the batch; low resolution is one pixel smaller, its border mirrored."""
+        scales = [planes.shape[1] // self.patch_size for planes in patches[0].hr]
+        coarsest = max(scales) // min(scales)  # 4:2:0 chroma moves by whole samples only
+        steps = self._random.integers(4 // coarsest, size=2)
+        rows, columns = (int(step) * coarsest for step in steps)
+        size = self.patch_size - 1
+        lr = [
+            np.concatenate(
+                [
+                    _shrunk(
+                        planes[:, rows * scale // max(scales) :, columns * scale // max(scales) :],
+                        size,
+                        scale,
+                    )
+                    for planes, scale in zip(patch.hr, scales, strict=True)
+                ]
+            )
+            for patch in patches
+        ]
+        return Shifted(_to_batch(lr), (rows, columns))
 
 
-def _orient(patch_HW: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    turned = np.rot90(patch_HW, orientation % 4)
-    return turned[:, ::-1] if orientation >= 4 else turned
+class _Patch(NamedTuple):
+    lr: Codes
+    hr: tuple[Codes, ...]
 
 
-def _to_batch(planes_BHW: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(planes_BHW).unsqueeze(1).float().div_(255.0)
+def _shrunk(planes: Codes, size: int, scale: int) -> Codes:
+    """The first `size` x `size` low-resolution pixels of high-resolution planes."""
+    side = size * scale
+    shrink = resize_matrix(side, size)
+    return to_uint8(shrink @ planes[:, :side, :side].astype(np.float64) @ shrink.T)
+
+
+def _draw(cumulative: NDArray[np.float64], random: np.random.Generator) -> int:
+    drawn = np.searchsorted(cumulative, random.random(), side="right")
+    return min(int(drawn), len(cumulative) - 1)
+
+
+def _orient(patch_CHW: Codes, orientation: int) -> Codes:
+    turned = np.rot90(patch_CHW, orientation % 4, axes=(1, 2))
+    return turned[:, :, ::-1] if orientation >= 4 else turned
+
+
+def _to_batch(patches: Sequence[Codes]) -> Tensor:
+    return torch.from_numpy(np.stack(patches)).float().div_(255.0)

@@ -1,4 +1,6 @@
-"""From a run's checkpoint to the three files that ship: ONNX, safetensors and the model card."""
+"""From a run's checkpoint to the files that ship: ONNX, safetensors, card and listing."""
+
+from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
@@ -11,15 +13,29 @@ from numpy.typing import NDArray
 from srstream.engines.openvino import import_openvino
 from srstream.errors import UsageError, WeightsError
 from srstream.models.checkpoint import Weights, safetensors_bytes
-from srstream.models.networks import UpscalingStack, fold, network_tensors, training_network
+from srstream.models.networks import (
+    Generator,
+    Network,
+    UpscalingStack,
+    fold,
+    network_from_weights,
+    network_tensors,
+)
 from srstream.models.onnx_graph import onnx_model
-from srstream.models.table import model_spec
-from srstream.quality import Plane
+from srstream.models.table import ModelSpec, WeightSet, weights_stem
 from trainer.card import model_card, picture_listing
 from trainer.config import TrainConfig
-from trainer.evaluate import Score, Upscaler, bicubic_upscaler, load_test_set, score
+from trainer.evaluate import (
+    PlaneFunction,
+    Score,
+    bicubic_upscaler,
+    load_test_set,
+    model_upscaler,
+    score,
+)
+from trainer.networks import new_network, spec_of
+from trainer.recipe import recipe
 from trainer.state import CHECKPOINT_NAME, Progress, load_state, part, write_atomically
-from trainer.train import fraction_done
 
 PARITY_TOLERANCE = 1e-4
 """Largest difference between PyTorch and OpenVINO, on the scale 0 to 1."""
@@ -32,50 +48,56 @@ class Run:
     config: TrainConfig
     progress: Progress
     pictures: list[str]
-    """Paths of the pictures trained on, relative to the data folder."""
-    network: UpscalingStack
+    """Names of what was trained on: paths relative to the data folder."""
+    base: str | None
+    """The recipe of the weights that it went on from."""
+    network: Network
 
     def recipe(self) -> str:
-        """One line: stage, length and settings, and that it is unfinished if it is."""
-        stage, data = self.config.pixel, self.config.data
-        done = fraction_done(self.progress, stage)
-        state = "" if done >= 1.0 else f" (unfinished: {done:.0%} of the run)"
-        return (
-            f"pixel loss {stage.loss}, {self.progress.iteration} iterations in "
-            f"{self.progress.elapsed_seconds / 3600:.2f} h{state}, {data.batch_size} patches of "
-            f"{data.patch_size}x{data.patch_size}, Adam at {stage.learning_rate:g} and one cosine "
-            f"cycle, average of the weights at {stage.ema:g}, seed {self.config.seed}"
-        )
+        return recipe(self.config, self.progress, self.base)
 
 
 def load_run(run_dir: Path) -> Run:
-    """The run's latest checkpoint."""
+    """The run's latest checkpoint; `UsageError` where there is none, or it is of a baseline."""
     path = run_dir / CHECKPOINT_NAME
     if not path.is_file():
         raise UsageError(f"{path} does not exist; has the run written its first checkpoint?")
     tensors, metadata = load_state(path)
     config = TrainConfig.model_validate(metadata["config"])
-    network = training_network(model_spec(config.model))
-    network.load_state_dict(part(tensors, "average"))
-    progress = Progress(metadata["iteration"], metadata["elapsed_seconds"])
-    return Run(config, progress, metadata["pictures"], fold(network))
+    network = new_network(spec_of(config))
+    if not isinstance(network, UpscalingStack | Generator):
+        raise UsageError(f"{path}: {config.model} is a baseline, which no engine runs")
+    average = part(tensors, "average")
+    if isinstance(network, Generator) and "body_norm.weight" not in average:
+        network = Generator(network.spec, batch_norm=False)  # went on from folded weights
+    network.load_state_dict(average)
+    base = metadata.get("base")
+    return Run(config, Progress.of(metadata), metadata["pictures"], base, fold(network))
 
 
 def export(
-    run_dir: Path, data_dir: Path, test_sets: list[Path], output_dir: Path
+    run_dir: Path,
+    data_dir: Path,
+    test_sets: list[Path],
+    output_dir: Path,
+    weight_set: WeightSet = "faithful",
 ) -> dict[str, tuple[Score, Score]]:
-    """Writes `NAME.onnx`, `.safetensors`, `.md` and `.pictures.txt`.
+    """Writes `STEM.onnx`, `.safetensors`, `.md` and `.pictures.txt`.
 
     Returns what the ONNX file reached on each test set, measured through OpenVINO, beside what
     bicubic reaches. Raises `WeightsError` if OpenVINO and PyTorch disagree.
     """
     run = load_run(run_dir)
     spec = run.network.spec
-    weights = Weights(spec, network_tensors(run.network), run.recipe())
-    onnx_bytes = onnx_model(weights).SerializeToString(deterministic=True)
-    upscale = openvino_upscaler(onnx_bytes)
-    check_parity(run.network, upscale)
+    half = isinstance(run.network, Generator)  # 1.5 million weights: 3 MB instead of 6
+    tensors = network_tensors(run.network)
+    if half:
+        tensors = {name: t.astype(np.float16).astype(np.float32) for name, t in tensors.items()}
+    weights = Weights(spec, tensors, run.recipe())
+    onnx_bytes = onnx_model(weights, half=half).SerializeToString(deterministic=True)
+    check_parity(network_from_weights(weights), openvino_planes(onnx_bytes))
 
+    upscale = model_upscaler(openvino_planes(onnx_bytes), spec)
     scores = {}
     for folder in test_sets:
         pictures = load_test_set(folder, spec.scale)
@@ -83,44 +105,47 @@ def export(
         scores[folder.name] = (score(upscale, pictures, spec.scale), baseline)
 
     output_dir.mkdir(parents=True, exist_ok=True)
+    stem = weights_stem(spec.name, weight_set)
     files = {
-        f"{spec.name}.onnx": onnx_bytes,
-        f"{spec.name}.safetensors": safetensors_bytes(weights),
-        f"{spec.name}.pictures.txt": picture_listing(data_dir, run.pictures).encode(),
+        f"{stem}.onnx": onnx_bytes,
+        f"{stem}.safetensors": safetensors_bytes(weights, half=half),
+        f"{stem}.pictures.txt": picture_listing(data_dir, run.pictures).encode(),
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    card = model_card(weights, run.config, data_dir, run.pictures, scores, hashes)
-    files[f"{spec.name}.md"] = card.encode()
+    card = model_card(weights, weight_set, run.config, data_dir, run.pictures, scores, hashes)
+    files[f"{stem}.md"] = card.encode()
     for name, content in files.items():
         write_atomically(output_dir / name, content)
     return scores
 
 
-def openvino_upscaler(onnx_bytes: bytes) -> Upscaler:
+def openvino_planes(onnx_bytes: bytes) -> PlaneFunction:
     """The exported graph in OpenVINO, float32, picture by picture."""
-    openvino = import_openvino()
-    core = openvino.Core()
+    core = import_openvino().Core()
     model = core.read_model(onnx_bytes)
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
-    def upscale(lr_HW: Plane) -> Plane:
-        lr_11HW = (lr_HW / 255.0).astype(np.float32)[None, None]
-        sr_11HW: NDArray[np.float32] = compiled([lr_11HW])[0]
-        sr_HW: Plane = sr_11HW[0, 0].astype(np.float64) * 255.0
-        return sr_HW
+    def run(lr_1CHW: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        results = compiled([lr_1CHW])
+        return [np.array(results[index]) for index in range(len(compiled.outputs))]
 
-    return upscale
+    return run
 
 
-def check_parity(network: UpscalingStack, upscale: Upscaler) -> float:
+def check_parity(network: Network, run: PlaneFunction) -> float:
     """The largest difference between both on a random picture of odd sides, on the scale 0 to 1."""
-    lr_HW = np.random.default_rng(0).uniform(0.0, 255.0, (45, 67))
+    spec: ModelSpec = network.spec
+    shape = (1, spec.form.num_input_planes, 45, 67)
+    lr_1CHW = np.random.default_rng(0).random(shape, np.float32)
     with torch.no_grad():
-        expected = network(torch.from_numpy(lr_HW / 255.0).float()[None, None])[0, 0].numpy()
-    difference = float(np.abs(upscale(lr_HW) / 255.0 - expected).max())
+        expected = network(torch.from_numpy(lr_1CHW))
+    difference = max(
+        float(np.abs(made - true.numpy()).max())
+        for made, true in zip(run(lr_1CHW), expected, strict=True)
+    )
     if not difference < PARITY_TOLERANCE:
         raise WeightsError(
-            f"the ONNX graph of {network.spec.name} differs from PyTorch by {difference:.2e}, "
+            f"the ONNX graph of {spec.name} differs from PyTorch by {difference:.2e}, "
             f"more than {PARITY_TOLERANCE:g}; nothing was written"
         )
     return difference

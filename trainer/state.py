@@ -4,9 +4,12 @@ Tensors are named by part (`network.…`, `average.…`, `optimiser.3.exp_avg`);
 states are JSON in the header. No pickle is written or read.
 """
 
+from __future__ import annotations
+
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,38 @@ class Progress:
 
     iteration: int = 0
     elapsed_seconds: float = 0.0
+    stage: int = 0
+    """Index of the stage that it is in; their number once all are done."""
+    stage_iteration: int = 0
+    stage_seconds: float = 0.0
+    behind: list[tuple[int, float]] = field(default_factory=list)
+    """Iterations and seconds of the stages before it."""
+
+    @classmethod
+    def of(cls, metadata: dict[str, Any]) -> Progress:
+        """What a checkpoint says; those of runs with one stage say nothing of stages."""
+        iteration, seconds = metadata["iteration"], metadata["elapsed_seconds"]
+        return cls(
+            iteration,
+            seconds,
+            metadata.get("stage", 0),
+            metadata.get("stage_iteration", iteration),
+            metadata.get("stage_seconds", seconds),
+            [(count, length) for count, length in metadata.get("behind", [])],
+        )
+
+    def advance(self, seconds: float) -> None:
+        """One iteration more, after so many seconds."""
+        self.iteration += 1
+        self.elapsed_seconds += seconds
+        self.stage_iteration += 1
+        self.stage_seconds += seconds
+
+    def next_stage(self) -> None:
+        self.behind.append((self.stage_iteration, self.stage_seconds))
+        self.stage += 1
+        self.stage_iteration = 0
+        self.stage_seconds = 0.0
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -44,28 +79,32 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
+def state_tensors(
+    modules: Mapping[str, nn.Module], optimisers: Mapping[str, Optimizer]
+) -> dict[str, Tensor]:
+    """All that a run has learnt, by part and name."""
+    tensors = {
+        f"{name}.{key}": value
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+    for name, optimiser in optimisers.items():
+        for index, moments in optimiser.state_dict()["state"].items():
+            tensors |= {f"{name}.{index}.{key}": value for key, value in moments.items()}
+    return tensors
+
+
 def save_state(
     path: Path,
-    network: nn.Module,
-    average: nn.Module,
-    optimiser: Optimizer,
-    sampler_state: str,
+    tensors: Mapping[str, Tensor],
+    sampler_states: Sequence[str],
     progress: Progress,
     header: dict[str, Any],
 ) -> None:
     """`header` is what a reader wants to know of the run: its config, model and data."""
-    tensors = {f"network.{key}": value for key, value in network.state_dict().items()}
-    tensors |= {f"average.{key}": value for key, value in average.state_dict().items()}
-    for index, moments in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{key}": value for key, value in moments.items()}
-    tensors["random.torch"] = torch.get_rng_state()
-    metadata = {
-        "iteration": progress.iteration,
-        "elapsed_seconds": progress.elapsed_seconds,
-        "sampler": sampler_state,
-        **header,
-    }
-    contiguous = {key: value.contiguous() for key, value in tensors.items()}
+    tensors = {**tensors, "random.torch": torch.get_rng_state()}
+    metadata = {**asdict(progress), "samplers": list(sampler_states), **header}
+    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     write_atomically(path, save(contiguous, {"state": json.dumps(metadata)}))
 
 
@@ -86,15 +125,18 @@ def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def restore(
-    tensors: dict[str, Tensor], network: nn.Module, average: nn.Module, optimiser: Optimizer
+    tensors: dict[str, Tensor],
+    modules: Mapping[str, nn.Module],
+    optimisers: Mapping[str, Optimizer],
 ) -> None:
-    """Sets the networks, the optimiser and PyTorch's random state."""
-    network.load_state_dict(part(tensors, "network"))
-    average.load_state_dict(part(tensors, "average"))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in part(tensors, "optimiser").items():
-        index, name = key.split(".", 1)
-        moments.setdefault(int(index), {})[name] = value
-    groups = optimiser.state_dict()["param_groups"]
-    optimiser.load_state_dict({"state": moments, "param_groups": groups})
+    """Sets modules, optimisers and PyTorch's random state."""
+    for name, module in modules.items():
+        module.load_state_dict(part(tensors, name))
+    for name, optimiser in optimisers.items():
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in part(tensors, name).items():
+            index, moment = key.split(".", 1)
+            moments.setdefault(int(index), {})[moment] = value
+        groups = optimiser.state_dict()["param_groups"]
+        optimiser.load_state_dict({"state": moments, "param_groups": groups})
     torch.set_rng_state(tensors["random.torch"])

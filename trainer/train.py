@@ -1,43 +1,67 @@
 """A training run, read downward: setup, loop, checkpoint."""
 
+from __future__ import annotations
+
 import copy
-import json
-import logging
 import math
-import signal
-import time
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+import torch.distributed
+from lightning_fabric import Fabric
+from torch import nn
 
-from srstream.errors import SrstreamError, UsageError
-from srstream.models.networks import fold, training_network
-from srstream.models.table import model_spec
-from trainer.config import PixelSection, TrainConfig
-from trainer.data import PatchSampler, load_pairs
-from trainer.evaluate import load_test_set, network_upscaler, score
-from trainer.state import CHECKPOINT_NAME, Progress, load_state, restore, save_state
+from srstream.errors import UsageError
+from srstream.models.checkpoint import Weights
+from trainer.config import RunSection, StageSection, TrainConfig
+from trainer.data import Pair, PatchSampler
+from trainer.guards import Guard, check_finite
+from trainer.journal import Clock, Journal, StopFlag, Timer, duration
+from trainer.networks import TrainedNetwork, folded, new_network, spec_of, weights_bytes
+from trainer.planes import Picture
+from trainer.recipe import fraction_done
+from trainer.stages import make_stage
+from trainer.state import (
+    CHECKPOINT_NAME,
+    Progress,
+    load_state,
+    restore,
+    save_state,
+    state_tensors,
+    write_atomically,
+)
 
-log = logging.getLogger(__name__)
+BEST_NAME = "best.safetensors"
+"""The folded, averaged network of the best validation."""
+
+Measures = dict[str, float]
+Validate = Callable[[TrainedNetwork], Measures]
+"""What the folded, averaged network reaches; `score`, if there is one, tells the best."""
 
 
 def train(
     config: TrainConfig,
-    data_dir: Path,
+    pairs: Sequence[Pair],
     run_dir: Path,
     *,
-    validation_dir: Path | None = None,
+    base: Weights | None = None,
+    validate: Validate | None = None,
+    panel: Callable[[TrainedNetwork], Picture] | None = None,
+    should_stop: Callable[[list[Measures]], bool] | None = None,
     resume: bool = False,
 ) -> Progress:
-    """Runs the pixel-loss stage to its end, or until SIGTERM or SIGINT, and leaves a checkpoint.
+    """Runs the config's stages to their end, or until SIGTERM or SIGINT; leaves a checkpoint.
 
-    `run_dir` receives `checkpoint.safetensors` and `log.jsonl`. With `resume` the run goes on
-    from the checkpoint there, if there is one; without, a checkpoint there is a `UsageError`.
+    `run_dir` receives `checkpoint.safetensors`, `log.jsonl`, `tensorboard/`, and with `panel`
+    pictures of what the network makes. With `resume` the run goes on from the checkpoint there, if
+    there is one; without, a checkpoint there is a `UsageError`. `should_stop` sees all validations
+    so far and may end the run.
+
+    Raises:
+        TrainingCollapsedError: no pictures come out any more; the checkpoint is the last good one.
     """
     # --- setup -----------------------------------------------------------------------------
     checkpoint_path = run_dir / CHECKPOINT_NAME
@@ -47,210 +71,199 @@ def train(
             raise UsageError(f"{checkpoint_path} exists; use --resume to go on from it")
         resumed = load_state(checkpoint_path)
         config = resumed_config(config, TrainConfig.model_validate(resumed[1]["config"]))
-    progress, stage, spec = Progress(), config.pixel, model_spec(config.model)
-    fraction_done(progress, stage)  # without a length, say so before the pictures are read
-    torch.set_num_threads(config.run.num_threads)
+    stages, run = config.stages, config.run
+    config.check_lengths()
+    fabric = start_fabric(run)
+    torch.set_num_threads(run.num_threads)
     torch.manual_seed(config.seed)
 
-    pairs = load_pairs(data_dir, spec.scale, config.data.patch_size)
-    pictures = [pair.path.relative_to(data_dir).as_posix() for pair in pairs]
+    names = [pair.name for pair in pairs]
     sampler = PatchSampler(
         pairs,
-        scale=spec.scale,
         patch_size=config.data.patch_size,
         batch_size=config.data.batch_size,
-        seed=config.seed,
+        seed=config.seed + fabric.global_rank,
+        shifts=any(section.steadiness_weight for section in stages),
     )
-    validation_set = load_test_set(validation_dir, spec.scale) if validation_dir else []
-    network = training_network(spec)
-    average = copy.deepcopy(network).requires_grad_(False)
-    optimiser = torch.optim.Adam(
-        network.parameters(), lr=stage.learning_rate, betas=(stage.beta1, stage.beta2)
-    )
+    network = new_network(spec_of(config), base)
+    average = copy.deepcopy(network).requires_grad_(False).eval().to(fabric.device)
+    progress = Progress.of(resumed[1]) if resumed else Progress()
+    stage = make_stage(stages[progress.stage], fabric, network, average)
     if resumed:
         tensors, metadata = resumed
-        if metadata["pictures"] != pictures:
-            raise UsageError(f"{data_dir} no longer holds the pictures that the run began with")
-        restore(tensors, network, average, optimiser)
-        sampler.set_state(metadata["sampler"])
-        progress = Progress(metadata["iteration"], metadata["elapsed_seconds"])
+        if metadata["pictures"] != names:
+            raise UsageError(f"{run_dir}: the pictures are no longer those that the run began with")
+        modules = {"network": network, "average": average, **stage.modules}
+        restore(tensors, modules, stage.optimisers)
+        sampler.set_state(metadata["samplers"][fabric.global_rank])
 
     run_dir.mkdir(parents=True, exist_ok=True)
-    journal = Journal(run_dir / "log.jsonl", progress)
-    clock = Clock(progress.elapsed_seconds)
-    checkpoint_timer = Timer(config.run.checkpoint_minutes * 60)
-    validation_timer = Timer(config.run.validate_minutes * 60)
-    log_timer = Timer(config.run.log_seconds)
+    is_first = fabric.is_global_zero
+    journal = Journal(run_dir, progress, tensorboard=run.tensorboard, is_silent=not is_first)
+    clock, guard, history = Clock(), Guard(), list[Measures]()
+    checkpoint_timer = Timer(run.checkpoint_minutes * 60)
+    validation_timer = Timer(run.validate_minutes * 60)
+    log_timer = Timer(run.log_seconds)
+    header = {
+        "config": config.model_dump(mode="json"),
+        "pictures": names,
+        "base": None if base is None else base.recipe,
+    }
 
     def checkpoint() -> None:
-        header = {"config": config.model_dump(mode="json"), "pictures": pictures}
-        save_state(checkpoint_path, network, average, optimiser, sampler.state(), progress, header)
+        states = gathered(sampler.state())
+        modules = {"network": network, "average": average, **stage.modules}
+        tensors = state_tensors(modules, stage.optimisers)
+        check_finite(progress.iteration, tensors)
+        if is_first:
+            save_state(checkpoint_path, tensors, states, progress, header)
 
-    def validate() -> None:
-        reached = score(network_upscaler(fold(average)), validation_set, spec.scale)
-        journal.write("validate", psnr_db=round(reached.psnr_db, 3), ssim=round(reached.ssim, 4))
+    def measure() -> None:
+        plain = folded(average).cpu()
+        if validate is not None:
+            measures = validate(plain)
+            history.append(measures)
+            journal.write("validate", **{name: round(n, 4) for name, n in measures.items()})
+            best = max(past.get("score", -math.inf) for past in history)
+            if is_first and measures.get("score") == best:
+                content = weights_bytes(plain, f"iteration {progress.iteration} of a run")
+                write_atomically(run_dir / BEST_NAME, content)
+        if panel is not None:
+            journal.panel(panel(plain))
 
     # --- loop ------------------------------------------------------------------------------
-    journal.write("start", model=spec.name, num_pictures=len(pairs))
-    loss_sum, num_summed = 0.0, 0
-    with StopFlag() as should_stop:
-        while (done := fraction_done(progress, stage)) < 1.0 and not should_stop:
-            rate = learning_rate(done, stage)
-            loss = step(network, optimiser, *sampler.next_batch(), rate, stage.clip_norm)
-            if not math.isfinite(loss):
-                raise SrstreamError(
-                    f"iteration {progress.iteration}: the loss is {loss}; the last checkpoint is "
-                    "kept. Start again with a lower learning_rate or clip_norm."
-                )
-            update_average(average, network, decay=stage.ema, iteration=progress.iteration)
-            progress.iteration += 1
-            progress.elapsed_seconds = clock.elapsed_seconds()
-            loss_sum, num_summed = loss_sum + loss, num_summed + 1
+    journal.write("start", model=config.model, num_pictures=len(pairs))
+    if base is not None and progress.iteration == 0:
+        measure()
+    sums, num_summed = dict[str, float](), 0
+    with StopFlag() as was_stopped:
+        while not agreed(bool(was_stopped)):
+            section = stages[progress.stage]
+            done = agreed(fraction_done(progress, section))
+            if done >= 1.0 and progress.stage + 1 == len(stages):
+                break
+            if done >= 1.0:
+                progress.next_stage()
+                stage = make_stage(stages[progress.stage], fabric, network, average)
+                continue
+            batch = fabric.to_device(sampler.next_batch())
+            losses, made = stage.step(batch, rate_factor(done, section), done)
+            update_average(average, network, decay=section.ema, iteration=progress.iteration)
+            progress.advance(clock.lap_seconds())
+            values = {name: float(loss) for name, loss in losses.items()}
+            guard.see(made[0], batch.hr[0])
+            guard.check(progress.iteration, values)
+            sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
+            num_summed += 1
 
             # --- checkpoint ---------------------------------------------------------------
             if log_timer.is_due():
-                journal.write("train", loss=round(loss_sum / num_summed, 6), learning_rate=rate)
-                loss_sum, num_summed = 0.0, 0
-            if validation_set and validation_timer.is_due():
-                validate()
-            every = config.run.checkpoint_iterations
-            if checkpoint_timer.is_due() or (every and progress.iteration % every == 0):
+                means = {name: round(total / num_summed, 6) for name, total in sums.items()}
+                rate = section.learning_rate * rate_factor(done, section)
+                journal.write(
+                    "train", **means, learning_rate=rate, left=time_left(progress, section)
+                )
+                sums, num_summed = {}, 0
+            every = run.checkpoint_iterations
+            if agreed(checkpoint_timer.is_due()) or (every and progress.iteration % every == 0):
                 checkpoint()
+            if validation_timer.is_due():
+                measure()
+                if should_stop is not None and should_stop(history):
+                    break
 
     checkpoint()
-    if validation_set:
-        validate()
-    journal.write("finish" if fraction_done(progress, stage) >= 1.0 else "stop")
+    measure()
+    is_finished = progress.stage + 1 == len(stages) and fraction_done(progress, section) >= 1.0
+    journal.write("finish" if is_finished else "stop")
+    journal.close()
     return progress
 
 
+def start_fabric(run: RunSection) -> Fabric:
+    """Devices, precision and processes: one of them, or as many as `torchrun` started."""
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    fabric = Fabric(
+        accelerator=run.accelerator,
+        devices=num_processes,
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
+        strategy="ddp" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "auto",
+        precision=run.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+T = TypeVar("T")
+
+
+def agreed(value: T) -> T:
+    """The first process's value, so that all of them do the same."""
+    if not torch.distributed.is_initialized():
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gathered(value: str) -> list[str]:
+    """Every process's value, in order of their ranks."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values = [""] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def resumed_config(config: TrainConfig, begun_with: TrainConfig) -> TrainConfig:
-    """The config that a run goes on with: only its length and its housekeeping may be new.
+    """The config that a run goes on with: only its lengths and its housekeeping may be new.
 
     A length that isn't given is the one that the run began with.
     """
-    length = config.pixel.model_dump(include={"hours", "iterations"})
-    if set(length.values()) == {None}:
-        length = begun_with.pixel.model_dump(include={"hours", "iterations"})
-    pixel = begun_with.pixel.model_copy(update=length)
-    allowed = begun_with.model_copy(update={"pixel": pixel, "run": config.run})
-    given = config.model_copy(update={"pixel": config.pixel.model_copy(update=length)})
-    if given != allowed:
+    changes = {"run": config.run}
+    for name in ("pixel", "adversarial"):
+        given, begun = getattr(config, name), getattr(begun_with, name)
+        if given is None or begun is None:
+            continue
+        length = given.model_dump(include={"hours", "iterations"})
+        if set(length.values()) == {None}:
+            length = begun.model_dump(include={"hours", "iterations"})
+        changes[name] = begun.model_copy(update=length)
+        config = config.model_copy(update={name: given.model_copy(update=length)})
+    allowed = begun_with.model_copy(update=changes)
+    if config != allowed:
         raise UsageError(
-            "the run began with another model, seed, [data] or [pixel]; "
+            "the run began with another model, seed, data or stage settings; "
             "go on with its own config, or start a new run in another folder"
         )
     return allowed
 
 
-def step(
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    lr_B1HW: Tensor,
-    hr_B1HW: Tensor,
-    rate: float,
-    clip_norm: float,
-) -> float:
-    """One iteration at a learning rate; the loss before it."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    sr_B1HW = network(lr_B1HW.contiguous(memory_format=torch.channels_last))
-    loss = functional.l1_loss(sr_B1HW, hr_B1HW)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
-    optimiser.step()
-    return float(loss.detach())
-
-
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, *, decay: float, iteration: int) -> None:
-    """Exponential moving average of the weights; short at first, so the start is forgotten."""
+    """Exponential moving average of the weights; short at first, so the start is forgotten.
+
+    What BN has counted (its running statistics) is averaged alike.
+    """
     decay = min(decay, (1 + iteration) / (10 + iteration))
-    for mean, value in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(value, 1.0 - decay)
+    means, values = average.state_dict(), network.state_dict()
+    for name, mean in means.items():
+        if mean.is_floating_point():
+            mean.lerp_(values[name], 1.0 - decay)
+        else:
+            mean.copy_(values[name])
 
 
-def fraction_done(progress: Progress, stage: PixelSection) -> float:
-    """0 at the start of the run, 1 and more at its end."""
-    if stage.iterations is not None:
-        return progress.iteration / stage.iterations
-    if stage.hours is not None:
-        return progress.elapsed_seconds / (stage.hours * 3600)
-    raise UsageError("how long to train? Use --hours, or hours or iterations in [pixel]")
+def rate_factor(done: float, section: StageSection) -> float:
+    """Of the peak rate: one cosine cycle after a linear warm-up (Loshchilov & Hutter, SGDR)."""
+    if done < section.warmup:
+        return max(done / section.warmup, 1e-3)
+    along = min((done - section.warmup) / (1.0 - section.warmup), 1.0)
+    last = section.final_learning_rate / section.learning_rate
+    return last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * along))
 
 
-def learning_rate(done: float, stage: PixelSection) -> float:
-    """One cosine cycle after a linear warm-up (Loshchilov & Hutter, SGDR, ICLR 2017)."""
-    if done < stage.warmup:
-        return stage.learning_rate * max(done / stage.warmup, 1e-3)
-    along = min((done - stage.warmup) / (1.0 - stage.warmup), 1.0)
-    swing = 0.5 * (1.0 + math.cos(math.pi * along))
-    return stage.final_learning_rate + (stage.learning_rate - stage.final_learning_rate) * swing
-
-
-class StopFlag:
-    """True once SIGTERM or SIGINT has come, so that the loop ends after its iteration."""
-
-    def __init__(self) -> None:
-        self._stopped = False
-
-    def __enter__(self) -> Self:
-        self._previous = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        self._stopped = True
-
-    def __bool__(self) -> bool:
-        return self._stopped
-
-
-class Clock:
-    """Seconds of training, counted on from where the checkpoint left them."""
-
-    def __init__(self, elapsed_seconds: float) -> None:
-        self._zero = time.monotonic() - elapsed_seconds
-
-    def elapsed_seconds(self) -> float:
-        return time.monotonic() - self._zero
-
-
-class Timer:
-    """Due once in every interval."""
-
-    def __init__(self, interval_seconds: float) -> None:
-        self._interval_seconds = interval_seconds
-        self._next = time.monotonic() + interval_seconds
-
-    def is_due(self) -> bool:
-        if time.monotonic() < self._next:
-            return False
-        self._next = time.monotonic() + self._interval_seconds
-        return True
-
-
-@dataclass
-class Journal:
-    """`log.jsonl`: one JSON object per line, with the run's progress in each."""
-
-    path: Path
-    progress: Progress
-
-    def write(self, event: str, **fields: Any) -> None:
-        line = {
-            "event": event,
-            "iteration": self.progress.iteration,
-            "elapsed_seconds": round(self.progress.elapsed_seconds, 1),
-            **fields,
-        }
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        log.info("%s", line)
+def time_left(progress: Progress, section: StageSection) -> str:
+    """Of the stage, at the pace that it has had."""
+    done = max(fraction_done(progress, section), 1e-9)
+    return duration(progress.stage_seconds * max(1.0 - done, 0.0) / done)

@@ -108,7 +108,7 @@ class OpenVinoEngine:
             weights=self.weights,
             scale=spec.scale,
             halo=spec.halo,
-            activation_bytes_per_pixel=4 * max(spec.channels, 16) * LIVE_ACTIVATIONS,
+            activation_bytes_per_pixel=4 * max(spec.network.activation_channels, 16) * LIVE_ACTIVATIONS,
             num_streams=num_threads,
             num_threads=num_threads,
         )

@@ -211,7 +211,7 @@ def network_to_tune(weights: Weights) -> Network:
     with torch.no_grad():
         for block, convolution in zip(edge_blocks(network), plain.convolutions, strict=True):
             kernel, _ = block.folded()
-            block.plain.weight += convolution.weight - kernel
+            block.plain.weight += cast(nn.Conv2d, convolution).weight - kernel
             cast(Tensor, block.plain.bias).copy_(cast(Tensor, convolution.bias))
     network.activations.load_state_dict(plain.activations.state_dict())
     return network
@@ -250,11 +250,12 @@ def _folded_norms(network: Generator) -> dict[str, Tensor]:
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             convolution = name.removesuffix("_norm")
-            gain = module.weight / torch.sqrt(module.running_var + module.eps)
+            variance = cast(Tensor, module.running_var)
+            gain = module.weight / torch.sqrt(variance + module.eps)
             state[f"{convolution}.weight"] = (
                 state[f"{convolution}.weight"] * gain[:, None, None, None]
             )
-            state[f"{convolution}.bias"] = module.bias - module.running_mean * gain
+            state[f"{convolution}.bias"] = module.bias - cast(Tensor, module.running_mean) * gain
     return state
 
 

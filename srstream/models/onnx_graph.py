@@ -145,7 +145,8 @@ def _generator(graph: _Graph, network: ResidualGenerator, input_name: str) -> No
     """
     x = input_name
     if network.signed_input:
-        two, one = (graph.constant(name, np.float32(value)) for name, value in _TWO_AND_ONE)
+        two = graph.constant("two", np.array(2.0, np.float32))
+        one = graph.constant("one", np.array(1.0, np.float32))
         x = graph.node("Sub", [graph.node("Mul", [x, two], "doubled"), one], "signed")
     x = start = graph.prelu("head_activation", graph.convolution("head", x))
     for block in range(network.num_blocks):
@@ -163,12 +164,9 @@ def _generator(graph: _Graph, network: ResidualGenerator, input_name: str) -> No
     kernel, bias = tail_before_shuffle(graph.tensors["tail.weight"], graph.tensors["tail.bias"])
     x = graph.convolution("tail", x, kernel=kernel, bias=bias)
     x = graph.node("Tanh", [x], "tanh")
-    half = graph.constant("half", np.float32(0.5))
+    half = graph.constant("half", np.array(0.5, np.float32))
     x = graph.node("Add", [graph.node("Mul", [x, half], "halved"), half], "unsigned")
     graph.node("DepthToSpace", [x], OUTPUT_NAMES[0], blocksize=2, mode="CRD")
-
-
-_TWO_AND_ONE = (("two", 2.0), ("one", 1.0))
 
 
 def tail_before_shuffle(kernel: Array, bias: Array) -> tuple[Array, Array]:
@@ -199,5 +197,5 @@ def onnx_metadata(content: bytes, origin: str) -> dict[str, str]:
 
 def _picture(name: str, group: PlaneGroup) -> onnx.ValueInfoProto:
     factor = "" if group.scale == 1 else f"{group.scale}*"
-    shape = ["batch", group.num_planes, f"{factor}height", f"{factor}width"]
+    shape: list[str | int | None] = ["batch", group.num_planes, f"{factor}height", f"{factor}width"]
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)

@@ -1,6 +1,7 @@
 """The models srstream knows, as data. Imports neither PyTorch nor an engine."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -77,7 +78,7 @@ class Stack:
         """(in, out) of every 3x3 convolution, in order."""
         num_out = sum(group.num_channels for group in form.outputs)
         widths = (form.num_input_planes, *self.widths, num_out)
-        return list(zip(widths[:-1], widths[1:], strict=True))
+        return list(pairwise(widths))
 
     def macs_per_pixel(self, form: ColourForm) -> int:
         return sum(9 * num_in * num_out for num_in, num_out in self.layer_channels(form))
@@ -99,7 +100,7 @@ class ResidualGenerator:
 
     @property
     def activation_channels(self) -> int:
-        """The maps before the second PixelShuffle have four times the channels at twice the size."""
+        """Before the second PixelShuffle: four times the channels at twice the size."""
         return 16 * self.channels
 
     def macs_per_pixel(self, form: ColourForm) -> int:

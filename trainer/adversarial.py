@@ -1,0 +1,138 @@
+"""The adversarial stage: features and a discriminator judge what the network makes."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from srstream.models.networks import Planes
+from trainer.config import AdversarialSection
+from trainer.data import Batch
+from trainer.discriminator import make_discriminator
+from trainer.features import feature_network
+from trainer.losses import (
+    content_loss,
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+    ldl_loss,
+)
+from trainer.networks import TrainedNetwork
+from trainer.rgb import to_rgb
+from trainer.stages import adam, descend, detached, fast_layout, plane_loss, set_rate, steadiness
+
+
+class AdversarialStage:
+    """SRGAN: features and a discriminator judge the pictures (Ledig et al., CVPR 2017, eq. 3)."""
+
+    def __init__(
+        self,
+        section: AdversarialSection,
+        fabric: Fabric,
+        network: TrainedNetwork,
+        average: TrainedNetwork,
+    ) -> None:
+        self.section, self.fabric = section, fabric
+        self.colour = network.spec.colour
+        self.average = average
+        self.network, optimiser = fabric.setup(network, adam(network, section))
+        discriminator = make_discriminator(
+            section.discriminator,
+            width=section.discriminator_width,
+            norm=section.discriminator_norm,
+            crop=section.discriminator_crop,
+        )
+        rate = section.discriminator_learning_rate
+        discriminator_optimiser = Adam(
+            discriminator.parameters(), lr=rate, betas=(section.beta1, section.beta2)
+        )
+        self.discriminator, discriminator_optimiser = fabric.setup(
+            discriminator, discriminator_optimiser
+        )
+        self.modules: dict[str, nn.Module] = {"discriminator": discriminator}
+        self.optimisers = {
+            "optimiser": cast(Optimizer, optimiser),
+            "discriminator_optimiser": cast(Optimizer, discriminator_optimiser),
+        }
+        self.features = None
+        if section.perceptual != "discriminator":
+            self.features = feature_network(
+                section.perceptual, section.perceptual_layers, weights=section.perceptual_weights
+            )
+            self.features.to(fabric.device)
+
+    def step(
+        self, batch: Batch, rate_factor: float, done: float
+    ) -> tuple[dict[str, Tensor], Planes]:
+        section = self.section
+        set_rate(self.optimisers["optimiser"], section.learning_rate * rate_factor)
+        set_rate(
+            self.optimisers["discriminator_optimiser"],
+            section.discriminator_learning_rate * rate_factor,
+        )
+        sr = self.network(fast_layout(batch.lr_BCHW))
+        made, real = (to_rgb(planes, self.colour) for planes in (sr, batch.hr))
+        judged = self._judge(made.detach(), real)
+        losses = self._generator_losses(batch, sr, made, real, done)
+        weights = self._weights(done)
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        descend(self.fabric, total, self.network, self.optimisers["optimiser"], section.clip_norm)
+        return detached(losses | judged), tuple(planes.detach() for planes in sr)
+
+    def _judge(self, made: Tensor, real: Tensor) -> dict[str, Tensor]:
+        """The discriminator's own iteration."""
+        self.discriminator.requires_grad_(True)
+        loss = discriminator_loss(
+            self.discriminator(real), self.discriminator(made), self.section.adversary
+        )
+        descend(
+            self.fabric,
+            loss,
+            self.discriminator,
+            self.optimisers["discriminator_optimiser"],
+            self.section.clip_norm,
+        )
+        self.discriminator.requires_grad_(False)
+        return {"discriminator": loss}
+
+    def _generator_losses(
+        self, batch: Batch, sr: Planes, made: Tensor, real: Tensor, done: float
+    ) -> dict[str, Tensor]:
+        section = self.section
+        made_logits, real_logits = self.discriminator(made), self.discriminator(real)
+        losses = {"adversarial": generator_loss(made_logits, real_logits, section.adversary)}
+        losses["content"] = self._content(made, real)
+        if section.pixel_weight:
+            losses["pixel"] = plane_loss(sr, batch.hr, section.chroma_weight)
+        if section.ldl_weight:
+            with torch.no_grad():
+                steady = to_rgb(self.average(batch.lr_BCHW), self.colour)
+            losses["ldl"] = ldl_loss(made, steady, real)
+        if batch.shifted is not None:
+            losses["steadiness"] = steadiness(self.network, sr, batch)
+        return losses
+
+    def _content(self, made: Tensor, real: Tensor) -> Tensor:
+        if self.features is None:
+            module = cast(nn.Module, self.discriminator.module)
+            with torch.no_grad():
+                true = module.features(real)  # type: ignore[operator]
+            return feature_matching_loss(module.features(made), true)  # type: ignore[operator]
+        with torch.no_grad():
+            true = self.features(real)
+        return content_loss(self.features(made), true)
+
+    def _weights(self, done: float) -> dict[str, float]:
+        section = self.section
+        risen = 1.0 if section.ramp == 0 else min(done / section.ramp, 1.0)
+        return {
+            "adversarial": section.adversarial_weight * risen,
+            "content": section.content_weight,
+            "pixel": section.pixel_weight,
+            "ldl": section.ldl_weight * risen,
+            "steadiness": section.steadiness_weight,
+        }

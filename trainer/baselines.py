@@ -1,0 +1,148 @@
+"""The networks that the literature compares with, on luma: SRCNN and VDSR.
+
+Both work on the picture after a bicubic enlargement, which is their first, fixed layer here: so
+they take and make what every other luma network does, (B, 1, H, W) to a tuple of one
+(B, 1, 4H, 4W), code value / 255. No engine runs them; they are measured in PyTorch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from srstream.models.networks import Planes
+from srstream.models.table import COLOUR_FORMS, Colour, ColourForm
+from trainer.degrade import cubic
+
+SCALE = 4
+
+
+@dataclass(frozen=True)
+class BaselineSpec:
+    """A baseline as data: convolutions on the enlarged picture, ReLU between."""
+
+    name: str
+    layers: tuple[tuple[int, int], ...]
+    """(side of the kernel, channels out) of each convolution."""
+    is_residual: bool
+    """The network makes what is to be added to the bicubic picture."""
+    source: str
+    colour: Colour = "luma"
+    scale: int = SCALE
+
+    @property
+    def form(self) -> ColourForm:
+        return COLOUR_FORMS[self.colour]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(
+            side**2 * num_in * num_out + num_out for side, num_in, num_out in self._convolutions()
+        )
+
+    @property
+    def kmac_per_pixel(self) -> float:
+        """Thousands of multiply-accumulates per *low-resolution* pixel, enlargement not counted."""
+        macs = sum(side**2 * num_in * num_out for side, num_in, num_out in self._convolutions())
+        return macs * self.scale**2 / 1000
+
+    def _convolutions(self) -> list[tuple[int, int, int]]:
+        """(side, in, out) of each."""
+        ins = [1, *(num_out for _, num_out in self.layers[:-1])]
+        return [
+            (side, num_in, num_out)
+            for num_in, (side, num_out) in zip(ins, self.layers, strict=True)
+        ]
+
+
+BASELINES: dict[str, BaselineSpec] = {
+    spec.name: spec
+    for spec in [
+        BaselineSpec(
+            "srcnn",
+            ((9, 64), (1, 32), (5, 1)),
+            is_residual=False,
+            source="C. Dong et al., TPAMI 38(2), 2016",
+        ),
+        BaselineSpec(
+            "vdsr",
+            (*[(3, 64)] * 19, (3, 1)),
+            is_residual=True,
+            source="J. Kim et al., CVPR 2016",
+        ),
+    ]
+}
+
+
+class BaselineNetwork(nn.Module):
+    """Bicubic enlargement, then the specification's convolutions."""
+
+    def __init__(self, spec: BaselineSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.enlarge = BicubicEnlargement(spec.scale)
+        num_ins = [1, *(num_out for _, num_out in spec.layers[:-1])]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(num_in, num_out, side, padding=side // 2)
+            for num_in, (side, num_out) in zip(num_ins, spec.layers, strict=True)
+        )
+        self._initialise()
+
+    def forward(self, lr_B1HW: Tensor) -> Planes:
+        bicubic = self.enlarge(lr_B1HW)
+        x = bicubic
+        for convolution in self.convolutions[:-1]:
+            x = functional.relu(convolution(x))
+        x = self.convolutions[-1](x)
+        return (x + bicubic if self.spec.is_residual else x,)
+
+    def _initialise(self) -> None:
+        """He's normal weights (VDSR, section 4.2); a residual begins at nothing.
+
+        SRCNN's paper draws from N(0, 0.001), with which Adam takes long to leave the grey picture.
+        """
+        convolutions = [cast(nn.Conv2d, convolution) for convolution in self.convolutions]
+        for convolution in convolutions:
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            nn.init.zeros_(cast(Tensor, convolution.bias))
+        if self.spec.is_residual:
+            nn.init.zeros_(convolutions[-1].weight)
+
+
+def baseline_network(name: str) -> BaselineNetwork:
+    """A new network of `BASELINES`."""
+    return BaselineNetwork(BASELINES[name])
+
+
+class BicubicEnlargement(nn.Module):
+    """MATLAB's bicubic enlargement by a whole factor (see `degrade.resize_matrix`), one plane.
+
+    Each output sample is a weighted sum of 5x5 input samples, the weights depending on its phase
+    alone: a fixed convolution and a PixelShuffle. Edges are mirrored, the edge sample repeated.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+        taps = torch.arange(-2, 3, dtype=torch.float64)
+        phases = (torch.arange(scale, dtype=torch.float64) + 0.5) / scale - 0.5
+        rows = torch.from_numpy(cubic((taps[None] - phases[:, None]).numpy()))
+        kernel = torch.einsum("rh,cw->rchw", rows, rows).reshape(scale**2, 1, 5, 5)
+        self.register_buffer("kernel", kernel.float(), persistent=False)
+
+    def forward(self, lr_B1HW: Tensor) -> Tensor:
+        padded = _mirrored(_mirrored(lr_B1HW, dim=2), dim=3)
+        return functional.pixel_shuffle(functional.conv2d(padded, self.kernel), self.scale)
+
+
+def _mirrored(x_BCHW: Tensor, dim: int) -> Tensor:
+    """Two samples more at each end of an axis, in mirrored order (`x1 x0 | x0 x1 ...`)."""
+    size = x_BCHW.shape[dim]
+    positions = torch.arange(-2, size + 2, device=x_BCHW.device) % (2 * size)
+    return x_BCHW.index_select(dim, torch.minimum(positions, 2 * size - 1 - positions))

@@ -1,0 +1,131 @@
+"""A run's clock, its stop signal, and what it writes down: `log.jsonl` and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import cv2
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from trainer.planes import Picture
+from trainer.state import Progress
+
+log = logging.getLogger(__name__)
+
+PANEL_DIR = "panels"
+
+
+class StopFlag:
+    """True once SIGTERM or SIGINT has come, so that the loop ends after its iteration."""
+
+    def __init__(self) -> None:
+        self._stopped = False
+
+    def __enter__(self) -> Self:
+        self._previous = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+        self._stopped = True
+
+    def __bool__(self) -> bool:
+        return self._stopped
+
+
+class Clock:
+    """Seconds since the last call."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def lap_seconds(self) -> float:
+        last, self._last = self._last, time.monotonic()
+        return self._last - last
+
+
+class Timer:
+    """Due once in every interval."""
+
+    def __init__(self, interval_seconds: float) -> None:
+        self._interval_seconds = interval_seconds
+        self._next = time.monotonic() + interval_seconds
+
+    def is_due(self) -> bool:
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + self._interval_seconds
+        return True
+
+
+class Journal:
+    """One JSON object per line with the run's progress in each; scalars and panels for TensorBoard.
+
+    A process that isn't the run's first one writes nothing.
+    """
+
+    def __init__(
+        self, run_dir: Path, progress: Progress, *, tensorboard: bool, is_silent: bool = False
+    ) -> None:
+        self._run_dir, self._progress, self._is_silent = run_dir, progress, is_silent
+        self._writer = None
+        if tensorboard and not is_silent:
+            self._writer = SummaryWriter(
+                str(run_dir / "tensorboard"), purge_step=progress.iteration
+            )
+
+    def write(self, event: str, **fields: Any) -> None:
+        if self._is_silent:
+            return
+        line = {
+            "event": event,
+            "iteration": self._progress.iteration,
+            "elapsed_seconds": round(self._progress.elapsed_seconds, 1),
+            **fields,
+        }
+        with (self._run_dir / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        log.info("%s", line)
+        if self._writer is not None:
+            for name, value in fields.items():
+                if isinstance(value, float):
+                    self._writer.add_scalar(f"{event}/{name}", value, self._progress.iteration)
+
+    def panel(self, picture_HW3: Picture) -> None:
+        """Keeps a picture of what the network makes, as a PNG file and for TensorBoard."""
+        if self._is_silent:
+            return
+        folder = self._run_dir / PANEL_DIR
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{self._progress.iteration:07d}.png"
+        cv2.imwrite(str(path), cv2.cvtColor(picture_HW3, cv2.COLOR_RGB2BGR))
+        if self._writer is not None:
+            self._writer.add_image(
+                "panel", np.ascontiguousarray(picture_HW3), self._progress.iteration, None, "HWC"
+            )
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def duration(seconds: float) -> str:
+    """As a person says it: `2 h 05 min`, `3 min 20 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

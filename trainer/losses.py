@@ -1,0 +1,109 @@
+"""What the stages descend on, as functions of tensors.
+
+Pictures are (B, C, H, W), RGB or planes, about [0, 1]; logits have any shape, the batch first;
+features are lists of (B, C, H, W). Every loss is a scalar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Adversary = Literal["standard", "relativistic"]
+
+FEATURE_SCALE = 1 / 12.75
+"""Ledig et al. (CVPR 2017), section 3.2: VGG features so scaled give losses of the size of MSE."""
+
+LDL_WINDOW = 7
+
+
+def content_loss(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
+    """Mean squared error of rescaled features, mean over the layers (Ledig et al., equation 5)."""
+    errors = [
+        functional.mse_loss(FEATURE_SCALE * m, FEATURE_SCALE * t)
+        for m, t in zip(made, true, strict=True)
+    ]
+    return torch.stack(errors).mean()
+
+
+def feature_matching_loss(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
+    """Mean absolute difference of a discriminator's features (Wang et al., CVPR 2018, equation 4).
+
+    Each layer counts in proportion to its own size: it is divided by the true features' mean
+    magnitude.
+    """
+    errors = [
+        functional.l1_loss(m, t) / t.abs().mean().clamp(min=1e-6)
+        for m, t in zip(made, true, strict=True)
+    ]
+    return torch.stack(errors).mean()
+
+
+def discriminator_loss(real_logits: Tensor, made_logits: Tensor, adversary: Adversary) -> Tensor:
+    """Binary cross-entropy: real pictures are 1, made ones 0.
+
+    Relativistic average (Jolicoeur-Martineau, ICLR 2019; as in ESRGAN): a real picture is to be
+    more real than the made ones are on average, and the other way round.
+    """
+    if adversary == "relativistic":
+        real_logits, made_logits = (
+            real_logits - made_logits.mean(),
+            made_logits - real_logits.mean(),
+        )
+    return (_cross_entropy(real_logits, 1.0) + _cross_entropy(made_logits, 0.0)) / 2
+
+
+def generator_loss(made_logits: Tensor, real_logits: Tensor, adversary: Adversary) -> Tensor:
+    """The generator's part: made pictures are to be taken for real (Ledig et al., equation 6)."""
+    if adversary == "standard":
+        return _cross_entropy(made_logits, 1.0)
+    made, real = made_logits - real_logits.mean(), real_logits - made_logits.mean()
+    return (_cross_entropy(made, 1.0) + _cross_entropy(real, 0.0)) / 2
+
+
+def ldl_loss(made: Tensor, steady: Tensor, real: Tensor) -> Tensor:
+    """Locally discriminative learning: mean absolute difference where there are artifacts.
+
+    A pixel's weight is the variance of the residual in 7x7 around it, times the fifth root of the
+    residual's variance over the picture, and nothing where the averaged network (`steady`) is
+    farther from the original than the one in training (Liang et al., CVPR 2022, equations 5 to 8).
+    """
+    residual = (real - made).abs().sum(1, keepdim=True)
+    residual_steady = (real - steady).abs().sum(1, keepdim=True)
+    with torch.no_grad():
+        overall = residual.var((1, 2, 3), keepdim=True) ** 0.2
+        weight = overall * _local_variance(residual)
+        weight = torch.where(residual < residual_steady, torch.zeros_like(weight), weight)
+    return functional.l1_loss(weight * made, weight * real)
+
+
+def steadiness_loss(
+    sr_a: Tensor, sr_b: Tensor, offset: tuple[int, int], *, border: int = 0
+) -> Tensor:
+    """Mean absolute difference of two views of one place (Eilertsen et al., CVPR 2019, eq. 3).
+
+    `sr_b` begins `offset` = (rows, columns) pixels farther into the picture than `sr_a`, and may be
+    smaller; `border` pixels at each side of what both show are left out.
+    """
+    rows, columns = offset
+    shown_a = sr_a[:, :, rows:, columns:]
+    height = min(shown_a.shape[2], sr_b.shape[2])
+    width = min(shown_a.shape[3], sr_b.shape[3])
+    inside = slice(border, height - border), slice(border, width - border)
+    return functional.l1_loss(shown_a[:, :, *inside], sr_b[:, :, *inside])
+
+
+def _cross_entropy(logits: Tensor, label: float) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+
+
+def _local_variance(x_B1HW: Tensor) -> Tensor:
+    """Unbiased, in `LDL_WINDOW` squared, edges mirrored."""
+    reach = LDL_WINDOW // 2
+    padded = functional.pad(x_B1HW, [reach] * 4, mode="reflect")
+    patches = functional.unfold(padded, LDL_WINDOW)
+    return patches.var(1).view_as(x_B1HW)

@@ -1,0 +1,115 @@
+"""A picture in the form in which a model takes it and makes it.
+
+Y, U and V are BT.601 in limited range, 8 bits: what the literature measures luma in. Which matrix
+a video has makes little difference to a network that never sees RGB.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from srstream.color import Sampling, resample_plane
+from srstream.models.table import Colour
+from srstream.quality import luma_bt601
+
+Codes = NDArray[np.uint8]
+"""(planes, H, W)."""
+
+Picture = NDArray[np.uint8]
+"""(H, W, 3), RGB, full range."""
+
+LEFT_SITED, CENTRE_SITED = 0.0, 0.5
+"""Where along x a 4:2:0 chroma sample lies, in luma samples from the left one of its two."""
+
+_FROM_RGB = np.array(
+    [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]
+)
+"""BT.601, from RGB in 0 to 1 to Y - 16, U - 128 and V - 128 (ITU-R BT.601-7, section 2.5)."""
+
+
+def round_to_codes(values: NDArray[np.floating]) -> Codes:
+    """Rounded half up and clipped, as MATLAB converts."""
+    return np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)
+
+
+def yuv444(rgb_HW3: Picture) -> NDArray[np.float64]:
+    """(3, H, W): Y in 16 to 235, U and V in 16 to 240, not rounded."""
+    u, v = (rgb_HW3 @ (weights / 255.0) + 128.0 for weights in _FROM_RGB[1:])
+    return np.stack([luma_bt601(rgb_HW3), u, v])
+
+
+def rgb_of(yuv_3HW: NDArray[np.float64]) -> Codes:
+    """(3, H, W) RGB of BT.601 in limited range."""
+    offset = np.array([16.0, 128.0, 128.0])
+    mix = np.linalg.inv(_FROM_RGB / 255.0)
+    return round_to_codes(np.einsum("oi,ihw->ohw", mix, yuv_3HW - offset[:, None, None]))
+
+
+def input_variants(
+    lr_HW3: Picture, colour: Colour, *, subsampled: bool = False
+) -> tuple[tuple[float, Codes], ...]:
+    """What a model may be given of a low-resolution picture, each with its share of the patches.
+
+    A `yuv420` model is given chroma that was brought to the luma grid from 4:2:0 in either usual
+    siting, and now and then from 4:4:4. So is an `rgb` model with `subsampled`.
+    """
+    if colour == "luma":
+        return ((1.0, round_to_codes(luma_bt601(lr_HW3))[None]),)
+    if colour == "rgb" and not subsampled:
+        return ((1.0, np.ascontiguousarray(lr_HW3.transpose(2, 0, 1))),)
+    yuv_3HW = yuv444(lr_HW3)
+    variants = (
+        (0.5, chroma_through_420(yuv_3HW, LEFT_SITED)),
+        (0.35, chroma_through_420(yuv_3HW, CENTRE_SITED)),
+        (0.15, round_to_codes(yuv_3HW)),
+    )
+    if colour == "yuv420":
+        return variants
+    return tuple((share, rgb_of(planes.astype(np.float64))) for share, planes in variants)
+
+
+def target_planes(hr_HW3: Picture, colour: Colour) -> tuple[Codes, ...]:
+    """What a model is to make of it: one array for each plane group of its colour form."""
+    if colour == "luma":
+        return (round_to_codes(luma_bt601(hr_HW3))[None],)
+    if colour == "rgb":
+        return (np.ascontiguousarray(hr_HW3.transpose(2, 0, 1)),)
+    y_HW, *chroma = yuv444(hr_HW3)
+    halved = [halve(plane, CENTRE_SITED) for plane in chroma]
+    return round_to_codes(y_HW)[None], round_to_codes(np.stack(halved))
+
+
+def halve(plane_HW: NDArray[np.float64], siting: float) -> NDArray[np.float64]:
+    """Chroma at half the size, rounded up, float.
+
+    The mean of 2x2 samples in the middle between them, or of 3x2 weighted 1:2:1 for left siting.
+    """
+    plane_HW = np.pad(plane_HW, [(0, side % 2) for side in plane_HW.shape], mode="edge")
+    height, width = plane_HW.shape
+    if siting == LEFT_SITED:
+        padded = np.pad(plane_HW, ((0, 0), (1, 1)), mode="edge")
+        plane_HW = (padded[:, :-2] + 2.0 * padded[:, 1:-1] + padded[:, 2:]) / 4.0
+        columns = plane_HW[:, ::2]
+        return (columns[::2] + columns[1::2]) / 2.0
+    return np.asarray(
+        cv2.resize(plane_HW, (width // 2, height // 2), interpolation=cv2.INTER_AREA), np.float64
+    )
+
+
+def chroma_through_420(yuv_3HW: NDArray[np.float64], siting: float) -> Codes:
+    """What a model is given of a 4:2:0 video: U and V halved, rounded and brought back."""
+    halved = [round_to_codes(halve(plane, siting)) for plane in yuv_3HW[1:]]
+    return on_luma_grid([round_to_codes(yuv_3HW[0]), *halved], siting)
+
+
+def on_luma_grid(planes: Sequence[Codes], siting: float) -> Codes:
+    """(3, H, W) of the three planes of a 4:2:0 frame, (H, W) and twice (H / 2, W / 2)."""
+    y_HW, *chroma = planes
+    height, width = y_HW.shape
+    rows = Sampling.between(height, height, stride_in=2, shift_in=CENTRE_SITED)
+    columns = Sampling.between(width, width, stride_in=2, shift_in=siting)
+    return np.stack(
+        [y_HW, *(resample_plane(plane, (height, width), rows, columns, 255) for plane in chroma)]
+    )

@@ -1,0 +1,64 @@
+"""A run in words: what its weight files and its card say of how they were made."""
+
+from __future__ import annotations
+
+from trainer.config import AdversarialSection, PixelSection, StageSection, TrainConfig
+from trainer.state import Progress
+
+
+def recipe(config: TrainConfig, progress: Progress, base: str | None) -> str:
+    """One line: stages, lengths and settings, and that it is unfinished if it is."""
+    lengths = [*progress.behind, (progress.stage_iteration, progress.stage_seconds)]
+    parts = [
+        f"{losses(section)}, {iterations} iterations in {seconds / 3600:.2f} h{rates(section)}"
+        for section, (iterations, seconds) in zip(config.stages, lengths, strict=False)
+    ]
+    data = config.data
+    parts.append(
+        f"{data.batch_size} patches of {data.patch_size}x{data.patch_size}, seed {config.seed}"
+    )
+    if getattr(config, "degradation", None) is not None:
+        parts.append("low resolution degraded by codecs")
+    done = fraction_done(progress, config.stages[progress.stage])
+    if done < 1.0:
+        parts.append(f"unfinished: {done:.0%} of stage {progress.stage + 1}")
+    if base is not None:
+        parts.append(f"going on from ({base})")
+    return "; ".join(parts)
+
+
+def losses(section: StageSection) -> str:
+    """What a stage descends on."""
+    steadiness = section.steadiness_weight
+    steady = f" + {steadiness:g} steadiness" if steadiness else ""
+    if isinstance(section, PixelSection):
+        return f"pixel loss {section.loss}{steady}"
+    assert isinstance(section, AdversarialSection)
+    layers = ", ".join(section.perceptual_layers)
+    features = (
+        "the discriminator's features"
+        if section.perceptual == "discriminator"
+        else f"{section.perceptual} {layers}"
+    )
+    extras = {"pixel l1": section.pixel_weight, "LDL": section.ldl_weight}
+    added = "".join(f" + {weight:g} {name}" for name, weight in extras.items() if weight)
+    return (
+        f"{section.content_weight:g} content ({features}) + {section.adversarial_weight:g} "
+        f"adversarial ({section.adversary}, {section.discriminator} discriminator of "
+        f"{section.discriminator_width} channels, {section.discriminator_norm} norm){added}{steady}"
+    )
+
+
+def rates(section: StageSection) -> str:
+    return (
+        f", Adam at {section.learning_rate:g} and one cosine cycle, average of the weights at "
+        f"{section.ema:g}"
+    )
+
+
+def fraction_done(progress: Progress, section: StageSection) -> float:
+    """0 at the start of the stage, 1 and more at its end."""
+    if section.iterations is not None:
+        return progress.stage_iteration / section.iterations
+    assert section.hours is not None
+    return progress.stage_seconds / (section.hours * 3600)

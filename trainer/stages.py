@@ -1,0 +1,127 @@
+"""What one iteration does, in each stage of a run.
+
+A stage owns its optimisers and what only it needs (discriminator, feature network). Each is given
+a batch and the learning rate's place on its cycle, and returns its losses by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Adam, Optimizer
+
+from srstream.models.networks import Planes
+from trainer.config import AdversarialSection, PixelSection, StageSection
+from trainer.data import Batch
+from trainer.losses import steadiness_loss
+from trainer.networks import TrainedNetwork
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+STEADINESS_BORDER = 16
+"""High-resolution pixels left out at each side: the two crops end there at different places."""
+
+
+class Stage(Protocol):
+    """One of the run's stages, ready to go."""
+
+    modules: dict[str, nn.Module]
+    """Trained beside the network; part of a checkpoint."""
+    optimisers: dict[str, Optimizer]
+
+    def step(
+        self, batch: Batch, rate_factor: float, done: float
+    ) -> tuple[dict[str, Tensor], Planes]:
+        """One iteration at `rate_factor` of the peak learning rates, `done` of the stage behind.
+
+        Returns the losses by name and what the network made, both detached.
+        """
+        ...
+
+
+def make_stage(
+    section: StageSection, fabric: Fabric, network: TrainedNetwork, average: TrainedNetwork
+) -> Stage:
+    """The stage that a section of the config describes."""
+    if isinstance(section, AdversarialSection):
+        from trainer.adversarial import AdversarialStage
+
+        return AdversarialStage(section, fabric, network, average)
+    assert isinstance(section, PixelSection)
+    return PixelStage(section, fabric, network)
+
+
+class PixelStage:
+    """Fits the network to the originals, pixel by pixel."""
+
+    def __init__(self, section: PixelSection, fabric: Fabric, network: TrainedNetwork) -> None:
+        self.section, self.fabric = section, fabric
+        self.network, optimiser = fabric.setup(network, adam(network, section))
+        self.modules: dict[str, nn.Module] = {}
+        self.optimisers = {"optimiser": cast(Optimizer, optimiser)}
+
+    def step(
+        self, batch: Batch, rate_factor: float, done: float
+    ) -> tuple[dict[str, Tensor], Planes]:
+        section, optimiser = self.section, self.optimisers["optimiser"]
+        set_rate(optimiser, section.learning_rate * rate_factor)
+        sr = self.network(fast_layout(batch.lr_BCHW))
+        distance = functional.l1_loss if section.loss == "l1" else functional.mse_loss
+        losses = {"pixel": plane_loss(sr, batch.hr, section.chroma_weight, distance)}
+        total = losses["pixel"]
+        if batch.shifted is not None:
+            losses["steadiness"] = steadiness(self.network, sr, batch)
+            total = total + section.steadiness_weight * losses["steadiness"]
+        descend(self.fabric, total, self.network, optimiser, section.clip_norm)
+        return detached(losses), tuple(planes.detach() for planes in sr)
+
+
+def plane_loss(
+    sr: Planes, hr: Planes, chroma_weight: float, distance: Distance = functional.l1_loss
+) -> Tensor:
+    """The distance of the first plane group, and so much of the second's."""
+    loss = distance(sr[0], hr[0])
+    for made, true in zip(sr[1:], hr[1:], strict=True):
+        loss = loss + chroma_weight * distance(made, true)
+    return loss
+
+
+def steadiness(network: nn.Module, sr: Planes, batch: Batch) -> Tensor:
+    """How far two views of the same place disagree, on the first plane group."""
+    assert batch.shifted is not None
+    again = network(fast_layout(batch.shifted.lr_BCHW))
+    return steadiness_loss(sr[0], again[0], batch.shifted.offset, border=STEADINESS_BORDER)
+
+
+def adam(network: nn.Module, section: StageSection) -> Adam:
+    trained = [value for value in network.parameters() if value.requires_grad]
+    return Adam(trained, lr=section.learning_rate, betas=(section.beta1, section.beta2))
+
+
+def set_rate(optimiser: Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def descend(
+    fabric: Fabric, loss: Tensor, module: nn.Module, optimiser: Optimizer, clip_norm: float
+) -> None:
+    optimiser.zero_grad(set_to_none=True)
+    fabric.backward(loss)
+    if clip_norm:
+        fabric.clip_gradients(module, optimiser, max_norm=clip_norm, error_if_nonfinite=False)
+    optimiser.step()
+
+
+def fast_layout(x_BCHW: Tensor) -> Tensor:
+    """Channels last, the order that a CPU's convolutions work in: spares them the turning."""
+    return x_BCHW.contiguous(memory_format=torch.channels_last)
+
+
+def detached(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: loss.detach() for name, loss in losses.items()}

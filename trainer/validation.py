@@ -1,0 +1,61 @@
+"""What a run is measured by as it goes: PSNR on a set of pictures, and panels to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from trainer.evaluate import Enlarged, TestPicture, load_test_set, network_upscaler, score
+from trainer.networks import TrainedNetwork
+from trainer.planes import Picture
+
+PANEL_SIDE = 256
+"""Of the original's middle, in pixels; three such stand side by side."""
+
+MAX_PANELS = 4
+
+
+class SetValidation:
+    """Measures a network on a folder of originals and paints what it makes of them."""
+
+    def __init__(self, folder: Path, scale: int) -> None:
+        self.folder, self.scale = folder, scale
+        self.pictures = load_test_set(folder, scale)
+
+    def measure(self, network: TrainedNetwork) -> dict[str, float]:
+        """PSNR (also as `score`) and SSIM on luma, PSNR on chroma."""
+        reached = score(network_upscaler(network), self.pictures, self.scale)
+        return {
+            "score": reached.psnr_db,
+            "psnr_db": reached.psnr_db,
+            "ssim": reached.ssim,
+            "chroma_psnr_db": reached.chroma_psnr_db,
+        }
+
+    def panel(self, network: TrainedNetwork) -> Picture:
+        """Low resolution | generated | original, a row for each of the first pictures."""
+        upscale = network_upscaler(network)
+        rows = [
+            _panel_row(picture, upscale(picture.lr_HW3), self.scale)
+            for picture in self.pictures[:MAX_PANELS]
+        ]
+        return np.concatenate(rows)
+
+
+def _panel_row(picture: TestPicture, made: Enlarged, scale: int) -> Picture:
+    height, width = picture.hr_HW3.shape[:2]
+    nearest = cv2.resize(picture.lr_HW3, (width, height), interpolation=cv2.INTER_NEAREST)
+    return np.concatenate(
+        [_middle(np.asarray(p, np.uint8)) for p in (nearest, made.rgb_HW3(), picture.hr_HW3)], 1
+    )
+
+
+def _middle(picture_HW3: Picture) -> Picture:
+    """Its middle of `PANEL_SIDE` squared, with black around where it is smaller."""
+    top, left = (max(side - PANEL_SIDE, 0) // 2 for side in picture_HW3.shape[:2])
+    cut = picture_HW3[top : top + PANEL_SIDE, left : left + PANEL_SIDE]
+    panel = np.zeros((PANEL_SIDE, PANEL_SIDE, 3), np.uint8)
+    panel[: cut.shape[0], : cut.shape[1]] = cut
+    return panel
