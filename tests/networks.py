@@ -9,6 +9,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from srstream.models.checkpoint import Weights, expected_shapes
+from srstream.models.onnx_graph import onnx_model
+from srstream.models.table import ModelSpec, ResidualGenerator, Stack
+
 SCALE = 4
 
 
@@ -45,6 +49,54 @@ def made_network(path: Path, *, layers: int = 3, channels: int = 16, seed: int =
         helper.make_node("DepthToSpace", ["sum"], ["sr"], blocksize=SCALE, mode="CRD"),
     ]
     return _save(path, nodes, weights)
+
+
+def model_network(path: Path, spec: ModelSpec, *, seed: int = 0) -> Path:
+    """Random weights for a model of any colour form, as `srtrain` exports them.
+
+    A stack's output is about its input enlarged; a generator's is that through a tanh, so of less
+    contrast. Both are deterministic.
+    """
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in expected_shapes(spec).items():
+        scale = (2 / np.prod(shape[1:])) ** 0.5 if len(shape) == 4 else 0.01
+        tensors[name] = rng.normal(size=shape) * scale
+        if name.startswith(("activations", "head_activation", "blocks")) and len(shape) == 1:
+            tensors[name] = np.linspace(0.2, 0.3, shape[0]) + 0.01 * rng.random()
+    if isinstance(spec.network, Stack):
+        last = f"convolutions.{len(spec.network.widths)}"
+        kernel = 0.15 * tensors[f"{last}.weight"]
+        tensors[f"{last}.weight"] = kernel - kernel.mean(axis=(1, 2, 3), keepdims=True)
+    else:
+        _pass_through(tensors, spec.network)
+    as_float32 = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    path.write_bytes(onnx_model(Weights(spec, as_float32, "made")).SerializeToString())
+    return path
+
+
+def repeating_network(path: Path, spec: ModelSpec) -> Path:
+    """A stack that is nothing but its anchor: each sample repeated."""
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(spec).items()}
+    path.write_bytes(onnx_model(Weights(spec, tensors, "made")).SerializeToString())
+    return path
+
+
+def _pass_through(tensors: dict[str, np.ndarray], network: ResidualGenerator) -> None:
+    """The first three channels carry the picture to the tail, the others add a little noise."""
+    for name, tensor in tensors.items():
+        if "activation" in name:
+            tensor[:3] = 1.0
+            tensor[3:] = 0.2
+        elif tensor.ndim == 4:
+            tensor *= 0.05
+    picture = range(3)
+    tensors["head.weight"][picture, picture, 4, 4] = 1.0
+    tensors["tail.weight"][picture, picture, 4, 4] = 1.0
+    for step in range(2):
+        kernel = tensors[f"upsampling.{step}.weight"]
+        for plane in picture:
+            kernel[4 * plane : 4 * plane + 4, plane, 1, 1] += 1.0
 
 
 def nearest_network(path: Path) -> Path:

@@ -15,10 +15,16 @@ from srstream.engines.openvino import OpenVinoEngine
 from srstream.errors import EngineError, RefusedError
 from srstream.frame import ColorSpec, Frame, PlaneLayout
 from srstream.media.types import OutputVideo, VideoInfo
-from srstream.models.table import available_models, model_spec, weights_path
+from srstream.models.table import (
+    ModelSpec,
+    Stack,
+    available_models,
+    model_spec,
+    weights_path,
+)
 from srstream.pipeline import enhancer as module
 from srstream.pipeline.enhancer import Enhancer
-from tests.networks import black_network, made_network, nearest_network
+from tests.networks import black_network, made_network, nearest_network, repeating_network
 
 TIME_BASE = Fraction(1, 1000)
 WIDTH, HEIGHT = 96, 56
@@ -26,11 +32,14 @@ YUV420 = PlaneLayout("yuv", 8, 1, 1)
 LIMITED = ColorSpec(1, 1, 1, False, 1)
 
 
-def engine_of(path, folder, threads=2):
+FAST = model_spec("fast")
+
+
+def engine_of(path, folder, threads=2, spec=FAST):
     return OpenVinoEngine(
         EngineConfig(threads=threads),
         ModelConfig(weights=str(path)),
-        model_spec("fast"),
+        spec,
         cache_dir=folder / "cache",
     )
 
@@ -47,11 +56,31 @@ def nearest(tmp_path_factory):
     return engine_of(nearest_network(folder / "nearest.onnx"), folder)
 
 
-@pytest.fixture(scope="module", params=["nearest", *available_models()])
+COLOUR_SPECS = {
+    "yuv420": ModelSpec("balanced", "yuv420", Stack((6, 6))),
+    "rgb": ModelSpec("srgan", "rgb", Stack((6, 6))),
+}
+
+
+def repeating_engine(name, tmp_path_factory):
+    """A model of several planes whose output is its input, repeated."""
+    folder, spec = tmp_path_factory.mktemp(name), COLOUR_SPECS[name]
+    return engine_of(repeating_network(folder / "made.onnx", spec), folder, spec=spec)
+
+
+@pytest.fixture(scope="module", params=COLOUR_SPECS)
+def colour_engine(request, tmp_path_factory):
+    return repeating_engine(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=["nearest", *COLOUR_SPECS, *available_models()])
 def any_engine(request, nearest, tmp_path_factory):
     if request.param == "nearest":
         return nearest
-    return engine_of(weights_path(request.param), tmp_path_factory.mktemp("shipped"))
+    if request.param in COLOUR_SPECS:
+        return repeating_engine(request.param, tmp_path_factory)
+    folder = tmp_path_factory.mktemp("shipped")
+    return engine_of(weights_path(request.param), folder, spec=model_spec(request.param))
 
 
 def video(layout, color=LIMITED, width=WIDTH, height=HEIGHT):
@@ -196,7 +225,8 @@ def test_tiles_and_memory_bound_change_nothing(made, monkeypatch):
     )
     enhancer = Enhancer(made, video(layout), output(layout), max_memory_bytes=budget)
     tiled = [done for frame in frames for done in enhancer.push(frame)] + enhancer.drain()
-    (tile_shape, _), *others = enhancer._sessions
+    (tile, *others) = enhancer._sessions
+    tile_shape = tile.shape
     assert not others
     assert tile_shape[0] * tile_shape[1] <= 1600
     for one, other in zip(whole, tiled, strict=True):
@@ -204,7 +234,7 @@ def test_tiles_and_memory_bound_change_nothing(made, monkeypatch):
 
 
 @pytest.mark.parametrize("location", range(1, 7))
-def test_chroma_stays_sited_where_it_was(location, nearest):
+def test_chroma_stays_sited_where_it_was(location, nearest, colour_engine):
     """Chroma is a ramp over luma positions; enlarged, it must be that same ramp at its new ones."""
     color = ColorSpec(1, 1, 1, False, location)
     x = {1: 0.0, 3: 0.0, 5: 0.0}.get(location, 0.5)
@@ -214,11 +244,19 @@ def test_chroma_stays_sited_where_it_was(location, nearest):
     across = np.tile(500 * (2 * np.arange(WIDTH // 2) + x), (HEIGHT // 2, 1))
     down = np.tile(500 * (2 * np.arange(HEIGHT // 2) + y), (WIDTH // 2, 1)).T
     planes = [luma, across.astype(np.uint16), down.astype(np.uint16)]
-    enhanced = enhance(nearest, frame_of(planes, layout, color), output(layout, color))
+    frame = frame_of(planes, layout, color)
     expected_x = 500 * ((2 * np.arange(2 * WIDTH) + x + 0.5) / 4 - 0.5)
     expected_y = 500 * ((2 * np.arange(2 * HEIGHT) + y + 0.5) / 4 - 0.5)
+    enhanced = enhance(nearest, frame, output(layout, color))
     assert np.abs(enhanced.planes[1][50] - expected_x)[12:-12].max() <= 1
     assert np.abs(enhanced.planes[2][:, 50] - expected_y)[12:-12].max() <= 1
+    # A model that repeats samples makes stairs of the ramp: half a sample high, but in its place.
+    enhanced = enhance(colour_engine, frame, output(layout, color))
+    off_x = (enhanced.planes[1][50] - expected_x)[12:-12]
+    off_y = (enhanced.planes[2][:, 50] - expected_y)[12:-12]
+    for off in (off_x, off_y):
+        assert np.abs(off).max() <= 260
+        assert abs(off.mean()) <= 5
 
 
 def test_finer_chroma_than_the_sources(made):

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srstream.config import EngineConfig, ModelConfig
+from srstream.engines.contract import TileFormat
 from srstream.engines.openvino import OpenVinoEngine
 from srstream.engines.tiles import PREFERRED_TILE_PIXELS, TileGrid, choose_tiles
-from srstream.models.table import available_models, model_spec, weights_path
-from tests.networks import made_network
+from srstream.models.table import ModelSpec, ResidualGenerator, Stack, model_spec, weights_path
+from tests.networks import made_network, model_network
 
 SIDES = st.integers(1, 300)
 
@@ -66,14 +67,24 @@ def test_common_sizes():
         TileGrid(100, 100, 16, 16, 8)
 
 
-@pytest.fixture(scope="module", params=["made", *available_models()])
+SPECS = {
+    "made": model_spec("fast"),
+    "fast": model_spec("fast"),
+    "yuv420": ModelSpec("balanced", "yuv420", Stack((6, 8, 6))),
+    "rgb": ModelSpec("srgan", "rgb", ResidualGenerator(channels=8, num_blocks=1)),
+}
+
+
+@pytest.fixture(scope="module", params=SPECS)
 def engine(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
-    spec = model_spec("fast")
+    path, spec = folder / "made.onnx", SPECS[request.param]
     if request.param == "made":
-        path = made_network(folder / "made.onnx", layers=spec.layers)
+        made_network(path, layers=spec.halo)
+    elif request.param == "fast":
+        path = weights_path("fast")
     else:
-        path = weights_path(request.param)
+        model_network(path, spec)
     config = EngineConfig(threads=2)
     return OpenVinoEngine(config, ModelConfig(weights=str(path)), spec, cache_dir=folder / "cache")
 
@@ -82,17 +93,26 @@ def engine(request, tmp_path_factory):
 @given(st.data())
 def test_tiled_is_the_whole_picture_bit_for_bit(engine, data):
     width, height = data.draw(st.integers(3, 120)), data.draw(st.integers(3, 90))
-    rows, cols = data.draw(st.integers(17, 60)), data.draw(st.integers(17, 60))
-    picture = np.random.default_rng(width).integers(0, 256, (height, width), dtype=np.uint8)
-    grid = TileGrid(width, height, rows, cols, engine.capabilities.halo)
-    whole_session = engine.open_session((height, width), 8)
+    halo, form = engine.capabilities.halo, engine.capabilities.form
+    sides = st.integers(2 * halo + 1, 60)
+    rows, cols = data.draw(sides), data.draw(sides)
+    matrix = 1 if engine.capabilities.colour == "rgb" else None
+    picture = np.random.default_rng(width).integers(
+        0, 256, (form.num_input_planes, height, width), dtype=np.uint8
+    )
+    grid = TileGrid(width, height, rows, cols, halo)
+    whole_session = engine.open_session(TileFormat((height, width), 8, matrix))
     whole = whole_session.result(whole_session.submit(picture))
-    session = engine.open_session(grid.tile_shape, 8)
-    tiled = np.zeros_like(whole)
+    session = engine.open_session(TileFormat(grid.tile_shape, 8, matrix))
+    tiled = [np.zeros_like(plane) for plane in whole]
+    scales = [group.scale for group in form.outputs for _ in range(group.num_planes)]
     for tile in grid.tiles():
         window = picture[
-            tile.top : tile.top + grid.tile_rows, tile.left : tile.left + grid.tile_cols
+            :, tile.top : tile.top + grid.tile_rows, tile.left : tile.left + grid.tile_cols
         ]
-        result = session.result(session.submit(window))
-        tiled[tile.kept_in_picture(4)] = result[tile.kept_in_result(4)]
-    assert np.array_equal(tiled, whole)
+        for plane, part, scale in zip(
+            tiled, session.result(session.submit(window)), scales, strict=True
+        ):
+            plane[tile.kept_in_picture(scale)] = part[tile.kept_in_result(scale)]
+    for made, true in zip(tiled, whole, strict=True):
+        assert np.array_equal(made, true)

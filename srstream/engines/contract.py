@@ -1,15 +1,20 @@
 """The one contract between the pipeline and whatever runs a network.
 
-Shapes: H and W are rows and columns of a tile; a result is `scale` times as large on each axis.
+A tile is one plane for each input plane of the model's colour form, all (H, W) = (rows, columns) of
+the luma grid; a result is one plane for each output plane, (scale H, scale W), where U and V of a
+`yuv420` model have half of Y's scale. An `rgb` model is given and gives Y, U, V too: the conversion
+from and to RGB is part of the engine's graph.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from srstream.frame import Plane
+from srstream.models.table import COLOUR_FORMS, Colour, ColourForm
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +26,10 @@ class Capabilities:
     device: str
     weights: Path
     """The file that the network was read from."""
+    colour: Colour
+    """Which planes go in and come out, see `COLOUR_FORMS`."""
     scale: int
-    """Output pixels per input pixel, along each axis."""
+    """Output luma samples per input one, along each axis."""
     halo: int
     """Radius of the network's receptive field in input pixels; what tiles must overlap by."""
     activation_bytes_per_pixel: int
@@ -35,6 +42,24 @@ class Capabilities:
     is_deterministic: bool = True
     """The same tile gives the same result, whatever else runs beside it."""
 
+    @property
+    def form(self) -> ColourForm:
+        return COLOUR_FORMS[self.colour]
+
+
+@dataclass(frozen=True, slots=True)
+class TileFormat:
+    """What a session is opened for."""
+
+    shape: tuple[int, int]
+    """(rows, columns) of every tile."""
+    bits: int
+    """8 to 16: codes are 0 to 2**bits - 1, uint8 (8 bits) or uint16."""
+    matrix: int | None = None
+    """H.273 matrix of Y, U, V; `rgb` models need it, the others see the codes as they are."""
+    full_range: bool = False
+    """Of Y, U, V; for `rgb` models."""
+
 
 class Ticket(Protocol):
     """A tile on its way; hand it to `Session.result` once."""
@@ -45,32 +70,30 @@ class Ticket(Protocol):
 
 
 class Session(Protocol):
-    """An engine opened for one tile shape and one bit depth.
+    """An engine opened for one format of tiles.
 
     Not safe for several threads: one thread submits and collects.
     """
 
-    tile_shape: tuple[int, int]
-    """(rows, columns) of every tile."""
-    bits: int
+    format: TileFormat
     num_in_flight: int
     """Tiles that can be in the engine at once; one more `submit` waits for the oldest."""
 
-    def submit(self, tile_HW: Plane) -> Ticket:
-        """Starts one tile, codes 0 to 2**bits - 1, uint8 (8 bits) or uint16.
+    def submit(self, tile: Sequence[Plane]) -> Ticket:
+        """Starts one tile: its input planes, (H, W) each.
 
-        The tile is copied before this returns and may be any view. Waits only while
-        `num_in_flight` tiles are in the engine already.
+        They are copied before this returns and may be any views. Waits only while `num_in_flight`
+        tiles are in the engine already.
 
         Raises:
-            EngineError: shape or dtype aren't the session's, or the engine failed.
+            EngineError: number, shape or dtype aren't the session's, or the engine failed.
         """
         ...
 
-    def result(self, ticket: Ticket) -> Plane:
-        """Waits for a tile: (scale H, scale W), same dtype, rounded half to even and clamped.
+    def result(self, ticket: Ticket) -> tuple[Plane, ...]:
+        """Waits for a tile's output planes: same dtype, rounded half to even and clamped.
 
-        The array is the caller's own. Tickets may be collected in any order, each once.
+        The arrays are the caller's own. Tickets may be collected in any order, each once.
 
         Raises:
             EngineError: the engine failed on it.
@@ -87,8 +110,8 @@ class Engine(Protocol):
 
     capabilities: Capabilities
 
-    def open_session(self, tile_shape: tuple[int, int], bits: int) -> Session:
-        """Compiles for `tile_shape` = (rows, columns) and a depth of 8 to 16 bits.
+    def open_session(self, tile: TileFormat) -> Session:
+        """Compiles for tiles of this format.
 
         Raises:
             EngineError: the device cannot run it.

@@ -17,22 +17,26 @@ import os
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from platformdirs import user_cache_dir
 
+from srstream.color import code_range, rgb_to_yuv_matrix
 from srstream.config import EngineConfig, ModelConfig
-from srstream.engines.contract import Capabilities, Ticket
+from srstream.engines.contract import Capabilities, Ticket, TileFormat
 from srstream.errors import EngineError, WeightsError
 from srstream.frame import Plane
-from srstream.models.table import ModelSpec, weights_path
+from srstream.models.table import ColourForm, ModelSpec, PlaneGroup, weights_path
+
+Matrix = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Raise it when the graph built around the network changes: cached blobs are then left alone."""
 
 MAX_CACHED_GRAPHS = 200
@@ -106,18 +110,23 @@ class OpenVinoEngine:
             name="openvino",
             device=device.strip(),
             weights=self.weights,
+            colour=spec.colour,
             scale=spec.scale,
             halo=spec.halo,
-            activation_bytes_per_pixel=4 * max(spec.network.activation_channels, 16) * LIVE_ACTIVATIONS,
+            activation_bytes_per_pixel=4
+            * max(spec.network.activation_channels, 16)
+            * LIVE_ACTIVATIONS,
             num_streams=num_threads,
             num_threads=num_threads,
         )
 
-    def open_session(self, tile_shape: tuple[int, int], bits: int) -> OpenVinoSession:
+    def open_session(self, tile: TileFormat) -> OpenVinoSession:
         """See `Engine.open_session`. Takes 0.2 s the first time, 0.05 s from the cache."""
         can = self.capabilities
-        if not can.min_bits <= bits <= can.max_bits or min(tile_shape) < 1:
-            raise EngineError(f"no session can be opened for tiles {tile_shape} of {bits} bits")
+        if not can.min_bits <= tile.bits <= can.max_bits or min(tile.shape) < 1:
+            raise EngineError(
+                f"no session can be opened for tiles {tile.shape} of {tile.bits} bits"
+            )
         options = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "NUM_STREAMS": str(can.num_streams),
@@ -125,20 +134,20 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": "f32",
         }
         weights_hash = hashlib.sha256(self.onnx).hexdigest()
-        what = [CACHE_FORMAT, self.openvino.__version__, can.device, can.scale, weights_hash]
-        what += [tile_shape, bits, sorted(options.items())]
+        what = [CACHE_FORMAT, self.openvino.__version__, can.device, can.colour, weights_hash]
+        what += [tile, sorted(options.items())]
         key = hashlib.sha256(repr(what).encode()).hexdigest()
         blob_path = self.cache_dir / f"{key}.blob"
         compiled = self._from_cache(blob_path, options)
         if compiled is None:
-            compiled = self._compile(tile_shape, bits, options)
+            compiled = self._compile(tile, options)
             self._to_cache(blob_path, compiled)
-        return OpenVinoSession(self.openvino, compiled, tile_shape, bits, can)
+        return OpenVinoSession(self.openvino, compiled, tile, can)
 
     def close(self) -> None:
         """Nothing outlives the object."""
 
-    def _compile(self, tile_shape: tuple[int, int], bits: int, options: dict[str, str]) -> Any:
+    def _compile(self, tile: TileFormat, options: dict[str, str]) -> Any:
         try:
             network = self.core.read_model(self.onnx)
         except RuntimeError as error:
@@ -146,18 +155,18 @@ class OpenVinoEngine:
                 f"{self.weights}: is no ONNX graph OpenVINO can read ({_first_line(error)})"
             ) from error
         try:
-            graph = integer_graph(self.openvino, network, tile_shape, bits, self.capabilities.scale)
+            graph = integer_graph(self.openvino, network, tile, self.capabilities.form)
         except (RuntimeError, IndexError, AttributeError) as error:
             raise WeightsError(
-                f"{self.weights}: isn't a network from one plane to one of "
-                f"{self.capabilities.scale}x ({_first_line(error)})"
+                f"{self.weights}: isn't a {self.capabilities.scale}x network on "
+                f"{self.capabilities.colour} ({_first_line(error)})"
             ) from error
         try:
             return self.core.compile_model(graph, "CPU", options)
         except RuntimeError as error:
             raise EngineError(
                 f"OpenVINO cannot compile {self.weights.name} for tiles of "
-                f"{tile_shape[1]}x{tile_shape[0]} ({_first_line(error)})"
+                f"{tile.shape[1]}x{tile.shape[0]} ({_first_line(error)})"
             ) from error
 
     def _from_cache(self, path: Path, options: dict[str, str]) -> Any | None:
@@ -195,37 +204,75 @@ class OpenVinoEngine:
             blob.unlink(missing_ok=True)
 
 
-def integer_graph(
-    openvino: Any, network: Any, tile_shape: tuple[int, int], bits: int, scale: int
-) -> Any:
+def integer_graph(openvino: Any, network: Any, tile: TileFormat, form: ColourForm) -> Any:
     """Wraps a float network: codes in, codes out.
 
-    Input (1, 1, H, W), u8 or u16. Output either (1, H, W, scale**2), the codes before the
-    network's closing PixelShuffle, or, where it doesn't close with one, (1, 1, sH, sW).
+    Input (1, planes, H, W), u8 or u16. For each plane group an output: either (1, H, W, channels),
+    the codes before the group's closing PixelShuffle, or, where it doesn't close with one or RGB is
+    still to be converted, (1, planes, sH, sW).
     """
     ops = importlib.import_module("openvino.opset13")
-    peak = float(2**bits - 1)
-    integer = openvino.Type.u8 if bits <= 8 else openvino.Type.u16
-    codes = ops.parameter([1, 1, *tile_shape], integer)
+    peak = float(2**tile.bits - 1)
+    integer = openvino.Type.u8 if tile.bits <= 8 else openvino.Type.u16
+    shape = [1, form.num_input_planes, *tile.shape]
+    codes = ops.parameter(shape, integer)
     unit = ops.multiply(
         ops.convert(codes, openvino.Type.f32), ops.constant(np.array(1 / peak, np.float32))
     )
-    network.reshape([1, 1, *tile_shape])
+    if tile.matrix is not None:
+        mix, offset = yuv_to_rgb(tile)
+        unit = _mixed(ops, unit, mix, offset)
+    network.reshape(shape)
     for target in network.input(0).get_target_inputs():
         target.replace_source_output(unit.output(0))
-    result = network.output(0).get_node().input_value(0)
-    rows, columns = tile_shape
-    if list(result.get_shape()) != [1, 1, rows * scale, columns * scale]:
-        raise RuntimeError(f"its output has the shape {list(result.get_shape())}")
-    ends_with_shuffle = _is_pixel_shuffle(result.get_node(), scale)
-    if ends_with_shuffle:
-        result = result.get_node().input_value(0)
-    scaled = ops.multiply(result, ops.constant(np.array(peak, np.float32)))
-    rounded = ops.clamp(ops.round(scaled, "half_to_even"), 0.0, peak)
-    output = ops.convert(rounded, integer)
-    if ends_with_shuffle:
-        output = ops.transpose(output, ops.constant(np.array([0, 2, 3, 1], np.int32)))
-    return openvino.Model([ops.result(output)], [codes], "srstream")
+    if len(network.outputs) != len(form.outputs):
+        raise RuntimeError(f"it has {len(network.outputs)} outputs")
+    outputs = []
+    for output, group in zip(network.outputs, form.outputs, strict=True):
+        result = output.get_node().input_value(0)
+        rows, columns = tile.shape
+        expected = [1, group.num_planes, rows * group.scale, columns * group.scale]
+        if list(result.get_shape()) != expected:
+            raise RuntimeError(f"an output has the shape {list(result.get_shape())}")
+        ends_with_shuffle = tile.matrix is None and _is_pixel_shuffle(
+            result.get_node(), group.scale
+        )
+        if ends_with_shuffle:
+            result = result.get_node().input_value(0)
+        if tile.matrix is not None:
+            mix, offset = rgb_to_yuv(tile)
+            result = _mixed(ops, result, mix, offset)
+        scaled = ops.multiply(result, ops.constant(np.array(peak, np.float32)))
+        rounded = ops.clamp(ops.round(scaled, "half_to_even"), 0.0, peak)
+        converted = ops.convert(rounded, integer)
+        if ends_with_shuffle:
+            converted = ops.transpose(converted, ops.constant(np.array([0, 2, 3, 1], np.int32)))
+        outputs.append(ops.result(converted))
+    return openvino.Model(outputs, [codes], "srstream")
+
+
+def rgb_to_yuv(tile: TileFormat) -> tuple[Matrix, Matrix]:
+    """(3, 3) and (3,): from RGB in [0, 1] to Y, U, V as codes / peak."""
+    assert tile.matrix is not None
+    luma = code_range(tile.bits, tile.full_range)
+    chroma = code_range(tile.bits, tile.full_range, is_chroma=True)
+    spans = np.array([luma.span, chroma.span, chroma.span]) / luma.peak
+    zeros = np.array([luma.zero, chroma.zero, chroma.zero]) / luma.peak
+    return spans[:, None] * rgb_to_yuv_matrix(tile.matrix), zeros
+
+
+def yuv_to_rgb(tile: TileFormat) -> tuple[Matrix, Matrix]:
+    """(3, 3) and (3,): from Y, U, V as codes / peak to RGB in [0, 1]."""
+    mix, zeros = rgb_to_yuv(tile)
+    inverse: Matrix = np.linalg.inv(mix).astype(np.float64)
+    return inverse, -inverse @ zeros
+
+
+def _mixed(ops: Any, planes: Any, mix: Matrix, offset: Matrix) -> Any:
+    """A 1x1 convolution with constants."""
+    kernel = ops.constant(mix.astype(np.float32)[:, :, None, None])
+    convolved = ops.convolution(planes, kernel, [1, 1], [0, 0], [0, 0], [1, 1])
+    return ops.add(convolved, ops.constant(offset.astype(np.float32)[None, :, None, None]))
 
 
 def _is_pixel_shuffle(node: Any, scale: int) -> bool:
@@ -235,13 +282,22 @@ def _is_pixel_shuffle(node: Any, scale: int) -> bool:
     return bool(attributes["mode"] == "depth_first" and attributes["block_size"] == scale)
 
 
+def shuffled_planes(codes_HWC: Plane, group: PlaneGroup) -> list[Plane]:
+    """The group's planes of the codes before its PixelShuffle."""
+    step = group.scale**2
+    return [
+        pixel_shuffle(codes_HWC[..., first : first + step], group.scale)
+        for first in range(0, group.num_channels, step)
+    ]
+
+
 def pixel_shuffle(codes_HWC: Plane, scale: int) -> Plane:
     """(H, W, scale**2) to (scale H, scale W): channel s*i + j goes to row i, column j of a cell.
 
     Moves the `scale` codes of a cell's row at once, as one wide integer where there is one.
     """
     rows, columns, _ = codes_HWC.shape
-    wide = {4: np.uint32, 8: np.uint64}.get(scale * codes_HWC.itemsize)
+    wide = {2: np.uint16, 4: np.uint32, 8: np.uint64}.get(scale * codes_HWC.itemsize)
     shape = rows * scale, columns * scale
     plane: Plane
     if wide is None:
@@ -257,7 +313,7 @@ class OpenVinoTicket:
 
     def __init__(self, request: Any) -> None:
         self.request = request
-        self.plane: Plane | None = None
+        self.planes: tuple[Plane, ...] | None = None
 
     def is_done(self) -> bool:
         return self.request is None or bool(self.request.wait_for(0))
@@ -270,26 +326,20 @@ class OpenVinoSession:
         self,
         openvino: Any,
         compiled: Any,
-        tile_shape: tuple[int, int],
-        bits: int,
+        tile: TileFormat,
         capabilities: Capabilities,
     ) -> None:
-        self.tile_shape = tile_shape
-        self.bits = bits
-        self.scale = capabilities.scale
-        self.dtype = np.dtype(np.uint8 if bits <= 8 else np.uint16)
+        self.format = tile
+        self.form = capabilities.form
+        self.dtype = np.dtype(np.uint8 if tile.bits <= 8 else np.uint16)
         self.num_in_flight = capabilities.num_streams + 1  # one waits, so that no stream does
         self._idle = [compiled.create_infer_request() for _ in range(self.num_in_flight)]
         self._in_flight: deque[OpenVinoTicket] = deque()
         self._compiled = compiled
 
-    def submit(self, tile_HW: Plane) -> OpenVinoTicket:
+    def submit(self, tile: Sequence[Plane]) -> OpenVinoTicket:
         """See `Session.submit`."""
-        if tile_HW.shape != self.tile_shape or tile_HW.dtype != self.dtype:
-            raise EngineError(
-                f"a tile of {tile_HW.shape} {tile_HW.dtype} came to a session for "
-                f"{self.tile_shape} {self.dtype}"
-            )
+        self._check(tile)
         if not self._idle:
             if not self._in_flight:
                 raise EngineError("the engine's session is closed")
@@ -297,7 +347,8 @@ class OpenVinoSession:
         request = self._idle.pop()
         ticket = OpenVinoTicket(request)
         try:
-            request.get_input_tensor().data[0, 0] = tile_HW
+            for index, plane_HW in enumerate(tile):
+                request.get_input_tensor().data[0, index] = plane_HW
             request.start_async()
         except RuntimeError as error:
             self._idle.append(request)
@@ -305,15 +356,15 @@ class OpenVinoSession:
         self._in_flight.append(ticket)
         return ticket
 
-    def result(self, ticket: Ticket) -> Plane:
+    def result(self, ticket: Ticket) -> tuple[Plane, ...]:
         """See `Session.result`."""
         assert isinstance(ticket, OpenVinoTicket)
         if ticket.request is not None:
             self._collect(ticket)
-        if ticket.plane is None:
+        if ticket.planes is None:
             raise EngineError("this tile was collected before, or its engine failed or was closed")
-        plane, ticket.plane = ticket.plane, None
-        return plane
+        planes, ticket.planes = ticket.planes, None
+        return planes
 
     def close(self) -> None:
         """See `Session.close`."""
@@ -332,12 +383,26 @@ class OpenVinoSession:
             request.wait()
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed on a tile ({_first_line(error)})") from error
-        codes = request.get_output_tensor().data[0]
-        rows, columns = self.tile_shape
-        if codes.shape == (rows, columns, self.scale**2):
-            ticket.plane = pixel_shuffle(codes, self.scale)
-        else:
-            ticket.plane = codes[0].copy()
+        planes: list[Plane] = []
+        for index, group in enumerate(self.form.outputs):
+            codes = request.get_output_tensor(index).data[0]
+            if codes.shape == (*self.format.shape, group.num_channels):
+                planes += shuffled_planes(codes, group)
+            else:
+                planes += list(codes.copy())
+        ticket.planes = tuple(planes)
+
+    def _check(self, tile: Sequence[Plane]) -> None:
+        if len(tile) != self.form.num_input_planes:
+            raise EngineError(
+                f"a tile of {len(tile)} planes came to a session for {self.form.num_input_planes}"
+            )
+        for plane_HW in tile:
+            if plane_HW.shape != self.format.shape or plane_HW.dtype != self.dtype:
+                raise EngineError(
+                    f"a tile of {plane_HW.shape} {plane_HW.dtype} came to a session for "
+                    f"{self.format.shape} {self.dtype}"
+                )
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,9 @@
-"""The stage that enlarges frames: luma through the engine, chroma by bicubic, in order.
+"""The stage that enlarges frames, in order: what the model makes, and the rest by bicubic.
 
-Y, and an alpha plane that isn't opaque, go through the network tile by tile; U and V are resampled
-to where the output's chroma samples sit. RGB becomes 16-bit Y, U, V on its way. Everything that
-the engine doesn't do happens here while the engine works on the next tiles.
+Y, and an alpha plane that isn't opaque, go through the network tile by tile. A luma model leaves U
+and V to bicubic; the others are given U and V on the luma grid, and what they make of them is
+brought to where the output's chroma samples sit. RGB becomes 16-bit Y, U, V on its way. Everything
+that the engine doesn't do happens here while the engine works on the next tiles.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from srstream import color as colour
 from srstream.color import CodeRange, Sampling, code_range, is_full_range
-from srstream.engines.contract import Engine, Session, Ticket
+from srstream.engines.contract import Engine, Session, Ticket, TileFormat
 from srstream.engines.tiles import Tile, TileGrid, choose_tiles
 from srstream.errors import EngineError, RefusedError
 from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
@@ -58,9 +59,10 @@ class _Job:
     layout: PlaneLayout
     color: ColorSpec
     placing: _Placing
-    enlarged: dict[int, Plane] = field(default_factory=dict)
-    """What the engine made, by plane."""
+    enlarged: dict[int, list[Plane]] = field(default_factory=dict)
+    """What the engine made: of luma (0), with U and V if the model makes them, and of alpha."""
     chroma: list[Plane] = field(default_factory=list)
+    """Of the output, where the model leaves it to bicubic."""
     num_tiles_left: int = 0
 
 
@@ -73,7 +75,8 @@ class Enhancer:
         max_memory_bytes: what the whole job may use; decides how large tiles are.
 
     Raises:
-        RefusedError: the output's layout can't be made from the source's.
+        RefusedError: the output's layout can't be made from the source's, or the model works in RGB
+            and the source's matrix can't be converted.
     """
 
     def __init__(
@@ -87,8 +90,12 @@ class Enhancer:
         _check_kinds(source.layout, output.layout)
         self._engine, self._source, self._output = engine, source, output
         self._scale = engine.capabilities.scale
+        self._form = engine.capabilities.form
+        self._makes_chroma = engine.capabilities.colour != "luma"
+        if engine.capabilities.colour == "rgb" and source.layout.kind == "yuv":
+            colour.rgb_to_yuv_matrix(source.color.matrix)
         self._max_tile_bytes = self._memory_for_a_tile(max_memory_bytes)
-        self._sessions: OrderedDict[tuple[tuple[int, int], int], Session] = OrderedDict()
+        self._sessions: OrderedDict[TileFormat, Session] = OrderedDict()
         self._tiles: deque[tuple[Session, Ticket, _Job, int, TileGrid, Tile]] = deque()
         self._jobs: deque[_Job] = deque()
 
@@ -104,7 +111,8 @@ class Enhancer:
         job = self._job_of(frame)
         self._jobs.append(job)
         self._submit(job)
-        job.chroma = self._resampled_chroma(job)
+        if not self._makes_chroma:
+            job.chroma = self._chroma_by_bicubic(job)
         while self._tiles and self._tiles[0][1].is_done():
             self._collect()
         return self._complete()
@@ -187,19 +195,54 @@ class Enhancer:
             self._engine.capabilities.activation_bytes_per_pixel,
             self._max_tile_bytes,
         )
-        session = self._session(grid.tile_shape, bits)
         for index in self._planes_to_enlarge(job):
-            plane = _deepened(job.planes[index], job.layout, job.color, bits, index)
+            planes = self._input_planes(job, index, bits)
+            session = self._session(self._tile_format(job, index, grid, bits))
             tiles = grid.tiles()
             job.num_tiles_left += len(tiles)
             for tile in tiles:
                 while len(self._tiles) >= session.num_in_flight:
                     self._collect()
-                window = plane[
-                    tile.top : tile.top + grid.tile_rows, tile.left : tile.left + grid.tile_cols
-                ]
-                ticket = session.submit(window)
+                rows = slice(tile.top, tile.top + grid.tile_rows)
+                columns = slice(tile.left, tile.left + grid.tile_cols)
+                ticket = session.submit([plane[rows, columns] for plane in planes])
                 self._tiles.append((session, ticket, job, index, grid, tile))
+
+    def _input_planes(self, job: _Job, index: int, bits: int) -> list[Plane]:
+        """What the model is given: the plane, and U and V on its grid if it wants them.
+
+        Alpha and grey go with neutral U and V.
+        """
+        plane = _deepened(job.planes[index], job.layout, job.color, bits, index)
+        if not self._makes_chroma:
+            return [plane]
+        chroma = code_range(bits, self._is_full_range(job, index), is_chroma=True)
+        if index or job.layout.kind == "gray":
+            neutral = np.full(plane.shape, chroma.zero, plane.dtype)
+            return [plane, neutral, neutral]
+        x, y = colour.chroma_shift(job.layout, job.color)
+        height, width = plane.shape
+        rows = Sampling.between(height, height, stride_in=1 << job.layout.log2_chroma_h, shift_in=y)
+        columns = Sampling.between(
+            width, width, stride_in=1 << job.layout.log2_chroma_w, shift_in=x
+        )
+        deepened = [_deepened(job.planes[n], job.layout, job.color, bits, n) for n in (1, 2)]
+        return [
+            plane,
+            *(colour.resample_plane(d, plane.shape, rows, columns, chroma.peak) for d in deepened),
+        ]
+
+    def _is_full_range(self, job: _Job, index: int) -> bool:
+        return index != 0 or is_full_range(job.color, job.layout)
+
+    def _tile_format(self, job: _Job, index: int, grid: TileGrid, bits: int) -> TileFormat:
+        if self._engine.capabilities.colour != "rgb":
+            return TileFormat(grid.tile_shape, bits)
+        matrix = job.color.matrix if job.layout.kind == "yuv" else colour.BT601
+        if job.frame.layout.kind == "rgb":
+            matrix = self._matrix_for_rgb()
+        full_range = self._is_full_range(job, index)
+        return TileFormat(grid.tile_shape, bits, matrix, full_range)
 
     def _planes_to_enlarge(self, job: _Job) -> list[int]:
         """Luma, and alpha if it goes out and says anything."""
@@ -209,14 +252,13 @@ class Enhancer:
         peak = (1 << job.layout.bits) - 1
         return [0] if int(job.planes[alpha].min()) == peak else [0, alpha]
 
-    def _session(self, tile_shape: tuple[int, int], bits: int) -> Session:
-        key = (tile_shape, bits)
+    def _session(self, key: TileFormat) -> Session:
         if key not in self._sessions:
             if len(self._sessions) >= MAX_OPEN_SESSIONS:
                 while self._tiles:
                     self._collect()
                 self._sessions.popitem(last=False)[1].close()
-            self._sessions[key] = self._engine.open_session(tile_shape, bits)
+            self._sessions[key] = self._engine.open_session(key)
         self._sessions.move_to_end(key)
         return self._sessions[key]
 
@@ -226,13 +268,16 @@ class Enhancer:
         result = session.result(ticket)
         job.num_tiles_left -= 1
         if grid.is_whole_picture:
-            job.enlarged[index] = result
+            job.enlarged[index] = list(result)
             return
+        scales = [group.scale for group in self._form.outputs for _ in range(group.num_planes)]
         if index not in job.enlarged:
-            shape = grid.height * self._scale, grid.width * self._scale
-            job.enlarged[index] = np.empty(shape, result.dtype)
-        whole = job.enlarged[index]
-        whole[tile.kept_in_picture(self._scale)] = result[tile.kept_in_result(self._scale)]
+            job.enlarged[index] = [
+                np.empty((grid.height * scale, grid.width * scale), result[0].dtype)
+                for scale in scales
+            ]
+        for whole, part, scale in zip(job.enlarged[index], result, scales, strict=True):
+            whole[tile.kept_in_picture(scale)] = part[tile.kept_in_result(scale)]
 
     def _complete(self) -> list[Frame]:
         frames = []
@@ -243,7 +288,8 @@ class Enhancer:
     def _finished(self, job: _Job) -> Frame:
         self._check_mean(job)
         output = self._output
-        planes = [self._fitted(job, 0), *job.chroma]
+        chroma = self._chroma_of_model(job) if self._makes_chroma else job.chroma
+        planes = [self._fitted(job, 0), *chroma]
         if output.layout.kind == "rgb":
             planes = self._to_rgb(job, planes)
         if output.layout.has_alpha:
@@ -257,7 +303,7 @@ class Enhancer:
         """A cheap guard against an engine that returns black, noise or another frame's picture."""
         bits = max(job.layout.bits, self._output.layout.bits)
         before = cv2.mean(job.planes[0])[0] / ((1 << job.layout.bits) - 1)
-        after = cv2.mean(job.enlarged[0])[0] / ((1 << bits) - 1)
+        after = cv2.mean(job.enlarged[0][0])[0] / ((1 << bits) - 1)
         if abs(after - before) > MAX_MEAN_CHANGE and (
             abs(after - before) > MAX_MEAN_CHANGE + 0.5 * _detail(job.planes[0], job.layout.bits)
         ):
@@ -275,7 +321,7 @@ class Enhancer:
         output, frame, placing = self._output, job.frame, job.placing
         bits = max(job.layout.bits, output.layout.bits)
         plane = colour.resample_plane(
-            job.enlarged[index],
+            job.enlarged[index][0],
             (placing.height, placing.width),
             Sampling.between(frame.height * self._scale, placing.height),
             Sampling.between(frame.width * self._scale, placing.width),
@@ -295,56 +341,87 @@ class Enhancer:
         full_range = is_full_range(output.color, output.layout)
         return code_range(output.layout.bits, full_range, is_chroma=is_chroma)
 
-    def _resampled_chroma(self, job: _Job) -> list[Plane]:
-        """U and V of the output; neutral for grey, none for a grey output."""
-        output, placing = self._output, job.placing
-        if output.layout.kind == "gray":
+    def _chroma_by_bicubic(self, job: _Job) -> list[Plane]:
+        """U and V of the output from the source's; neutral for grey, none for a grey output."""
+        if self._output.layout.kind == "gray":
             return []
-        target = self._target_range(is_chroma=True)
-        layout = RGB_LAYOUT if output.layout.kind == "rgb" else output.layout
-        shape = layout.plane_shape(1, placing.width, placing.height)
         if job.layout.kind == "gray":
-            neutral = np.full(shape, target.zero, output.layout.dtype)
-            return [neutral, neutral.copy()]
-        rows, columns = self._chroma_sampling(job, layout)
-        bits = max(job.layout.bits, layout.bits)
-        made = code_range(bits, is_full_range(job.color, job.layout), is_chroma=True)
-        return [
-            colour.convert_codes(
-                colour.resample_plane(
-                    _deepened(job.planes[index], job.layout, job.color, bits, index),
-                    shape,
-                    rows,
-                    columns,
-                    made.peak,
-                ),
-                made,
-                target,
-            )
-            for index in (1, 2)
-        ]
+            return self._neutral_chroma(job)
+        bits = max(job.layout.bits, self._output_chroma_layout().bits)
+        planes = [_deepened(job.planes[n], job.layout, job.color, bits, n) for n in (1, 2)]
+        height, width = job.frame.height, job.frame.width
+        strides = 1 << job.layout.log2_chroma_w, 1 << job.layout.log2_chroma_h
+        shifts = colour.chroma_shift(job.layout, job.color)
+        return self._placed_chroma(job, planes, bits, (height, width), strides, shifts)
 
-    def _chroma_sampling(self, job: _Job, layout: PlaneLayout) -> tuple[Sampling, Sampling]:
+    def _chroma_of_model(self, job: _Job) -> list[Plane]:
+        """U and V of the output from those that the network made."""
+        if self._output.layout.kind == "gray":
+            return []
+        if job.layout.kind == "gray":
+            return self._neutral_chroma(job)
+        y, u, v = job.enlarged[0]
+        height, width = y.shape
+        stride = width // u.shape[1]
+        middle = (stride - 1) / 2  # where models put it, see COLOUR_FORMS
+        bits = max(job.layout.bits, self._output.layout.bits)
+        return self._placed_chroma(
+            job, [u, v], bits, (height, width), (stride, stride), (middle, middle)
+        )
+
+    def _neutral_chroma(self, job: _Job) -> list[Plane]:
+        layout = self._output_chroma_layout()
+        shape = layout.plane_shape(1, job.placing.width, job.placing.height)
+        target = self._target_range(is_chroma=True)
+        neutral = np.full(shape, target.zero, self._output.layout.dtype)
+        return [neutral, neutral.copy()]
+
+    def _output_chroma_layout(self) -> PlaneLayout:
+        return RGB_LAYOUT if self._output.layout.kind == "rgb" else self._output.layout
+
+    def _placed_chroma(
+        self,
+        job: _Job,
+        planes: Sequence[Plane],
+        bits: int,
+        luma_shape: tuple[int, int],
+        strides: tuple[int, int],
+        shifts: tuple[float, float],
+    ) -> list[Plane]:
+        """Chroma planes resampled to where the output's samples sit, in its codes.
+
+        Args:
+            luma_shape: (rows, columns) of the picture that they belong to.
+            strides, shifts: (x, y), of the planes in luma samples of that picture.
+        """
+        layout, placing = self._output_chroma_layout(), job.placing
         color_out = RGB_COLOR if layout is RGB_LAYOUT else self._output.color
-        x_in, y_in = colour.chroma_shift(job.layout, job.color)
         x_out, y_out = colour.chroma_shift(layout, color_out)
         rows = Sampling.between(
-            job.frame.height,
-            job.placing.height,
-            stride_in=1 << job.layout.log2_chroma_h,
-            shift_in=y_in,
+            luma_shape[0],
+            placing.height,
+            stride_in=strides[1],
+            shift_in=shifts[1],
             stride_out=1 << layout.log2_chroma_h,
             shift_out=y_out,
         )
         columns = Sampling.between(
-            job.frame.width,
-            job.placing.width,
-            stride_in=1 << job.layout.log2_chroma_w,
-            shift_in=x_in,
+            luma_shape[1],
+            placing.width,
+            stride_in=strides[0],
+            shift_in=shifts[0],
             stride_out=1 << layout.log2_chroma_w,
             shift_out=x_out,
         )
-        return rows, columns
+        shape = layout.plane_shape(1, placing.width, placing.height)
+        made = code_range(bits, is_full_range(job.color, job.layout), is_chroma=True)
+        target = self._target_range(is_chroma=True)
+        return [
+            colour.convert_codes(
+                colour.resample_plane(plane, shape, rows, columns, made.peak), made, target
+            )
+            for plane in planes
+        ]
 
     def _to_rgb(self, job: _Job, planes: Sequence[Plane]) -> list[Plane]:
         output = self._output
