@@ -30,14 +30,6 @@ app = typer.Typer(
 )
 
 
-class ModelName(StrEnum):
-    """The networks there are."""
-
-    fast = "fast"
-    balanced = "balanced"
-    srgan = "srgan"
-
-
 class EngineName(StrEnum):
     """The engines there are."""
 
@@ -50,7 +42,14 @@ Output = Annotated[
     Path | None,
     typer.Option("-o", "--output", help="Name of the result. [dim]default: INPUT_4x beside it[/]"),
 ]
-Model = Annotated[ModelName, typer.Option("--model", help="Network: speed against quality.")]
+Model = Annotated[str, typer.Option("--model", help="Network: speed against quality.")]
+Restore = Annotated[
+    str,
+    typer.Option("--restore", help="Mend what a codec has damaged: 0 to 1, or auto by the source."),
+]
+Detail = Annotated[
+    float, typer.Option("--detail", min=0, max=1, help="From faithful (0) to crisp (1).")
+]
 Scale = Annotated[
     float | None, typer.Option("--scale", help="Factor on the input's size, at most the model's 4.")
 ]
@@ -84,7 +83,9 @@ def enhance(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing output, at the very end.")
     ] = False,
-    model: Model = ModelName.fast,
+    model: Model = "fast",
+    restore: Restore = "auto",
+    detail: Detail = 0.0,
     scale: Scale = None,
     height: Height = None,
     codec: Codec = "auto",
@@ -114,7 +115,7 @@ def enhance(
     from srstream.pipeline.pictures import is_picture_input
 
     config = _config(
-        model={"name": model.value},
+        model={"name": check_model(model), "restore": parse_restore(restore), "detail": detail},
         engine={
             "name": engine.value,
             "threads": threads,
@@ -145,7 +146,9 @@ def enhance(
 def plan(
     source: Source,
     output: Output = None,
-    model: Model = ModelName.fast,
+    model: Model = "fast",
+    restore: Restore = "auto",
+    detail: Detail = 0.0,
     scale: Scale = None,
     height: Height = None,
     codec: Codec = "auto",
@@ -165,7 +168,7 @@ def plan(
     from srstream.pipeline.summary import plan_summary
 
     config = _config(
-        model={"name": model.value},
+        model={"name": check_model(model), "restore": parse_restore(restore), "detail": detail},
         engine={
             "name": engine.value,
             "threads": threads,
@@ -268,6 +271,38 @@ def parse_bytes(text: str | None) -> int | None:
         raise UsageError(
             f"--max-memory {text}: write a number with K, M or G, such as 2G."
         ) from error
+
+
+def check_model(name: str) -> str:
+    """The name of a model that has weights.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    from srstream.models.table import available_models
+
+    if name not in available_models():
+        raise UsageError(
+            f"--model {name}: there are weights for {', '.join(available_models())} only."
+        )
+    return name
+
+
+def parse_restore(text: str) -> float | str:
+    """`auto`, or a number from 0 to 1.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text == "auto":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise UsageError(f"--restore {text}: write a number from 0 to 1, or auto.")
+    return value
 
 
 def _config(**sections: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,11 +16,15 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """Which network with which weights."""
 
-    name: Literal["fast", "balanced", "srgan"] = Field(
-        "fast", description="network; only those with weights can be used"
-    )
+    name: str = Field("fast", description="network; one of those with weights")
     weights: str | None = Field(
         None, description="path of an .onnx file instead of the shipped one"
+    )
+    restore: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
+        "auto", description="how far to mend what a codec has damaged; auto reads the source"
+    )
+    detail: float = Field(
+        0.0, ge=0, le=1, description="from the faithful (0) to the adversarially trained look (1)"
     )
 
 

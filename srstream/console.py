@@ -112,6 +112,7 @@ class ConsoleReporter:
             f"{event.output_width}x{event.output_height}, model {event.model} on {event.engine} "
             f"({event.engine_reason}), {event.codec}"
         )
+        self.say(knobs(event.restore, event.restore_reason, event.detail))
         for note in event.notes:
             self.say(f"note: {note}")
         for loss in event.losses:
@@ -168,6 +169,11 @@ def render_pictures(plans: list[PicturePlan]) -> str:
     )
 
 
+def knobs(restore: float, reason: str, detail: float) -> str:
+    """What `--restore` and `--detail` came to, and why."""
+    return f"restore {restore:g} ({reason}), detail {detail:g}"
+
+
 def render_summary(summary: PlanSummary) -> str:
     """The summary as lines to read."""
     duration = format_seconds(summary.duration_seconds)
@@ -183,6 +189,7 @@ def render_summary(summary: PlanSummary) -> str:
         f"  to {summary.output} ({summary.container}): {output_size} {summary.output_pix_fmt}, "
         + summary.codec,
         f"  model {summary.model} on {summary.engine} ({summary.engine_reason})",
+        "  " + knobs(summary.restore, summary.restore_reason, summary.detail),
         "",
         "streams",
     ]

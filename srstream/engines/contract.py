@@ -25,7 +25,9 @@ class Capabilities:
     """The engine's, as in the table; also the package it is from."""
     device: str
     weights: Path
-    """The file that the network was read from."""
+    """The file that the network was read from, the first of them if several were mixed."""
+    weights_sha256: str
+    """Of everything that decides the weights."""
     colour: Colour
     """Which planes go in and come out, see `COLOUR_FORMS`."""
     scale: int

@@ -30,7 +30,8 @@ from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import Capabilities, Ticket, TileFormat
 from srstream.errors import EngineError, WeightsError
 from srstream.frame import Plane
-from srstream.models.table import ColourForm, ModelSpec, PlaneGroup, weights_path
+from srstream.models.blend import Blend, WeightFile, blend_of
+from srstream.models.table import ColourForm, ModelSpec, PlaneGroup
 
 Matrix = npt.NDArray[np.float64]
 
@@ -93,11 +94,8 @@ class OpenVinoEngine:
         spec: ModelSpec,
         cache_dir: Path | None = None,
     ) -> None:
-        self.weights = Path(model.weights or weights_path(spec.name))
-        try:
-            self.onnx = self.weights.read_bytes()
-        except OSError as error:
-            raise WeightsError(f"{self.weights}: cannot be read ({error.strerror})") from error
+        self.blend = blend_of(model, spec)
+        self.weights = self.blend.path
         try:
             self.openvino = import_openvino()
             self.core = self.openvino.Core()
@@ -110,6 +108,7 @@ class OpenVinoEngine:
             name="openvino",
             device=device.strip(),
             weights=self.weights,
+            weights_sha256=self.blend.sha256,
             colour=spec.colour,
             scale=spec.scale,
             halo=spec.halo,
@@ -133,8 +132,8 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": str(can.num_threads),
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        weights_hash = hashlib.sha256(self.onnx).hexdigest()
-        what = [CACHE_FORMAT, self.openvino.__version__, can.device, can.colour, weights_hash]
+        what: list[object] = [CACHE_FORMAT, self.openvino.__version__, can.device, can.colour]
+        what.append(can.weights_sha256)
         what += [tile, sorted(options.items())]
         key = hashlib.sha256(repr(what).encode()).hexdigest()
         blob_path = self.cache_dir / f"{key}.blob"
@@ -148,12 +147,7 @@ class OpenVinoEngine:
         """Nothing outlives the object."""
 
     def _compile(self, tile: TileFormat, options: dict[str, str]) -> Any:
-        try:
-            network = self.core.read_model(self.onnx)
-        except RuntimeError as error:
-            raise WeightsError(
-                f"{self.weights}: is no ONNX graph OpenVINO can read ({_first_line(error)})"
-            ) from error
+        network = blended_network(self.core, self.blend)
         try:
             graph = integer_graph(self.openvino, network, tile, self.capabilities.form)
         except (RuntimeError, IndexError, AttributeError) as error:
@@ -202,6 +196,53 @@ class OpenVinoEngine:
         blobs = sorted(self.cache_dir.glob("*.blob"), key=lambda blob: blob.stat().st_mtime)
         for blob in blobs[:-MAX_CACHED_GRAPHS]:
             blob.unlink(missing_ok=True)
+
+
+def blended_network(core: Any, blend: Blend) -> Any:
+    """The float network whose constants are the weighted mean of the files' constants.
+
+    Raises:
+        WeightsError: a file is no ONNX graph, or they aren't of one network.
+    """
+    network = _read_network(core, blend.files[0])
+    if len(blend.files) == 1:
+        return network
+    ops = importlib.import_module("openvino.opset13")
+    others = [_constants(_read_network(core, file)) for file in blend.files[1:]]
+    constants = _constants(network)
+    for file, other in zip(blend.files[1:], others, strict=True):
+        for name in constants.keys() ^ other.keys():
+            raise WeightsError(f"{file.path}: isn't of the same network: {name!r} is in one only")
+    for name, constant in constants.items():
+        parts = [constant.data, *(other[name].data for other in others)]
+        for file, part in zip(blend.files, parts, strict=True):
+            if part.shape != parts[0].shape or part.dtype != parts[0].dtype:
+                raise WeightsError(f"{file.path}: isn't of the same network: {name!r} differs")
+        mixed = sum(
+            file.share * part.astype(np.float64)
+            for file, part in zip(blend.files, parts, strict=True)
+        )
+        replacement = ops.constant(np.asarray(mixed, constant.data.dtype), name=name)
+        constant.output(0).replace(replacement.output(0))
+    return network
+
+
+def _read_network(core: Any, file: WeightFile) -> Any:
+    try:
+        return core.read_model(file.content)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{file.path}: is no ONNX graph OpenVINO can read ({_first_line(error)})"
+        ) from error
+
+
+def _constants(network: Any) -> dict[str, Any]:
+    """The floating-point constants by the names that the ONNX file gives them."""
+    return {
+        node.get_friendly_name(): node
+        for node in network.get_ops()
+        if node.get_type_name() == "Constant" and np.issubdtype(node.data.dtype, np.floating)
+    }
 
 
 def integer_graph(openvino: Any, network: Any, tile: TileFormat, form: ColourForm) -> Any:

@@ -124,7 +124,9 @@ def has_webm_alpha(stream: Stream) -> bool:
     )
 
 
-def open_decoder(stream: VideoStream, max_pixels: int, threads: int = 1) -> VideoCodecContext:
+def open_decoder(
+    stream: VideoStream, max_pixels: int, threads: int = 1, *, export_quantisers: bool = False
+) -> VideoCodecContext:
     """A decoder for `stream`, limited to `max_pixels`.
 
     Threads share a picture (slices) and never work on several: their output is the same for any
@@ -139,6 +141,8 @@ def open_decoder(stream: VideoStream, max_pixels: int, threads: int = 1) -> Vide
             alpha_context.extradata = context.extradata
         context = alpha_context
     context.options = {"max_pixels": str(min(max_pixels, _MAX_PIXELS_OF_LIBAV))}
+    if export_quantisers:
+        context.options = {**context.options, "export_side_data": "venc_params"}
     context.thread_type = "SLICE"
     context.thread_count = threads
     return context

@@ -31,6 +31,9 @@ class Started(_Event):
     model: str
     engine: str
     engine_reason: str
+    restore: float
+    restore_reason: str
+    detail: float
     codec: str
     num_frames: int | None
     num_frames_done: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from srstream.media.types import (
     VideoInfo,
 )
 from srstream.models.table import ModelSpec, model_spec
+from srstream.pipeline.compression import RestoreChoice, choose_restore
 from srstream.pipeline.worker import SegmentCuts
 
 MIN_SEGMENT_SECONDS = 2
@@ -53,6 +53,7 @@ class JobPlan:
     model: ModelSpec
     engine: Engine
     engine_reason: str
+    restore: RestoreChoice
     window: TimeWindow
     cuts: SegmentCuts
     config: JobConfig
@@ -115,7 +116,6 @@ def make_plan(
         raise UsageError(f"{plan.path}: this is a folder; give the output a name in it.")
     if len(os.fsencode(plan.path.name)) > _MAX_NAME_BYTES:
         raise UsageError(f"{plan.path.name[:40]}...: this name is too long; give another with -o.")
-    engine, reason = choose_engine(config.engine, config.model, spec)
     index = scan_packets(source, info.video, deadline_seconds=deadline_seconds, on_progress=on_read)
     if index.truncated_at_seconds is not None and not config.source.salvage:
         raise TruncatedError(
@@ -125,6 +125,8 @@ def make_plan(
     if index.num_packets == 0 and index.is_complete:
         raise RefusedError(f"{source}: its video stream holds no packet.")
     window = time_window(info.video, index, config)
+    restore = choose_restore(source, info.video, index, config, spec)
+    engine, reason = choose_engine(config.engine, restore.applied(config.model), spec)
     job = JobPlan(
         source=info,
         index=index,
@@ -132,6 +134,7 @@ def make_plan(
         model=spec,
         engine=engine,
         engine_reason=reason,
+        restore=restore,
         window=window,
         cuts=cut_segments(info.video, index, window),
         config=config,
@@ -227,7 +230,6 @@ def fingerprint(plan: JobPlan) -> dict[str, Any]:
     for neutral in ("threads", "max_memory_bytes"):
         config["engine"].pop(neutral)
     video = plan.output.video
-    weights = plan.engine.capabilities.weights
     return {
         "source": plan.index.sha256,
         "settings": config,
@@ -238,7 +240,7 @@ def fingerprint(plan: JobPlan) -> dict[str, Any]:
             "size": [video.width, video.height],
             "options": video.options,
         },
-        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights": plan.engine.capabilities.weights_sha256,
         "versions": _versions(plan.engine.capabilities.name),
     }
 

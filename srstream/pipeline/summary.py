@@ -54,6 +54,9 @@ class PlanSummary(BaseModel):
     model: str
     engine: str
     engine_reason: str
+    restore: float
+    restore_reason: str
+    detail: float
     num_segments: int
     streams: list[StreamSummary]
     num_chapters: int
@@ -95,6 +98,9 @@ def plan_summary(source: Path, output: Path | None, config: JobConfig) -> PlanSu
         model=plan.model.name,
         engine=plan.engine.capabilities.name,
         engine_reason=plan.engine_reason,
+        restore=plan.restore.value,
+        restore_reason=plan.restore.reason,
+        detail=config.model.detail,
         num_segments=len(plan.cuts),
         streams=[
             StreamSummary(

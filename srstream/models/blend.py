@@ -1,0 +1,84 @@
+"""The two knobs: which weight files an engine is to mix, and in which shares.
+
+All sets of a model have one shape, so a weighted mean of their tensors is a network between them
+(as Wang et al., "Deep Network Interpolation", CVPR 2019). It is made once, at load time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from srstream.config import ModelConfig
+from srstream.errors import UsageError, WeightsError
+from srstream.models.table import ModelSpec, WeightSet, available_sets, weights_path
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One ONNX file and what it counts for."""
+
+    path: Path
+    content: bytes
+    share: float
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The files that make up a network; their shares add up to one."""
+
+    files: tuple[WeightFile, ...]
+
+    @property
+    def path(self) -> Path:
+        """The first file's, to name the weights by."""
+        return self.files[0].path
+
+    @property
+    def sha256(self) -> str:
+        """Of everything that decides the weights; of one file alone, its own."""
+        first, *others = self.files
+        if not others:
+            return hashlib.sha256(first.content).hexdigest()
+        parts = [f"{hashlib.sha256(f.content).hexdigest()} {f.share!r}" for f in self.files]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def blend_of(model: ModelConfig, spec: ModelSpec) -> Blend:
+    """The files for the knobs' values; an `auto` that nobody resolved counts as 0.
+
+    Raises:
+        UsageError: a knob is turned, but the model has no such weights, or the user's own are used.
+        WeightsError: a file is missing or cannot be read.
+    """
+    restore = 0.0 if model.restore == "auto" else model.restore
+    knobs: dict[WeightSet, float] = {"restore": restore, "crisp": model.detail}
+    turned = {weight_set: value for weight_set, value in knobs.items() if value}
+    if model.weights is not None:
+        if turned:
+            raise UsageError(
+                "--restore and --detail mix the weights that ship with a model; they cannot be "
+                f"turned with weights of one's own ({model.weights})."
+            )
+        return Blend((_read(Path(model.weights), 1.0),))
+    for weight_set in turned:
+        if weight_set not in available_sets(spec.name):
+            option = "--restore" if weight_set == "restore" else "--detail"
+            raise UsageError(
+                f"{option} {turned[weight_set]:g}: model {spec.name!r} has no {weight_set} "
+                f"weights, only {', '.join(available_sets(spec.name))}."
+            )
+    files = [_read(weights_path(spec.name), 1.0 - sum(turned.values()))]
+    files += [
+        _read(weights_path(spec.name, weight_set=weight_set), value)
+        for weight_set, value in turned.items()
+    ]
+    return Blend(tuple(files))
+
+
+def _read(path: Path, share: float) -> WeightFile:
+    try:
+        return WeightFile(path, path.read_bytes(), share)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,69 @@
+"""`--restore auto`: how far to mend, from how hard the source was compressed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from srstream.config import JobConfig, ModelConfig
+from srstream.errors import SrstreamError
+from srstream.media.quantiser import Compression, measure_compression
+from srstream.media.types import PacketIndex, VideoInfo
+from srstream.models.table import ModelSpec, available_sets
+
+RESTORE_BY_QUANTISER = ((18.0, 0.0), (24.0, 0.35), (30.0, 0.8), (34.0, 1.0))
+"""(x264's quantiser, `--restore`), straight lines between."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreChoice:
+    """What `--restore` came to."""
+
+    value: float
+    reason: str
+
+    def applied(self, model: ModelConfig) -> ModelConfig:
+        """The model's settings with the knob set."""
+        return model.model_copy(update={"restore": self.value})
+
+
+def choose_restore(
+    source: Path, video: VideoInfo, index: PacketIndex, config: JobConfig, spec: ModelSpec
+) -> RestoreChoice:
+    """The value asked for, or for `auto` the one that the source's quantiser calls for."""
+    asked = config.model.restore
+    if asked != "auto":
+        return RestoreChoice(asked, "as asked")
+    if config.model.weights is not None:
+        return RestoreChoice(0.0, "these weights have no knobs")
+    if "restore" not in available_sets(spec.name):
+        return RestoreChoice(0.0, f"model {spec.name} has no restore weights")
+    try:
+        found = measure_compression(source, video, index.key_pts, config.source)
+    except SrstreamError:
+        found = None  # what is wrong with the file is said by who decodes it
+    if found is None:
+        return RestoreChoice(0.0, "nothing could be read of its compression")
+    return RestoreChoice(restore_for(found.quantiser), _reason(video.codec, found))
+
+
+def restore_for(quantiser: float) -> float:
+    """The knob for a quantiser on x264's scale, in steps of 0.05."""
+    quantisers, values = zip(*RESTORE_BY_QUANTISER, strict=True)
+    return round(20.0 * float(np.interp(quantiser, quantisers, values))) / 20.0
+
+
+def _reason(codec: str, found: Compression) -> str:
+    if found.num_frames:
+        return (
+            f"{codec} at a mean quantiser of {found.quantiser:.0f} (x264's scale), "
+            f"read from {found.num_frames} frames"
+        )
+    if found.quantiser == 0.0:
+        return f"{codec} is lossless"
+    return (
+        f"{codec} with {found.bits_per_pixel:.3f} bits a pixel, about a quantiser of "
+        f"{found.quantiser:.0f} on x264's scale"
+    )
