@@ -48,6 +48,49 @@ class DataSection(Section):
     )
 
 
+CodecName = Literal["libx264", "libx265", "mpeg2video", "libvpx-vp9"]
+
+
+class DegradationSection(Section):
+    """What low resolution went through: clips are made of the pictures, encoded and decoded."""
+
+    codecs: tuple[CodecName, ...] = Field(
+        default=("libx264", "libx265", "mpeg2video", "libvpx-vp9"),
+        min_length=1,
+        description="drawn evenly; one named twice is drawn twice as often",
+    )
+    min_crf: float = Field(default=18, ge=0, le=51, description="least harsh, on x264's scale")
+    max_crf: float = Field(default=36, ge=0, le=51, description="harshest, on x264's scale")
+    clean_share: float = Field(
+        default=0.2, ge=0, le=1, description="of the clips that go through no codec"
+    )
+    clips_per_picture: int = Field(default=2, ge=1, le=100, description="camera moves over each")
+    frames_per_clip: int = Field(default=8, ge=2, le=100, description="encoded together")
+    kept_frames: int = Field(
+        default=2, ge=1, le=100, description="of a clip, to train on; P and B before I"
+    )
+    window: int = Field(
+        default=768, ge=256, le=4096, description="side of a clip, in high-resolution pixels"
+    )
+    blur_share: float = Field(default=0.2, ge=0, le=1, description="of the clips, blurred first")
+    max_blur: float = Field(
+        default=1.2, gt=0, le=10, description="largest standard deviation, low-resolution pixels"
+    )
+    noise_share: float = Field(default=0.2, ge=0, le=1, description="of the clips, with noise")
+    max_noise: float = Field(default=6.0, gt=0, le=100, description="largest deviation, in levels")
+    jpeg_share: float = Field(
+        default=0.05, ge=0, le=1, description="of the clips, each frame a JPEG picture first"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if set(self.codecs) == {"libx265"}:
+            raise ValueError("libx265 alone leaves nothing for pictures under 384 pixels")
+        if self.min_crf > self.max_crf or self.kept_frames > self.frames_per_clip:
+            raise ValueError("min_crf above max_crf, or kept_frames above frames_per_clip")
+        return self
+
+
 class StageSection(Section):
     """What every stage of a run is told: its length and its optimiser."""
 
@@ -187,6 +230,9 @@ class TrainConfig(Section):
     )
     network: NetworkSection = NetworkSection()
     data: DataSection = DataSection()
+    degradation: DegradationSection | None = Field(
+        default=None, description="without it, low resolution is clean"
+    )
     pixel: PixelSection | None = None
     adversarial: AdversarialSection | None = None
     run: RunSection = RunSection()

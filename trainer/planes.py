@@ -104,6 +104,14 @@ def chroma_through_420(yuv_3HW: NDArray[np.float64], siting: float) -> Codes:
     return on_luma_grid([round_to_codes(yuv_3HW[0]), *halved], siting)
 
 
+def decoded_input(planes: Sequence[Codes], colour: Colour) -> Codes:
+    """(C, H, W), what a model is given of a decoded, left-sited 4:2:0 frame."""
+    if colour == "luma":
+        return planes[0][None]
+    yuv = on_luma_grid(planes, LEFT_SITED)
+    return yuv if colour == "yuv420" else rgb_of(yuv.astype(np.float64))
+
+
 def on_luma_grid(planes: Sequence[Codes], siting: float) -> Codes:
     """(3, H, W) of the three planes of a 4:2:0 frame, (H, W) and twice (H / 2, W / 2)."""
     y_HW, *chroma = planes

@@ -17,8 +17,12 @@ def recipe(config: TrainConfig, progress: Progress, base: str | None) -> str:
     parts.append(
         f"{data.batch_size} patches of {data.patch_size}x{data.patch_size}, seed {config.seed}"
     )
-    if getattr(config, "degradation", None) is not None:
-        parts.append("low resolution degraded by codecs")
+    if config.degradation is not None:
+        codecs = ", ".join(sorted(set(config.degradation.codecs)))
+        parts.append(
+            f"low resolution through {codecs} at CRF {config.degradation.min_crf:g} to "
+            f"{config.degradation.max_crf:g}, {config.degradation.clean_share:.0%} clean"
+        )
     done = fraction_done(progress, config.stages[progress.stage])
     if done < 1.0:
         parts.append(f"unfinished: {done:.0%} of stage {progress.stage + 1}")

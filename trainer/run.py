@@ -8,8 +8,9 @@ from srstream.errors import UsageError
 from srstream.models.checkpoint import load_weights
 from srstream.models.onnx_graph import onnx_metadata
 from srstream.models.table import model_spec, weights_path
+from trainer.clips import degraded_pairs
 from trainer.config import TrainConfig
-from trainer.data import load_pairs
+from trainer.data import Pair, load_pairs
 from trainer.evaluate import (
     Score,
     Upscaler,
@@ -20,11 +21,14 @@ from trainer.evaluate import (
     score,
 )
 from trainer.export import load_run, openvino_planes
-from trainer.networks import spec_of
+from trainer.networks import TrainedSpec, spec_of
 from trainer.preflight import check_data, check_features, check_room
 from trainer.state import Progress
 from trainer.train import train
 from trainer.validation import SetValidation
+
+CLIPS_DIR = "clips"
+"""In a run's folder: the degraded clips, so that a resumed run sees the same."""
 
 
 def start_run(
@@ -44,12 +48,7 @@ def start_run(
     spec = spec_of(config)
     base_weights = None if base is None else load_weights(base)
     validation = None if validation_dir is None else SetValidation(validation_dir, spec.scale)
-    pairs = load_pairs(
-        data_dir,
-        spec,
-        config.data.patch_size,
-        subsampled_chroma=config.data.subsampled_chroma,
-    )
+    pairs = _pairs(config, data_dir, spec, run_dir)
     return train(
         config,
         pairs,
@@ -58,6 +57,24 @@ def start_run(
         validate=validation.measure if validation else None,
         panel=validation.panel if validation else None,
         resume=resume,
+    )
+
+
+def _pairs(config: TrainConfig, data_dir: Path, spec: TrainedSpec, run_dir: Path) -> list[Pair]:
+    if config.degradation is None:
+        return load_pairs(
+            data_dir,
+            spec,
+            config.data.patch_size,
+            subsampled_chroma=config.data.subsampled_chroma,
+        )
+    return degraded_pairs(
+        data_dir,
+        spec,
+        config.degradation,
+        patch_size=config.data.patch_size,
+        seed=config.seed,
+        cache_dir=run_dir / CLIPS_DIR,
     )
 
 

@@ -1,0 +1,322 @@
+"""Clips to encode: camera moves over photographs, and real video with itself as the truth.
+
+A clip is a list of (H, W, 3) RGB frames, uint8, both sides multiples of 8. Low resolution is made
+frame by frame, the whole clip is encoded and decoded, and a few of its frames are kept as pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from srstream.color import rgb_to_yuv_matrix
+from srstream.config import SourceConfig
+from srstream.errors import MediaError, UsageError
+from srstream.frame import Frame
+from srstream.media.decode import Decoder
+from srstream.media.probe import probe
+from trainer.codec import MIN_SIDE, CodecSettings, Yuv, encode_decode, random_settings
+from trainer.config import DegradationSection
+from trainer.data import Pair, find_pictures, read_rgb
+from trainer.degrade import downscale
+from trainer.networks import TrainedSpec
+from trainer.planes import (
+    LEFT_SITED,
+    Picture,
+    decoded_input,
+    halve,
+    round_to_codes,
+    target_planes,
+    yuv444,
+)
+from trainer.state import write_atomically
+
+log = logging.getLogger(__name__)
+
+CACHE_FORMAT = 1
+SIDE_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class LowClip:
+    """Low-resolution frames that went through a codec, or did not, and their originals."""
+
+    lr: list[Yuv]
+    hr: list[Picture]
+    picture_types: list[str]
+    """`I`, `P` or `B`; `-` where no codec was."""
+
+
+def camera_move(
+    rgb_HW3: Picture, random: np.random.Generator, side: int, num_frames: int
+) -> list[Picture]:
+    """A pan over a picture with a little zoom and turn, at sub-pixel steps, (side, side) each.
+
+    The window is cut from the middle outwards so far that no frame shows beyond the picture, or
+    only its mirrored edge.
+    """
+    height, width = rgb_HW3.shape[:2]
+    side = min(side, height, width) // SIDE_MULTIPLE * SIDE_MULTIPLE
+    speed = random.uniform(0.0, 3.0)  # high-resolution pixels a frame: 0 to 0.75 in low resolution
+    angle = random.uniform(0, 2 * np.pi)
+    step = speed * np.array([np.cos(angle), np.sin(angle)])
+    zoom, turn = random.uniform(-0.004, 0.004), random.uniform(-0.003, 0.003)
+    if random.random() < 0.25:
+        step, zoom, turn = np.zeros(2), 0.0, 0.0  # a camera on a tripod
+    span = 0.5 * num_frames * np.abs(step)
+    centre = [
+        random.uniform(min(side / 2 + s, length / 2), max(length - side / 2 - s, length / 2))
+        for length, s in zip((width, height), span, strict=True)
+    ]
+    frames = []
+    for n in range(num_frames):
+        along = n - (num_frames - 1) / 2
+        scale, radians = 1 + zoom * along, turn * along
+        cosine, sine = scale * np.cos(radians), scale * np.sin(radians)
+        x, y = np.asarray(centre) + along * step
+        middle = (side - 1) / 2
+        matrix = np.array(
+            [
+                [cosine, -sine, x - 0.5 - cosine * middle + sine * middle],
+                [sine, cosine, y - 0.5 - sine * middle - cosine * middle],
+            ]
+        )
+        flags = cv2.INTER_LANCZOS4 | cv2.WARP_INVERSE_MAP
+        frame = cv2.warpAffine(
+            rgb_HW3, matrix, (side, side), flags=flags, borderMode=cv2.BORDER_REFLECT
+        )
+        frames.append(np.asarray(frame, np.uint8))
+    return frames
+
+
+def video_frames(path: Path, num_frames: int) -> list[Picture]:
+    """The first frames of a video as RGB, cropped to multiples of 8; decoded as the service does.
+
+    Raises:
+        MediaError: it cannot be decoded, or its colours cannot be converted.
+    """
+    config = SourceConfig()
+    video = probe(path, config).video
+    decoder = Decoder(path, video, config)
+    frames: list[Picture] = []
+    try:
+        for frame in decoder.frames():
+            rgb = frame_to_rgb(frame)
+            height, width = (side // SIDE_MULTIPLE * SIDE_MULTIPLE for side in rgb.shape[:2])
+            frames.append(rgb[:height, :width])
+            if len(frames) == num_frames:
+                break
+    finally:
+        decoder.close()
+    if not frames:
+        raise MediaError(f"{path}: no frame could be decoded.")
+    return frames
+
+
+def frame_to_rgb(frame: Frame) -> Picture:
+    """(H, W, 3), full range, uint8; chroma brought up by bicubic where it is subsampled."""
+    layout, color = frame.layout, frame.color
+    if layout.kind == "rgb":
+        green, blue, red = (_eight_bits(plane, layout.bits) for plane in frame.planes[:3])
+        return round_to_codes(np.stack([red, green, blue], axis=-1))
+    full = color.full_range if color.full_range is not None else layout.kind != "yuv"
+    y = _eight_bits(frame.planes[0], layout.bits)
+    luma = y / 255 if full else (y - 16) / 219
+    if layout.kind == "gray":
+        return round_to_codes(np.repeat(255 * luma[..., None], 3, axis=-1))
+    size = (frame.width, frame.height)
+    chroma = [
+        cv2.resize(_eight_bits(plane, layout.bits) - 128, size, interpolation=cv2.INTER_CUBIC)
+        / (255 if full else 224)
+        for plane in frame.planes[1:3]
+    ]
+    inverse = np.linalg.inv(rgb_to_yuv_matrix(color.matrix))
+    return round_to_codes(255 * (np.stack([luma, *chroma], axis=-1) @ inverse.T))
+
+
+def compressed_clip(path: Path, settings: CodecSettings | None, num_frames: int) -> LowClip:
+    """A video's own frames as the truth, and what a codec leaves of them at a quarter the size."""
+    hr = video_frames(path, num_frames)
+    return through_codec([as_yuv420(downscale(rgb, 4)) for rgb in hr], hr, settings)
+
+
+def through_codec(lr: list[Yuv], hr: list[Picture], settings: CodecSettings | None) -> LowClip:
+    """The clip after its codec; as it is, without one."""
+    if settings is None:
+        return LowClip(lr, hr, ["-"] * len(lr))
+    decoded = encode_decode(lr, settings)
+    return LowClip([d.planes for d in decoded], hr, [d.picture_type for d in decoded])
+
+
+def as_yuv420(rgb_HW3: Picture) -> Yuv:
+    """4:2:0 in limited range, left-sited, as most video is; odd sides lose their last sample."""
+    height, width = (side // 2 * 2 for side in rgb_HW3.shape[:2])
+    yuv = yuv444(rgb_HW3[:height, :width])
+    u, v = (round_to_codes(halve(plane, LEFT_SITED)) for plane in yuv[1:])
+    return round_to_codes(yuv[0]), u, v
+
+
+def degraded_pairs(
+    folder: Path,
+    spec: TrainedSpec,
+    section: DegradationSection,
+    *,
+    patch_size: int,
+    seed: int,
+    cache_dir: Path | None = None,
+) -> list[Pair]:
+    """Frames of camera moves over all pictures of a folder, after their codecs.
+
+    With `cache_dir` they are kept there and read again by a run that was resumed, exactly as they
+    were. Memory: about 1.1 bytes a pixel of every kept frame, 1.6 with chroma, 3.2 in RGB.
+
+    Raises:
+        UsageError: no picture is large enough for a patch.
+        EncodeError: a codec failed.
+    """
+    pictures = find_pictures(folder)
+    cache_path = None
+    if cache_dir is not None:
+        cache_path = cache_dir / f"{_cache_key(pictures, spec, section, seed)}.safetensors"
+        cached = _read_cache(cache_path)
+        if cached is not None:
+            return cached
+    pairs = [
+        pair
+        for number, path in enumerate(pictures)
+        for pair in _pairs_of(path, folder, spec, section, patch_size, seed + number)
+    ]
+    if not pairs:
+        raise UsageError(f"{folder}: no picture is large enough for patches of {4 * patch_size}")
+    if cache_path is not None:
+        _write_cache(cache_path, pairs)
+    return pairs
+
+
+def _pairs_of(
+    path: Path,
+    folder: Path,
+    spec: TrainedSpec,
+    section: DegradationSection,
+    patch_size: int,
+    seed: int,
+) -> Iterator[Pair]:
+    try:
+        rgb = read_rgb(path)
+    except UsageError as error:
+        log.warning("%s; left out", error)
+        return
+    if min(min(rgb.shape[:2]), section.window) // SIDE_MULTIPLE * SIDE_MULTIPLE < 4 * patch_size:
+        log.warning("%s: smaller than a patch of %d; left out", path, 4 * patch_size)
+        return
+    random = np.random.Generator(np.random.PCG64(seed))
+    for number in range(section.clips_per_picture):
+        hr = camera_move(rgb, random, section.window, section.frames_per_clip)
+        small = degraded_frames([downscale(frame, 4) for frame in hr], section, random)
+        settings = None
+        if random.random() >= section.clean_share:
+            side = min(small[0].shape[:2])
+            codecs = [name for name in section.codecs if side >= MIN_SIDE.get(name, 2)]
+            settings = random_settings(random, codecs, section.min_crf, section.max_crf)
+        clip = through_codec([as_yuv420(frame) for frame in small], hr, settings)
+        for index in kept_frames(clip.picture_types, section.kept_frames, random):
+            how = "clean" if settings is None else f"{settings} {clip.picture_types[index]}"
+            name = f"{path.relative_to(folder).as_posix()}@{number}.{index} {how}"
+            planes = decoded_input(clip.lr[index], spec.colour)
+            yield Pair(name, ((1.0, planes),), target_planes(clip.hr[index], spec.colour))
+
+
+def degraded_frames(
+    frames: list[Picture], section: DegradationSection, random: np.random.Generator
+) -> list[Picture]:
+    """Blur, noise and JPEG before the codec, as Real-ESRGAN's second order has them, (ICCVW 2021).
+
+    A clip's frames share what its camera does; noise is drawn for each.
+    """
+    if random.random() < section.blur_share:
+        sigma_x, sigma_y = random.uniform(0.2, section.max_blur, size=2)
+        frames = [
+            np.asarray(cv2.GaussianBlur(f, (0, 0), sigma_x, sigmaY=sigma_y), np.uint8)
+            for f in frames
+        ]
+    if random.random() < section.noise_share:
+        deviation = random.uniform(0.5, section.max_noise)
+        planes = 1 if random.random() < 0.5 else 3
+        frames = [
+            round_to_codes(f + random.normal(0, deviation, (*f.shape[:2], planes))) for f in frames
+        ]
+    if random.random() < section.jpeg_share:
+        quality = int(random.integers(40, 95))
+        frames = [_as_jpeg(f, quality) for f in frames]
+    return frames
+
+
+def kept_frames(types: Sequence[str], count: int, random: np.random.Generator) -> list[int]:
+    """Which frames of a clip to train on: P and B as far as there are, then I; in order."""
+    order = random.permutation(len(types))
+    return sorted(int(i) for i in sorted(order, key=lambda i: types[i] == "I")[:count])
+
+
+def _as_jpeg(rgb_HW3: Picture, quality: int) -> Picture:
+    bgr = cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2BGR)
+    _, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded: Any = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _eight_bits(plane: NDArray[Any], bits: int) -> NDArray[np.float32]:
+    return plane.astype(np.float32) / np.float32(1 << (bits - 8))
+
+
+def _cache_key(
+    pictures: list[Path], spec: TrainedSpec, section: DegradationSection, seed: int
+) -> str:
+    """Of everything that decides the pairs."""
+    files = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in pictures]
+    what = [CACHE_FORMAT, spec.colour, section.model_dump(mode="json"), seed, files]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+
+
+def _write_cache(path: Path, pairs: list[Pair]) -> None:
+    tensors = {}
+    for index, pair in enumerate(pairs):
+        tensors[f"{index}.lr"] = np.ascontiguousarray(pair.lr[0][1])
+        tensors |= {f"{index}.hr{n}": np.ascontiguousarray(p) for n, p in enumerate(pair.hr)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = json.dumps([pair.name for pair in pairs])
+    write_atomically(path, save(tensors, {"names": names}))
+
+
+def _read_cache(path: Path) -> list[Pair] | None:
+    """What was kept; None if there is nothing, or it is damaged."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        tensors = load_file(path)
+        with safe_open(path, framework="np") as file:
+            names = json.loads(file.metadata()["names"])
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        log.warning("%s: the kept clips cannot be read (%s); making them again", path, error)
+        return None
+    num_groups = sum(key.startswith("0.hr") for key in tensors)
+    return [
+        Pair(
+            name,
+            ((1.0, tensors[f"{index}.lr"]),),
+            tuple(tensors[f"{index}.hr{group}"] for group in range(num_groups)),
+        )
+        for index, name in enumerate(names)
+    ]
