@@ -1,7 +1,11 @@
 """How close a picture is to another: PSNR and SSIM, as the super-resolution literature has them.
 
-Pictures are (H, W) or (H, W, 3) arrays on the scale 0 to 255, uint8 or float.
+And how steady a video is beside its original. Pictures are (H, W) or (H, W, 3) arrays on the scale
+0 to 255, uint8 or float; videos are sequences of luma planes.
 """
+
+from collections.abc import Sequence
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -61,6 +65,50 @@ def ssim(a: Picture, b: Picture, border: int = 0) -> float:
     numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     denominator = (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
     return float(np.mean(numerator / denominator))
+
+
+STILL = 1.5
+"""Levels by which a place, after a blur, may change from frame to frame and still stand still."""
+
+
+def static_flicker(made: Sequence[Plane], true: Sequence[Plane]) -> float:
+    """How much more a video changes than its original, where the original stands still.
+
+    The mean absolute difference between neighbouring frames there, less the original's own, in
+    levels; NaN where nothing stands still.
+    """
+    excess, weight = 0.0, 0
+    for (made_a, made_b), (true_a, true_b) in zip(pairwise(made), pairwise(true), strict=True):
+        change = np.abs(np.asarray(true_b, np.float64) - true_a)
+        still = cv2.blur(change, (9, 9)) < STILL
+        difference = np.abs(np.asarray(made_b, np.float64) - made_a) - change
+        excess += float(difference[still].sum())
+        weight += int(still.sum())
+    return excess / weight if weight else float("nan")
+
+
+def warping_error(made: Sequence[Plane], true: Sequence[Plane]) -> float:
+    """How far neighbouring frames differ once the original's motion is taken out, in levels.
+
+    The root of the mean squared difference between a frame and the next one brought back along the
+    optical flow of the *original* (OpenCV's DIS), where that flow explains the original itself to
+    10 levels: what it can't follow (what was hidden, cuts) doesn't count. After Lai et al.,
+    "Learning Blind Video Temporal Consistency", ECCV 2018, equation 7. NaN where no flow holds.
+    """
+    follow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    total, weight = 0.0, 0
+    for (made_a, made_b), (true_a, true_b) in zip(pairwise(made), pairwise(true), strict=True):
+        a, b = (np.clip(np.round(plane), 0, 255).astype(np.uint8) for plane in (true_a, true_b))
+        flow = follow.calc(a, b, np.zeros((*a.shape, 2), np.float32))
+        rows, columns = np.mgrid[: a.shape[0], : a.shape[1]].astype(np.float32)
+        x, y = columns + flow[..., 0], rows + flow[..., 1]
+        inside = (x >= 0) & (y >= 0) & (x <= a.shape[1] - 1) & (y <= a.shape[0] - 1)
+        true_back = cv2.remap(np.asarray(true_b, np.float32), x, y, cv2.INTER_LINEAR)
+        holds = inside & (np.abs(true_back - true_a) < 10.0)
+        made_back = cv2.remap(np.asarray(made_b, np.float32), x, y, cv2.INTER_LINEAR)
+        total += float(np.square(made_back - made_a, dtype=np.float64)[holds].sum())
+        weight += int(holds.sum())
+    return float(np.sqrt(total / weight)) if weight else float("nan")
 
 
 def _window_mean(plane: Plane) -> Plane:

@@ -16,12 +16,12 @@ from tests import clips as made_clips
 from trainer import clips
 from trainer.clips import (
     camera_move,
-    compressed_clip,
     degraded_pairs,
     frame_to_rgb,
     kept_frames,
     video_frames,
 )
+from trainer.clipset import automatic_restore, load_test_clip, x264_at
 from trainer.codec import CodecSettings
 from trainer.config import DegradationSection, TrainConfig
 from trainer.run import start_run
@@ -152,11 +152,20 @@ def test_a_video_is_its_own_truth(tmp_path):
     assert all(side % 8 == 0 for side in hr[0].shape[:2])
     quality = []
     for settings in (None, *(CodecSettings("libx264", crf, **MEDIUM) for crf in (18, 36))):
-        clip = compressed_clip(path, settings, 6)
-        assert len(clip.lr) == len(clip.hr) == 6
+        clip = load_test_clip(path, settings, 6)
+        assert all(np.array_equal(p.hr_HW3, f) for p, f in zip(clip.pictures, hr, strict=True))
+        assert (clip.encoded is None) == (settings is None)
         small = [cv2.resize(luma_bt601(f), None, fx=0.25, fy=0.25, interpolation=3) for f in hr]
-        quality.append(np.mean([psnr(a[0], b) for a, b in zip(clip.lr, small, strict=True)]))
+        planes = [picture.lr.yuv_3HW[0] for picture in clip.pictures]
+        quality.append(np.mean([psnr(a, b) for a, b in zip(planes, small, strict=True)]))
     assert quality[0] > quality[1] > quality[2]
+
+
+def test_auto_restores_the_more_the_harder_a_clip_was_compressed(tmp_path):
+    path = made_clips.cfr(tmp_path / "in.mp4")
+    chosen = [automatic_restore(load_test_clip(path, x264_at(crf), 6).encoded) for crf in (5, 45)]
+    assert automatic_restore(None) == chosen[0] == 0.0
+    assert chosen[1] == 1.0
 
 
 def test_frames_become_rgb_in_every_layout():

@@ -99,7 +99,7 @@ def test_downscaling_wants_multiples():
 def test_bicubic_reads_what_the_literature_reports(name, rounded_db, float_db):
     """28.42 to 28.43, 26.09 (grey `bridge` as limited-range luma) and 25.96 dB."""
     pictures = load_test_set(set_folder(name), 4)
-    upscaled = [bicubic_upscaler(4)(picture.lr_HW3) for picture in pictures]
+    upscaled = [bicubic_upscaler(4)(picture.lr) for picture in pictures]
     as_float = [
         psnr(sr.y_HW, luma_bt601(picture.hr_HW3), 4)
         for sr, picture in zip(upscaled, pictures, strict=True)

@@ -2,14 +2,14 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from srstream.errors import SrstreamError
+from srstream.errors import SrstreamError, UsageError
 from srstream.models.table import WeightSet
 from trainer.card import figures
 from trainer.config import load_config
@@ -54,13 +54,66 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="a model's name, an ONNX file or a run's folder")],
-    test_sets: TestSets,
+    models: Annotated[
+        list[str],
+        typer.Argument(help="models' names, runs' folders, .onnx, .safetensors, .npz, `bicubic`"),
+    ],
+    test_sets: Annotated[
+        list[Path] | None,
+        typer.Option("--test-set", help="folder of originals; may be given repeatedly"),
+    ] = None,
+    clips: Annotated[
+        list[Path] | None,
+        typer.Option("--clip", help="video that is its own original; may be given repeatedly"),
+    ] = None,
+    crf: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=51, help="x264's, of the clips; repeatedly; none: not encoded"),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="of each clip")] = 24,
+    restore: Annotated[
+        str, typer.Option(help="0 to 1, or auto: as `srstream enhance` would choose for a clip")
+    ] = "0",
+    detail: Annotated[float, typer.Option(min=0, max=1, help="as `srstream enhance` has it")] = 0.0,
+    subsampled: Annotated[
+        bool, typer.Option("--subsampled", help="pictures go through 4:2:0, as video does")
+    ] = False,
+    judge: Annotated[bool, typer.Option(help="measure the perceptual distance too")] = True,
+    save: Annotated[
+        list[Path] | None, typer.Option(help="where the table goes: .md or .json; repeatedly")
+    ] = None,
 ) -> None:
-    """Measure shipped or exported weights on test sets, beside bicubic."""
-    from trainer.run import measure
+    """Measure models, runs and baselines on test sets and on compressed clips, beside bicubic."""
+    from trainer.run import compare
 
-    print_scores(Path(model).stem, measure(model, test_sets))
+    comparison = compare(
+        models,
+        test_sets or [],
+        clips or [],
+        tuple(crf or [None]),
+        num_frames=frames,
+        restore=_restore(restore),
+        detail=detail,
+        subsampled=subsampled,
+        judged=judge,
+    )
+    Console(soft_wrap=True).print(comparison.markdown(), end="", highlight=False, markup=False)
+    for path in save or []:
+        comparison.save(path)
+
+
+@app.command()
+def sparse(
+    config: Annotated[Path, typer.Argument(help="TOML file, as configs/sparse.toml")],
+    data: Annotated[Path, typer.Option(help="folder of pictures to learn from")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the .npz file to write")],
+) -> None:
+    """Learn the dictionaries of the sparse-coding baseline."""
+    from trainer.sparse import learn_dictionaries, load_sparse_config, save_dictionaries
+
+    dictionaries = learn_dictionaries(load_sparse_config(config), data)
+    save_dictionaries(dictionaries, output)
+    typer.echo(f"{output}: {dictionaries.recipe}")
 
 
 @app.command()
@@ -77,6 +130,18 @@ def export(
     from trainer.export import export as export_run
 
     print_scores(run_dir.name, export_run(run_dir, data, test_sets, output, weight_set))
+
+
+def _restore(value: str) -> float | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0.0 <= number <= 1.0:
+        raise UsageError(f"--restore {value}: takes 0 to 1, or auto")
+    return number
 
 
 def print_scores(title: str, scores: dict[str, tuple[Score, Score]]) -> None:

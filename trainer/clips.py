@@ -26,19 +26,18 @@ from srstream.errors import MediaError, UsageError
 from srstream.frame import Frame
 from srstream.media.decode import Decoder
 from srstream.media.probe import probe
-from trainer.codec import MIN_SIDE, CodecSettings, Yuv, encode_decode, random_settings
+from trainer.codec import MIN_SIDE, CodecSettings, encode_decode, random_settings
 from trainer.config import DegradationSection
 from trainer.data import Pair, find_pictures, read_rgb
 from trainer.degrade import downscale
 from trainer.networks import TrainedSpec
 from trainer.planes import (
-    LEFT_SITED,
     Picture,
+    Yuv,
+    as_yuv420,
     decoded_input,
-    halve,
     round_to_codes,
     target_planes,
-    yuv444,
 )
 from trainer.state import write_atomically
 
@@ -145,26 +144,12 @@ def frame_to_rgb(frame: Frame) -> Picture:
     return round_to_codes(255 * (np.stack([luma, *chroma], axis=-1) @ inverse.T))
 
 
-def compressed_clip(path: Path, settings: CodecSettings | None, num_frames: int) -> LowClip:
-    """A video's own frames as the truth, and what a codec leaves of them at a quarter the size."""
-    hr = video_frames(path, num_frames)
-    return through_codec([as_yuv420(downscale(rgb, 4)) for rgb in hr], hr, settings)
-
-
 def through_codec(lr: list[Yuv], hr: list[Picture], settings: CodecSettings | None) -> LowClip:
     """The clip after its codec; as it is, without one."""
     if settings is None:
         return LowClip(lr, hr, ["-"] * len(lr))
     decoded = encode_decode(lr, settings)
     return LowClip([d.planes for d in decoded], hr, [d.picture_type for d in decoded])
-
-
-def as_yuv420(rgb_HW3: Picture) -> Yuv:
-    """4:2:0 in limited range, left-sited, as most video is; odd sides lose their last sample."""
-    height, width = (side // 2 * 2 for side in rgb_HW3.shape[:2])
-    yuv = yuv444(rgb_HW3[:height, :width])
-    u, v = (round_to_codes(halve(plane, LEFT_SITED)) for plane in yuv[1:])
-    return round_to_codes(yuv[0]), u, v
 
 
 def degraded_pairs(

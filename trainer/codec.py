@@ -18,9 +18,7 @@ from av.video.frame import PictureType, VideoFrame
 
 from srstream.errors import EncodeError
 from srstream.media.layouts import extract_planes
-from trainer.planes import Codes
-
-Yuv = tuple[Codes, Codes, Codes]
+from trainer.planes import Yuv
 
 FRAME_RATE = 25
 
@@ -105,45 +103,59 @@ def random_settings(
 
 
 def encode_decode(frames: Sequence[Yuv], settings: CodecSettings) -> list[DecodedFrame]:
-    """The same frames after the codec, in the same order.
+    """The same frames after the codec, in the same order; raises as `encode` and `decode` do."""
+    return decode(encode(frames, settings), len(frames), settings)
+
+
+def encode(frames: Sequence[Yuv], settings: CodecSettings) -> bytes:
+    """A file of these frames, 25 a second.
 
     Raises:
-        EncodeError: the codec is missing or refused its settings, or frames were lost, added or
-            changed places. A clip is never passed on clean instead.
+        EncodeError: the codec is missing or refused its settings or the pictures' size.
     """
-    side, needed = min(frames[0][0].shape), MIN_SIDE.get(settings.codec, 2)
-    if side < needed:
-        raise EncodeError(f"{settings}: needs pictures of at least {needed}, these have {side}")
+    height, width = frames[0][0].shape
+    needed = MIN_SIDE.get(settings.codec, 2)
+    if min(height, width) < needed:
+        raise EncodeError(
+            f"{settings}: needs pictures of at least {needed}, these have {min(height, width)}"
+        )
+    buffer = io.BytesIO()
     try:
-        decoded = _decode(_encode(frames, settings))
+        with av.open(buffer, "w", format=CONTAINERS[settings.codec]) as container:
+            stream: Any = container.add_stream(
+                settings.codec, rate=FRAME_RATE, options=settings.options()
+            )
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.time_base = Fraction(1, FRAME_RATE)
+            for number, planes in enumerate(frames):
+                container.mux(stream.encode(_picture(planes, number)))
+            container.mux(stream.encode())
     except (av.error.FFmpegError, ValueError) as error:
         raise EncodeError(f"{settings}: encoding a training clip failed ({error})") from error
+    return buffer.getvalue()
+
+
+def decode(content: bytes, num_frames: int, settings: CodecSettings) -> list[DecodedFrame]:
+    """What a decoder makes of a file that `encode` made of `num_frames` frames.
+
+    Raises:
+        EncodeError: it cannot be decoded, or frames were lost, added or changed places. A clip is
+            never passed on clean instead.
+    """
+    try:
+        decoded = _decode(io.BytesIO(content))
+    except (av.error.FFmpegError, ValueError) as error:
+        raise EncodeError(f"{settings}: decoding a training clip failed ({error})") from error
     times = [-1 if frame.pts is None else frame.pts for frame in decoded]
-    if len(decoded) != len(frames) or times != sorted(set(times)):
+    if len(decoded) != num_frames or times != sorted(set(times)):
         raise EncodeError(
-            f"{settings}: {len(frames)} frames went in, {len(decoded)} came out, at {times}"
+            f"{settings}: {num_frames} frames went in, {len(decoded)} came out, at {times}"
         )
     made = []
     for frame in decoded:
         y, u, v = (np.array(plane, np.uint8) for plane in extract_planes(frame)[1])
         made.append(DecodedFrame((y, u, v), PictureType(frame.pict_type).name))
     return made
-
-
-def _encode(frames: Sequence[Yuv], settings: CodecSettings) -> io.BytesIO:
-    height, width = frames[0][0].shape
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=CONTAINERS[settings.codec]) as container:
-        stream: Any = container.add_stream(
-            settings.codec, rate=FRAME_RATE, options=settings.options()
-        )
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.time_base = Fraction(1, FRAME_RATE)
-        for number, planes in enumerate(frames):
-            container.mux(stream.encode(_picture(planes, number)))
-        container.mux(stream.encode())
-    buffer.seek(0)
-    return buffer
 
 
 def _picture(planes: Yuv, number: int) -> VideoFrame:

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -277,9 +277,17 @@ class TrainConfig(Section):
 
 
 def load_config(path: Path) -> TrainConfig:
-    """The checked config, or `ConfigError` saying which fields are wrong and why."""
+    """The checked config of a run, or `ConfigError` saying which fields are wrong and why."""
+    return read_config(path, TrainConfig)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def read_config(path: Path, kind: type[SectionT]) -> SectionT:
+    """A TOML file as a config of this kind, or `ConfigError`."""
     try:
-        return TrainConfig.model_validate(tomllib.loads(path.read_text()))
+        return kind.model_validate(tomllib.loads(path.read_text()))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:

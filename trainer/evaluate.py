@@ -1,6 +1,11 @@
-"""The literature's protocol: PSNR and SSIM on luma, 4x bicubic degradation, border shaved."""
+"""The literature's protocol: PSNR and SSIM on luma, 4x bicubic degradation, border shaved.
 
-from collections.abc import Callable
+The same on frames that went through a codec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +14,60 @@ import torch
 from numpy.typing import NDArray
 
 from srstream.models.table import Colour
-from srstream.quality import Plane, luma_bt601, psnr, ssim
+from srstream.quality import Plane, psnr, ssim
 from trainer.data import crop_to_multiple, find_pictures, read_rgb
 from trainer.degrade import bicubic_resize, downscale
 from trainer.networks import TrainedNetwork, TrainedSpec
-from trainer.planes import LEFT_SITED, Picture, chroma_through_420, rgb_of, yuv444
+from trainer.planes import (
+    LEFT_SITED,
+    Codes,
+    Picture,
+    as_yuv420,
+    chroma_through_420,
+    on_luma_grid,
+    rgb_of,
+    yuv444,
+)
+
+
+@dataclass(frozen=True)
+class LowResolution:
+    """What an upscaler is given, in every form that one may want it in."""
+
+    rgb_HW3: Picture
+    yuv_3HW: NDArray[np.float64]
+    """BT.601 in limited range, not rounded where it comes of RGB."""
+    subsampled_2HW: NDArray[np.float64]
+    """U and V that went through 4:2:0, on luma's grid."""
+
+    @classmethod
+    def of_picture(cls, rgb_HW3: Picture) -> LowResolution:
+        """A picture; luma isn't rounded, as the literature's protocol has it."""
+        yuv_3HW = yuv444(rgb_HW3)
+        subsampled = chroma_through_420(yuv_3HW, LEFT_SITED)[1:].astype(np.float64)
+        return cls(rgb_HW3, yuv_3HW, subsampled)
+
+    @classmethod
+    def of_video(cls, planes: Sequence[Codes]) -> LowResolution:
+        """A left-sited 4:2:0 frame, (Y, U, V)."""
+        yuv_3HW = on_luma_grid(planes, LEFT_SITED).astype(np.float64)
+        return cls(rgb_of(yuv_3HW).transpose(1, 2, 0), yuv_3HW, yuv_3HW[1:])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W)."""
+        height, width = self.rgb_HW3.shape[:2]
+        return height, width
+
+    def input_of(self, colour: Colour) -> NDArray[np.float32]:
+        """(1, C, H, W), what a model of this colour form takes, code / 255."""
+        if colour == "rgb":
+            planes = self.rgb_HW3.transpose(2, 0, 1).astype(np.float64)
+        elif colour == "luma":
+            planes = self.yuv_3HW[:1]
+        else:
+            planes = np.concatenate([self.yuv_3HW[:1], self.subsampled_2HW])
+        return np.ascontiguousarray((planes / 255.0).astype(np.float32)[None])
 
 
 @dataclass(frozen=True)
@@ -29,8 +83,7 @@ class Enlarged:
         return rgb_of(np.concatenate([self.y_HW[None], self.chroma_2HW])).transpose(1, 2, 0)
 
 
-Upscaler = Callable[[Picture], Enlarged]
-"""From the low-resolution picture, (H, W, 3) RGB, uint8."""
+Upscaler = Callable[[LowResolution], Enlarged]
 
 
 @dataclass(frozen=True)
@@ -47,40 +100,60 @@ class Score:
 
 @dataclass(frozen=True)
 class TestPicture:
-    """One picture of a test set, RGB, uint8."""
+    """One picture of a test set, or frame of a clip."""
 
     name: str
-    lr_HW3: Picture
+    lr: LowResolution
     hr_HW3: Picture
+    """RGB, uint8."""
 
 
-def load_test_set(folder: Path, scale: int) -> list[TestPicture]:
-    """Originals cropped to multiples of `scale`; low resolution by MATLAB's bicubic in RGB."""
+def load_test_set(folder: Path, scale: int, *, subsampled: bool = False) -> list[TestPicture]:
+    """Originals cropped to multiples of `scale`; low resolution by MATLAB's bicubic in RGB.
+
+    With `subsampled` it then goes through 4:2:0 in 8 bits, for all methods alike.
+    """
     pictures = []
     for path in find_pictures(folder):
-        rgb = crop_to_multiple(read_rgb(path), scale)
-        pictures.append(TestPicture(path.stem, downscale(rgb, scale), rgb))
+        rgb = crop_to_multiple(read_rgb(path), 2 * scale if subsampled else scale)
+        small = downscale(rgb, scale)
+        lr = (
+            LowResolution.of_video(as_yuv420(small))
+            if subsampled
+            else LowResolution.of_picture(small)
+        )
+        pictures.append(TestPicture(path.stem, lr, rgb))
     return pictures
 
 
-def score(upscale: Upscaler, pictures: list[TestPicture], scale: int) -> Score:
+GREY_CHROMA_DB = 58.9
+"""A grey picture's chroma is reproduced exactly; it counts as what rounding to 8 bits leaves."""
+
+
+def score(upscale: Upscaler, pictures: Sequence[TestPicture], scale: int) -> Score:
     """What `upscale` reaches: its output rounded to the 8 bits that a video will hold.
 
     `scale` pixels are shaved off every side. The original's luma is not rounded.
     """
-    psnrs, ssims, chroma_psnrs = [], [], []
-    for picture in pictures:
-        enlarged = upscale(picture.lr_HW3)
-        original = yuv444(picture.hr_HW3)
-        sr_HW = np.clip(np.round(enlarged.y_HW), 0, 255)
-        psnrs.append(psnr(sr_HW, original[0], border=scale))
-        ssims.append(ssim(sr_HW, original[0], border=scale))
-        for made, true in zip(enlarged.chroma_2HW, original[1:], strict=True):
-            made = np.clip(np.round(made), 0, 255)
-            # A grey picture's chroma is reproduced exactly; count it as what 8 bits allow.
-            chroma_psnrs.append(min(psnr(made, true, border=scale), 58.9))
-    means = (float(np.mean(values)) for values in (psnrs, ssims, chroma_psnrs))
-    return Score(next(means), next(means), next(means), len(pictures))
+    figures = [score_picture(upscale(picture.lr), picture.hr_HW3, scale) for picture in pictures]
+    psnr_db, ssim_mean, chroma_psnr_db = (float(mean) for mean in np.mean(figures, axis=0))
+    return Score(psnr_db, ssim_mean, chroma_psnr_db, len(pictures))
+
+
+def score_picture(made: Enlarged, hr_HW3: Picture, border: int) -> tuple[float, float, float]:
+    """PSNR and SSIM on luma, PSNR on chroma; see `Score`."""
+    luma, *chroma = yuv444(hr_HW3)
+    y_HW = as_codes(made.y_HW)
+    chroma_psnrs = [
+        min(psnr(as_codes(plane), true, border), GREY_CHROMA_DB)
+        for plane, true in zip(made.chroma_2HW, chroma, strict=True)
+    ]
+    return psnr(y_HW, luma, border), ssim(y_HW, luma, border), float(np.mean(chroma_psnrs))
+
+
+def as_codes(plane: Plane) -> Plane:
+    """Rounded to whole levels and clipped, still float."""
+    return np.clip(np.round(plane), 0, 255)
 
 
 def enlarge_planes(planes: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
@@ -91,9 +164,9 @@ def enlarge_planes(planes: NDArray[np.float64], height: int, width: int) -> NDAr
 def bicubic_upscaler(scale: int) -> Upscaler:
     """MATLAB's bicubic on each plane: the baseline."""
 
-    def upscale(lr_HW3: Picture) -> Enlarged:
-        height, width = (side * scale for side in lr_HW3.shape[:2])
-        yuv = enlarge_planes(yuv444(lr_HW3), height, width)
+    def upscale(lr: LowResolution) -> Enlarged:
+        height, width = (side * scale for side in lr.shape)
+        yuv = enlarge_planes(lr.yuv_3HW, height, width)
         return Enlarged(yuv[0], yuv[1:])
 
     return upscale
@@ -104,21 +177,13 @@ PlaneFunction = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 
 
 def model_upscaler(run: PlaneFunction, spec: TrainedSpec) -> Upscaler:
-    """The network on what its colour form takes of the picture; the rest by bicubic.
+    """The network on what its colour form takes of the picture; the rest by bicubic."""
 
-    Luma goes in unrounded, as the literature's protocol has it; a `yuv420` model is given chroma
-    that went through left-sited 4:2:0 in 8 bits.
-    """
-    bicubic = bicubic_upscaler(spec.scale)
-
-    def upscale(lr_HW3: Picture) -> Enlarged:
-        made = [
-            group[0].astype(np.float64) * 255.0
-            for group in run(_network_input(lr_HW3, spec.colour))
-        ]
+    def upscale(lr: LowResolution) -> Enlarged:
+        made = [group[0].astype(np.float64) * 255.0 for group in run(lr.input_of(spec.colour))]
         height, width = made[0].shape[1:]
         if spec.colour == "luma":
-            return Enlarged(made[0][0], bicubic(lr_HW3).chroma_2HW)
+            return Enlarged(made[0][0], enlarge_planes(lr.yuv_3HW[1:], height, width))
         if spec.colour == "yuv420":
             return Enlarged(made[0][0], enlarge_planes(made[1], height, width))
         rgb_HW3 = np.clip(np.round(made[0].transpose(1, 2, 0)), 0, 255).astype(np.uint8)
@@ -136,15 +201,3 @@ def network_upscaler(network: TrainedNetwork) -> Upscaler:
             return [group.numpy() for group in network(torch.from_numpy(lr_1CHW))]
 
     return model_upscaler(run, network.spec)
-
-
-def _network_input(lr_HW3: Picture, colour: Colour) -> NDArray[np.float32]:
-    """(1, C, H, W), code / 255."""
-    if colour == "rgb":
-        planes = lr_HW3.transpose(2, 0, 1).astype(np.float64)
-    elif colour == "luma":
-        planes = luma_bt601(lr_HW3)[None]
-    else:
-        yuv = yuv444(lr_HW3)
-        planes = np.stack([yuv[0], *chroma_through_420(yuv, LEFT_SITED)[1:]])
-    return np.ascontiguousarray((planes / 255.0).astype(np.float32)[None])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from srstream.models.networks import (
     Generator,
     Network,
     UpscalingStack,
-    fold,
     network_from_weights,
     network_tensors,
 )
@@ -33,7 +33,7 @@ from trainer.evaluate import (
     model_upscaler,
     score,
 )
-from trainer.networks import new_network, spec_of
+from trainer.networks import TrainedNetwork, folded, new_network, spec_of
 from trainer.recipe import recipe
 from trainer.state import CHECKPOINT_NAME, Progress, load_state, part, write_atomically
 
@@ -51,28 +51,26 @@ class Run:
     """Names of what was trained on: paths relative to the data folder."""
     base: str | None
     """The recipe of the weights that it went on from."""
-    network: Network
+    network: TrainedNetwork
 
     def recipe(self) -> str:
         return recipe(self.config, self.progress, self.base)
 
 
 def load_run(run_dir: Path) -> Run:
-    """The run's latest checkpoint; `UsageError` where there is none, or it is of a baseline."""
+    """The run's latest checkpoint; `UsageError` where there is none."""
     path = run_dir / CHECKPOINT_NAME
     if not path.is_file():
         raise UsageError(f"{path} does not exist; has the run written its first checkpoint?")
     tensors, metadata = load_state(path)
     config = TrainConfig.model_validate(metadata["config"])
     network = new_network(spec_of(config))
-    if not isinstance(network, UpscalingStack | Generator):
-        raise UsageError(f"{path}: {config.model} is a baseline, which no engine runs")
     average = part(tensors, "average")
     if isinstance(network, Generator) and "body_norm.weight" not in average:
         network = Generator(network.spec, batch_norm=False)  # went on from folded weights
     network.load_state_dict(average)
     base = metadata.get("base")
-    return Run(config, Progress.of(metadata), metadata["pictures"], base, fold(network))
+    return Run(config, Progress.of(metadata), metadata["pictures"], base, folded(network))
 
 
 def export(
@@ -88,6 +86,8 @@ def export(
     bicubic reaches. Raises `WeightsError` if OpenVINO and PyTorch disagree.
     """
     run = load_run(run_dir)
+    if not isinstance(run.network, UpscalingStack | Generator):
+        raise UsageError(f"{run_dir}: {run.config.model} is a baseline, which no engine runs")
     spec = run.network.spec
     half = isinstance(run.network, Generator)  # 1.5 million weights: 3 MB instead of 6
     tensors = network_tensors(run.network)
@@ -122,7 +122,11 @@ def export(
 def openvino_planes(onnx_bytes: bytes) -> PlaneFunction:
     """The exported graph in OpenVINO, float32, picture by picture."""
     core = import_openvino().Core()
-    model = core.read_model(onnx_bytes)
+    return compiled_planes(core, core.read_model(onnx_bytes))
+
+
+def compiled_planes(core: Any, model: Any) -> PlaneFunction:
+    """An OpenVINO network as a function, float32."""
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(lr_1CHW: NDArray[np.float32]) -> list[NDArray[np.float32]]:

@@ -17,6 +17,9 @@ from srstream.quality import luma_bt601
 Codes = NDArray[np.uint8]
 """(planes, H, W)."""
 
+Yuv = tuple[Codes, Codes, Codes]
+"""A 4:2:0 frame: (H, W) and twice (H / 2, W / 2)."""
+
 Picture = NDArray[np.uint8]
 """(H, W, 3), RGB, full range."""
 
@@ -102,6 +105,14 @@ def chroma_through_420(yuv_3HW: NDArray[np.float64], siting: float) -> Codes:
     """What a model is given of a 4:2:0 video: U and V halved, rounded and brought back."""
     halved = [round_to_codes(halve(plane, siting)) for plane in yuv_3HW[1:]]
     return on_luma_grid([round_to_codes(yuv_3HW[0]), *halved], siting)
+
+
+def as_yuv420(rgb_HW3: Picture) -> Yuv:
+    """4:2:0 in limited range, left-sited, as most video is; odd sides lose their last sample."""
+    height, width = (side // 2 * 2 for side in rgb_HW3.shape[:2])
+    yuv = yuv444(rgb_HW3[:height, :width])
+    u, v = (round_to_codes(halve(plane, LEFT_SITED)) for plane in yuv[1:])
+    return round_to_codes(yuv[0]), u, v
 
 
 def decoded_input(planes: Sequence[Codes], colour: Colour) -> Codes:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from srstream.errors import UsageError
 from srstream.models.checkpoint import load_weights
-from srstream.models.onnx_graph import onnx_metadata
-from srstream.models.table import model_spec, weights_path
 from trainer.clips import degraded_pairs
+from trainer.clipset import automatic_restore, load_test_clip, x264_at
+from trainer.comparison import Comparison, Method
 from trainer.config import TrainConfig
 from trainer.data import Pair, load_pairs
-from trainer.evaluate import (
-    Score,
-    Upscaler,
-    bicubic_upscaler,
-    load_test_set,
-    model_upscaler,
-    network_upscaler,
-    score,
-)
-from trainer.export import load_run, openvino_planes
+from trainer.evaluate import load_test_set
+from trainer.judge import PerceptualDistance
+from trainer.methods import BICUBIC, SCALE, method_of
 from trainer.networks import TrainedSpec, spec_of
 from trainer.preflight import check_data, check_features, check_room
 from trainer.state import Progress
@@ -78,25 +74,44 @@ def _pairs(config: TrainConfig, data_dir: Path, spec: TrainedSpec, run_dir: Path
     )
 
 
-def measure(model: str, test_sets: list[Path]) -> dict[str, tuple[Score, Score]]:
-    """A shipped model, an exported file or a run's averaged weights on each set, and bicubic."""
-    upscale, scale = upscaler_of(model)
-    scores = {}
+def compare(
+    names: Sequence[str],
+    test_sets: Sequence[Path],
+    clips: Sequence[Path],
+    crfs: Sequence[float | None],
+    *,
+    num_frames: int = 24,
+    restore: float | Literal["auto"] = 0.0,
+    detail: float = 0.0,
+    subsampled: bool = False,
+    judged: bool = True,
+) -> Comparison:
+    """Every method, bicubic first, on every set and on every clip at every CRF.
+
+    Raises:
+        UsageError: nothing to measure on, or a name that is no method.
+    """
+    if not test_sets and not clips:
+        raise UsageError("nothing to measure on: give --test-set or --clip")
+    judge = PerceptualDistance() if judged else None
+    names = [BICUBIC, *(name for name in names if name != BICUBIC)]
+
+    def methods(knob: float) -> list[Method]:
+        return [method_of(name, restore=knob, detail=detail) for name in names]
+
+    fixed = methods(0.0 if restore == "auto" else restore)
+    whole = Comparison(fixed)
     for folder in test_sets:
-        pictures = load_test_set(folder, scale)
-        baseline = score(bicubic_upscaler(scale), pictures, scale)
-        scores[folder.name] = (score(upscale, pictures, scale), baseline)
-    return scores
-
-
-def upscaler_of(model: str) -> tuple[Upscaler, int]:
-    """The upscaler that a name, an `.onnx` file or a run's folder stands for, and its scale."""
-    if Path(model).is_dir():
-        network = load_run(Path(model)).network
-        return network_upscaler(network), network.spec.scale
-    path = Path(model) if model.endswith(".onnx") else weights_path(model)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    content = path.read_bytes()
-    spec = model_spec(onnx_metadata(content, str(path))["model"])
-    return model_upscaler(openvino_planes(content), spec), spec.scale
+        pictures = load_test_set(folder, SCALE, subsampled=subsampled)
+        whole.add(folder.name, pictures, SCALE, judge)
+    for clip, crf in product(clips, crfs):
+        settings = None if crf is None else x264_at(crf)
+        frames, knob = load_test_clip(clip, settings, num_frames), restore
+        material = f"{clip.stem}, {'not encoded' if crf is None else f'CRF {crf:g}'}"
+        if knob == "auto":
+            knob = automatic_restore(frames.encoded)
+            material += f", restore {knob:g}"
+        part = Comparison(methods(knob) if restore == "auto" else fixed)
+        part.add(material, frames.pictures, SCALE, judge, is_clip=True)
+        whole.rows.extend(part.rows)
+    return whole

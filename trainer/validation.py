@@ -38,7 +38,7 @@ class SetValidation:
         """Low resolution | generated | original, a row for each of the first pictures."""
         upscale = network_upscaler(network)
         rows = [
-            _panel_row(picture, upscale(picture.lr_HW3), self.scale)
+            _panel_row(picture, upscale(picture.lr), self.scale)
             for picture in self.pictures[:MAX_PANELS]
         ]
         return np.concatenate(rows)
@@ -46,7 +46,7 @@ class SetValidation:
 
 def _panel_row(picture: TestPicture, made: Enlarged, scale: int) -> Picture:
     height, width = picture.hr_HW3.shape[:2]
-    nearest = cv2.resize(picture.lr_HW3, (width, height), interpolation=cv2.INTER_NEAREST)
+    nearest = cv2.resize(picture.lr.rgb_HW3, (width, height), interpolation=cv2.INTER_NEAREST)
     return np.concatenate(
         [_middle(np.asarray(p, np.uint8)) for p in (nearest, made.rgb_HW3(), picture.hr_HW3)], 1
     )

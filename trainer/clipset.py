@@ -1,0 +1,65 @@
+"""Clips as a test set: a video's own frames as the truth, a quarter of them through a codec."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from srstream.config import SourceConfig
+from srstream.media.probe import probe
+from srstream.media.quantiser import measure_compression
+from srstream.pipeline.compression import restore_for
+from trainer.clips import video_frames
+from trainer.codec import CodecSettings, decode, encode
+from trainer.degrade import downscale
+from trainer.evaluate import LowResolution, TestPicture
+from trainer.planes import as_yuv420
+
+SCALE = 4
+
+
+@dataclass(frozen=True)
+class TestClip:
+    """Frames in their order, and the file that their low resolution was decoded from."""
+
+    pictures: list[TestPicture]
+    encoded: bytes | None
+    """None where there was no codec: low resolution is 4:2:0, and clean."""
+
+
+def x264_at(crf: float) -> CodecSettings:
+    """What most video in the wild was made by."""
+    return CodecSettings("libx264", crf, preset="medium", gop=250, b_frames=3)
+
+
+def load_test_clip(path: Path, settings: CodecSettings | None, num_frames: int) -> TestClip:
+    """The first frames of a video at a quarter of their size, encoded together and decoded.
+
+    Raises:
+        MediaError: the video cannot be decoded.
+        EncodeError: the codec failed.
+    """
+    originals = video_frames(path, num_frames)
+    small = [as_yuv420(downscale(rgb, SCALE)) for rgb in originals]
+    encoded = None
+    if settings is not None:
+        encoded = encode(small, settings)
+        small = [frame.planes for frame in decode(encoded, len(small), settings)]
+    pictures = [
+        TestPicture(f"{path.stem} {number}", LowResolution.of_video(planes), rgb)
+        for number, (planes, rgb) in enumerate(zip(small, originals, strict=True))
+    ]
+    return TestClip(pictures, encoded)
+
+
+def automatic_restore(encoded: bytes | None) -> float:
+    """What `--restore auto` comes to for a file; 0 for what was never encoded."""
+    if encoded is None:
+        return 0.0
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+        file.write(encoded)
+        file.flush()
+        path, config = Path(file.name), SourceConfig()
+        found = measure_compression(path, probe(path, config).video, [], config)
+    return 0.0 if found is None else restore_for(found.quantiser)

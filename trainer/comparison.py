@@ -1,0 +1,229 @@
+"""Methods side by side: on test sets and on compressed clips, beside what was published."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from srstream.quality import luma_bt601, static_flicker, warping_error
+from trainer.evaluate import TestPicture, Upscaler, as_codes, score_picture
+from trainer.judge import JUDGE_NAME, PerceptualDistance, colour_shift, grid_energy
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to enlarge, and what it costs."""
+
+    name: str
+    upscale: Upscaler
+    num_parameters: int | None = None
+    kmac_per_pixel: float | None = None
+    """Thousands of multiply-accumulates per low-resolution pixel."""
+    how: str = ""
+    """How its weights were made."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a method reached on a set or a clip: means over pictures."""
+
+    method: str
+    material: str
+    num_pictures: int
+    psnr_db: float
+    """On luma, the output rounded to 8 bits, as SSIM."""
+    ssim: float
+    chroma_psnr_db: float
+    distance: float | None
+    """Of the judge; None where it was not asked."""
+    colour_shift: float
+    """The largest of any picture, in levels."""
+    grid: float
+    seconds_per_mpixel: float
+    """Of output, this machine, picture by picture."""
+    flicker: float | None = None
+    """Of clips only, as the warping error."""
+    warping_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The whole table."""
+
+    methods: list[Method]
+    rows: list[Row] = field(default_factory=list)
+
+    def row(self, method: str, material: str) -> Row:
+        """The row of a method on a material, or `KeyError`."""
+        for row in self.rows:
+            if (row.method, row.material) == (method, material):
+                return row
+        raise KeyError((method, material))
+
+    def add(
+        self,
+        material: str,
+        pictures: Sequence[TestPicture],
+        scale: int,
+        judge: PerceptualDistance | None,
+        *,
+        is_clip: bool = False,
+    ) -> None:
+        """Measures every method on a set of pictures, or on a clip's frames in their order."""
+        for method in self.methods:
+            self.rows.append(_measure(method, material, pictures, scale, judge, is_clip))
+
+    def markdown(self) -> str:
+        """A table for each material, the methods' costs, and published figures where there are."""
+        parts = [_cost_table(self.methods)] if len(self.methods) > 1 else []
+        for material in dict.fromkeys(row.material for row in self.rows):
+            rows = [row for row in self.rows if row.material == material]
+            parts.append(f"### {material}")
+            parts.append(_quality_table(rows))
+            published = [p for p in PUBLISHED if p.material == material]
+            if published:
+                parts.append(_published_table(published))
+        return "\n\n".join(parts) + "\n"
+
+    def as_json(self) -> str:
+        """The same, for programs."""
+        methods = [
+            {
+                "name": m.name, "num_parameters": m.num_parameters,
+                "kmac_per_pixel": m.kmac_per_pixel, "how": m.how,
+            }
+            for m in self.methods
+        ]  # fmt: skip
+        content = {
+            "judge": JUDGE_NAME,
+            "methods": methods,
+            "rows": [asdict(row) for row in self.rows],
+            "published": [asdict(p) for p in PUBLISHED],
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+    def save(self, path: Path) -> None:
+        """As Markdown, or as JSON for `.json`."""
+        path.write_text(self.as_json() if path.suffix == ".json" else self.markdown())
+
+
+def _measure(
+    method: Method,
+    material: str,
+    pictures: Sequence[TestPicture],
+    scale: int,
+    judge: PerceptualDistance | None,
+    is_clip: bool,
+) -> Row:
+    figures, distances, shifts, grids = [], [], [], []
+    made_luma, true_luma = [], []
+    seconds, num_pixels = 0.0, 0
+    for picture in pictures:
+        began = time.perf_counter()
+        made = method.upscale(picture.lr)
+        seconds += time.perf_counter() - began
+        num_pixels += made.y_HW.size
+        figures.append(score_picture(made, picture.hr_HW3, scale))
+        true_HW = luma_bt601(picture.hr_HW3)
+        grids.append(grid_energy(made.y_HW, true_HW, scale))
+        rgb_HW3 = made.rgb_HW3()
+        shifts.append(colour_shift(rgb_HW3, picture.hr_HW3))
+        if judge is not None:
+            distances.append(judge(rgb_HW3, picture.hr_HW3))
+        if is_clip:
+            made_luma.append(as_codes(made.y_HW))
+            true_luma.append(true_HW)
+    psnr_db, ssim, chroma_psnr_db = (round(float(mean), 4) for mean in np.mean(figures, axis=0))
+    return Row(
+        method.name,
+        material,
+        len(pictures),
+        psnr_db,
+        ssim,
+        chroma_psnr_db,
+        distance=round(float(np.mean(distances)), 4) if distances else None,
+        colour_shift=round(max(shifts), 3),
+        grid=round(float(np.mean(grids)), 4),
+        seconds_per_mpixel=round(seconds / num_pixels * 1e6, 4),
+        flicker=round(static_flicker(made_luma, true_luma), 4) if is_clip else None,
+        warping_error=round(warping_error(made_luma, true_luma), 4) if is_clip else None,
+    )
+
+
+def _cost_table(methods: Sequence[Method]) -> str:
+    lines = [
+        "| method | parameters | kMAC per input pixel | weights |",
+        "| --- | --- | --- | --- |",
+    ]
+    for m in methods:
+        parameters = "" if m.num_parameters is None else f"{m.num_parameters:,}"
+        kmac = "" if m.kmac_per_pixel is None else f"{m.kmac_per_pixel:,.1f}"
+        lines.append(f"| {m.name} | {parameters} | {kmac} | {m.how} |")
+    return "\n".join(lines)
+
+
+def _quality_table(rows: Sequence[Row]) -> str:
+    has_distance = any(row.distance is not None for row in rows)
+    has_motion = any(row.flicker is not None for row in rows)
+    head = ["method", "PSNR (dB)", "SSIM", "chroma PSNR (dB)"]
+    head += [JUDGE_NAME] if has_distance else []
+    head += ["colour shift", "grid", "s / Mpixel"]
+    head += ["flicker", "warping error"] if has_motion else []
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for row in rows:
+        cells = [
+            row.method, f"{row.psnr_db:.2f}", f"{row.ssim:.4f}", f"{row.chroma_psnr_db:.2f}",
+            *([f"{row.distance:.3f}"] if row.distance is not None else []),
+            f"{row.colour_shift:.2f}", f"{row.grid:.2f}", f"{row.seconds_per_mpixel:.3f}",
+        ]  # fmt: skip
+        if row.flicker is not None and row.warping_error is not None:
+            cells += [f"{row.flicker:.2f}", f"{row.warping_error:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of a paper, on luma at 4x."""
+
+    method: str
+    material: str
+    psnr_db: float
+    ssim: float
+    source: str
+
+
+SRGAN_PAPER = "Ledig et al., CVPR 2017, table 2 (SSIM is daala's, PSNR on its own Y channel)"
+VDSR_PAPER = "Kim et al., CVPR 2016, table 2"
+
+PUBLISHED = (
+    Published("bicubic", "Set5", 28.42, 0.8104, VDSR_PAPER),
+    Published("A+", "Set5", 30.28, 0.8603, VDSR_PAPER),
+    Published("SRCNN", "Set5", 30.48, 0.8628, VDSR_PAPER),
+    Published("VDSR", "Set5", 31.35, 0.8838, VDSR_PAPER),
+    Published("SRResNet", "Set5", 32.05, 0.9019, SRGAN_PAPER),
+    Published("SRGAN", "Set5", 29.40, 0.8472, SRGAN_PAPER),
+    Published("bicubic", "Set14", 26.00, 0.7027, VDSR_PAPER),
+    Published("A+", "Set14", 27.32, 0.7491, VDSR_PAPER),
+    Published("SRCNN", "Set14", 27.49, 0.7503, VDSR_PAPER),
+    Published("VDSR", "Set14", 28.01, 0.7674, VDSR_PAPER),
+    Published("SRResNet", "Set14", 28.49, 0.8184, SRGAN_PAPER),
+    Published("SRGAN", "Set14", 26.02, 0.7397, SRGAN_PAPER),
+    Published("bicubic", "BSD100", 25.96, 0.6675, VDSR_PAPER),
+    Published("A+", "BSD100", 26.82, 0.7087, VDSR_PAPER),
+    Published("SRCNN", "BSD100", 26.90, 0.7101, VDSR_PAPER),
+    Published("VDSR", "BSD100", 27.29, 0.7251, VDSR_PAPER),
+    Published("SRResNet", "BSD100", 27.58, 0.7620, SRGAN_PAPER),
+    Published("SRGAN", "BSD100", 25.16, 0.6688, SRGAN_PAPER),
+)
+
+
+def _published_table(published: Sequence[Published]) -> str:
+    lines = ["| published | PSNR (dB) | SSIM | source |", "| --- | --- | --- | --- |"]
+    lines += [f"| {p.method} | {p.psnr_db:.2f} | {p.ssim:.4f} | {p.source} |" for p in published]
+    return "\n".join(lines)

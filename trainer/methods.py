@@ -1,0 +1,80 @@
+"""From what a user names to something that enlarges: models, runs, weight files, baselines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from srstream.config import ModelConfig
+from srstream.engines.openvino import blended_network, import_openvino
+from srstream.errors import UsageError
+from srstream.models.blend import blend_of
+from srstream.models.checkpoint import Weights, load_weights
+from srstream.models.networks import network_from_weights
+from srstream.models.onnx_graph import onnx_metadata
+from srstream.models.table import MODELS, ModelSpec, model_spec, weights_path
+from trainer.comparison import Method
+from trainer.evaluate import bicubic_upscaler, model_upscaler, network_upscaler
+from trainer.export import compiled_planes, load_run, openvino_planes
+from trainer.sparse import load_dictionaries, sparse_upscaler
+
+SCALE = 4
+"""Of everything there is so far."""
+
+BICUBIC = "bicubic"
+
+
+def method_of(name: str, *, restore: float = 0.0, detail: float = 0.0) -> Method:
+    """`bicubic`, a model's name, a run's folder, or a file: `.onnx`, `.safetensors`, `.npz`.
+
+    The knobs mix the sets of weights that ship with a model.
+
+    Raises:
+        UsageError, WeightsError: there is nothing of this name, or it is no such thing.
+    """
+    path = Path(name)
+    if name == BICUBIC:
+        return Method(BICUBIC, bicubic_upscaler(SCALE))
+    if name in MODELS:
+        return _shipped(model_spec(name), restore, detail)
+    if path.is_dir():
+        run = load_run(path)
+        spec = run.network.spec
+        count = sum(tensor.numel() for tensor in run.network.parameters())
+        upscale = network_upscaler(run.network)
+        return Method(path.name, upscale, count, spec.kmac_per_pixel, run.recipe())
+    if not path.is_file():
+        raise UsageError(
+            f"{name}: neither a model ({', '.join(MODELS)}), nor {BICUBIC}, nor a run's folder, "
+            "nor a file of weights"
+        )
+    if path.suffix == ".npz":
+        dictionaries = load_dictionaries(path)
+        upscale = sparse_upscaler(dictionaries)
+        return Method(path.stem, upscale, dictionaries.num_parameters, None, dictionaries.recipe)
+    if path.suffix == ".onnx":
+        content = path.read_bytes()
+        stated = onnx_metadata(content, name)
+        spec = model_spec(stated["model"])
+        upscale = model_upscaler(openvino_planes(content), spec)
+        return Method(path.stem, upscale, None, spec.kmac_per_pixel, stated["recipe"])
+    return _of_weights(path.stem, load_weights(path))
+
+
+def _shipped(spec: ModelSpec, restore: float, detail: float) -> Method:
+    blend = blend_of(ModelConfig(name=spec.name, restore=restore, detail=detail), spec)
+    core = import_openvino().Core()
+    upscale = model_upscaler(compiled_planes(core, blended_network(core, blend)), spec)
+    knobs = {"restore": restore, "detail": detail}
+    turned = "".join(f" {knob} {value:g}" for knob, value in knobs.items() if value)
+    weights = load_weights(weights_path(spec.name, ".safetensors"))
+    return Method(spec.name + turned, upscale, _size(weights), spec.kmac_per_pixel, weights.recipe)
+
+
+def _of_weights(name: str, weights: Weights) -> Method:
+    upscale = network_upscaler(network_from_weights(weights))
+    spec = weights.spec
+    return Method(name, upscale, _size(weights), spec.kmac_per_pixel, weights.recipe)
+
+
+def _size(weights: Weights) -> int:
+    return sum(tensor.size for tensor in weights.tensors.values())
