@@ -115,7 +115,7 @@ def enhance(
     from srstream.pipeline.pictures import is_picture_input
 
     config = _config(
-        model={"name": check_model(model), "restore": parse_restore(restore), "detail": detail},
+        model={"name": model, "restore": parse_restore(restore), "detail": detail},
         engine={
             "name": engine.value,
             "threads": threads,
@@ -168,7 +168,7 @@ def plan(
     from srstream.pipeline.summary import plan_summary
 
     config = _config(
-        model={"name": check_model(model), "restore": parse_restore(restore), "detail": detail},
+        model={"name": model, "restore": parse_restore(restore), "detail": detail},
         engine={
             "name": engine.value,
             "threads": threads,
@@ -208,6 +208,60 @@ def verify(
     receipt = make_receipt(source, output, sample=sample)
     print(receipt.model_dump_json(by_alias=True, indent=2))
     raise typer.Exit(0 if receipt.ok else 1)
+
+
+models_app = typer.Typer(
+    help="The models that ship, and those of one's own.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(models_app, name="models")
+
+ModelName = Annotated[str, typer.Argument(help="Its name, as `srstream models list` has it.")]
+
+
+@models_app.command("list")
+def list_models(as_json: Json = False) -> None:
+    """Every model that --model may name."""
+    from srstream.model_list import as_table, model_entries
+
+    entries = model_entries()
+    if as_json:
+        print(json.dumps(entries, indent=2))
+    else:
+        print(as_table(entries))
+
+
+@models_app.command("show")
+def show_model(name: ModelName, as_json: Json = False) -> None:
+    """What is known of a model: its network, its recipe, its card."""
+    from srstream.model_list import describe, model_entry
+
+    entry = model_entry(name)
+    print(json.dumps(entry, indent=2) if as_json else describe(entry))
+
+
+@models_app.command("add")
+def add_model(
+    weights: Annotated[Path, typer.Argument(help="The .safetensors file of `srtrain finetune`.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="What to call it. [dim]default: the file's name[/]")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace one of this name.")] = False,
+) -> None:
+    """Make weights of one's own available as --model NAME."""
+    from srstream.models import registry
+
+    model = registry.add_model(weights, name, replace=replace)
+    print(f"{model.name}: weights for {model.network}; use them with --model {model.name}")
+
+
+@models_app.command("remove")
+def remove_model(name: ModelName) -> None:
+    """Forget a model of one's own and delete its files."""
+    from srstream.models import registry
+
+    print(f"{registry.remove_model(name).name}: removed")
 
 
 def _version(value: bool) -> None:
@@ -271,21 +325,6 @@ def parse_bytes(text: str | None) -> int | None:
         raise UsageError(
             f"--max-memory {text}: write a number with K, M or G, such as 2G."
         ) from error
-
-
-def check_model(name: str) -> str:
-    """The name of a model that has weights.
-
-    Raises:
-        UsageError: there is none of this name.
-    """
-    from srstream.models.table import available_models
-
-    if name not in available_models():
-        raise UsageError(
-            f"--model {name}: there are weights for {', '.join(available_models())} only."
-        )
-    return name
 
 
 def parse_restore(text: str) -> float | str:

@@ -16,8 +16,9 @@ from srstream.config import JobConfig, ModelConfig, SourceConfig
 from srstream.media.probe import probe, scan_packets
 from srstream.media.quantiser import estimated_quantiser, measure_compression
 from srstream.models import table
+from srstream.models.blend import RESTORE_BY_QUANTISER, restore_for
 from srstream.models.table import Stack, model_spec
-from srstream.pipeline.compression import RESTORE_BY_QUANTISER, choose_restore, restore_for
+from srstream.pipeline.compression import choose_restore
 from tests.jobs import run
 from tests.networks import model_network
 

@@ -27,6 +27,7 @@ RANKS = {
     "service": 8,
     "api": 9,
     "console": 9,
+    "model_list": 9,
     "cli": 10,
 }
 TRAINER_MAY_IMPORT = {name for name, rank in RANKS.items() if rank < RANKS["pipeline"]}

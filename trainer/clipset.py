@@ -9,7 +9,7 @@ from pathlib import Path
 from srstream.config import SourceConfig
 from srstream.media.probe import probe
 from srstream.media.quantiser import measure_compression
-from srstream.pipeline.compression import restore_for
+from srstream.models.blend import restore_for
 from trainer.clips import video_frames
 from trainer.codec import CodecSettings, decode, encode
 from trainer.degrade import downscale

@@ -10,9 +10,14 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from srstream.config import ModelConfig
 from srstream.errors import UsageError, WeightsError
 from srstream.models.table import ModelSpec, WeightSet, available_sets, weights_path
+
+RESTORE_BY_QUANTISER = ((18.0, 0.0), (24.0, 0.35), (30.0, 0.8), (34.0, 1.0))
+"""(x264's quantiser, `--restore`), straight lines between."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,12 @@ def blend_of(model: ModelConfig, spec: ModelSpec) -> Blend:
         for weight_set, value in turned.items()
     ]
     return Blend(tuple(files))
+
+
+def restore_for(quantiser: float) -> float:
+    """The knob for a quantiser on x264's scale, in steps of 0.05."""
+    quantisers, values = zip(*RESTORE_BY_QUANTISER, strict=True)
+    return round(20.0 * float(np.interp(quantiser, quantisers, values))) / 20.0
 
 
 def _read(path: Path, share: float) -> WeightFile:

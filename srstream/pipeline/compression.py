@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from srstream.config import JobConfig, ModelConfig
 from srstream.errors import SrstreamError
 from srstream.media.quantiser import Compression, measure_compression
 from srstream.media.types import PacketIndex, VideoInfo
+from srstream.models.blend import restore_for
 from srstream.models.table import ModelSpec, available_sets
-
-RESTORE_BY_QUANTISER = ((18.0, 0.0), (24.0, 0.35), (30.0, 0.8), (34.0, 1.0))
-"""(x264's quantiser, `--restore`), straight lines between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +43,6 @@ def choose_restore(
     if found is None:
         return RestoreChoice(0.0, "nothing could be read of its compression")
     return RestoreChoice(restore_for(found.quantiser), _reason(video.codec, found))
-
-
-def restore_for(quantiser: float) -> float:
-    """The knob for a quantiser on x264's scale, in steps of 0.05."""
-    quantisers, values = zip(*RESTORE_BY_QUANTISER, strict=True)
-    return round(20.0 * float(np.interp(quantiser, quantisers, values))) / 20.0
 
 
 def _reason(codec: str, found: Compression) -> str:

@@ -27,6 +27,7 @@ from srstream.errors import (
 )
 from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
 from srstream.media.types import OutputVideo, VideoInfo
+from srstream.models.registry import resolved
 from srstream.models.table import model_spec
 from srstream.pipeline import picture_files
 from srstream.pipeline.enhancer import Enhancer
@@ -145,7 +146,9 @@ def enhance_pictures(
             )
     if several and output is not None and output.exists() and not output.is_dir():
         raise UsageError(f"{output}: there are several pictures; name a folder with -o.")
-    engine, _ = choose_engine(config.engine, config.model, model_spec(config.model.name))
+    model = resolved(config.model)
+    config = config.model_copy(update={"model": model})
+    engine, _ = choose_engine(config.engine, model, model_spec(model.name))
     try:
         for path, target in zip(sources, targets, strict=True):
             try:
@@ -199,7 +202,7 @@ def plan_picture(source: Path, destination: Path, config: JobConfig) -> PictureP
             f"{source}: {header.width}x{header.height} are more than the "
             f"{config.source.max_pixels} pixels allowed."
         )
-    scale = model_spec(config.model.name).scale
+    scale = model_spec(resolved(config.model).name).scale
     video = _video(header.width, header.height, PlaneLayout("rgb", 8), ColorSpec())
     width, height = output_size(video, config.scaling, scale)
     picture_files.check_holds(SUFFIXES[destination.suffix.lower()], width, height, False)
@@ -235,7 +238,8 @@ def enhance_picture(
     plan = plan_picture(source, destination, config)
     opened = engine
     if opened is None:
-        opened, _ = choose_engine(config.engine, config.model, model_spec(config.model.name))
+        model = resolved(config.model)
+        opened, _ = choose_engine(config.engine, model, model_spec(model.name))
     try:
         content = _read(source)
         samples = picture_files.decode(source, content)

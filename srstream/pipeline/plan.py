@@ -27,6 +27,7 @@ from srstream.media.types import (
     TimeWindow,
     VideoInfo,
 )
+from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec, model_spec
 from srstream.pipeline.compression import RestoreChoice, choose_restore
 from srstream.pipeline.worker import SegmentCuts
@@ -102,6 +103,7 @@ def make_plan(
         MediaError: the source cannot be read.
         TruncatedError: the source ends early and `--salvage` was not given.
     """
+    config = config.model_copy(update={"model": resolved(config.model)})
     spec = model_spec(config.model.name)
     if source.exists() and not source.is_file() and not source.is_dir():
         raise UsageError(f"{source}: this is no regular file; give a file that can be read twice.")

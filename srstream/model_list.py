@@ -1,0 +1,86 @@
+"""What `srstream models list` and `show` print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from srstream.errors import UsageError
+from srstream.models.checkpoint import load_weights
+from srstream.models.registry import RegisteredModel, registered_models
+from srstream.models.table import (
+    MODELS,
+    ModelSpec,
+    available_models,
+    available_sets,
+    weights_path,
+    weights_stem,
+)
+
+Entry = dict[str, Any]
+"""One model, as `--json` prints it."""
+
+
+def model_entries() -> list[Entry]:
+    """Those that ship, in the table's order, then those of one's own."""
+    shipped = [_shipped(MODELS[name]) for name in available_models()]
+    return shipped + [_registered(model) for model in registered_models()]
+
+
+def model_entry(name: str) -> Entry:
+    """One of them, or `UsageError` naming all."""
+    for entry in model_entries():
+        if entry["name"] == name:
+            return entry
+    names = ", ".join(entry["name"] for entry in model_entries())
+    raise UsageError(f"there is no model {name!r}; there are: {names}.")
+
+
+def as_table(entries: list[Entry]) -> str:
+    """A line each."""
+    table = Table("name", "network", "works on", "kMAC per pixel", "sets of weights", box=None)
+    for entry in entries:
+        table.add_row(
+            entry["name"], entry["network"], entry["colour"], f"{entry['kmac_per_pixel']:g}",
+            ", ".join(entry["sets"]),
+        )  # fmt: skip
+    return _rendered(table)
+
+
+def describe(entry: Entry) -> str:
+    """All of it, and where the card of a model that ships lies."""
+    table = Table(box=None, show_header=False)
+    for key, value in entry.items():
+        shown = ", ".join(value) if isinstance(value, list) else str(value)
+        table.add_row(key.replace("_", " "), shown)
+    return _rendered(table)
+
+
+def _shipped(spec: ModelSpec) -> Entry:
+    recipe = load_weights(weights_path(spec.name, ".safetensors")).recipe
+    sets = available_sets(spec.name)
+    card = weights_path(spec.name).with_name(f"{weights_stem(spec.name)}.md")
+    return _entry(spec.name, spec, list(sets), recipe) | {"card": str(card)}
+
+
+def _registered(model: RegisteredModel) -> Entry:
+    entry = _entry(model.name, MODELS[model.network], ["own"], model.recipe)
+    return entry | {
+        "added": model.added, "weights": str(model.weights_path), "sha256": model.sha256,
+    }  # fmt: skip
+
+
+def _entry(name: str, spec: ModelSpec, sets: list[Any], recipe: str) -> Entry:
+    return {
+        "name": name, "network": spec.name, "colour": spec.colour, "scale": spec.scale,
+        "kmac_per_pixel": spec.kmac_per_pixel, "sets": sets, "recipe": recipe,
+    }  # fmt: skip
+
+
+def _rendered(table: Table) -> str:
+    console = Console(width=110)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip("\n")

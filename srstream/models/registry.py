@@ -1,0 +1,157 @@
+"""Models of one's own: weights that `srtrain finetune` made, found by name like those that ship.
+
+A registered model is three files in the registry's folder, `NAME.onnx`, `NAME.safetensors` and
+`NAME.json`. The last is written last and removed first: without it there is no such model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from platformdirs import user_data_dir
+
+from srstream.config import ModelConfig
+from srstream.errors import UsageError, WeightsError
+from srstream.models.table import MODELS, available_models
+
+REGISTRY_VARIABLE = "SRSTREAM_MODELS"
+"""Environment variable: another folder for the registry, for example a service's."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """What the registry knows of a model."""
+
+    name: str
+    network: str
+    """Name of the network in the model table."""
+    recipe: str
+    added: str
+    """ISO 8601, UTC."""
+    sha256: str
+    """Of the weights as they were added."""
+
+    @property
+    def onnx_path(self) -> Path:
+        """What an engine runs."""
+        return registry_dir() / f"{self.name}.onnx"
+
+    @property
+    def weights_path(self) -> Path:
+        """The weights as they were added."""
+        return registry_dir() / f"{self.name}.safetensors"
+
+
+def registry_dir() -> Path:
+    """Where registered models lie; `SRSTREAM_MODELS`, or the user's data folder."""
+    return Path(os.environ.get(REGISTRY_VARIABLE) or Path(user_data_dir("srstream")) / "models")
+
+
+def add_model(source: Path, name: str | None = None, *, replace: bool = False) -> RegisteredModel:
+    """Registers a `.safetensors` file of folded weights, under its own name unless told another.
+
+    Raises:
+        UsageError: the name is taken, is that of a model that ships, or cannot be a name.
+        WeightsError: the file is missing, damaged or no weights of a network that srstream has.
+    """
+    from srstream.models.checkpoint import load_weights
+    from srstream.models.onnx_graph import onnx_model
+    from srstream.models.table import ResidualGenerator
+
+    name = source.stem if name is None else name
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be a model's name; use --name with lower-case letters, digits, "
+            "dots, dashes and underscores."
+        )
+    if name in MODELS:
+        raise UsageError(f"{name!r} is a model that ships with srstream; use another --name.")
+    if find_model(name) is not None and not replace:
+        raise UsageError(f"a model {name!r} is registered already; use --replace, or --name.")
+    if not source.is_file():
+        raise WeightsError(f"{source}: there is no such file")
+    weights = load_weights(source)
+    content = source.read_bytes()
+    half = isinstance(weights.spec.network, ResidualGenerator)
+    graph = onnx_model(weights, half=half).SerializeToString(deterministic=True)
+    added = datetime.now(UTC).isoformat(timespec="seconds")
+    digest = hashlib.sha256(content).hexdigest()
+    model = RegisteredModel(name, weights.spec.name, weights.recipe, added, digest)
+    folder = registry_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(model.weights_path, content)
+        _write(model.onnx_path, graph)
+        _write(folder / f"{name}.json", json.dumps(asdict(model), indent=1).encode())
+    except OSError as error:
+        raise UsageError(f"{folder}: the registry cannot be written ({error.strerror})") from error
+    return model
+
+
+def registered_models() -> list[RegisteredModel]:
+    """All of them, by name; what cannot be read is left out."""
+    found = (find_model(path.stem) for path in sorted(registry_dir().glob("*.json")))
+    return [model for model in found if model is not None]
+
+
+def find_model(name: str) -> RegisteredModel | None:
+    """The registered model of this name; None if there is none."""
+    if not _NAME.fullmatch(name):
+        return None
+    try:
+        stated = json.loads((registry_dir() / f"{name}.json").read_text())
+        model = RegisteredModel(**stated)
+    except (OSError, ValueError, TypeError):
+        return None
+    known = model.network in MODELS and model.name == name
+    return model if known and model.onnx_path.is_file() else None
+
+
+def remove_model(name: str) -> RegisteredModel:
+    """Forgets a model and deletes its files; `UsageError` if there is none of this name."""
+    model = find_model(name)
+    if model is None:
+        raise UsageError(f"no model {name!r} is registered; {_what_there_is()}")
+    for suffix in (".json", ".onnx", ".safetensors"):
+        (registry_dir() / f"{name}{suffix}").unlink(missing_ok=True)
+    return model
+
+
+def resolved(model: ModelConfig) -> ModelConfig:
+    """The same settings with a registered name replaced by its network and its weights.
+
+    Raises:
+        UsageError: there are no weights of this name, or two sets of weights are asked for.
+    """
+    registered = find_model(model.name)
+    if registered is None:
+        if model.name in available_models() or (model.weights and model.name in MODELS):
+            return model
+        raise UsageError(f"--model {model.name}: there are no such weights; {_what_there_is()}")
+    if model.weights is not None:
+        raise UsageError(f"--model {model.name}: has weights of its own; leave the others out.")
+    weights = str(registered.onnx_path)
+    return model.model_copy(update={"name": registered.network, "weights": weights})
+
+
+def _what_there_is() -> str:
+    names = [*available_models(), *(model.name for model in registered_models())]
+    return f"there are: {', '.join(names)}."
+
+
+def _write(path: Path, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
+        temporary.write(content)
+        temporary.flush()
+        os.fsync(temporary.fileno())
+    os.chmod(temporary.name, 0o644)
+    os.replace(temporary.name, path)
