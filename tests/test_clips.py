@@ -21,8 +21,8 @@ from trainer.clips import (
     kept_frames,
     video_frames,
 )
-from trainer.clipset import automatic_restore, load_test_clip, x264_at
-from trainer.codec import CodecSettings
+from trainer.clipset import automatic_restore, load_test_clip
+from trainer.codec import CodecSettings, x264_at
 from trainer.config import DegradationSection, TrainConfig
 from trainer.run import start_run
 from trainer.state import CHECKPOINT_NAME, load_state

@@ -46,7 +46,7 @@ def own_weights(tmp_path):
 
 def luma_of(path):
     with av.open(str(path)) as container:
-        frames = [frame for frame in container.decode(video=0)]
+        frames = list(container.decode(video=0))
     return np.stack([np.frombuffer(frame.planes[0], np.uint8) for frame in frames])
 
 

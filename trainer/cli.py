@@ -103,6 +103,41 @@ def evaluate(
 
 
 @app.command()
+def finetune(
+    videos: Annotated[
+        list[Path], typer.Option("--video", help="one's own; may be given repeatedly")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the .safetensors file to write")],
+    hours: Annotated[float, typer.Option(min=1e-4, help="longest time to train")],
+    base: Annotated[
+        str, typer.Option(help="a model's name, one of its sets (fast.restore), or .safetensors")
+    ] = "fast",
+    originals: Annotated[
+        list[Path] | None,
+        typer.Option("--hr", help="the videos at 4 times the size, in their order, if there are"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the patches and the damage")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="threads PyTorch computes with")] = 2,
+    resume: Annotated[bool, typer.Option(help="go on with the run beside the output")] = False,
+) -> None:
+    """Make a model better on one's own video, and prove it on scenes it has not seen.
+
+    Exit code 1, and no weights, where it did not become better.
+    """
+    from trainer.finetune import FineTuning
+    from trainer.finetune import finetune as run_finetune
+
+    task = FineTuning(
+        tuple(videos), base, output, hours, tuple(originals or ()), seed, threads, resume
+    )
+    outcome = run_finetune(task)
+    typer.echo(
+        f"{outcome.weights}: {outcome.gain_db:+.2f} dB over {base} on held-out frames; the report "
+        f"is {outcome.report}. Use it: srstream models add {outcome.weights}"
+    )
+
+
+@app.command()
 def sparse(
     config: Annotated[Path, typer.Argument(help="TOML file, as configs/sparse.toml")],
     data: Annotated[Path, typer.Option(help="folder of pictures to learn from")],

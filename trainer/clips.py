@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ log = logging.getLogger(__name__)
 
 CACHE_FORMAT = 1
 SIDE_MULTIPLE = 8
+
+FALLBACK_CODEC = "libx264"
+"""For pictures that are too small for every codec asked for."""
 
 
 @dataclass(frozen=True)
@@ -99,28 +103,31 @@ def camera_move(
     return frames
 
 
+def decoded_frames(path: Path) -> Iterator[Frame]:
+    """Every frame of a video, decoded as the service does; `MediaError` where that fails."""
+    config = SourceConfig()
+    decoder = Decoder(path, probe(path, config).video, config)
+    try:
+        yield from decoder.frames()
+    finally:
+        decoder.close()
+
+
 def video_frames(path: Path, num_frames: int) -> list[Picture]:
-    """The first frames of a video as RGB, cropped to multiples of 8; decoded as the service does.
+    """The first frames of a video as RGB, cropped to multiples of 8.
 
     Raises:
         MediaError: it cannot be decoded, or its colours cannot be converted.
     """
-    config = SourceConfig()
-    video = probe(path, config).video
-    decoder = Decoder(path, video, config)
-    frames: list[Picture] = []
-    try:
-        for frame in decoder.frames():
-            rgb = frame_to_rgb(frame)
-            height, width = (side // SIDE_MULTIPLE * SIDE_MULTIPLE for side in rgb.shape[:2])
-            frames.append(rgb[:height, :width])
-            if len(frames) == num_frames:
-                break
-    finally:
-        decoder.close()
+    frames = [_cropped(frame_to_rgb(frame)) for frame in islice(decoded_frames(path), num_frames)]
     if not frames:
         raise MediaError(f"{path}: no frame could be decoded.")
     return frames
+
+
+def _cropped(rgb_HW3: Picture) -> Picture:
+    height, width = (side // SIDE_MULTIPLE * SIDE_MULTIPLE for side in rgb_HW3.shape[:2])
+    return rgb_HW3[:height, :width]
 
 
 def frame_to_rgb(frame: Frame) -> Picture:
@@ -208,18 +215,33 @@ def _pairs_of(
     random = np.random.Generator(np.random.PCG64(seed))
     for number in range(section.clips_per_picture):
         hr = camera_move(rgb, random, section.window, section.frames_per_clip)
-        small = degraded_frames([downscale(frame, 4) for frame in hr], section, random)
-        settings = None
-        if random.random() >= section.clean_share:
-            side = min(small[0].shape[:2])
-            codecs = [name for name in section.codecs if side >= MIN_SIDE.get(name, 2)]
-            settings = random_settings(random, codecs, section.min_crf, section.max_crf)
-        clip = through_codec([as_yuv420(frame) for frame in small], hr, settings)
-        for index in kept_frames(clip.picture_types, section.kept_frames, random):
-            how = "clean" if settings is None else f"{settings} {clip.picture_types[index]}"
-            name = f"{path.relative_to(folder).as_posix()}@{number}.{index} {how}"
-            planes = decoded_input(clip.lr[index], spec.colour)
-            yield Pair(name, ((1.0, planes),), target_planes(clip.hr[index], spec.colour))
+        yield from pairs_of_clip(
+            f"{path.relative_to(folder).as_posix()}@{number}", hr, spec, section, random
+        )
+
+
+def pairs_of_clip(
+    name: str,
+    hr: list[Picture],
+    spec: TrainedSpec,
+    section: DegradationSection,
+    random: np.random.Generator,
+) -> Iterator[Pair]:
+    """A few frames of a clip, made small and degraded together, with their originals."""
+    small = degraded_frames([downscale(frame, 4) for frame in hr], section, random)
+    settings = None
+    if random.random() >= section.clean_share:
+        side = min(small[0].shape[:2])
+        codecs = [name for name in section.codecs if side >= MIN_SIDE.get(name, 2)]
+        settings = random_settings(
+            random, codecs or [FALLBACK_CODEC], section.min_crf, section.max_crf
+        )
+    clip = through_codec([as_yuv420(frame) for frame in small], hr, settings)
+    for index in kept_frames(clip.picture_types, section.kept_frames, random):
+        how = "clean" if settings is None else f"{settings} {clip.picture_types[index]}"
+        planes = decoded_input(clip.lr[index], spec.colour)
+        targets = target_planes(clip.hr[index], spec.colour)
+        yield Pair(f"{name}.{index} {how}", ((1.0, planes),), targets)
 
 
 def degraded_frames(

@@ -28,11 +28,6 @@ class TestClip:
     """None where there was no codec: low resolution is 4:2:0, and clean."""
 
 
-def x264_at(crf: float) -> CodecSettings:
-    """What most video in the wild was made by."""
-    return CodecSettings("libx264", crf, preset="medium", gop=250, b_frames=3)
-
-
 def load_test_clip(path: Path, settings: CodecSettings | None, num_frames: int) -> TestClip:
     """The first frames of a video at a quarter of their size, encoded together and decoded.
 

@@ -102,6 +102,11 @@ def random_settings(
     )
 
 
+def x264_at(crf: float) -> CodecSettings:
+    """What most video in the wild was made by."""
+    return CodecSettings("libx264", crf, preset="medium", gop=250, b_frames=3)
+
+
 def encode_decode(frames: Sequence[Yuv], settings: CodecSettings) -> list[DecodedFrame]:
     """The same frames after the codec, in the same order; raises as `encode` and `decode` do."""
     return decode(encode(frames, settings), len(frames), settings)

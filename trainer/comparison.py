@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -75,8 +76,19 @@ class Comparison:
         is_clip: bool = False,
     ) -> None:
         """Measures every method on a set of pictures, or on a clip's frames in their order."""
+        sequences = [pictures] if is_clip else [[picture] for picture in pictures]
+        self.add_sequences(material, sequences, scale, judge)
+
+    def add_sequences(
+        self,
+        material: str,
+        sequences: Sequence[Sequence[TestPicture]],
+        scale: int,
+        judge: PerceptualDistance | None,
+    ) -> None:
+        """Measures every method on several clips together; single pictures have no motion."""
         for method in self.methods:
-            self.rows.append(_measure(method, material, pictures, scale, judge, is_clip))
+            self.rows.append(_measure(method, material, sequences, scale, judge))
 
     def markdown(self) -> str:
         """A table for each material, the methods' costs, and published figures where there are."""
@@ -115,34 +127,36 @@ class Comparison:
 def _measure(
     method: Method,
     material: str,
-    pictures: Sequence[TestPicture],
+    sequences: Sequence[Sequence[TestPicture]],
     scale: int,
     judge: PerceptualDistance | None,
-    is_clip: bool,
 ) -> Row:
     figures, distances, shifts, grids = [], [], [], []
-    made_luma, true_luma = [], []
+    flickers, warpings = [], []
     seconds, num_pixels = 0.0, 0
-    for picture in pictures:
-        began = time.perf_counter()
-        made = method.upscale(picture.lr)
-        seconds += time.perf_counter() - began
-        num_pixels += made.y_HW.size
-        figures.append(score_picture(made, picture.hr_HW3, scale))
-        true_HW = luma_bt601(picture.hr_HW3)
-        grids.append(grid_energy(made.y_HW, true_HW, scale))
-        rgb_HW3 = made.rgb_HW3()
-        shifts.append(colour_shift(rgb_HW3, picture.hr_HW3))
-        if judge is not None:
-            distances.append(judge(rgb_HW3, picture.hr_HW3))
-        if is_clip:
+    for pictures in sequences:
+        made_luma, true_luma = [], []
+        for picture in pictures:
+            began = time.perf_counter()
+            made = method.upscale(picture.lr)
+            seconds += time.perf_counter() - began
+            num_pixels += made.y_HW.size
+            figures.append(score_picture(made, picture.hr_HW3, scale))
+            true_luma.append(luma_bt601(picture.hr_HW3))
             made_luma.append(as_codes(made.y_HW))
-            true_luma.append(true_HW)
+            grids.append(grid_energy(made.y_HW, true_luma[-1], scale))
+            rgb_HW3 = made.rgb_HW3()
+            shifts.append(colour_shift(rgb_HW3, picture.hr_HW3))
+            if judge is not None:
+                distances.append(judge(rgb_HW3, picture.hr_HW3))
+        if len(pictures) > 1:
+            flickers.append(static_flicker(made_luma, true_luma))
+            warpings.append(warping_error(made_luma, true_luma))
     psnr_db, ssim, chroma_psnr_db = (round(float(mean), 4) for mean in np.mean(figures, axis=0))
     return Row(
         method.name,
         material,
-        len(pictures),
+        len(figures),
         psnr_db,
         ssim,
         chroma_psnr_db,
@@ -150,9 +164,15 @@ def _measure(
         colour_shift=round(max(shifts), 3),
         grid=round(float(np.mean(grids)), 4),
         seconds_per_mpixel=round(seconds / num_pixels * 1e6, 4),
-        flicker=round(static_flicker(made_luma, true_luma), 4) if is_clip else None,
-        warping_error=round(warping_error(made_luma, true_luma), 4) if is_clip else None,
+        flicker=_mean_of_known(flickers),
+        warping_error=_mean_of_known(warpings),
     )
+
+
+def _mean_of_known(values: Sequence[float]) -> float | None:
+    """Without NaN, which stands for nothing to measure; None where nothing is left."""
+    known = [value for value in values if not math.isnan(value)]
+    return round(float(np.mean(known)), 4) if known else None
 
 
 def _cost_table(methods: Sequence[Method]) -> str:
@@ -169,7 +189,7 @@ def _cost_table(methods: Sequence[Method]) -> str:
 
 def _quality_table(rows: Sequence[Row]) -> str:
     has_distance = any(row.distance is not None for row in rows)
-    has_motion = any(row.flicker is not None for row in rows)
+    has_motion = any(row.warping_error is not None for row in rows)
     head = ["method", "PSNR (dB)", "SSIM", "chroma PSNR (dB)"]
     head += [JUDGE_NAME] if has_distance else []
     head += ["colour shift", "grid", "s / Mpixel"]
@@ -181,8 +201,8 @@ def _quality_table(rows: Sequence[Row]) -> str:
             *([f"{row.distance:.3f}"] if row.distance is not None else []),
             f"{row.colour_shift:.2f}", f"{row.grid:.2f}", f"{row.seconds_per_mpixel:.3f}",
         ]  # fmt: skip
-        if row.flicker is not None and row.warping_error is not None:
-            cells += [f"{row.flicker:.2f}", f"{row.warping_error:.2f}"]
+        if has_motion:
+            cells += ["-" if n is None else f"{n:.2f}" for n in (row.flicker, row.warping_error)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -84,8 +84,6 @@ class DegradationSection(Section):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        if set(self.codecs) == {"libx265"}:
-            raise ValueError("libx265 alone leaves nothing for pictures under 384 pixels")
         if self.min_crf > self.max_crf or self.kept_frames > self.frames_per_clip:
             raise ValueError("min_crf above max_crf, or kept_frames above frames_per_clip")
         return self
@@ -209,8 +207,10 @@ class RunSection(Section):
     accelerator: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto takes CUDA where it is, else the CPU"
     )
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
-        default="32-true", description="of the forward and backward pass"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
+        default="32-true",
+        description="of the forward and backward pass; auto takes bf16 where the machine computes "
+        "with it",
     )
     log_seconds: float = Field(default=30.0, gt=0, description="seconds between lines of log.jsonl")
     checkpoint_minutes: float = Field(default=5.0, gt=0, description="minutes between checkpoints")

@@ -10,7 +10,8 @@ from typing import Literal
 from srstream.errors import UsageError
 from srstream.models.checkpoint import load_weights
 from trainer.clips import degraded_pairs
-from trainer.clipset import automatic_restore, load_test_clip, x264_at
+from trainer.clipset import automatic_restore, load_test_clip
+from trainer.codec import x264_at
 from trainer.comparison import Comparison, Method
 from trainer.config import TrainConfig
 from trainer.data import Pair, load_pairs

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed
@@ -188,10 +188,19 @@ def start_fabric(run: RunSection) -> Fabric:
         devices=num_processes,
         num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
         strategy="ddp" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "auto",
-        precision=run.precision,
+        precision=precision_of(run),
     )
     fabric.launch()
     return fabric
+
+
+def precision_of(run: RunSection) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+    """What the section asks for; for `auto`, bf16 where convolutions gain from it."""
+    if run.precision != "auto":
+        return run.precision
+    if run.accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "32-true"
 
 
 T = TypeVar("T")

@@ -1,0 +1,357 @@
+"""`srtrain finetune`, read downward: look at the footage, train, compare, keep or roll back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from srstream.errors import SrstreamError, UsageError
+from srstream.models.checkpoint import Weights, load_weights, safetensors_bytes
+from srstream.models.networks import network_from_weights
+from srstream.models.registry import find_model
+from srstream.models.table import (
+    MODELS,
+    ModelSpec,
+    ResidualGenerator,
+    WeightSet,
+    weights_path,
+)
+from trainer.clips import pairs_of_clip
+from trainer.codec import PRESETS, CodecSettings, decode, encode, x264_at
+from trainer.comparison import Comparison, Method, Row
+from trainer.config import DataSection, DegradationSection, PixelSection, RunSection, TrainConfig
+from trainer.data import Pair
+from trainer.degrade import downscale
+from trainer.evaluate import (
+    LowResolution,
+    TestPicture,
+    bicubic_upscaler,
+    network_upscaler,
+    score,
+)
+from trainer.footage import MOMENT_FRAMES, Footage, frames_of, paired_frames, survey
+from trainer.judge import PerceptualDistance
+from trainer.networks import TrainedNetwork
+from trainer.planes import as_yuv420, decoded_input, target_planes
+from trainer.recipe import recipe
+from trainer.report import Report, write_report
+from trainer.state import write_atomically
+from trainer.train import BEST_NAME, Measures, train
+
+log = logging.getLogger(__name__)
+
+SCALE = 4
+
+WINDOW = 640
+"""Side of what is cut of each frame, in high-resolution pixels."""
+
+MIN_GAIN_DB = 0.02
+"""On held-out frames; less is no gain that anybody sees."""
+
+NUM_VALIDATIONS = 12
+PATIENCE = 4
+"""Validations without a better one, after which the run ends."""
+
+REPEATS = 2
+"""Each moment is degraded so often, differently."""
+
+
+class NoGainError(SrstreamError):
+    """Fine-tuning did not make the model better on held-out frames; nothing was written."""
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """What is asked for."""
+
+    videos: tuple[Path, ...]
+    base: str
+    """Name of a model, of one of its sets (`fast.restore`), or a `.safetensors` file."""
+    output: Path
+    hours: float
+    originals: tuple[Path, ...] = ()
+    """High-resolution versions of the videos, in their order, if there are any."""
+    seed: int = 1
+    num_threads: int = 2
+    resume: bool = False
+
+    @property
+    def run_dir(self) -> Path:
+        """Beside the output: checkpoint, log and panels of the run."""
+        return self.output.with_suffix(".run")
+
+    @property
+    def report_path(self) -> Path:
+        return self.output.with_suffix(".html")
+
+
+@dataclass(frozen=True)
+class Material:
+    """The footage as the trainer wants it."""
+
+    pairs: list[Pair]
+    held_out: list[list[TestPicture]]
+    footage: Footage
+    patch_size: int
+    how: str
+    """In words: what low resolution went through."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it; all figures on the held-out frames."""
+
+    bicubic: Row
+    base: Row
+    tuned: Row
+    weights: Path
+    report: Path
+
+    @property
+    def gain_db(self) -> float:
+        return self.tuned.psnr_db - self.base.psnr_db
+
+
+def finetune(task: FineTuning) -> Outcome:
+    """Fine-tunes a model on one's own footage and proves it.
+
+    Writes `OUTPUT` (weights for `srstream models add`), `OUTPUT` with `.html` (the report), and the
+    run's folder.
+
+    Raises:
+        NoGainError: the tuned model is no better on held-out frames; the report says so, too.
+        UsageError: too little footage, or no such base.
+        MediaError: a video cannot be read.
+    """
+    if task.output.suffix != ".safetensors":
+        raise UsageError(f"{task.output}: give the weights a name that ends in .safetensors")
+    if task.run_dir.exists() and not task.resume:
+        raise UsageError(
+            f"{task.run_dir}: a run of this name is there; go on with --resume, remove it, or "
+            "choose another -o"
+        )
+    base = load_base(task.base)
+    material = prepare(task, base.spec)
+
+    # --- train -----------------------------------------------------------------------------
+    config = config_of(task, base.spec, material)
+    few = [sequence[:: MOMENT_FRAMES // 2] for sequence in material.held_out]
+    validation = [picture for sequence in few for picture in sequence]
+    history: list[Measures] = []
+
+    def validate(network: TrainedNetwork) -> Measures:
+        reached = score(network_upscaler(network), validation, SCALE)
+        measures = {
+            "score": reached.psnr_db, "psnr_db": reached.psnr_db, "ssim": reached.ssim,
+        }  # fmt: skip
+        history.append(measures)
+        return measures
+
+    progress = train(
+        config,
+        material.pairs,
+        task.run_dir,
+        base=base,
+        validate=validate,
+        should_stop=has_stopped_improving,
+        resume=task.resume,
+    )
+
+    # --- compare ---------------------------------------------------------------------------
+    stated = recipe(config, progress, base.recipe)
+    footage = ", ".join(path.name for path in task.videos)
+    best = replace(load_weights(task.run_dir / BEST_NAME), recipe=f"{stated}; on {footage}")
+    methods = [
+        Method("bicubic", bicubic_upscaler(SCALE)),
+        method_of_weights("base", base),
+        method_of_weights("tuned", best),
+    ]
+    comparison = Comparison(methods)
+    comparison.add_sequences("held out", material.held_out, SCALE, PerceptualDistance())
+    bicubic, before, after = comparison.rows
+    outcome = Outcome(bicubic, before, after, task.output, task.report_path)
+    improved = outcome.gain_db >= MIN_GAIN_DB
+    verdict = verdict_of(outcome, task.base)
+    report = Report(
+        title=task.output.stem,
+        verdict=verdict,
+        is_better=improved,
+        facts=facts(task, material, progress.iteration, progress.elapsed_seconds),
+        rows=comparison.rows,
+        methods=methods,
+        pictures=[sequence[len(sequence) // 2] for sequence in material.held_out],
+        log_path=task.run_dir / "log.jsonl",
+    )
+    write_report(report, task.report_path)
+
+    # --- keep, or roll back ----------------------------------------------------------------
+    if not improved:
+        raise NoGainError(f"{verdict} No weights were written; the report is {task.report_path}.")
+    is_large = isinstance(best.spec.network, ResidualGenerator)
+    write_atomically(task.output, safetensors_bytes(best, half=is_large))
+    return outcome
+
+
+def load_base(name: str) -> Weights:
+    """`NAME`, `NAME.SET`, a registered model or a file; `UsageError` where there is none."""
+    path = Path(name)
+    if path.suffix == ".safetensors":
+        return load_weights(path)
+    registered = find_model(name)
+    if registered is not None:
+        return load_weights(registered.weights_path)
+    model, _, set_name = name.partition(".")
+    sets = {weight_set: weight_set for weight_set in get_args(WeightSet)} | {"": "faithful"}
+    if model not in MODELS or set_name not in sets:
+        raise UsageError(
+            f"--base {name}: neither a model ({', '.join(MODELS)}), nor one of its sets "
+            "(fast.restore), nor a .safetensors file"
+        )
+    return load_weights(weights_path(model, ".safetensors", sets[set_name]))
+
+
+def prepare(task: FineTuning, spec: ModelSpec) -> Material:
+    """Chooses moments and makes pairs of them; the held-out ones stay whole clips."""
+    if task.originals and len(task.originals) != len(task.videos):
+        raise UsageError(
+            f"--hr was given {len(task.originals)} times and --video {len(task.videos)} times; "
+            "each video needs its own"
+        )
+    footage = survey(task.videos)
+    side = footage.min_side if task.originals else min(footage.min_side, WINDOW) // SCALE
+    patch_size = min(48, side // 4 * 4)
+    if patch_size < 16:
+        raise UsageError(
+            f"{', '.join(path.name for path in task.videos)}: frames of {footage.min_side} pixels "
+            f"are too small to learn {SCALE}x from; 64 are needed each way"
+        )
+    if task.originals:
+        return _from_originals(task, spec, footage, patch_size)
+    return _from_own_frames(task, spec, footage, patch_size)
+
+
+def _from_own_frames(
+    task: FineTuning, spec: ModelSpec, footage: Footage, patch_size: int
+) -> Material:
+    """The video's own frames are the originals; low resolution is damaged as the video is."""
+    section = footage.degradation(WINDOW)
+    random = np.random.Generator(np.random.PCG64(task.seed))
+    pairs: list[Pair] = []
+    for moment, frames in frames_of(footage.train, WINDOW):
+        for number in range(REPEATS):
+            pairs += pairs_of_clip(f"{moment.name} #{number}", frames, spec, section, random)
+    held_out = []
+    settings = typical_settings(section)
+    for moment, frames in frames_of(footage.held_out, WINDOW):
+        small = [as_yuv420(downscale(frame, SCALE)) for frame in frames]
+        decoded = decode(encode(small, settings), len(small), settings)
+        held_out.append(
+            [
+                TestPicture(moment.name, LowResolution.of_video(low.planes), rgb)
+                for low, rgb in zip(decoded, frames, strict=True)
+            ]
+        )
+    how = f"a quarter of the size, then {settings}"
+    return Material(pairs, held_out, footage, patch_size, how)
+
+
+def _from_originals(
+    task: FineTuning, spec: ModelSpec, footage: Footage, patch_size: int
+) -> Material:
+    """Low resolution is the video as it is, the originals are another one's frames."""
+    originals = dict(zip(task.videos, task.originals, strict=True))
+    pairs = []
+    for moment, low, high in paired_frames(footage.train, originals):
+        for number in range(0, MOMENT_FRAMES, 2):
+            lr = decoded_input(low[number], spec.colour)
+            targets = target_planes(high[number], spec.colour)
+            pairs.append(Pair(f"{moment.name} +{number}", ((1.0, lr),), targets))
+    held_out = [
+        [
+            TestPicture(moment.name, LowResolution.of_video(planes), rgb)
+            for planes, rgb in zip(low, high, strict=True)
+        ]
+        for moment, low, high in paired_frames(footage.held_out, originals)
+    ]
+    return Material(pairs, held_out, footage, patch_size, "the videos as they are")
+
+
+def typical_settings(section: DegradationSection) -> CodecSettings:
+    """The middle of a degradation, to judge by."""
+    codec = section.codecs[0]
+    crf = (section.min_crf + section.max_crf) / 2
+    if codec == "libx264":
+        return x264_at(crf)
+    return CodecSettings(codec, crf, PRESETS[codec][-1], gop=250, b_frames=0)
+
+
+def config_of(task: FineTuning, spec: ModelSpec, material: Material) -> TrainConfig:
+    """A short pixel stage at a low rate, validated a dozen times."""
+    return TrainConfig(
+        model=spec.name,
+        seed=task.seed,
+        data=DataSection(patch_size=material.patch_size, batch_size=16),
+        pixel=PixelSection(
+            hours=task.hours, loss="mse", learning_rate=1e-4, warmup=0.03, ema=0.998
+        ),
+        run=RunSection(
+            num_threads=task.num_threads,
+            precision="auto",
+            log_seconds=max(task.hours * 3600 / 60, 0.5),
+            checkpoint_minutes=2.0,
+            validate_minutes=task.hours * 60 / NUM_VALIDATIONS,
+        ),
+    )
+
+
+def has_stopped_improving(history: Sequence[Measures]) -> bool:
+    """Whether the last few validations brought nothing over the best before them."""
+    scores = [measures["score"] for measures in history]
+    return len(scores) > PATIENCE and max(scores[-PATIENCE:]) <= max(scores[:-PATIENCE])
+
+
+def method_of_weights(name: str, weights: Weights) -> Method:
+    """Folded weights as a method of a comparison."""
+    size = sum(tensor.size for tensor in weights.tensors.values())
+    upscale = network_upscaler(network_from_weights(weights))
+    return Method(name, upscale, size, weights.spec.kmac_per_pixel, weights.recipe)
+
+
+def verdict_of(outcome: Outcome, base: str) -> str:
+    """One sentence."""
+    gain = outcome.gain_db
+    over_bicubic = outcome.tuned.psnr_db - outcome.bicubic.psnr_db
+    if gain >= MIN_GAIN_DB:
+        return (
+            f"On held-out frames the tuned model is {gain:.2f} dB better than {base}; over bicubic "
+            f"it gains {over_bicubic:.2f} dB."
+        )
+    return (
+        f"Rolled back: on held-out frames training brought {gain:+.2f} dB over {base}, less than "
+        f"the {MIN_GAIN_DB:g} dB that count; keep using {base}."
+    )
+
+
+def facts(
+    task: FineTuning, material: Material, iterations: int, seconds: float
+) -> list[tuple[str, str]]:
+    """What the report says of how it was done."""
+    footage = material.footage
+    compression = ", ".join(
+        f"{codec} at a quantiser of {quantiser:.0f}" for codec, quantiser in footage.compression
+    )
+    return [
+        ("videos", ", ".join(path.name for path in task.videos)),
+        ("compression found", compression),
+        ("scenes", str(footage.num_scenes)),
+        ("trained on", f"{len(footage.train)} moments, {len(material.pairs)} frames"),
+        ("held out", ", ".join(moment.name for moment in footage.held_out)),
+        ("low resolution", material.how),
+        ("base", task.base),
+        ("training", f"{iterations} iterations in {seconds / 60:.1f} minutes, seed {task.seed}"),
+    ]
