@@ -212,3 +212,32 @@ def test_a_degraded_run_trains_and_resumes_on_the_same_clips(folder, tmp_path):
     assert any("@" in name for name in whole[1]["pictures"])
     assert all(torch.isfinite(t).all() for t in parts[0].values() if t.is_floating_point())
     assert clips.CACHE_FORMAT == 1
+
+
+def test_videos_in_the_data_folder_are_trained_on_too(tmp_path, caplog):
+    from tests.test_finetune import write_video
+
+    (tmp_path / "data").mkdir()
+    write_video(tmp_path / "data" / "cam.mp4", range(2))
+    made_clips.cfr(tmp_path / "data" / "small.mp4")
+    (tmp_path / "data" / "broken.mkv").write_bytes(b"no video")
+    for section in (None, SECTION.model_dump()):
+        config = TrainConfig.model_validate(
+            {
+                "model": "balanced",
+                "data": {"patch_size": 16, "batch_size": 2},
+                "degradation": section,
+                "pixel": {"iterations": 2},
+                "run": {"num_threads": 1, "tensorboard": False},
+            }
+        )
+        run_dir = tmp_path / f"run {section is None}"
+        start_run(config, tmp_path / "data", run_dir)
+        names = load_state(run_dir / CHECKPOINT_NAME)[1]["pictures"]
+        assert {name.split("@")[0] for name in names} == {"cam.mp4"}
+        assert len(names) >= 5
+    assert "broken.mkv" in caplog.text
+    assert "small.mp4: smaller than a patch of 64; left out" in caplog.text
+    (tmp_path / "data" / "cam.mp4").unlink()
+    with pytest.raises(UsageError, match="no video there shows anything"):
+        start_run(config, tmp_path / "data", tmp_path / "none")

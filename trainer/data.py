@@ -29,6 +29,11 @@ log = logging.getLogger(__name__)
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
+VIDEO_SUFFIXES = {
+    ".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg",
+    ".wmv",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -44,6 +49,14 @@ class Pair:
         """(H, W) of the low resolution."""
         height, width = self.lr[0][1].shape[1:]
         return height, width
+
+
+def clean_pair(
+    name: str, rgb_HW3: NDArray[np.uint8], spec: TrainedSpec, *, subsampled_chroma: bool = False
+) -> Pair:
+    """A picture, sides multiples of twice the scale, and its antialiased bicubic at 1 / scale."""
+    lr = input_variants(downscale(rgb_HW3, spec.scale), spec.colour, subsampled=subsampled_chroma)
+    return Pair(name, lr, target_planes(rgb_HW3, spec.colour))
 
 
 class Shifted(NamedTuple):
@@ -66,10 +79,22 @@ def find_pictures(folder: Path) -> list[Path]:
     """Every picture below the folder, sorted; `UsageError` if there is none."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of pictures")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+    paths = _files(folder, PICTURE_SUFFIXES)
     if not paths:
         raise UsageError(f"{folder}: holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
     return paths
+
+
+def find_training_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Pictures and videos below the folder, sorted; `UsageError` if there are neither."""
+    videos = _files(folder, VIDEO_SUFFIXES) if folder.is_dir() else []
+    if videos and not _files(folder, PICTURE_SUFFIXES):
+        return [], videos
+    return find_pictures(folder), videos
+
+
+def _files(folder: Path, suffixes: set[str]) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
@@ -108,10 +133,8 @@ def load_pairs(
                 path, width, height, patch_size * spec.scale,
             )  # fmt: skip
             continue
-        small = downscale(rgb, spec.scale)
-        lr = input_variants(small, spec.colour, subsampled=subsampled_chroma)
         name = path.relative_to(folder).as_posix()
-        pairs.append(Pair(name, lr, target_planes(rgb, spec.colour)))
+        pairs.append(clean_pair(name, rgb, spec, subsampled_chroma=subsampled_chroma))
     if not pairs:
         raise UsageError(
             f"{folder}: no picture is at least {patch_size * spec.scale} pixels wide and high"

@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srstream.config import SourceConfig
-from srstream.errors import UsageError
+from srstream.errors import MediaError, UsageError
 from srstream.media.probe import probe
 from srstream.media.quantiser import measure_compression
 from srstream.media.scan import scan_packets
-from trainer.clips import SIDE_MULTIPLE, decoded_frames, frame_to_rgb
+from trainer.clips import SIDE_MULTIPLE, decoded_frames, frame_to_rgb, pairs_of_clip
 from trainer.config import CodecName, DegradationSection
+from trainer.data import Pair, clean_pair
+from trainer.networks import TrainedSpec
 from trainer.planes import Picture, Yuv, as_yuv420
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,12 @@ MIN_CONTRAST = 4.0
 """Standard deviation of a thumbnail below which a frame is black, white or fog; in levels."""
 
 HELD_OUT_SHARE = 0.2
+
+MOMENTS_PER_VIDEO = 24
+"""Of each video in a folder of training data."""
+
+WINDOW = 768
+"""Side of what is cut of a frame, in high-resolution pixels, unless told otherwise."""
 
 CODECS: dict[str, CodecName] = {
     "h264": "libx264",
@@ -144,6 +152,40 @@ def survey(videos: Sequence[Path], *, num_train: int = 48, num_held_out: int = 8
         tuple(compression),
         min(sides),
     )
+
+
+def video_pairs(
+    videos: Sequence[Path],
+    folder: Path,
+    spec: TrainedSpec,
+    section: DegradationSection | None,
+    *,
+    patch_size: int,
+    seed: int,
+    subsampled_chroma: bool = False,
+) -> Iterator[Pair]:
+    """Pairs of the sharp and varied moments of all videos; clean ones without a `section`.
+
+    A video that cannot be read or is smaller than a patch is named in the log and left out.
+    """
+    window = WINDOW if section is None else section.window
+    for number, video in enumerate(videos):
+        random = np.random.Generator(np.random.PCG64([seed, number]))
+        try:
+            info = probe(video, SourceConfig()).video
+            if min(info.width, info.height, window) < patch_size * SCALE + SIDE_MULTIPLE:
+                log.warning("%s: smaller than a patch of %d; left out", video, patch_size * SCALE)
+                continue
+            moments = _varied(_sharper(list(_moments(video))), MOMENTS_PER_VIDEO)
+            for moment, frames in frames_of(moments, window):
+                name = f"{video.relative_to(folder).as_posix()}@{moment.first_frame}"
+                if section is None:
+                    middle = frames[MOMENT_FRAMES // 2]
+                    yield clean_pair(name, middle, spec, subsampled_chroma=subsampled_chroma)
+                else:
+                    yield from pairs_of_clip(name, frames, spec, section, random)
+        except MediaError as error:
+            log.warning("%s; left out", error)
 
 
 def frames_of(moments: Sequence[Moment], window: int) -> Iterator[tuple[Moment, list[Picture]]]:

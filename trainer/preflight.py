@@ -11,7 +11,7 @@ import cv2
 
 from srstream.errors import UsageError
 from trainer.config import AdversarialSection, TrainConfig
-from trainer.data import find_pictures
+from trainer.data import find_pictures, find_training_files
 
 CHECKPOINT_BYTES = 1 << 30
 """Room for checkpoints: the paper's networks with their optimisers take a third of it, twice."""
@@ -23,7 +23,7 @@ def check_data(config: TrainConfig, data_dir: Path, validation_dir: Path | None)
     A picture that can't be read, or is smaller than a patch, isn't an error here: those are named
     and left out as long as others remain.
     """
-    pictures = find_pictures(data_dir)
+    pictures, _ = find_training_files(data_dir)
     if validation_dir is None:
         return
     _check_split(pictures, find_pictures(validation_dir))

@@ -14,6 +14,8 @@ def recipe(config: TrainConfig, progress: Progress, base: str | None) -> str:
         for section, (iterations, seconds) in zip(config.stages, lengths, strict=False)
     ]
     data = config.data
+    if config.run.precision != "32-true":
+        parts.append(config.run.precision)
     parts.append(
         f"{data.batch_size} patches of {data.patch_size}x{data.patch_size}, seed {config.seed}"
     )

@@ -14,8 +14,9 @@ from trainer.clipset import automatic_restore, load_test_clip
 from trainer.codec import x264_at
 from trainer.comparison import Comparison, Method
 from trainer.config import TrainConfig
-from trainer.data import Pair, load_pairs
+from trainer.data import Pair, find_training_files, load_pairs
 from trainer.evaluate import load_test_set
+from trainer.footage import video_pairs
 from trainer.judge import PerceptualDistance
 from trainer.methods import BICUBIC, SCALE, method_of
 from trainer.networks import TrainedSpec, spec_of
@@ -58,21 +59,35 @@ def start_run(
 
 
 def _pairs(config: TrainConfig, data_dir: Path, spec: TrainedSpec, run_dir: Path) -> list[Pair]:
-    if config.degradation is None:
-        return load_pairs(
+    """Of the folder's pictures and videos, in the order of their names."""
+    pictures, videos = find_training_files(data_dir)
+    section, data = config.degradation, config.data
+    pairs: list[Pair] = []
+    if pictures and section is None:
+        pairs += load_pairs(
+            data_dir, spec, data.patch_size, subsampled_chroma=data.subsampled_chroma
+        )
+    elif pictures and section is not None:
+        pairs += degraded_pairs(
             data_dir,
             spec,
-            config.data.patch_size,
-            subsampled_chroma=config.data.subsampled_chroma,
+            section,
+            patch_size=data.patch_size,
+            seed=config.seed,
+            cache_dir=run_dir / CLIPS_DIR,
         )
-    return degraded_pairs(
+    pairs += video_pairs(
+        videos,
         data_dir,
         spec,
-        config.degradation,
-        patch_size=config.data.patch_size,
+        section,
+        patch_size=data.patch_size,
         seed=config.seed,
-        cache_dir=run_dir / CLIPS_DIR,
+        subsampled_chroma=data.subsampled_chroma,
     )
+    if not pairs:
+        raise UsageError(f"{data_dir}: no video there shows anything to train on")
+    return pairs
 
 
 def compare(
