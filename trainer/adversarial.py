@@ -122,9 +122,10 @@ class AdversarialStage:
             with torch.no_grad():
                 true = module.features(real)  # type: ignore[operator]
             return feature_matching_loss(module.features(made), true)  # type: ignore[operator]
-        with torch.no_grad():
-            true = self.features(real)
-        return content_loss(self.features(made), true)
+        with self.fabric.autocast():
+            with torch.no_grad():
+                true = self.features(real)
+            return content_loss(self.features(made), true)
 
     def _weights(self, done: float) -> dict[str, float]:
         section = self.section
