@@ -70,6 +70,18 @@ Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 t
 MaxMemory = Annotated[
     str | None, typer.Option("--max-memory", help="Memory the job may use, such as 800M or 2G.")
 ]
+NoReuse = Annotated[
+    bool, typer.Option("--no-reuse", help="Compute also what is the same as in the last frame.")
+]
+ReuseThreshold = Annotated[
+    int,
+    typer.Option(
+        "--reuse-threshold",
+        min=0,
+        max=64,
+        help="Levels of 255 that count as the same; above 0 the result is no longer exact.",
+    ),
+]
 Salvage = Annotated[
     bool, typer.Option("--salvage", help="Deliver the good part of a broken input (exit code 4).")
 ]
@@ -96,6 +108,8 @@ def enhance(
     engine: EngineOption = EngineName.auto,
     threads: Threads = 0,
     max_memory: MaxMemory = None,
+    no_reuse: NoReuse = False,
+    reuse_threshold: ReuseThreshold = 0,
     salvage: Salvage = False,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Byte-reproducible result; a little slower.")
@@ -121,6 +135,7 @@ def enhance(
             "threads": threads,
             "max_memory_bytes": parse_bytes(max_memory),
         },
+        reuse={"enabled": not no_reuse, "threshold": reuse_threshold},
         scaling={"scale": scale, "height": height},
         encode={"codec": codec, "crf": crf, "preset": preset},
         source={"start_seconds": start, "end_seconds": end, "salvage": salvage},

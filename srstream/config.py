@@ -38,6 +38,18 @@ class EngineConfig(Section):
     )
 
 
+class ReuseConfig(Section):
+    """What did not change since the last frame is not computed again."""
+
+    enabled: bool = Field(True, description="copy what is the same; the result is the same")
+    threshold: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="levels of 255 by which a sample may differ and still be the same",
+    )
+
+
 class ScaleConfig(Section):
     """Size of the output; the model's own 4x unless a smaller one is asked for."""
 
@@ -76,6 +88,7 @@ class JobConfig(Section):
 
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
+    reuse: ReuseConfig = ReuseConfig()
     scaling: ScaleConfig = ScaleConfig()
     encode: EncodeConfig = EncodeConfig()
     source: SourceConfig = SourceConfig()

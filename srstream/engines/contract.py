@@ -41,6 +41,8 @@ class Capabilities:
     num_threads: int
     min_bits: int = 8
     max_bits: int = 16
+    takes_any_shape: bool = False
+    """Sessions can be opened for tiles of any shape; a tile's result is the same bits in both."""
     is_deterministic: bool = True
     """The same tile gives the same result, whatever else runs beside it."""
 
@@ -53,8 +55,8 @@ class Capabilities:
 class TileFormat:
     """What a session is opened for."""
 
-    shape: tuple[int, int]
-    """(rows, columns) of every tile."""
+    shape: tuple[int, int] | None
+    """(rows, columns) of every tile; None: any, each its own, from engines that can."""
     bits: int
     """8 to 16: codes are 0 to 2**bits - 1, uint8 (8 bits) or uint16."""
     matrix: int | None = None

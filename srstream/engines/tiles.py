@@ -16,6 +16,41 @@ from 64x64 to 1080x1920, so the fewest halo pixels win; above this size it begin
 
 
 @dataclass(frozen=True, slots=True)
+class Rectangle:
+    """Rows and columns of a picture, in input pixels, ends excluded."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    def window(self, height: int, width: int, halo: int) -> Rectangle:
+        """What the network must see to make it: with the halo, as far as the picture reaches."""
+        return Rectangle(
+            max(self.top - halo, 0),
+            max(self.left - halo, 0),
+            min(self.bottom + halo, height),
+            min(self.right + halo, width),
+        )
+
+    @property
+    def num_pixels(self) -> int:
+        return (self.bottom - self.top) * (self.right - self.left)
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    def scaled(self, scale: int, *, within: Rectangle | None = None) -> tuple[slice, slice]:
+        """Where it lies in an enlarged picture, or in the enlarged `within`."""
+        top, left = (0, 0) if within is None else (within.top, within.left)
+        return (
+            slice((self.top - top) * scale, (self.bottom - top) * scale),
+            slice((self.left - left) * scale, (self.right - left) * scale),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Tile:
     """A window of the picture and the part of it whose result is kept, in input pixels.
 
@@ -28,6 +63,15 @@ class Tile:
     keep_bottom: int
     keep_left: int
     keep_right: int
+
+    @property
+    def kept(self) -> Rectangle:
+        """The kept part in the picture, in input pixels."""
+        return Rectangle(self.keep_top, self.keep_left, self.keep_bottom, self.keep_right)
+
+    def window(self, shape: tuple[int, int]) -> Rectangle:
+        """What the network sees, for tiles of this shape."""
+        return Rectangle(self.top, self.left, self.top + shape[0], self.left + shape[1])
 
     def kept_in_picture(self, scale: int) -> tuple[slice, slice]:
         """Where the kept part belongs in the enlarged picture."""

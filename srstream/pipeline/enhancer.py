@@ -4,6 +4,8 @@ Y, and an alpha plane that isn't opaque, go through the network tile by tile. A 
 and V to bicubic; the others are given U and V on the luma grid, and what they make of them is
 brought to where the output's chroma samples sit. RGB becomes 16-bit Y, U, V on its way. Everything
 that the engine doesn't do happens here while the engine works on the next tiles.
+
+Of a frame that resembles the last one only the rectangles that changed are computed (`reuse.py`).
 """
 
 from __future__ import annotations
@@ -17,14 +19,18 @@ import numpy as np
 
 from srstream import color as colour
 from srstream.color import CodeRange, Sampling, code_range, is_full_range
+from srstream.config import ReuseConfig
 from srstream.engines.contract import Engine, Session, Ticket, TileFormat
-from srstream.engines.tiles import Tile, TileGrid, choose_tiles
+from srstream.engines.tiles import Rectangle, Tile, TileGrid, choose_tiles
 from srstream.errors import EngineError, RefusedError
 from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
 from srstream.media.types import OutputVideo, VideoInfo
+from srstream.pipeline.reuse import CellGrid, Memory
 
-MAX_OPEN_SESSIONS = 3
+MAX_OPEN_SESSIONS = 4
 """A stream may change its size back and forth; more than these aren't kept compiled."""
+
+NO_REUSE = ReuseConfig(enabled=False)
 
 MAX_MEAN_CHANGE = 0.08
 """Of the code range: a network that works leaves a frame's mean luma within a tenth of this, unless
@@ -50,6 +56,35 @@ class _Placing:
 
 
 @dataclass(slots=True)
+class _Part:
+    """A rectangle of a plane that was computed anew, within the window that the network saw."""
+
+    rectangle: Rectangle
+    window: Rectangle
+    result: tuple[Plane, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """A tile of a frame that is computed as a whole."""
+
+    grid: TileGrid
+    tile: Tile
+
+    @property
+    def window(self) -> Rectangle:
+        return self.tile.window(self.grid.tile_shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Patch:
+    """A rectangle of a frame of which only parts are computed."""
+
+    rectangle: Rectangle
+    window: Rectangle
+
+
+@dataclass(slots=True)
 class _Job:
     """One frame between `push` and its return."""
 
@@ -61,6 +96,10 @@ class _Job:
     placing: _Placing
     enlarged: dict[int, list[Plane]] = field(default_factory=dict)
     """What the engine made: of luma (0), with U and V if the model makes them, and of alpha."""
+    parts: dict[int, list[_Part]] = field(default_factory=dict)
+    """Of planes that are mostly the last frame's: what was computed anew."""
+    repeats_last: bool = False
+    """Every sample is the last frame's, so the whole result is."""
     chroma: list[Plane] = field(default_factory=list)
     """Of the output, where the model leaves it to bicubic."""
     num_tiles_left: int = 0
@@ -73,6 +112,7 @@ class Enhancer:
         source: describes the frames to come; its size is the one that fills the output.
         output: layout, size and colour of what goes out.
         max_memory_bytes: what the whole job may use; decides how large tiles are.
+        reuse: whether what did not change since the last frame is computed again.
 
     Raises:
         RefusedError: the output's layout can't be made from the source's, or the model works in RGB
@@ -86,6 +126,7 @@ class Enhancer:
         output: OutputVideo,
         *,
         max_memory_bytes: int | None = None,
+        reuse: ReuseConfig = NO_REUSE,
     ) -> None:
         _check_kinds(source.layout, output.layout)
         self._engine, self._source, self._output = engine, source, output
@@ -96,8 +137,17 @@ class Enhancer:
             colour.rgb_to_yuv_matrix(source.color.matrix)
         self._max_tile_bytes = self._memory_for_a_tile(max_memory_bytes)
         self._sessions: OrderedDict[TileFormat, Session] = OrderedDict()
-        self._tiles: deque[tuple[Session, Ticket, _Job, int, TileGrid, Tile]] = deque()
+        self._tiles: deque[tuple[Session, Ticket, _Job, int, _Whole | _Patch]] = deque()
         self._jobs: deque[_Job] = deque()
+        self._reuse = reuse
+        self._memories: dict[tuple[int, TileFormat, tuple[int, ...]], Memory] = {}
+        self._last_pushed: Frame | None = None
+        self._last_enlarged: dict[int, list[Plane]] = {}
+        self._last_output: Frame | None = None
+        self.num_pixels = 0
+        """Input pixels of all planes that were to be enlarged so far."""
+        self.num_pixels_computed = 0
+        """Of them, what the engine was given; halos count too."""
 
     def push(self, frame: Frame) -> list[Frame]:
         """Starts a frame; returns those that are complete by now.
@@ -109,9 +159,11 @@ class Enhancer:
             EngineError: the engine failed, or a frame came out of it wrong.
         """
         job = self._job_of(frame)
+        job.repeats_last = self._is_repetition(frame)
+        self._last_pushed = frame
         self._jobs.append(job)
         self._submit(job)
-        if not self._makes_chroma:
+        if not self._makes_chroma and not job.repeats_last:
             job.chroma = self._chroma_by_bicubic(job)
         while self._tiles and self._tiles[0][1].is_done():
             self._collect()
@@ -123,10 +175,17 @@ class Enhancer:
             self._collect()
         return self._complete()
 
+    def forget(self) -> None:
+        """The next frame is computed as a whole: what comes of it depends on none before it."""
+        self._memories.clear()
+        self._last_pushed = None
+
     def close(self) -> None:
         """Drops what is on its way and closes the engine's sessions, not the engine."""
         self._tiles.clear()
         self._jobs.clear()
+        self.forget()
+        self._last_enlarged, self._last_output = {}, None
         while self._sessions:
             self._sessions.popitem()[1].close()
 
@@ -184,8 +243,23 @@ class Enhancer:
             height=fitted_height,
         )
 
+    def _is_repetition(self, frame: Frame) -> bool:
+        """Whether a frame shows exactly what the last one did."""
+        last = self._last_pushed
+        return (
+            self._reuse.enabled
+            and last is not None
+            and (last.width, last.height, last.layout, last.color)
+            == (frame.width, frame.height, frame.layout, frame.color)
+            and all(map(np.array_equal, last.planes, frame.planes))
+        )
+
     def _submit(self, job: _Job) -> None:
         """Gives the engine what it is to enlarge of a frame."""
+        if job.repeats_last:
+            for index in self._planes_to_enlarge(job):
+                self.num_pixels += job.planes[index].size
+            return
         frame = job.frame
         bits = max(job.layout.bits, self._output.layout.bits)
         grid = choose_tiles(
@@ -195,18 +269,72 @@ class Enhancer:
             self._engine.capabilities.activation_bytes_per_pixel,
             self._max_tile_bytes,
         )
+        memories = {}
         for index in self._planes_to_enlarge(job):
             planes = self._input_planes(job, index, bits)
-            session = self._session(self._tile_format(job, index, grid, bits))
-            tiles = grid.tiles()
-            job.num_tiles_left += len(tiles)
-            for tile in tiles:
-                while len(self._tiles) >= session.num_in_flight:
-                    self._collect()
-                rows = slice(tile.top, tile.top + grid.tile_rows)
-                columns = slice(tile.left, tile.left + grid.tile_cols)
-                ticket = session.submit([plane[rows, columns] for plane in planes])
-                self._tiles.append((session, ticket, job, index, grid, tile))
+            tile_format = self._tile_format(job, index, grid, bits)
+            self.num_pixels += planes[0].size
+            patches = None
+            if self._reuse.enabled:
+                key = index, tile_format, planes[0].shape
+                memory = self._memories.get(key) or self._new_memory(planes[0].shape, bits)
+                patches = self._patches(memory, planes, grid)
+                memory.keep(planes, None if patches is None else [p.rectangle for p in patches])
+                memories[key] = memory
+            if patches is None:
+                whole = [_Whole(grid, tile) for tile in grid.tiles()]
+                self._submit_tiles(job, index, planes, tile_format, whole)
+            else:
+                job.parts[index] = []
+                if self._engine.capabilities.takes_any_shape:
+                    tile_format = replace(tile_format, shape=None)
+                self._submit_tiles(job, index, planes, tile_format, patches)
+        self._memories = memories
+
+    def _new_memory(self, shape: tuple[int, ...], bits: int) -> Memory:
+        height, width = shape
+        cells = CellGrid(height, width, self._engine.capabilities.halo)
+        return Memory(cells, self._reuse.threshold << (bits - 8))
+
+    def _patches(
+        self, memory: Memory, planes: Sequence[Plane], grid: TileGrid
+    ) -> list[_Patch] | None:
+        """What is to be computed of the planes; None for all of them.
+
+        Rectangles of any shape where the engine takes such, otherwise the tiles of the grid.
+        """
+        changed = memory.changed(planes)
+        if changed is None:
+            return None
+        height, width = planes[0].shape
+        halo = self._engine.capabilities.halo
+        if self._engine.capabilities.takes_any_shape:
+            cover = memory.grid.cover(changed, grid.tile_rows * grid.tile_cols)
+            if cover is None:
+                return None
+            return [_Patch(r, r.window(height, width, halo)) for r in cover]
+        tiles = grid.tiles()
+        touched = [tile for tile in tiles if memory.grid.touches(changed, tile.kept)]
+        if len(touched) == len(tiles):
+            return None
+        return [_Patch(tile.kept, tile.window(grid.tile_shape)) for tile in touched]
+
+    def _submit_tiles(
+        self,
+        job: _Job,
+        index: int,
+        planes: Sequence[Plane],
+        tile_format: TileFormat,
+        tiles: Sequence[_Whole | _Patch],
+    ) -> None:
+        for tile in tiles:
+            session = self._session(tile_format)
+            while len(self._tiles) >= session.num_in_flight:
+                self._collect()
+            seen = [plane[tile.window.slices] for plane in planes]
+            job.num_tiles_left += 1
+            self.num_pixels_computed += seen[0].size
+            self._tiles.append((session, session.submit(seen), job, index, tile))
 
     def _input_planes(self, job: _Job, index: int, bits: int) -> list[Plane]:
         """What the model is given: the plane, and U and V on its grid if it wants them.
@@ -264,26 +392,59 @@ class Enhancer:
 
     def _collect(self) -> None:
         """Waits for the oldest tile and puts it where it belongs."""
-        session, ticket, job, index, grid, tile = self._tiles.popleft()
+        session, ticket, job, index, what = self._tiles.popleft()
         result = session.result(ticket)
         job.num_tiles_left -= 1
+        if isinstance(what, _Patch):
+            job.parts[index].append(_Part(what.rectangle, what.window, result))
+            return
+        grid, tile = what.grid, what.tile
         if grid.is_whole_picture:
             job.enlarged[index] = list(result)
             return
-        scales = [group.scale for group in self._form.outputs for _ in range(group.num_planes)]
         if index not in job.enlarged:
             job.enlarged[index] = [
                 np.empty((grid.height * scale, grid.width * scale), result[0].dtype)
-                for scale in scales
+                for scale in self._plane_scales()
             ]
-        for whole, part, scale in zip(job.enlarged[index], result, scales, strict=True):
+        for whole, part, scale in zip(
+            job.enlarged[index], result, self._plane_scales(), strict=True
+        ):
             whole[tile.kept_in_picture(scale)] = part[tile.kept_in_result(scale)]
+
+    def _plane_scales(self) -> list[int]:
+        """Of each plane that the engine makes."""
+        return [group.scale for group in self._form.outputs for _ in range(group.num_planes)]
 
     def _complete(self) -> list[Frame]:
         frames = []
         while self._jobs and not self._jobs[0].num_tiles_left:
-            frames.append(self._finished(self._jobs.popleft()))
+            job = self._jobs.popleft()
+            for index, parts in job.parts.items():
+                job.enlarged[index] = self._composed(index, parts)
+            if job.repeats_last and self._last_output is not None:
+                output = self._output
+                made = job.frame.with_planes(
+                    self._last_output.planes, output.width, output.height, output.layout
+                )
+                frames.append(replace(made, color=output.color))
+                continue
+            frames.append(self._finished(job))
+            if self._reuse.enabled:
+                self._last_enlarged, self._last_output = job.enlarged, frames[-1]
         return frames
+
+    def _composed(self, index: int, parts: Sequence[_Part]) -> list[Plane]:
+        """The last frame's enlarged planes with what was computed anew in its place."""
+        last = self._last_enlarged[index]
+        if not parts:
+            return last
+        planes = [plane.copy() for plane in last]
+        for part in parts:
+            for plane, made, scale in zip(planes, part.result, self._plane_scales(), strict=True):
+                kept = part.rectangle.scaled(scale, within=part.window)
+                plane[part.rectangle.scaled(scale)] = made[kept]
+        return planes
 
     def _finished(self, job: _Job) -> Frame:
         self._check_mean(job)

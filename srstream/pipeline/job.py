@@ -257,6 +257,7 @@ class _Job:
             plan.source.video,
             plan.output.video,
             max_memory_bytes=plan.config.engine.max_memory_bytes,
+            reuse=plan.config.reuse,
         )
 
     def _assemble(self, store: JobStore, outcome: DecodeOutcome) -> Receipt:

@@ -231,6 +231,7 @@ def fingerprint(plan: JobPlan) -> dict[str, Any]:
     # Where it runs does not decide what comes out.
     for neutral in ("threads", "max_memory_bytes"):
         config["engine"].pop(neutral)
+    config["reuse"].pop("enabled")
     video = plan.output.video
     return {
         "source": plan.index.sha256,

@@ -39,6 +39,7 @@ class FrameStage(Protocol):
 
     def push(self, frame: Frame) -> list[Frame]: ...
     def drain(self) -> list[Frame]: ...
+    def forget(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +254,8 @@ class Worker:
         if number > self._number:
             stop = self._should_stop()
             self._cut_until(self._number + 1 if stop else number)
+            # A segment is the same whatever came before it, also after a resume.
+            self._enhancer.forget()
             if stop:
                 self._deliver(self._enhancer.drain(), receiver)
                 return False

@@ -1,0 +1,260 @@
+"""What did not change is not computed again: which parts of a frame are new. Pure geometry.
+
+A frame is a grid of small cells. What a network makes of a cell depends on the cell's input and on
+a halo around it, nothing else. Where both equal the input that the stored output was computed from,
+the stored output is what would be computed. The cells that remain are covered by a few rectangles,
+each of which costs its halo once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from srstream.engines.tiles import Rectangle
+from srstream.frame import Plane
+
+CELL = 8
+"""Side of a cell, in input pixels. Small ones follow the changes closely: at 8 the least is left
+to compute of compressed footage (320x180, H.264 at CRF 23 and 30; 16 and 32 tried)."""
+
+MAX_CELLS = 48 * 48
+"""Of a frame; larger frames have larger cells, so that covering them takes no longer."""
+
+RECTANGLE_PIXELS = 1200
+"""What an engine's fixed cost for a tile amounts to, in pixels (OpenVINO, measured on `fast`)."""
+
+MAX_BOXES = 48
+"""Whose merging is considered pair by pair."""
+
+MOSTLY_CHANGED = 0.8
+"""Of the cells: above it no cover can pay, and none is looked for."""
+
+WORTHWHILE = 0.9
+"""Of the whole frame: where a cover costs more, the frame is computed as one."""
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class CellGrid:
+    """A picture's cells; those at the right and the bottom may be smaller."""
+
+    height: int
+    width: int
+    halo: int
+
+    @property
+    def side(self) -> int:
+        """Of a cell, in pixels."""
+        side = CELL
+        while -(-self.height // side) * -(-self.width // side) > MAX_CELLS:
+            side += CELL
+        return side
+
+    def changed(self, difference: Mask) -> Mask:
+        """(rows, columns): whether anything differs in each cell or its halo.
+
+        `difference` is (H, W), where the pixels differ.
+        """
+        sums = cv2.integral(difference.view(np.uint8))
+        tops, bottoms = self._reach(self.height)
+        lefts, rights = self._reach(self.width)
+        inside = (
+            sums[np.ix_(bottoms, rights)]
+            - sums[np.ix_(tops, rights)]
+            - sums[np.ix_(bottoms, lefts)]
+            + sums[np.ix_(tops, lefts)]
+        )
+        return np.asarray(inside > 0)
+
+    def cover(self, changed: Mask, max_pixels: int) -> list[Rectangle] | None:
+        """Rectangles that hold all changed cells; None where the whole frame is as cheap.
+
+        `max_pixels` bounds each with its halo.
+        """
+        whole = self.height * self.width + RECTANGLE_PIXELS
+        if changed.mean() > MOSTLY_CHANGED:
+            return None
+        boxes = _merged(self._few_boxes(changed), self)
+        if float(self.costs(boxes).sum()) > WORTHWHILE * whole:
+            return None
+        rectangles = []
+        for top, left, bottom, right in boxes.tolist():
+            rectangles += self._split(top, left, bottom, right, max_pixels)
+        return rectangles
+
+    def touches(self, changed: Mask, rectangle: Rectangle) -> bool:
+        """Whether any changed cell reaches into a rectangle of pixels."""
+        side = self.side
+        rows = slice(rectangle.top // side, -(-rectangle.bottom // side))
+        columns = slice(rectangle.left // side, -(-rectangle.right // side))
+        return bool(changed[rows, columns].any())
+
+    def _reach(self, length: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Where each cell's halo begins and ends along one axis."""
+        starts = np.arange(0, length, self.side)
+        ends = np.minimum(starts + self.side + self.halo, length)
+        return np.maximum(starts - self.halo, 0), ends
+
+    def _few_boxes(self, changed: Mask) -> NDArray[np.int64]:
+        """Boxes that hold all changed cells, of coarser cells where there are too many."""
+        factor = 1
+        boxes = _runs(changed)
+        while len(boxes) > MAX_BOXES:
+            factor *= 2
+            rows, columns = (-(-side // factor) * factor for side in changed.shape)
+            padded = np.zeros((rows, columns), np.bool_)
+            padded[: changed.shape[0], : changed.shape[1]] = changed
+            coarse = padded.reshape(rows // factor, factor, columns // factor, factor)
+            boxes = _runs(np.asarray(coarse.any(axis=(1, 3)))) * factor
+        return np.minimum(boxes, np.tile(changed.shape, 2))
+
+    def costs(self, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Pixels that the network sees for boxes (..., 4) of cells, and what a tile costs."""
+        starts = np.maximum(boxes[..., :2] * self.side - self.halo, 0)
+        ends = np.minimum(boxes[..., 2:] * self.side + self.halo, (self.height, self.width))
+        sides = ends - starts
+        return np.asarray(sides[..., 0] * sides[..., 1] + RECTANGLE_PIXELS)
+
+    def _split(
+        self, top: int, left: int, bottom: int, right: int, max_pixels: int
+    ) -> list[Rectangle]:
+        """A box of cells as rectangles of pixels, halved until each is small enough."""
+        side = self.side
+        rectangle = Rectangle(
+            top * side, left * side, min(bottom * side, self.height), min(right * side, self.width)
+        )
+        window = rectangle.window(self.height, self.width, self.halo)
+        if window.num_pixels <= max_pixels or max(bottom - top, right - left) == 1:
+            return [rectangle]
+        if bottom - top >= right - left:
+            middle = (top + bottom) // 2
+            parts = [(top, left, middle, right), (middle, left, bottom, right)]
+        else:
+            middle = (left + right) // 2
+            parts = [(top, left, bottom, middle), (top, middle, bottom, right)]
+        return [r for part in parts for r in self._split(*part, max_pixels)]
+
+
+def _runs(changed: Mask) -> NDArray[np.int64]:
+    """Boxes (top, left, bottom, right) of cells: runs in each row, equal ones joined downward."""
+    edges = np.diff(changed.astype(np.int8), axis=1, prepend=0, append=0)
+    rows, lefts = (indices.tolist() for indices in np.nonzero(edges == 1))
+    _, rights = (indices.tolist() for indices in np.nonzero(edges == -1))
+    boxes: list[list[int]] = []
+    last: dict[tuple[int, int], list[int]] = {}
+    for row, left, right in zip(rows, lefts, rights, strict=True):
+        box = last.get((left, right))
+        if box is not None and box[2] == row:
+            box[2] = row + 1
+            continue
+        last[left, right] = [row, left, row + 1, right]
+        boxes.append(last[left, right])
+    return np.array(boxes, np.int64).reshape(-1, 4)
+
+
+def _merged(boxes: NDArray[np.int64], grid: CellGrid) -> NDArray[np.int64]:
+    """As few as pay: two become the box around both while that costs less, best pair first."""
+    boxes = boxes.copy()
+    costs = grid.costs(boxes)
+    alive = np.ones(len(boxes), np.bool_)
+
+    def gains_with(index: int | slice) -> NDArray[np.int64]:
+        """What merging each box with that one (or each of those) would save."""
+        one, one_cost = boxes[index], costs[index]
+        if isinstance(index, slice):
+            one, one_cost = one[:, None], one_cost[:, None]
+        around = np.concatenate(
+            [np.minimum(boxes[:, :2], one[..., :2]), np.maximum(boxes[:, 2:], one[..., 2:])],
+            axis=-1,
+        )
+        return np.asarray(costs + one_cost - grid.costs(around))
+
+    gains = gains_with(slice(None))
+    np.fill_diagonal(gains, -1)
+    while len(boxes) > 1:
+        first, second = divmod(int(gains.argmax()), len(boxes))
+        if gains[first, second] <= 0:
+            break
+        top_left = np.minimum(boxes[first, :2], boxes[second, :2])
+        bottom_right = np.maximum(boxes[first, 2:], boxes[second, 2:])
+        swallowed = (boxes[:, :2] >= top_left).all(axis=1)
+        swallowed &= (boxes[:, 2:] <= bottom_right).all(axis=1)
+        alive[swallowed] = False
+        alive[first] = True
+        boxes[first] = np.concatenate([top_left, bottom_right])
+        costs[first] = grid.costs(boxes[first])
+        gains[first] = gains[:, first] = gains_with(first)
+        gains[first, first] = -1
+        gains[~alive] = -1
+        gains[:, ~alive] = -1
+    return boxes[alive]
+
+
+class Memory:
+    """The inputs that a plane's stored output was computed from.
+
+    Exactly (`threshold` 0) these are the last frame's planes. With a threshold each cell keeps its
+    own, halo included, so that errors never add up: a cell is computed anew as soon as any sample
+    that it depends on differs by more than the threshold from what it was computed from.
+    """
+
+    def __init__(self, grid: CellGrid, threshold: int) -> None:
+        self.grid, self.threshold = grid, threshold
+        self._planes: tuple[Plane, ...] = ()
+        self._patches: list[NDArray[np.int32]] = []
+
+    def changed(self, planes: Sequence[Plane]) -> Mask | None:
+        """(rows, columns) of the cells to compute; None where nothing is remembered yet."""
+        if self.threshold == 0:
+            if not self._planes:
+                return None
+            difference = np.zeros(planes[0].shape, np.bool_)
+            for now, before in zip(planes, self._planes, strict=True):
+                if now is not before:
+                    difference |= now != before
+            return self.grid.changed(difference)
+        if not self._patches:
+            return None
+        apart = [
+            np.abs(self._cut(now) - patches).max(axis=(2, 3))
+            for now, patches in zip(planes, self._patches, strict=True)
+        ]
+        return np.asarray(np.max(apart, axis=0) > self.threshold)
+
+    def keep(self, planes: Sequence[Plane], computed: Sequence[Rectangle] | None) -> None:
+        """Remembers what the outputs now are computed from; None: all of them."""
+        if self.threshold == 0:
+            self._planes = tuple(planes)
+            return
+        cut = [self._cut(plane) for plane in planes]
+        if computed is None or not self._patches:
+            self._patches = cut
+            return
+        side = self.grid.side
+        for rectangle in computed:
+            cells = (
+                slice(rectangle.top // side, -(-rectangle.bottom // side)),
+                slice(rectangle.left // side, -(-rectangle.right // side)),
+            )
+            for patches, now in zip(self._patches, cut, strict=True):
+                patches[cells] = now[cells]
+
+    def _cut(self, plane: Plane) -> NDArray[np.int32]:
+        """(rows, columns, side + 2 halo, side + 2 halo): cells with their halos, edges repeated."""
+        grid, side = self.grid, self.grid.side
+        rows, columns = -(-grid.height // side), -(-grid.width // side)
+        below, right = rows * side - grid.height, columns * side - grid.width
+        padded = np.pad(
+            plane.astype(np.int32),
+            ((grid.halo, grid.halo + below), (grid.halo, grid.halo + right)),
+            mode="edge",
+        )
+        window = side + 2 * grid.halo
+        views = np.lib.stride_tricks.sliding_window_view(padded, (window, window))
+        return views[::side, ::side].copy()
