@@ -35,6 +35,7 @@ class EngineName(StrEnum):
 
     auto = "auto"
     openvino = "openvino"
+    pytorch = "pytorch"
 
 
 Source = Annotated[Path, typer.Argument(help="The video, picture, folder or pattern to enhance.")]

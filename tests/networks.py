@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from srstream.models.checkpoint import Weights, expected_shapes
+from srstream.models.checkpoint import Weights, expected_shapes, safetensors_bytes
 from srstream.models.onnx_graph import onnx_model
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 
@@ -71,7 +71,9 @@ def model_network(path: Path, spec: ModelSpec, *, seed: int = 0) -> Path:
     else:
         _pass_through(tensors, spec.network)
     as_float32 = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-    path.write_bytes(onnx_model(Weights(spec, as_float32, "made")).SerializeToString())
+    weights = Weights(spec, as_float32, "made")
+    path.write_bytes(onnx_model(weights).SerializeToString())
+    path.with_suffix(".safetensors").write_bytes(safetensors_bytes(weights))
     return path
 
 

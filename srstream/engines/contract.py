@@ -13,8 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from srstream.color import code_range, rgb_to_yuv_matrix
+from srstream.errors import EngineError
 from srstream.frame import Plane
 from srstream.models.table import COLOUR_FORMS, Colour, ColourForm
+
+Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +29,7 @@ class Capabilities:
     """What an engine with its weights can do, as data."""
 
     name: str
-    """The engine's, as in the table; also the package it is from."""
+    """The engine's, as in the table."""
     device: str
     weights: Path
     """The file that the network was read from, the first of them if several were mixed."""
@@ -63,6 +70,41 @@ class TileFormat:
     """H.273 matrix of Y, U, V; `rgb` models need it, the others see the codes as they are."""
     full_range: bool = False
     """Of Y, U, V; for `rgb` models."""
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+        """Of the codes."""
+        return np.dtype(np.uint8) if self.bits <= 8 else np.dtype(np.uint16)
+
+    def rgb_to_yuv(self) -> tuple[Matrix, Matrix]:
+        """(3, 3) and (3,): from RGB in [0, 1] to Y, U, V as codes / peak."""
+        assert self.matrix is not None
+        luma = code_range(self.bits, self.full_range)
+        chroma = code_range(self.bits, self.full_range, is_chroma=True)
+        spans = np.array([luma.span, chroma.span, chroma.span]) / luma.peak
+        zeros = np.array([luma.zero, chroma.zero, chroma.zero]) / luma.peak
+        return spans[:, None] * rgb_to_yuv_matrix(self.matrix), zeros
+
+    def yuv_to_rgb(self) -> tuple[Matrix, Matrix]:
+        """(3, 3) and (3,): from Y, U, V as codes / peak to RGB in [0, 1]."""
+        mix, zeros = self.rgb_to_yuv()
+        inverse: Matrix = np.linalg.inv(mix).astype(np.float64)
+        return inverse, -inverse @ zeros
+
+
+def check_tile(tile: Sequence[Plane], wanted: TileFormat, form: ColourForm) -> None:
+    """`EngineError` unless these are the planes that a session for `wanted` takes."""
+    if len(tile) != form.num_input_planes:
+        raise EngineError(
+            f"a tile of {len(tile)} planes came to a session for {form.num_input_planes}"
+        )
+    shape = wanted.shape or tile[0].shape
+    for plane_HW in tile:
+        if plane_HW.shape != shape or plane_HW.ndim != 2 or plane_HW.dtype != wanted.dtype:
+            raise EngineError(
+                f"a tile of {plane_HW.shape} {plane_HW.dtype} came to a session for "
+                f"{shape} {wanted.dtype}"
+            )
 
 
 class Ticket(Protocol):

@@ -22,18 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from platformdirs import user_cache_dir
 
-from srstream.color import code_range, rgb_to_yuv_matrix
 from srstream.config import EngineConfig, ModelConfig
-from srstream.engines.contract import Capabilities, Ticket, TileFormat
+from srstream.engines.contract import Capabilities, Matrix, Ticket, TileFormat, check_tile
 from srstream.errors import EngineError, WeightsError
 from srstream.frame import Plane
 from srstream.models.blend import Blend, WeightFile, blend_of
 from srstream.models.table import ColourForm, ModelSpec, PlaneGroup
-
-Matrix = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +261,7 @@ def integer_graph(openvino: Any, network: Any, tile: TileFormat, form: ColourFor
         ops.convert(codes, openvino.Type.f32), ops.constant(np.array(1 / peak, np.float32))
     )
     if tile.matrix is not None:
-        mix, offset = yuv_to_rgb(tile)
+        mix, offset = tile.yuv_to_rgb()
         unit = _mixed(ops, unit, mix, offset)
     network.reshape(shape)
     for target in network.input(0).get_target_inputs():
@@ -285,7 +281,7 @@ def integer_graph(openvino: Any, network: Any, tile: TileFormat, form: ColourFor
         if ends_with_shuffle:
             result = result.get_node().input_value(0)
         if tile.matrix is not None:
-            mix, offset = rgb_to_yuv(tile)
+            mix, offset = tile.rgb_to_yuv()
             result = _mixed(ops, result, mix, offset)
         scaled = ops.multiply(result, ops.constant(np.array(peak, np.float32)))
         rounded = ops.clamp(ops.round(scaled, "half_to_even"), 0.0, peak)
@@ -294,23 +290,6 @@ def integer_graph(openvino: Any, network: Any, tile: TileFormat, form: ColourFor
             converted = ops.transpose(converted, ops.constant(np.array([0, 2, 3, 1], np.int32)))
         outputs.append(ops.result(converted))
     return openvino.Model(outputs, [codes], "srstream")
-
-
-def rgb_to_yuv(tile: TileFormat) -> tuple[Matrix, Matrix]:
-    """(3, 3) and (3,): from RGB in [0, 1] to Y, U, V as codes / peak."""
-    assert tile.matrix is not None
-    luma = code_range(tile.bits, tile.full_range)
-    chroma = code_range(tile.bits, tile.full_range, is_chroma=True)
-    spans = np.array([luma.span, chroma.span, chroma.span]) / luma.peak
-    zeros = np.array([luma.zero, chroma.zero, chroma.zero]) / luma.peak
-    return spans[:, None] * rgb_to_yuv_matrix(tile.matrix), zeros
-
-
-def yuv_to_rgb(tile: TileFormat) -> tuple[Matrix, Matrix]:
-    """(3, 3) and (3,): from Y, U, V as codes / peak to RGB in [0, 1]."""
-    mix, zeros = rgb_to_yuv(tile)
-    inverse: Matrix = np.linalg.inv(mix).astype(np.float64)
-    return inverse, -inverse @ zeros
 
 
 def _mixed(ops: Any, planes: Any, mix: Matrix, offset: Matrix) -> Any:
@@ -377,7 +356,6 @@ class OpenVinoSession:
     ) -> None:
         self.format = tile
         self.form = capabilities.form
-        self.dtype = np.dtype(np.uint8 if tile.bits <= 8 else np.uint16)
         self.num_in_flight = capabilities.num_streams + 1  # one waits, so that no stream does
         self._idle = [compiled.create_infer_request() for _ in range(self.num_in_flight)]
         self._in_flight: deque[OpenVinoTicket] = deque()
@@ -385,7 +363,7 @@ class OpenVinoSession:
 
     def submit(self, tile: Sequence[Plane]) -> OpenVinoTicket:
         """See `Session.submit`."""
-        self._check(tile)
+        check_tile(tile, self.format, self.form)
         if not self._idle:
             if not self._in_flight:
                 raise EngineError("the engine's session is closed")
@@ -440,19 +418,6 @@ class OpenVinoSession:
             else:
                 planes += list(codes.copy())
         ticket.planes = tuple(planes)
-
-    def _check(self, tile: Sequence[Plane]) -> None:
-        if len(tile) != self.form.num_input_planes:
-            raise EngineError(
-                f"a tile of {len(tile)} planes came to a session for {self.form.num_input_planes}"
-            )
-        for plane_HW in tile:
-            shape = self.format.shape or tile[0].shape
-            if plane_HW.shape != shape or plane_HW.ndim != 2 or plane_HW.dtype != self.dtype:
-                raise EngineError(
-                    f"a tile of {plane_HW.shape} {plane_HW.dtype} came to a session for "
-                    f"{shape} {self.dtype}"
-                )
 
 
 def _first_line(error: BaseException) -> str:

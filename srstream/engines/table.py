@@ -29,6 +29,11 @@ ENGINES: dict[str, EngineEntry] = {
         package="openvino",
         install="pip install openvino",
     ),
+    "pytorch": EngineEntry(
+        target="srstream.engines.pytorch:PyTorchEngine",
+        package="torch",
+        install="pip install 'srstream[train]'",
+    ),
 }
 
 
@@ -54,8 +59,8 @@ def open_engine(name: str, config: EngineConfig, model: ModelConfig, spec: Model
 def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
     """The engine that the job asks for, opened; and why that one, and what it runs on.
 
-    `auto` means OpenVINO on the CPU, the only engine so far. An engine that cannot be had is an
-    error, never a reason to take another.
+    `auto` means OpenVINO on the CPU; PyTorch is the reference and must be asked for. An engine that
+    cannot be had is an error, never a reason to take another.
     """
     asked = config.name
     name = "openvino" if asked == "auto" else asked

@@ -110,8 +110,11 @@ def safetensors_bytes(weights: Weights, *, half: bool = False) -> bytes:
     return save(contiguous, {"srstream": json.dumps(weights.metadata())})
 
 
-def load_weights(path: Path) -> Weights:
-    """Reads and checks a `.safetensors` file of folded weights, or raises `WeightsError`."""
+def load_weights(path: Path, expected: ModelSpec | None = None) -> Weights:
+    """Reads and checks a `.safetensors` file of folded weights, or raises `WeightsError`.
+
+    With `expected` they must be of exactly this network, otherwise of one in the model table.
+    """
     try:
         with safe_open(path, framework="np") as file:
             metadata = json.loads((file.metadata() or {}).get("srstream", "{}"))
@@ -119,11 +122,12 @@ def load_weights(path: Path) -> Weights:
     except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read as safetensors weights: {error}") from error
     name = metadata.get("model") if isinstance(metadata, dict) else None
-    if name not in MODELS:
+    known = MODELS if expected is None else {expected.name: expected}
+    if name not in known:
         raise WeightsError(
-            f"{path}: says it belongs to model {name!r}; there are: {', '.join(MODELS)}"
+            f"{path}: says it belongs to model {name!r}, not to {' or '.join(known)}"
         )
-    spec = MODELS[name]
+    spec = known[name]
     if isinstance(spec.network, ResidualGenerator):
         signed = metadata.get("signed_input") != "false"
         spec = replace(spec, network=replace(spec.network, signed_input=signed))

@@ -15,7 +15,7 @@ import av
 
 from srstream.config import JobConfig, ScaleConfig
 from srstream.engines.contract import Engine
-from srstream.engines.table import choose_engine
+from srstream.engines.table import ENGINES, choose_engine
 from srstream.errors import RefusedError, TruncatedError, UsageError
 from srstream.media.output import plan_output
 from srstream.media.probe import probe, scan_packets
@@ -249,7 +249,8 @@ def fingerprint(plan: JobPlan) -> dict[str, Any]:
 
 
 def _versions(engine: str) -> dict[str, str]:
-    packages = ["srstream", "av", "numpy", "opencv-python-headless", engine]
+    own = ENGINES[engine].package
+    packages = ["srstream", "av", "numpy", "opencv-python-headless", own]
     found = {}
     for package in packages:
         try:

@@ -1,0 +1,152 @@
+"""PyTorch: the reference that the other engines are held against; any device, none fast.
+
+The network is built from the `.safetensors` file beside the `.onnx` one. Tiles are computed one
+after the other in a thread of their own, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srstream.config import EngineConfig, ModelConfig
+from srstream.engines.contract import Capabilities, Matrix, Ticket, TileFormat, check_tile
+from srstream.errors import EngineError
+from srstream.frame import Plane
+from srstream.models.blend import blend_of
+from srstream.models.checkpoint import Weights, load_weights
+from srstream.models.networks import Network, network_from_weights
+from srstream.models.table import ModelSpec
+
+LIVE_ACTIVATIONS = 4
+"""Feature maps of the widest layer that are held at once, with PyTorch's scratch memory."""
+
+
+class PyTorchEngine:
+    """The model's network on CUDA where there is a device, else on the CPU.
+
+    Raises:
+        WeightsError: the weights are missing, cannot be read or aren't the model's.
+    """
+
+    capabilities: Capabilities
+
+    def __init__(self, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> None:
+        blend = blend_of(model, spec)
+        parts = [
+            (load_weights(file.path.with_suffix(".safetensors"), spec), file.share)
+            for file in blend.files
+        ]
+        first = parts[0][0]
+        tensors = {
+            name: sum((share * w.tensors[name] for w, share in parts), np.zeros((), np.float32))
+            for name in first.tensors
+        }
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        num_threads = config.threads or torch.get_num_threads()
+        torch.set_num_threads(num_threads)
+        network = network_from_weights(Weights(first.spec, tensors, first.recipe))
+        self.network: Network = network.to(self.device)
+        on_cuda = self.device.type == "cuda"
+        self.capabilities = Capabilities(
+            name="pytorch",
+            device=torch.cuda.get_device_name() if on_cuda else "CPU",
+            weights=blend.path,
+            weights_sha256=blend.sha256,
+            colour=spec.colour,
+            scale=spec.scale,
+            halo=spec.halo,
+            activation_bytes_per_pixel=4
+            * max(spec.network.activation_channels, 16)
+            * LIVE_ACTIVATIONS,
+            num_streams=1,
+            num_threads=num_threads,
+            takes_any_shape=False,
+            is_deterministic=not on_cuda,
+        )
+
+    def open_session(self, tile: TileFormat) -> PyTorchSession:
+        """See `Engine.open_session`; nothing is compiled."""
+        can = self.capabilities
+        if not can.min_bits <= tile.bits <= can.max_bits or min(tile.shape or (1,)) < 1:
+            raise EngineError(
+                f"no session can be opened for tiles {tile.shape} of {tile.bits} bits"
+            )
+        return PyTorchSession(self, tile)
+
+    def close(self) -> None:
+        """Nothing outlives the object."""
+
+    def run(self, codes: Tensor, tile: TileFormat) -> list[Plane]:
+        """(1, planes, H, W) of codes to the output planes."""
+        peak = float(2**tile.bits - 1)
+        with torch.inference_mode():
+            x = codes.to(self.device).float() * (1.0 / peak)
+            if tile.matrix is not None:
+                x = _mixed(x, *tile.yuv_to_rgb())
+            planes = []
+            for group in self.network(x):
+                y = _mixed(group, *tile.rgb_to_yuv()) if tile.matrix is not None else group
+                rounded = torch.round(y * peak).clamp(0.0, peak).cpu().numpy()
+                planes += [plane.copy() for plane in rounded[0].astype(tile.dtype)]
+        return planes
+
+
+class PyTorchTicket:
+    """One tile on its way."""
+
+    def __init__(self, future: Future[list[Plane]]) -> None:
+        self.future: Future[list[Plane]] | None = future
+
+    def is_done(self) -> bool:
+        return self.future is None or self.future.done()
+
+
+class PyTorchSession:
+    """See `Session`."""
+
+    num_in_flight = 2
+    """One computes, one waits."""
+
+    def __init__(self, engine: PyTorchEngine, tile: TileFormat) -> None:
+        self.format = tile
+        self._engine = engine
+        self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "srstream-torch")
+
+    def submit(self, tile: Sequence[Plane]) -> PyTorchTicket:
+        """See `Session.submit`."""
+        if self._thread is None:
+            raise EngineError("the engine's session is closed")
+        check_tile(tile, self.format, self._engine.capabilities.form)
+        codes = torch.from_numpy(np.stack(tile).astype(np.int32))[None]
+        return PyTorchTicket(self._thread.submit(self._engine.run, codes, self.format))
+
+    def result(self, ticket: Ticket) -> tuple[Plane, ...]:
+        """See `Session.result`."""
+        assert isinstance(ticket, PyTorchTicket)
+        future, ticket.future = ticket.future, None
+        if future is None:
+            raise EngineError("this tile was collected before, or its engine failed or was closed")
+        try:
+            return tuple(future.result())
+        except (RuntimeError, MemoryError) as error:
+            raise EngineError(f"PyTorch failed on a tile ({_first_line(error)})") from error
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+            self._thread = None
+
+
+def _mixed(planes_B3HW: Tensor, mix: Matrix, offset: Matrix) -> Tensor:
+    kernel, shift = (torch.from_numpy(m).to(planes_B3HW) for m in (mix, offset))
+    return torch.einsum("oi,bihw->bohw", kernel, planes_B3HW) + shift[:, None, None]
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
