@@ -226,6 +226,43 @@ def verify(
     raise typer.Exit(0 if receipt.ok else 1)
 
 
+@app.command()
+def bench(
+    source: Annotated[
+        Path | None, typer.Argument(help="A video. [dim]default: one is made, 320x180[/]")
+    ] = None,
+    model: Model = "fast",
+    frames: Annotated[int, typer.Option(min=2, help="Frames a stage is measured on.")] = 60,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each stage.")] = 3,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=600, help="Length of the clip that is made.")
+    ] = 10.0,
+    threads: Threads = 0,
+    command: Annotated[
+        bool, typer.Option("--command/--no-command", help="Measure the whole command too.")
+    ] = True,
+    networks: Annotated[
+        bool, typer.Option("--networks/--no-networks", help="Measure every model and engine.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Measure what this machine can do, and say what would make it faster."""
+    from srstream.bench import as_text
+    from srstream.bench import bench as measure
+
+    report = measure(
+        source,
+        model,
+        num_frames=frames,
+        repeats=repeats,
+        seconds=seconds,
+        threads=threads,
+        with_command=command,
+        with_networks=networks,
+    )
+    print(json.dumps(report.as_json(), indent=2) if as_json else as_text(report))
+
+
 models_app = typer.Typer(
     help="The models that ship, and those of one's own.",
     no_args_is_help=True,

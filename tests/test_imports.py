@@ -28,6 +28,7 @@ RANKS = {
     "api": 9,
     "console": 9,
     "model_list": 9,
+    "bench": 9,
     "cli": 10,
 }
 TRAINER_MAY_IMPORT = {name for name, rank in RANKS.items() if rank < RANKS["pipeline"]}

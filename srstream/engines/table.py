@@ -37,6 +37,11 @@ ENGINES: dict[str, EngineEntry] = {
 }
 
 
+def is_installed(name: str) -> bool:
+    """Whether the package that an engine needs is there."""
+    return importlib.util.find_spec(ENGINES[name].package) is not None
+
+
 def open_engine(name: str, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> Engine:
     """The engine of that name with the model's weights loaded.
 
@@ -48,7 +53,7 @@ def open_engine(name: str, config: EngineConfig, model: ModelConfig, spec: Model
     if name not in ENGINES:
         raise ConfigError(f"no engine is called {name!r}; there are: {', '.join(ENGINES)}")
     entry = ENGINES[name]
-    if importlib.util.find_spec(entry.package) is None:
+    if not is_installed(name):
         raise EngineError(f"engine {name!r} needs a package that is missing: {entry.install}")
     module_name, class_name = entry.target.split(":")
     engine_class = getattr(importlib.import_module(module_name), class_name)
