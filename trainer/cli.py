@@ -160,11 +160,16 @@ def export(
     weight_set: Annotated[
         WeightSet, typer.Option("--set", help="which of the model's sets of weights these are")
     ] = "faithful",
+    clips: Annotated[
+        list[Path] | None,
+        typer.Option("--clip", help="video to measure on at four CRFs; may be given repeatedly"),
+    ] = None,
 ) -> None:
     """Write a run's averaged weights as ONNX and safetensors, with a measured model card."""
     from trainer.export import export as export_run
 
-    print_scores(run_dir.name, export_run(run_dir, data, test_sets, output, weight_set))
+    scores = export_run(run_dir, data, test_sets, output, weight_set, clips=clips or [])
+    print_scores(run_dir.name, scores)
 
 
 def _restore(value: str) -> float | Literal["auto"]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from srstream.models.networks import (
 from srstream.models.onnx_graph import onnx_model
 from srstream.models.table import ModelSpec, WeightSet, weights_stem
 from trainer.card import model_card, picture_listing
+from trainer.clipset import load_test_clip
+from trainer.codec import x264_at
 from trainer.config import TrainConfig
 from trainer.evaluate import (
     PlaneFunction,
@@ -39,6 +43,12 @@ from trainer.state import CHECKPOINT_NAME, Progress, load_state, part, write_ato
 
 PARITY_TOLERANCE = 1e-4
 """Largest difference between PyTorch and OpenVINO, on the scale 0 to 1."""
+
+
+CLIP_CRFS = (18.0, 24.0, 30.0, 36.0)
+
+CLIP_FRAMES = 16
+"""Encoded together, of which four are measured."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +89,14 @@ def export(
     test_sets: list[Path],
     output_dir: Path,
     weight_set: WeightSet = "faithful",
+    *,
+    clips: Sequence[Path] = (),
 ) -> dict[str, tuple[Score, Score]]:
     """Writes `STEM.onnx`, `.safetensors`, `.md` and `.pictures.txt`.
 
-    Returns what the ONNX file reached on each test set, measured through OpenVINO, beside what
-    bicubic reaches. Raises `WeightsError` if OpenVINO and PyTorch disagree.
+    Returns what the ONNX file reached on each test set, and on each clip at each of `CLIP_CRFS`,
+    measured through OpenVINO, beside what bicubic reaches. Raises `WeightsError` if OpenVINO and
+    PyTorch disagree.
     """
     run = load_run(run_dir)
     if not isinstance(run.network, UpscalingStack | Generator):
@@ -103,6 +116,11 @@ def export(
         pictures = load_test_set(folder, spec.scale)
         baseline = score(bicubic_upscaler(spec.scale), pictures, spec.scale)
         scores[folder.name] = (score(upscale, pictures, spec.scale), baseline)
+    for clip, crf in product(clips, CLIP_CRFS):
+        frames = load_test_clip(clip, x264_at(crf), CLIP_FRAMES).pictures[:: CLIP_FRAMES // 4]
+        baseline = score(bicubic_upscaler(spec.scale), frames, spec.scale)
+        name = f"{clip.stem}, CRF {crf:g}"
+        scores[name] = (score(upscale, frames, spec.scale), baseline)
 
     output_dir.mkdir(parents=True, exist_ok=True)
     stem = weights_stem(spec.name, weight_set)

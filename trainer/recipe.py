@@ -15,7 +15,7 @@ def recipe(config: TrainConfig, progress: Progress, base: str | None) -> str:
     ]
     data = config.data
     if config.run.precision != "32-true":
-        parts.append(config.run.precision)
+        parts.append(f"precision {config.run.precision}")
     parts.append(
         f"{data.batch_size} patches of {data.patch_size}x{data.patch_size}, seed {config.seed}"
     )

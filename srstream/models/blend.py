@@ -16,7 +16,7 @@ from srstream.config import ModelConfig
 from srstream.errors import UsageError, WeightsError
 from srstream.models.table import ModelSpec, WeightSet, available_sets, weights_path
 
-RESTORE_BY_QUANTISER = ((18.0, 0.0), (24.0, 0.35), (30.0, 0.8), (34.0, 1.0))
+RESTORE_BY_QUANTISER = ((19.0, 0.0), (22.0, 0.1), (27.0, 0.25), (28.0, 0.85), (33.0, 1.0))
 """(x264's quantiser, `--restore`), straight lines between."""
 
 
