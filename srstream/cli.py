@@ -176,6 +176,10 @@ def plan(
     threads: Threads = 0,
     max_memory: MaxMemory = None,
     salvage: Salvage = False,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="Predict the speed of a GPU, on paper: h100, l4, t4 ..."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what enhancing would do, take and lose, without doing it."""
@@ -202,7 +206,7 @@ def plan(
             else render_pictures(pictures)
         )
         return
-    summary = plan_summary(source, output, config)
+    summary = plan_summary(source, output, config, device=device)
     print(summary.model_dump_json(by_alias=True, indent=2) if as_json else render_summary(summary))
 
 

@@ -208,6 +208,8 @@ def render_summary(summary: PlanSummary) -> str:
         f"about {disk:.0f} MB on disk, {memory:.0f} MB of memory",
         f"{summary.num_segments} segments, each safe once written",
     ]
+    if summary.device_prediction is not None:
+        lines.append(summary.device_prediction)
     if not summary.is_whole_file_read:
         lines.append("the file is long: frames and time are those of the part read in a second")
     lines += [f"note: {note}" for note in summary.notes]

@@ -26,6 +26,8 @@ class Estimate:
 
     fps: float
     seconds: float
+    encode_fps: float
+    """Of the encoder alone, with all cores to itself."""
 
 
 def estimate(plan: JobPlan) -> Estimate:
@@ -49,9 +51,9 @@ def estimate(plan: JobPlan) -> Estimate:
         try:
             _step(enhancer, encoder, frames[0])  # The first frame pays for compiling.
             deadline = time.monotonic() + _CALIBRATION_SECONDS
-            cpu, num_frames = time.process_time(), 0
+            cpu, num_frames, encode_seconds = time.process_time(), 0, 0.0
             while num_frames < _MIN_FRAMES or time.monotonic() < deadline:
-                _step(
+                encode_seconds += _step(
                     enhancer,
                     encoder,
                     replace(frames[num_frames % 2], pts=_pts(plan, num_frames + 1)),
@@ -61,15 +63,20 @@ def estimate(plan: JobPlan) -> Estimate:
         finally:
             encoder.abandon()
             enhancer.close()
-    cpu_seconds *= (video.width * video.height) / (width * height)
+    larger = (video.width * video.height) / (width * height)
     cores = min(plan.config.engine.threads or 1024, len(os.sched_getaffinity(0)))
-    fps = cores / cpu_seconds
-    return Estimate(fps=fps, seconds=plan.num_frames / fps)
+    fps = cores / (cpu_seconds * larger)
+    encode_fps = cores * num_frames / max(encode_seconds * larger, 1e-9)
+    return Estimate(fps=fps, seconds=plan.num_frames / fps, encode_fps=encode_fps)
 
 
-def _step(enhancer: Enhancer, encoder: SegmentEncoder, frame: Frame) -> None:
-    for enhanced in [*enhancer.push(frame), *enhancer.drain()]:
+def _step(enhancer: Enhancer, encoder: SegmentEncoder, frame: Frame) -> float:
+    """One frame through both; returns the CPU seconds that the encoder took."""
+    enlarged = [*enhancer.push(frame), *enhancer.drain()]
+    before = time.process_time()
+    for enhanced in enlarged:
         encoder.push(enhanced)
+    return time.process_time() - before
 
 
 def _pts(plan: JobPlan, number: int) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from srstream.config import JobConfig
+from srstream.pipeline.devices import device_spec, predict
 from srstream.pipeline.estimate import estimate
 from srstream.pipeline.events import printable
 from srstream.pipeline.plan import JobPlan, make_plan
@@ -66,17 +67,28 @@ class PlanSummary(BaseModel):
     estimated_seconds: float
     estimated_output_bytes: int
     estimated_memory_bytes: int
+    device_prediction: str | None = None
+    """For `--device`: a paper model, nothing that was measured."""
 
 
-def plan_summary(source: Path, output: Path | None, config: JobConfig) -> PlanSummary:
+def plan_summary(
+    source: Path, output: Path | None, config: JobConfig, *, device: str | None = None
+) -> PlanSummary:
     """Decide everything about a job, calibrate, and say it.
+
+    `device` names an entry of `DEVICES`, for which a speed is predicted.
 
     Raises:
         SrstreamError: what `make_plan` raises; a job that is summed up here can be run.
     """
+    spec = None if device is None else device_spec(device)
     plan = make_plan(source, output, config, deadline_seconds=_SCAN_SECONDS)
     speed = estimate(plan)
     video, out = plan.source.video, plan.output.video
+    predicted = None
+    if spec is not None:
+        sizes = (video.width, video.height), (out.width, out.height)
+        predicted = predict(spec, plan.model, *sizes, speed.encode_fps).sentence()
     languages = {stream.index: stream.language for stream in plan.source.streams}
     return PlanSummary(
         input=printable(source),
@@ -121,6 +133,7 @@ def plan_summary(source: Path, output: Path | None, config: JobConfig) -> PlanSu
         estimated_seconds=round(speed.seconds, 1),
         estimated_output_bytes=plan.typical_bytes,
         estimated_memory_bytes=memory_bytes(plan),
+        device_prediction=predicted,
     )
 
 
