@@ -213,8 +213,15 @@ class Sampling:
         return cls(step=stride_out * ratio / stride_in, offset=(first - shift_in) / stride_in)
 
 
+LOCAL_MEAN_SIDE = 9
+
+
 def resample_plane(
-    plane_HW: Plane, shape: tuple[int, int], rows: Sampling, columns: Sampling, peak: int
+    plane_HW: Plane | FloatPlane,
+    shape: tuple[int, int],
+    rows: Sampling,
+    columns: Sampling,
+    peak: int,
 ) -> Plane:
     """The plane on another grid of `shape` (rows, columns), by bicubic interpolation.
 
@@ -222,7 +229,7 @@ def resample_plane(
     which antialiases as MATLAB's `imresize` does. Edges are replicated. Rounded, clamped to peak.
     """
     if plane_HW.shape == shape and rows == columns == Sampling(1.0, 0.0):
-        return plane_HW
+        return _as_codes(plane_HW, peak)
     values = plane_HW.astype(np.float32)
     if shape[1] * plane_HW.shape[0] < shape[0] * plane_HW.shape[1]:
         halfway = np.ascontiguousarray(_resample_rows(_transposed(values), shape[1], columns))
@@ -231,6 +238,27 @@ def resample_plane(
     codes = to_codes(_resample_rows(halfway, shape[1], columns), peak)
     plane: Plane = _transposed(codes)
     return plane
+
+
+def _as_codes(plane_HW: Plane | FloatPlane, peak: int) -> Plane:
+    codes: Any = plane_HW
+    return to_codes(codes, peak) if codes.dtype == np.float32 else codes
+
+
+def with_local_mean(made_HW: Plane, source_HW: Plane) -> FloatPlane:
+    """An enlarged plane with the local mean of the plane that it was made of; float, not clamped.
+
+    Each sample of the source covers a whole number of samples of what was made. The difference of
+    both, averaged over `LOCAL_MEAN_SIDE` samples of the source each way, is added: detail is the
+    network's, colour is the source's, whatever a network does to colours that it rarely saw.
+    """
+    height, width = source_HW.shape
+    made = made_HW.astype(np.float32)
+    smaller = cv2.resize(made, (width, height), interpolation=cv2.INTER_AREA)
+    sides = (LOCAL_MEAN_SIDE, LOCAL_MEAN_SIDE)
+    missing = cv2.blur(source_HW.astype(np.float32) - smaller, sides)
+    rows, columns = made.shape
+    return np.asarray(made + cv2.resize(missing, (columns, rows)), np.float32)
 
 
 def _transposed(plane: Any) -> Any:

@@ -84,6 +84,14 @@ def repeating_network(path: Path, spec: ModelSpec) -> Path:
     return path
 
 
+def biased_network(path: Path, spec: ModelSpec, bias: float) -> Path:
+    """A stack that is its anchor and something added to every sample."""
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(spec).items()}
+    tensors[f"convolutions.{len(spec.network.widths)}.bias"] += np.float32(bias)
+    path.write_bytes(onnx_model(Weights(spec, tensors, "made")).SerializeToString())
+    return path
+
+
 def _pass_through(tensors: dict[str, np.ndarray], network: ResidualGenerator) -> None:
     """The first three channels carry the picture to the tail, the others add a little noise."""
     for name, tensor in tensors.items():

@@ -100,6 +100,8 @@ class _Job:
     """Of planes that are mostly the last frame's: what was computed anew."""
     repeats_last: bool = False
     """Every sample is the last frame's, so the whole result is."""
+    inputs: dict[int, list[Plane]] = field(default_factory=dict)
+    """What a network that makes chroma was given: luma (0) or alpha, and U and V on its grid."""
     chroma: list[Plane] = field(default_factory=list)
     """Of the output, where the model leaves it to bicubic."""
     num_tiles_left: int = 0
@@ -272,6 +274,8 @@ class Enhancer:
         memories = {}
         for index in self._planes_to_enlarge(job):
             planes = self._input_planes(job, index, bits)
+            if self._makes_chroma:
+                job.inputs[index] = planes
             tile_format = self._tile_format(job, index, grid, bits)
             self.num_pixels += planes[0].size
             patches = None
@@ -481,8 +485,12 @@ class Enhancer:
         """
         output, frame, placing = self._output, job.frame, job.placing
         bits = max(job.layout.bits, output.layout.bits)
+        enlarged: Plane | colour.FloatPlane = job.enlarged[index][0]
+        if self._makes_chroma:
+            # A network may be off by a level where colours are rare; the source is not.
+            enlarged = colour.with_local_mean(job.enlarged[index][0], job.inputs[index][0])
         plane = colour.resample_plane(
-            job.enlarged[index][0],
+            enlarged,
             (placing.height, placing.width),
             Sampling.between(frame.height * self._scale, placing.height),
             Sampling.between(frame.width * self._scale, placing.width),
@@ -526,8 +534,12 @@ class Enhancer:
         stride = width // u.shape[1]
         middle = (stride - 1) / 2  # where models put it, see COLOUR_FORMS
         bits = max(job.layout.bits, self._output.layout.bits)
+        planes = [
+            colour.with_local_mean(made, source)
+            for made, source in zip((u, v), job.inputs[0][1:], strict=True)
+        ]
         return self._placed_chroma(
-            job, [u, v], bits, (height, width), (stride, stride), (middle, middle)
+            job, planes, bits, (height, width), (stride, stride), (middle, middle)
         )
 
     def _neutral_chroma(self, job: _Job) -> list[Plane]:
@@ -543,7 +555,7 @@ class Enhancer:
     def _placed_chroma(
         self,
         job: _Job,
-        planes: Sequence[Plane],
+        planes: Sequence[Plane | colour.FloatPlane],
         bits: int,
         luma_shape: tuple[int, int],
         strides: tuple[int, int],
