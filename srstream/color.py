@@ -245,7 +245,7 @@ def _as_codes(plane_HW: Plane | FloatPlane, peak: int) -> Plane:
     return to_codes(codes, peak) if codes.dtype == np.float32 else codes
 
 
-def with_local_mean(made_HW: Plane, source_HW: Plane) -> FloatPlane:
+def with_local_mean(made_HW: Plane | Matrix, source_HW: Plane | Matrix) -> FloatPlane:
     """An enlarged plane with the local mean of the plane that it was made of; float, not clamped.
 
     Each sample of the source covers a whole number of samples of what was made. The difference of

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from srstream.color import with_local_mean
 from srstream.models.table import Colour
 from srstream.quality import Plane, psnr, ssim
 from trainer.data import crop_to_multiple, find_pictures, read_rgb
@@ -177,20 +178,34 @@ PlaneFunction = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 
 
 def model_upscaler(run: PlaneFunction, spec: TrainedSpec) -> Upscaler:
-    """The network on what its colour form takes of the picture; the rest by bicubic."""
+    """The network on what its colour form takes of the picture; the rest by bicubic.
+
+    As in a video, what a network makes of all planes keeps the source's local mean.
+    """
 
     def upscale(lr: LowResolution) -> Enlarged:
         made = [group[0].astype(np.float64) * 255.0 for group in run(lr.input_of(spec.colour))]
         height, width = made[0].shape[1:]
         if spec.colour == "luma":
             return Enlarged(made[0][0], enlarge_planes(lr.yuv_3HW[1:], height, width))
+        source = lr.yuv_3HW
         if spec.colour == "yuv420":
-            return Enlarged(made[0][0], enlarge_planes(made[1], height, width))
+            luma = _with_local_mean(made[0][0], source[0])
+            chroma = [
+                _with_local_mean(plane, true)
+                for plane, true in zip(made[1], lr.subsampled_2HW, strict=True)
+            ]
+            return Enlarged(luma, enlarge_planes(np.stack(chroma), height, width))
         rgb_HW3 = np.clip(np.round(made[0].transpose(1, 2, 0)), 0, 255).astype(np.uint8)
-        yuv = yuv444(rgb_HW3)
+        planes = zip(yuv444(rgb_HW3), source, strict=True)
+        yuv = np.stack([_with_local_mean(plane, true) for plane, true in planes])
         return Enlarged(yuv[0], yuv[1:])
 
     return upscale
+
+
+def _with_local_mean(made_HW: Plane, source_HW: Plane) -> Plane:
+    return with_local_mean(made_HW, source_HW).astype(np.float64)
 
 
 def network_upscaler(network: TrainedNetwork) -> Upscaler:
