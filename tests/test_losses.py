@@ -10,6 +10,7 @@ from trainer.losses import (
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
+    grid_loss,
     ldl_loss,
     steadiness_loss,
 )
@@ -79,3 +80,17 @@ def test_steadiness_is_nothing_for_two_crops_of_one_picture(offset):
     spoilt[:, :, :4] += 1
     assert float(steadiness_loss(picture, spoilt, offset, border=4)) == 0.0
     assert float(steadiness_loss(picture, spoilt, offset)) > 0.05
+
+
+def test_grid_loss_sees_a_pattern_and_neither_shift_nor_noise():
+    torch.manual_seed(0)
+    real = torch.rand(2, 3, 64, 64)
+    assert grid_loss(real + 0.1, real, 4) < 1e-12
+    pattern = torch.randn(1, 3, 4, 4) * 0.01
+    pattern -= pattern.mean((2, 3), keepdim=True)
+    tiled = pattern.repeat(2, 1, 16, 16)
+    assert float(grid_loss(real + tiled, real, 4)) == pytest.approx(
+        float(pattern.square().mean()), rel=1e-4
+    )
+    noise = 0.01 * torch.randn_like(real)
+    assert grid_loss(real + noise, real, 4) < 3e-6

@@ -19,11 +19,15 @@ from trainer.losses import (
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
+    grid_loss,
     ldl_loss,
 )
 from trainer.networks import TrainedNetwork
 from trainer.rgb import to_rgb
 from trainer.stages import adam, descend, detached, fast_layout, plane_loss, set_rate, steadiness
+
+GRID_SCALE = 4
+"""Of luma; the pattern of chroma made at half of that is part of it."""
 
 
 class AdversarialStage:
@@ -112,6 +116,8 @@ class AdversarialStage:
             with torch.no_grad():
                 steady = to_rgb(self.average(batch.lr_BCHW), self.colour)
             losses["ldl"] = ldl_loss(made, steady, real)
+        if section.grid_weight:
+            losses["grid"] = grid_loss(made, real, GRID_SCALE)
         if batch.shifted is not None:
             losses["steadiness"] = steadiness(self.network, sr, batch)
         return losses
@@ -135,5 +141,6 @@ class AdversarialStage:
             "content": section.content_weight,
             "pixel": section.pixel_weight,
             "ldl": section.ldl_weight * risen,
+            "grid": section.grid_weight,
             "steadiness": section.steadiness_weight,
         }

@@ -192,6 +192,9 @@ class AdversarialSection(StageSection):
     ldl_weight: float = Field(
         default=0.0, ge=0, description="of locally discriminative learning (Liang et al., 2022)"
     )
+    grid_weight: float = Field(
+        default=0.0, ge=0, description="of the pattern that PixelShuffle's phases leave"
+    )
     ramp: float = Field(
         default=0.0,
         ge=0,

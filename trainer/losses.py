@@ -20,6 +20,8 @@ FEATURE_SCALE = 1 / 12.75
 
 LDL_WINDOW = 7
 
+GRID_WINDOW = 8
+
 
 def content_loss(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
     """Mean squared error of rescaled features, mean over the layers (Ledig et al., equation 5)."""
@@ -79,6 +81,18 @@ def ldl_loss(made: Tensor, steady: Tensor, real: Tensor) -> Tensor:
         weight = overall * _local_variance(residual)
         weight = torch.where(residual < residual_steady, torch.zeros_like(weight), weight)
     return functional.l1_loss(weight * made, weight * real)
+
+
+def grid_loss(made: Tensor, real: Tensor, scale: int) -> Tensor:
+    """How much of a `scale` x `scale` pattern the difference holds: what PixelShuffle leaves.
+
+    The difference is taken apart into its phases, each averaged over `GRID_WINDOW` cells each way;
+    returned is the mean square of what a phase's mean lies off that of all phases.
+    """
+    phases = functional.pixel_unshuffle(made - real, scale)
+    means = functional.avg_pool2d(phases, GRID_WINDOW, stride=GRID_WINDOW // 2)
+    by_phase = means.unflatten(1, (made.shape[1], scale**2))
+    return (by_phase - by_phase.mean(2, keepdim=True)).square().mean()
 
 
 def steadiness_loss(

@@ -46,7 +46,9 @@ def losses(section: StageSection) -> str:
         if section.perceptual == "discriminator"
         else f"{section.perceptual} {layers}"
     )
-    extras = {"pixel l1": section.pixel_weight, "LDL": section.ldl_weight}
+    extras = {
+        "pixel l1": section.pixel_weight, "LDL": section.ldl_weight, "grid": section.grid_weight,
+    }  # fmt: skip
     added = "".join(f" + {weight:g} {name}" for name, weight in extras.items() if weight)
     return (
         f"{section.content_weight:g} content ({features}) + {section.adversarial_weight:g} "
