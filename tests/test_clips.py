@@ -163,8 +163,10 @@ def test_a_video_is_its_own_truth(tmp_path):
 
 def test_auto_restores_the_more_the_harder_a_clip_was_compressed(tmp_path):
     path = made_clips.cfr(tmp_path / "in.mp4")
-    chosen = [automatic_restore(load_test_clip(path, x264_at(crf), 6).encoded) for crf in (5, 45)]
-    assert automatic_restore(None) == chosen[0] == 0.0
+    chosen = [
+        automatic_restore(load_test_clip(path, x264_at(crf), 6).encoded, "fast") for crf in (5, 45)
+    ]
+    assert automatic_restore(None, "fast") == chosen[0] == 0.0
     assert chosen[1] == 1.0
 
 

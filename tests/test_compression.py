@@ -102,13 +102,14 @@ def test_the_estimate_follows_the_bits_and_the_codec():
     assert estimated_quantiser("h264", 0.0) == 51
 
 
-def test_the_knob_rises_with_the_quantiser():
-    assert restore_for(0) == 0.0
-    assert restore_for(51) == 1.0
-    values = [restore_for(quantiser) for quantiser in range(52)]
+@pytest.mark.parametrize("model", RESTORE_BY_QUANTISER)
+def test_the_knob_rises_with_the_quantiser(model):
+    assert restore_for(0, model) == 0.0
+    assert restore_for(51, model) == 1.0
+    values = [restore_for(quantiser, model) for quantiser in range(52)]
     assert values == sorted(values)
-    for quantiser, value in RESTORE_BY_QUANTISER:
-        assert restore_for(quantiser) == pytest.approx(value)
+    for quantiser, value in RESTORE_BY_QUANTISER[model]:
+        assert restore_for(quantiser, model) == pytest.approx(value)
 
 
 def test_the_choice_and_its_reason(tmp_path, monkeypatch):

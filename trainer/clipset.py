@@ -48,8 +48,8 @@ def load_test_clip(path: Path, settings: CodecSettings | None, num_frames: int) 
     return TestClip(pictures, encoded)
 
 
-def automatic_restore(encoded: bytes | None) -> float:
-    """What `--restore auto` comes to for a file; 0 for what was never encoded."""
+def automatic_restore(encoded: bytes | None, model: str) -> float:
+    """What `--restore auto` comes to for a file and a model; 0 for what was never encoded."""
     if encoded is None:
         return 0.0
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
@@ -57,4 +57,4 @@ def automatic_restore(encoded: bytes | None) -> float:
         file.flush()
         path, config = Path(file.name), SourceConfig()
         found = measure_compression(path, probe(path, config).video, [], config)
-    return 0.0 if found is None else restore_for(found.quantiser)
+    return 0.0 if found is None else restore_for(found.quantiser, model)

@@ -112,22 +112,23 @@ def compare(
     judge = PerceptualDistance() if judged else None
     names = [BICUBIC, *(name for name in names if name != BICUBIC)]
 
-    def methods(knob: float) -> list[Method]:
-        return [method_of(name, restore=knob, detail=detail) for name in names]
+    def methods(encoded: bytes | None = None) -> list[Method]:
+        knobs = {
+            name: automatic_restore(encoded, name) if restore == "auto" else restore
+            for name in names
+        }
+        return [method_of(name, restore=knobs[name], detail=detail) for name in names]
 
-    fixed = methods(0.0 if restore == "auto" else restore)
+    fixed = methods()
     whole = Comparison(fixed)
     for folder in test_sets:
         pictures = load_test_set(folder, SCALE, subsampled=subsampled)
         whole.add(folder.name, pictures, SCALE, judge)
     for clip, crf in product(clips, crfs):
         settings = None if crf is None else x264_at(crf)
-        frames, knob = load_test_clip(clip, settings, num_frames), restore
+        frames = load_test_clip(clip, settings, num_frames)
         material = f"{clip.stem}, {'not encoded' if crf is None else f'CRF {crf:g}'}"
-        if knob == "auto":
-            knob = automatic_restore(frames.encoded)
-            material += f", restore {knob:g}"
-        part = Comparison(methods(knob) if restore == "auto" else fixed)
+        part = Comparison(methods(frames.encoded) if restore == "auto" else fixed)
         part.add(material, frames.pictures, SCALE, judge, is_clip=True)
         whole.rows.extend(part.rows)
     return whole

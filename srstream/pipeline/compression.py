@@ -42,7 +42,7 @@ def choose_restore(
         found = None  # what is wrong with the file is said by who decodes it
     if found is None:
         return RestoreChoice(0.0, "nothing could be read of its compression")
-    return RestoreChoice(restore_for(found.quantiser), _reason(video.codec, found))
+    return RestoreChoice(restore_for(found.quantiser, spec.name), _reason(video.codec, found))
 
 
 def _reason(codec: str, found: Compression) -> str:
