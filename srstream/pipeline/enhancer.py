@@ -307,16 +307,16 @@ class Enhancer:
 
         Rectangles of any shape where the engine takes such, otherwise the tiles of the grid.
         """
+        if self._engine.capabilities.takes_any_shape:
+            cover = memory.to_compute(planes, grid.tile_rows * grid.tile_cols)
+            if cover is None:
+                return None
+            height, width = planes[0].shape
+            halo = self._engine.capabilities.halo
+            return [_Patch(r, r.window(height, width, halo)) for r in cover]
         changed = memory.changed(planes)
         if changed is None:
             return None
-        height, width = planes[0].shape
-        halo = self._engine.capabilities.halo
-        if self._engine.capabilities.takes_any_shape:
-            cover = memory.grid.cover(changed, grid.tile_rows * grid.tile_cols)
-            if cover is None:
-                return None
-            return [_Patch(r, r.window(height, width, halo)) for r in cover]
         tiles = grid.tiles()
         touched = [tile for tile in tiles if memory.grid.touches(changed, tile.kept)]
         if len(touched) == len(tiles):

@@ -31,11 +31,14 @@ RECTANGLE_PIXELS = 1200
 MAX_BOXES = 48
 """Whose merging is considered pair by pair."""
 
-MOSTLY_CHANGED = 0.8
+MOSTLY_CHANGED = 0.7
 """Of the cells: above it no cover can pay, and none is looked for."""
 
-WORTHWHILE = 0.9
+WORTHWHILE = 0.8
 """Of the whole frame: where a cover costs more, the frame is computed as one."""
+
+REST = 1
+"""Frames after one without a cover for which none is looked for: where all moves, it goes on so."""
 
 Mask = NDArray[np.bool_]
 
@@ -206,6 +209,7 @@ class Memory:
 
     def __init__(self, grid: CellGrid, threshold: int) -> None:
         self.grid, self.threshold = grid, threshold
+        self._rest = 0
         self._planes: tuple[Plane, ...] = ()
         self._patches: list[NDArray[np.int32]] = []
 
@@ -226,6 +230,19 @@ class Memory:
             for now, patches in zip(planes, self._patches, strict=True)
         ]
         return np.asarray(np.max(apart, axis=0) > self.threshold)
+
+    def to_compute(self, planes: Sequence[Plane], max_pixels: int) -> list[Rectangle] | None:
+        """Rectangles that hold all that changed; None for all of the planes."""
+        if self._rest:
+            self._rest -= 1
+            return None
+        changed = self.changed(planes)
+        if changed is None:
+            return None
+        cover = self.grid.cover(changed, max_pixels)
+        if cover is None:
+            self._rest = REST
+        return cover
 
     def keep(self, planes: Sequence[Plane], computed: Sequence[Rectangle] | None) -> None:
         """Remembers what the outputs now are computed from; None: all of them."""
