@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -111,9 +111,10 @@ def save_state(
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata as `save_state` wrote them; `WeightsError` if it isn't such a file."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["state"])
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+        content = path.read_bytes()  # once: the run may put a new checkpoint in its place meanwhile
+        header_size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + header_size])
+        return load(content), json.loads(header["__metadata__"]["state"])
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise WeightsError(f"{path}: not a training checkpoint: {error}") from error
 

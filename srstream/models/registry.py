@@ -64,8 +64,14 @@ def add_model(source: Path, name: str | None = None, *, replace: bool = False) -
         WeightsError: the file is missing, damaged or no weights of a network that srstream has.
     """
     from srstream.models.checkpoint import load_weights
-    from srstream.models.onnx_graph import onnx_model
     from srstream.models.table import ResidualGenerator
+
+    try:
+        from srstream.models.onnx_graph import onnx_model
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"adding a model needs the package {error.name}: pip install onnx"
+        ) from error
 
     name = source.stem if name is None else name
     if not _NAME.fullmatch(name):

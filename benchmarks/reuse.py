@@ -1,0 +1,124 @@
+"""What exact reuse saves of the enhance stage, beside the share of tiles that did not change.
+
+    python benchmarks/reuse.py [CLIP ...]
+
+Each clip's first frames are brought to 320x180 and encoded with x264 at CRF 23 and 30; slides and a
+repeated frame are made. Medians of three runs on one thread; the frames are compared bit for bit.
+`unchanged`: the share of 32x32 tiles that are the last frame's, 8 pixels around included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import islice, pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from srstream.config import EngineConfig, JobConfig, ModelConfig, ReuseConfig
+from srstream.frame import Frame
+from srstream.media.decode import Decoder
+from srstream.pipeline.enhancer import Enhancer
+from srstream.pipeline.plan import JobPlan, make_plan
+from trainer.clips import decoded_frames, frame_to_rgb
+from trainer.codec import Yuv, encode, x264_at
+from trainer.planes import Picture, as_yuv420
+
+WIDTH, HEIGHT = 320, 180
+TILE, HALO = 32, 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("clips", nargs="*", type=Path, help="real video")
+    parser.add_argument("--frames", type=int, default=40, help="of each clip")
+    arguments = parser.parse_args()
+    print(f"{'clip':42}{'unchanged':>10}{'computed':>10}{'saved':>8}{'speed-up':>10}")
+    for clip in arguments.clips:
+        pictures = [
+            cv2.resize(frame_to_rgb(f), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA).astype("u1")
+            for f in islice(decoded_frames(clip), arguments.frames)
+        ]
+        for crf in (23.0, 30.0):
+            report(f"{clip.stem}, CRF {crf:g}", [as_yuv420(p) for p in pictures], crf)
+    report("slides, CRF 23", [as_yuv420(p) for p in slides(60)], 23.0)
+    report("one frame repeated", [as_yuv420(next(slides(1)))] * 60, None)
+
+
+def slides(count: int) -> Iterator[Picture]:
+    """A new page every 30 frames."""
+    for number in range(count):
+        page = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
+        for line in range(6):
+            place = (10, 30 + 25 * line)
+            text = f"slide {number // 30}, line {line}"
+            cv2.putText(page, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 60 * line), 1)
+        yield page
+
+
+def report(name: str, frames: list[Yuv], crf: float | None) -> None:
+    """One line; `SystemExit` if reuse changed a single sample."""
+    path = Path("reuse-benchmark.mp4")
+    path.write_bytes(encode(frames, x264_at(20.0 if crf is None else crf)))
+    config = JobConfig(model=ModelConfig(name="fast", restore=0.0), engine=EngineConfig(threads=1))
+    try:
+        plan = make_plan(path, Path("reuse-benchmark-out.mp4"), config)
+        decoder = Decoder(path, plan.source.video, config.source)
+        decoded = list(decoder.frames())
+        decoder.close()
+    finally:
+        path.unlink()
+    if crf is None:
+        decoded = decoded[:1] * len(decoded)
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(3):
+        without = enhance(plan, decoded, ReuseConfig(enabled=False), seconds[False])[0]
+        made, share = enhance(plan, decoded, ReuseConfig(), seconds[True])
+        for a, b in zip(made, without, strict=True):
+            if not all(map(np.array_equal, a.planes, b.planes)):
+                raise SystemExit(f"{name}: a frame differs")
+    with_reuse, plain = (statistics.median(seconds[enabled]) for enabled in (True, False))
+    print(
+        f"{name:42}{unchanged(decoded):10.2f}{share:10.2f}{1 - with_reuse / plain:8.2f}"
+        f"{plain / with_reuse:10.2f}",
+        flush=True,
+    )
+
+
+def enhance(
+    plan: JobPlan, frames: list[Frame], reuse: ReuseConfig, seconds: list[float]
+) -> tuple[list[Frame], float]:
+    """All frames but the first, timed; and which share of the pixels the engine was given."""
+    enhancer = Enhancer(plan.engine, plan.source.video, plan.output.video, reuse=reuse)
+    made = [*enhancer.push(frames[0]), *enhancer.drain()]
+    before = enhancer.num_pixels_computed
+    start = time.perf_counter()
+    for frame in frames[1:]:
+        made += enhancer.push(frame)
+    made += enhancer.drain()
+    seconds.append(time.perf_counter() - start)
+    share = (enhancer.num_pixels_computed - before) / (enhancer.num_pixels - before)
+    enhancer.close()
+    return made, share
+
+
+def unchanged(frames: list[Frame]) -> float:
+    """The mean share of tiles whose luma, halo included, is the last frame's."""
+    shares = []
+    for a, b in pairwise(frames):
+        differs = a.planes[0] != b.planes[0]
+        tiles = [
+            differs[max(y - HALO, 0) : y + TILE + HALO, max(x - HALO, 0) : x + TILE + HALO].any()
+            for y in range(0, HEIGHT, TILE)
+            for x in range(0, WIDTH, TILE)
+        ]
+        shares.append(1.0 - float(np.mean(tiles)))
+    return float(np.mean(shares))
+
+
+if __name__ == "__main__":
+    main()
