@@ -204,7 +204,9 @@ def test_ramp_and_bars_come_back_from_every_layout(kind, full_range, bits, alpha
             # Bicubic enlargement rounds edges off; with 4:1:0 a bar is 14 samples wide.
             assert np.abs(difference).mean() <= (1.2 if kind == ("yuv", 2, 2) else 1)
             # Fully saturated RGB is clipped on one side, where chroma's own error doubles in B.
-            is_clipped = kind[0] == "rgb" and any_engine.capabilities.colour != "luma"
+            # Trained weights alone are given room for that, no made network.
+            is_trained = any_engine.capabilities.weights == weights_path("balanced")
+            is_clipped = kind[0] == "rgb" and is_trained
             assert abs(difference.mean()) <= (0.75 if is_clipped else 0.25)
 
 
