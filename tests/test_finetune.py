@@ -17,7 +17,6 @@ from srstream.errors import UsageError
 from srstream.models.checkpoint import load_weights
 from srstream.models.registry import REGISTRY_VARIABLE
 from srstream.models.table import weights_path
-from trainer import finetune as module
 from trainer.cli import app
 from trainer.clips import decoded_frames, frame_to_rgb
 from trainer.finetune import (
@@ -263,4 +262,3 @@ def test_too_little_and_too_small_footage_is_refused(tmp_path):
     small = write_video(tmp_path / "small.mp4", range(4), scale=4)
     with pytest.raises(UsageError, match="too small to learn 4x from"):
         prepare(task(small, tmp_path), load_base("fast").spec)
-    assert module.SCALE == 4

@@ -16,9 +16,7 @@ from torch.nn import functional
 
 from srstream.models.networks import Planes
 from srstream.models.table import COLOUR_FORMS, Colour, ColourForm
-from trainer.degrade import cubic
-
-SCALE = 4
+from trainer.degrade import SCALE, cubic
 
 
 @dataclass(frozen=True)

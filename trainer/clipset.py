@@ -12,11 +12,9 @@ from srstream.media.quantiser import measure_compression
 from srstream.models.blend import restore_for
 from trainer.clips import video_frames
 from trainer.codec import CodecSettings, decode, encode
-from trainer.degrade import downscale
+from trainer.degrade import SCALE, downscale
 from trainer.evaluate import LowResolution, TestPicture
 from trainer.planes import as_yuv420
-
-SCALE = 4
 
 
 @dataclass(frozen=True)

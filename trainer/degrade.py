@@ -3,6 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+SCALE = 4
+"""Of every network and baseline that there is so far."""
+
 
 def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cubic convolution kernel with a = -1/2.

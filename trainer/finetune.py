@@ -26,7 +26,7 @@ from trainer.codec import PRESETS, CodecSettings, decode, encode, x264_at
 from trainer.comparison import Comparison, Method, Row
 from trainer.config import DataSection, DegradationSection, PixelSection, RunSection, TrainConfig
 from trainer.data import Pair
-from trainer.degrade import downscale
+from trainer.degrade import SCALE, downscale
 from trainer.evaluate import (
     LowResolution,
     TestPicture,
@@ -44,8 +44,6 @@ from trainer.state import write_atomically
 from trainer.train import BEST_NAME, Measures, train
 
 log = logging.getLogger(__name__)
-
-SCALE = 4
 
 WINDOW = 640
 """Side of what is cut of each frame, in high-resolution pixels."""

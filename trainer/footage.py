@@ -24,12 +24,11 @@ from srstream.media.scan import scan_packets
 from trainer.clips import SIDE_MULTIPLE, decoded_frames, frame_to_rgb, pairs_of_clip
 from trainer.config import CodecName, DegradationSection
 from trainer.data import Pair, clean_pair
+from trainer.degrade import SCALE
 from trainer.networks import TrainedSpec
 from trainer.planes import Picture, Yuv, as_yuv420
 
 log = logging.getLogger(__name__)
-
-SCALE = 4
 
 THUMBNAIL = (32, 18)
 """(width, height) of what frames are compared by."""

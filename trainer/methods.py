@@ -13,12 +13,10 @@ from srstream.models.networks import network_from_weights
 from srstream.models.onnx_graph import onnx_metadata
 from srstream.models.table import MODELS, ModelSpec, model_spec, weights_path
 from trainer.comparison import Method
+from trainer.degrade import SCALE
 from trainer.evaluate import bicubic_upscaler, model_upscaler, network_upscaler
 from trainer.export import compiled_planes, load_run, openvino_planes
 from trainer.sparse import load_dictionaries, sparse_upscaler
-
-SCALE = 4
-"""Of everything there is so far."""
 
 BICUBIC = "bicubic"
 

@@ -15,10 +15,11 @@ from trainer.codec import x264_at
 from trainer.comparison import Comparison, Method
 from trainer.config import TrainConfig
 from trainer.data import Pair, find_training_files, load_pairs
+from trainer.degrade import SCALE
 from trainer.evaluate import load_test_set
 from trainer.footage import video_pairs
 from trainer.judge import PerceptualDistance
-from trainer.methods import BICUBIC, SCALE, method_of
+from trainer.methods import BICUBIC, method_of
 from trainer.networks import TrainedSpec, spec_of
 from trainer.preflight import check_data, check_features, check_room
 from trainer.state import Progress

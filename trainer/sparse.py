@@ -22,11 +22,10 @@ from srstream.errors import UsageError, WeightsError
 from srstream.quality import Plane, luma_bt601
 from trainer.config import Section, read_config
 from trainer.data import crop_to_multiple, find_pictures, read_rgb
-from trainer.degrade import bicubic_resize, downscale
+from trainer.degrade import SCALE, bicubic_resize, downscale
 from trainer.evaluate import Enlarged, LowResolution, Upscaler, enlarge_planes
 from trainer.state import write_atomically
 
-SCALE = 4
 PATCH_LR = 3
 """Side of a patch, in low-resolution pixels."""
 
