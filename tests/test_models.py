@@ -123,6 +123,33 @@ def test_the_folded_block_equals_its_branches_and_trains_alike(channels):
         torch.testing.assert_close(collapsed, branched, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (5, 4), (17, 23)])
+def test_the_generator_equals_its_drawing_and_trains_alike(size):
+    network = trained_network(SPECS[-2]).double()
+    lr_BCHW = torch.rand(2, 3, *size, dtype=torch.double)
+    outputs, gradients = [], []
+    for forward in (network.forward, network.forward_as_drawn):
+        network.zero_grad()
+        (output,) = forward(lr_BCHW)
+        output.square().mean().backward()
+        outputs.append(output.detach())
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    assert outputs[0].shape == (2, 3, 4 * size[0], 4 * size[1])
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
+    for rewritten, drawn in zip(*gradients, strict=True):
+        torch.testing.assert_close(rewritten, drawn, rtol=0, atol=1e-12)
+
+
+def test_a_generator_may_be_trained_without_bn_and_folds_to_the_same_shape():
+    spec = SPECS[-2]
+    network = training_network(spec, batch_norm=False)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    with_bn, without = fold(training_network(spec)), fold(network)
+    assert {n: t.shape for n, t in with_bn.state_dict().items()} == {
+        n: t.shape for n, t in without.state_dict().items()
+    }
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_the_folded_network_equals_the_trained_one(spec):
     network = trained_network(spec)

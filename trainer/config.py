@@ -30,6 +30,9 @@ class NetworkSection(Section):
         description="srgan: the network is given [-1, 1] (article), not [0, 1] (paper); "
         "the one deviation that a weight file can say of itself",
     )
+    batch_norm: bool = Field(
+        default=True, description="srgan: with BN, as drawn, or without: they fold to one network"
+    )
     num_blocks: int | None = Field(
         default=None, ge=1, le=64, description="srgan: residual blocks, where not the table's"
     )

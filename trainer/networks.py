@@ -31,7 +31,7 @@ def spec_of(config: TrainConfig) -> TrainedSpec:
     if config.model in BASELINES:
         return BASELINES[config.model]
     spec = model_spec(config.model)
-    changes = config.network.model_dump(exclude_none=True)
+    changes = config.network.model_dump(exclude_none=True, exclude={"batch_norm"})
     colour = changes.pop("colour", spec.colour)
     try:
         return replace(spec, colour=colour, network=replace(spec.network, **changes))
@@ -41,14 +41,16 @@ def spec_of(config: TrainConfig) -> TrainedSpec:
         ) from None
 
 
-def new_network(spec: TrainedSpec, base: Weights | None = None) -> TrainedNetwork:
+def new_network(
+    spec: TrainedSpec, base: Weights | None = None, *, batch_norm: bool = True
+) -> TrainedNetwork:
     """A network to train: new, or going on from folded weights of the same shape."""
     if isinstance(spec, BaselineSpec):
         if base is not None:
             raise ConfigError(f"{spec.name}: a baseline is trained from the start, without --base")
         return baseline_network(spec.name)
     if base is None:
-        return model_network(spec)
+        return model_network(spec, batch_norm=batch_norm)
     if base.spec != spec:
         raise ConfigError(f"--base holds weights of {base.spec.name!r}, not of {spec.name!r}")
     return network_to_tune(base)

@@ -85,7 +85,7 @@ def train(
         seed=config.seed + fabric.global_rank,
         shifts=any(section.steadiness_weight for section in stages),
     )
-    network = new_network(spec_of(config), base)
+    network = new_network(spec_of(config), base, batch_norm=config.network.batch_norm)
     average = copy.deepcopy(network).requires_grad_(False).eval().to(fabric.device)
     progress = Progress.of(resumed[1]) if resumed else Progress()
     stage = make_stage(stages[progress.stage], fabric, network, average)
