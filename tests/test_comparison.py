@@ -127,7 +127,7 @@ def test_warping_error_ignores_motion_and_sees_flicker():
 
 def test_a_comparison_measures_every_method_on_everything(folder, tmp_path):
     clip = made_clips.cfr(tmp_path / "clip.mp4")
-    comparison = compare(["fast"], [folder], [clip], [None, 30.0], num_frames=3, judged=False)
+    comparison = compare(["fast"], [folder], [clip], [None, 30.0], num_frames=3)
     materials = ["set", "clip, not encoded", "clip, CRF 30"]
     assert [(r.method, r.material) for r in comparison.rows] == [
         (method, material) for material in materials for method in ("bicubic", "fast")

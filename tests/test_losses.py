@@ -13,7 +13,22 @@ from trainer.losses import (
     grid_loss,
     ldl_loss,
     steadiness_loss,
+    unit_content_loss,
 )
+
+
+def test_the_unit_content_loss_sees_direction_only():
+    made = [
+        torch.tensor([3.0, 0.0]).reshape(1, 2, 1, 1),
+        torch.tensor([1.0, 1.0, 0]).reshape(1, 3, 1, 1),
+    ]
+    true = [
+        torch.tensor([0.0, 7.0]).reshape(1, 2, 1, 1),
+        torch.tensor([5.0, 5.0, 0]).reshape(1, 3, 1, 1),
+    ]
+    assert float(unit_content_loss(made, true)) == pytest.approx((2 + 0) / 2)
+    zero = [torch.zeros(1, 2, 1, 1)]
+    assert float(unit_content_loss(zero, zero)) == 0.0
 
 
 def test_the_content_loss_is_the_mean_square_of_rescaled_features():

@@ -21,6 +21,7 @@ from trainer.losses import (
     generator_loss,
     grid_loss,
     ldl_loss,
+    unit_content_loss,
 )
 from trainer.networks import TrainedNetwork
 from trainer.rgb import to_rgb
@@ -123,6 +124,7 @@ class AdversarialStage:
         return losses
 
     def _content(self, made: Tensor, real: Tensor) -> Tensor:
+        section = self.section
         if self.features is None:
             module = cast(nn.Module, self.discriminator.module)
             with torch.no_grad():
@@ -131,7 +133,8 @@ class AdversarialStage:
         with self.fabric.autocast():
             with torch.no_grad():
                 true = self.features(real)
-            return content_loss(self.features(made), true)
+            distance = unit_content_loss if section.perceptual_form == "unit" else content_loss
+            return distance(self.features(made), true)
 
     def _weights(self, done: float) -> dict[str, float]:
         section = self.section

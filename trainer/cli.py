@@ -1,8 +1,10 @@
 """`srtrain`: parse, call, print."""
 
+from __future__ import annotations
+
 import logging
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -14,6 +16,9 @@ from srstream.models.table import WeightSet
 from trainer.card import figures
 from trainer.config import load_config
 from trainer.evaluate import Score
+
+if TYPE_CHECKING:
+    from trainer.judge import Judge
 
 app = typer.Typer(
     help="Trains, evaluates and exports srstream's networks.",
@@ -79,6 +84,13 @@ def evaluate(
         bool, typer.Option("--subsampled", help="pictures go through 4:2:0, as video does")
     ] = False,
     judge: Annotated[bool, typer.Option(help="measure the perceptual distance too")] = True,
+    lpips: Annotated[
+        Path | None,
+        typer.Option(help="judge by LPIPS: torchvision's vgg16-397923af.pth; with --lpips-heads"),
+    ] = None,
+    lpips_heads: Annotated[
+        Path | None, typer.Option(help="weights/v0.1/vgg.pth of PyPI's lpips")
+    ] = None,
     save: Annotated[
         list[Path] | None, typer.Option(help="where the table goes: .md or .json; repeatedly")
     ] = None,
@@ -95,7 +107,7 @@ def evaluate(
         restore=_restore(restore),
         detail=detail,
         subsampled=subsampled,
-        judged=judge,
+        judge=_judge(lpips, lpips_heads) if judge else None,
     )
     Console(soft_wrap=True).print(comparison.markdown(), end="", highlight=False, markup=False)
     for path in save or []:
@@ -182,6 +194,16 @@ def _restore(value: str) -> float | Literal["auto"]:
     if not 0.0 <= number <= 1.0:
         raise UsageError(f"--restore {value}: takes 0 to 1, or auto")
     return number
+
+
+def _judge(lpips: Path | None, heads: Path | None) -> Judge:
+    from trainer.judge import Lpips, PerceptualDistance
+
+    if lpips is None and heads is None:
+        return PerceptualDistance()
+    if lpips is None or heads is None:
+        raise UsageError("LPIPS needs both of its files: --lpips and --lpips-heads")
+    return Lpips(lpips, heads)
 
 
 def print_scores(title: str, scores: dict[str, tuple[Score, Score]]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from srstream.quality import luma_bt601, static_flicker, warping_error
 from trainer.evaluate import TestPicture, Upscaler, as_codes, score_picture
-from trainer.judge import JUDGE_NAME, PerceptualDistance, colour_shift, grid_energy
+from trainer.judge import Judge, PerceptualDistance, colour_shift, grid_energy
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Comparison:
 
     methods: list[Method]
     rows: list[Row] = field(default_factory=list)
+    judge_name: str = PerceptualDistance.name
 
     def row(self, method: str, material: str) -> Row:
         """The row of a method on a material, or `KeyError`."""
@@ -71,7 +72,7 @@ class Comparison:
         material: str,
         pictures: Sequence[TestPicture],
         scale: int,
-        judge: PerceptualDistance | None,
+        judge: Judge | None,
         *,
         is_clip: bool = False,
     ) -> None:
@@ -84,7 +85,7 @@ class Comparison:
         material: str,
         sequences: Sequence[Sequence[TestPicture]],
         scale: int,
-        judge: PerceptualDistance | None,
+        judge: Judge | None,
     ) -> None:
         """Measures every method on several clips together; single pictures have no motion."""
         for method in self.methods:
@@ -96,7 +97,7 @@ class Comparison:
         for material in dict.fromkeys(row.material for row in self.rows):
             rows = [row for row in self.rows if row.material == material]
             parts.append(f"### {material}")
-            parts.append(_quality_table(rows))
+            parts.append(_quality_table(rows, self.judge_name))
             published = [p for p in PUBLISHED if p.material == material]
             if published:
                 parts.append(_published_table(published))
@@ -112,7 +113,7 @@ class Comparison:
             for m in self.methods
         ]  # fmt: skip
         content = {
-            "judge": JUDGE_NAME,
+            "judge": self.judge_name,
             "methods": methods,
             "rows": [asdict(row) for row in self.rows],
             "published": [asdict(p) for p in PUBLISHED],
@@ -129,7 +130,7 @@ def _measure(
     material: str,
     sequences: Sequence[Sequence[TestPicture]],
     scale: int,
-    judge: PerceptualDistance | None,
+    judge: Judge | None,
 ) -> Row:
     figures, distances, shifts, grids = [], [], [], []
     flickers, warpings = [], []
@@ -187,11 +188,11 @@ def _cost_table(methods: Sequence[Method]) -> str:
     return "\n".join(lines)
 
 
-def _quality_table(rows: Sequence[Row]) -> str:
+def _quality_table(rows: Sequence[Row], judge_name: str) -> str:
     has_distance = any(row.distance is not None for row in rows)
     has_motion = any(row.warping_error is not None for row in rows)
     head = ["method", "PSNR (dB)", "SSIM", "chroma PSNR (dB)"]
-    head += [JUDGE_NAME] if has_distance else []
+    head += [judge_name] if has_distance else []
     head += ["colour shift", "grid", "s / Mpixel"]
     head += ["flicker", "warping error"] if has_motion else []
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]

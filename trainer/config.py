@@ -185,6 +185,11 @@ class AdversarialSection(StageSection):
     perceptual_weights: Path | None = Field(
         default=None, description="file of the feature network's ImageNet weights"
     )
+    perceptual_form: Literal["squared", "unit"] = Field(
+        default="squared",
+        description="of VGG's features: the paper's squared error, or that of unit-length features "
+        "(LPIPS without learned weights)",
+    )
     content_weight: float = Field(default=1.0, ge=0, description="of the features' squared error")
     adversarial_weight: float = Field(
         default=1e-3, ge=0, description="of the generator's adversarial loss"

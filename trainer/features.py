@@ -58,9 +58,15 @@ class FeatureNetwork(nn.Module):
         layers: Sequence[str],
         mix: Tensor,
         offset: Tensor,
+        *,
+        ceil_mode: bool = True,
     ) -> None:
-        """`mix` (3, 3) and `offset` (3,): what is done to RGB before the first convolution."""
+        """`mix` (3, 3) and `offset` (3,): what is done to RGB before the first convolution.
+
+        `ceil_mode`: pooling keeps the odd last row, as Caffe does and torchvision does not.
+        """
         super().__init__()
+        self.ceil_mode = ceil_mode
         self.description = description
         names = sorted({key.removesuffix(".weight") for key in tensors if key.endswith(".weight")})
         self.names = names[: 1 + max(names.index(layer) for layer in layers)]
@@ -82,7 +88,7 @@ class FeatureNetwork(nn.Module):
         features, block = [], "1"
         for name in self.names:
             if name[4] != block:
-                x, block = functional.max_pool2d(x, 2, ceil_mode=True), name[4]
+                x, block = functional.max_pool2d(x, 2, ceil_mode=self.ceil_mode), name[4]
             x = functional.relu(self.convolutions[name](x))
             if name in self.layers:
                 features.append(x)
@@ -90,7 +96,11 @@ class FeatureNetwork(nn.Module):
 
 
 def feature_network(
-    name: FeatureName, layers: Sequence[str], weights: Path | None = None
+    name: FeatureName,
+    layers: Sequence[str],
+    weights: Path | None = None,
+    *,
+    ceil_mode: bool = True,
 ) -> FeatureNetwork:
     """A feature network by name, with `layers` as `conv2_2` or, after the paper, `VGG22`.
 
@@ -116,7 +126,7 @@ def feature_network(
             )
     mix, offset = _caffe_input() if is_caffe else _torchvision_input()
     described = f"{name} of ImageNet, {', '.join(asked)} behind ReLU, from {weights.name}"
-    return FeatureNetwork(described, tensors, asked, mix, offset)
+    return FeatureNetwork(described, tensors, asked, mix, offset, ceil_mode=ceil_mode)
 
 
 def _layer_name(network: str, layer: str) -> str:
@@ -142,14 +152,15 @@ def _read(path: Path, name: str) -> tuple[Tensors, bool]:
             tensors = {key: torch.from_numpy(arrays[key].astype(np.float32)) for key in arrays}
         is_caffe = True
     else:
-        tensors, is_caffe = _named_by_layer(_torch_state(path), name), False
+        tensors, is_caffe = _named_by_layer(torch_state(path), name), False
     first = tensors.get("conv1_1.weight")
     if first is None or first.shape != (64, 3, 3, 3):
         raise WeightsError(f"{path}: these are no weights of {name}: conv1_1 is missing or odd")
     return tensors, is_caffe
 
 
-def _torch_state(path: Path) -> Tensors:
+def torch_state(path: Path) -> Tensors:
+    """The tensors of a file that PyTorch wrote; `WeightsError` where it is none."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds

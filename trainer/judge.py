@@ -6,22 +6,35 @@ Pictures are (H, W, 3) RGB, uint8.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from srstream.errors import UsageError
+from srstream.errors import UsageError, WeightsError
 from srstream.quality import Plane
+from trainer.features import feature_network, torch_state
 from trainer.planes import Picture
-
-JUDGE_NAME = "EfficientNet-lite0 distance"
 
 TAPPED_BLOCKS = (0, 2, 4, 10)
 """Of lite0's sixteen: the last ones at strides 2, 4, 8 and 16."""
 
 MIN_SIDE = 32
+
+
+LPIPS_LAYERS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")
+"""Of VGG-16, behind their ReLU."""
+
+
+class Judge(Protocol):
+    """A perceptual distance of two pictures."""
+
+    name: str
+    """As a table's column is headed."""
+
+    def __call__(self, a_HW3: Picture, b_HW3: Picture) -> float: ...
 
 
 class PerceptualDistance:
@@ -37,6 +50,8 @@ class PerceptualDistance:
     Raises:
         UsageError: the packages are not installed.
     """
+
+    name = "EfficientNet-lite0 distance"
 
     def __init__(self) -> None:
         try:
@@ -54,8 +69,7 @@ class PerceptualDistance:
 
     def __call__(self, a_HW3: Picture, b_HW3: Picture) -> float:
         """The distance, the same in both orders; both of one size, at least 32x32."""
-        if a_HW3.shape != b_HW3.shape or min(a_HW3.shape[:2]) < MIN_SIDE:
-            raise ValueError(f"two pictures of one size, {MIN_SIDE} or more, are needed")
+        _check_sizes(a_HW3, b_HW3)
         with torch.no_grad():
             pairs = zip(self._features(a_HW3), self._features(b_HW3), strict=True)
             return float(np.mean([float((a - b).square().sum(dim=1).mean()) for a, b in pairs]))
@@ -63,14 +77,69 @@ class PerceptualDistance:
     def _features(self, rgb_HW3: Picture) -> list[Tensor]:
         """(1, C, H', W') of each depth, of unit length along C."""
         network: nn.Module = self._network
-        x = torch.from_numpy(np.ascontiguousarray(rgb_HW3.transpose(2, 0, 1))).float()[None]
+        x = _tensor(rgb_HW3)
         x = network._swish(network._bn0(network._conv_stem((x - 127.0) / 128.0)))  # type: ignore[operator]
         features = []
         for number, block in enumerate(network._blocks):  # type: ignore[arg-type]
             x = block(x)
             if number in TAPPED_BLOCKS:
-                features.append(x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10))
+                features.append(_unit(x))
         return features
+
+
+class Lpips:
+    """LPIPS itself, version 0.1 on VGG-16, where its published files are at hand.
+
+    Features of five depths at unit length, their squared differences weighted by channel, averaged
+    over the picture and summed over the depths (Zhang et al., CVPR 2018, equation 1).
+
+    Raises:
+        WeightsError: a file is missing or is not what it should be.
+    """
+
+    name = "LPIPS (VGG)"
+
+    def __init__(self, backbone: Path, heads: Path) -> None:
+        """`backbone`: torchvision's vgg16; `heads`: `weights/v0.1/vgg.pth` of PyPI's lpips."""
+        if backbone.suffix == ".npz":
+            raise WeightsError(
+                f"{backbone}: LPIPS is defined on torchvision's VGG-16 (vgg16-397923af.pth); other "
+                "weights of that network give other figures"
+            )
+        self._network = feature_network("vgg16", LPIPS_LAYERS, backbone, ceil_mode=False)
+        state = torch_state(heads)
+        names = [f"lin{depth}.model.1.weight" for depth in range(len(LPIPS_LAYERS))]
+        channels = [self._network.convolutions[layer].out_channels for layer in LPIPS_LAYERS]
+        for name, count in zip(names, channels, strict=True):
+            if name not in state or state[name].shape != (1, count, 1, 1):
+                raise WeightsError(
+                    f"{heads}: no heads of LPIPS for VGG-16: {name} is missing or odd"
+                )
+        self._heads = [state[name] for name in names]
+
+    def __call__(self, a_HW3: Picture, b_HW3: Picture) -> float:
+        """The distance, the same in both orders; both of one size, at least 32x32."""
+        _check_sizes(a_HW3, b_HW3)
+        with torch.no_grad():
+            a, b = (self._network(_tensor(rgb_HW3) / 255.0) for rgb_HW3 in (a_HW3, b_HW3))
+            return sum(
+                float((head * (_unit(x) - _unit(y)).square()).sum(dim=1).mean())
+                for head, x, y in zip(self._heads, a, b, strict=True)
+            )
+
+
+def _check_sizes(a_HW3: Picture, b_HW3: Picture) -> None:
+    if a_HW3.shape != b_HW3.shape or min(a_HW3.shape[:2]) < MIN_SIDE:
+        raise ValueError(f"two pictures of one size, {MIN_SIDE} or more, are needed")
+
+
+def _tensor(rgb_HW3: Picture) -> Tensor:
+    """(1, 3, H, W), 0 to 255."""
+    return torch.from_numpy(np.ascontiguousarray(rgb_HW3.transpose(2, 0, 1))).float()[None]
+
+
+def _unit(x_BCHW: Tensor) -> Tensor:
+    return x_BCHW / (x_BCHW.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
 
 
 def grid_energy(made_HW: Plane, true_HW: Plane, scale: int) -> float:

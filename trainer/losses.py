@@ -32,6 +32,22 @@ def content_loss(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
     return torch.stack(errors).mean()
 
 
+def unit_content_loss(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
+    """Squared error of features brought to unit length at each place, mean over the layers.
+
+    LPIPS without its learned weights (Zhang et al., CVPR 2018, equation 1): every depth counts
+    alike, and flat places count as much as edges with their larger features do.
+    """
+    errors = [
+        (functional.normalize(m.float(), dim=1) - functional.normalize(t.float(), dim=1))
+        .square()
+        .sum(dim=1)
+        .mean()
+        for m, t in zip(made, true, strict=True)
+    ]
+    return torch.stack(errors).mean()
+
+
 def feature_matching_loss(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
     """Mean absolute difference of a discriminator's features (Wang et al., CVPR 2018, equation 4).
 

@@ -45,6 +45,7 @@ def losses(section: StageSection) -> str:
         "the discriminator's features"
         if section.perceptual == "discriminator"
         else f"{section.perceptual} {layers}"
+        + (", at unit length" if section.perceptual_form == "unit" else "")
     )
     extras = {
         "pixel l1": section.pixel_weight, "LDL": section.ldl_weight, "grid": section.grid_weight,

@@ -14,7 +14,7 @@ import numpy as np
 
 from trainer.comparison import Method, Row
 from trainer.evaluate import TestPicture
-from trainer.judge import JUDGE_NAME
+from trainer.judge import PerceptualDistance
 from trainer.planes import Picture
 from trainer.state import write_atomically
 
@@ -63,7 +63,7 @@ def write_report(report: Report, path: Path) -> None:
     )
     text = environment.get_template("report.html.j2").render(
         report=report,
-        judge=JUDGE_NAME,
+        judge=PerceptualDistance.name,
         crops=[_crops(picture, report.methods) for picture in report.pictures[:MAX_PICTURES]],
         score=curve(report.log_path, "validate", "psnr_db"),
         loss=curve(report.log_path, "train", "pixel"),

@@ -18,7 +18,7 @@ from trainer.data import Pair, find_training_files, load_pairs
 from trainer.degrade import SCALE
 from trainer.evaluate import load_test_set
 from trainer.footage import video_pairs
-from trainer.judge import PerceptualDistance
+from trainer.judge import Judge, PerceptualDistance
 from trainer.methods import BICUBIC, method_of
 from trainer.networks import TrainedSpec, spec_of
 from trainer.preflight import check_data, check_features, check_room
@@ -101,7 +101,7 @@ def compare(
     restore: float | Literal["auto"] = 0.0,
     detail: float = 0.0,
     subsampled: bool = False,
-    judged: bool = True,
+    judge: Judge | None = None,
 ) -> Comparison:
     """Every method, bicubic first, on every set and on every clip at every CRF.
 
@@ -110,7 +110,6 @@ def compare(
     """
     if not test_sets and not clips:
         raise UsageError("nothing to measure on: give --test-set or --clip")
-    judge = PerceptualDistance() if judged else None
     names = [BICUBIC, *(name for name in names if name != BICUBIC)]
 
     def methods(encoded: bytes | None = None) -> list[Method]:
@@ -121,7 +120,7 @@ def compare(
         return [method_of(name, restore=knobs[name], detail=detail) for name in names]
 
     fixed = methods()
-    whole = Comparison(fixed)
+    whole = Comparison(fixed, judge_name=PerceptualDistance.name if judge is None else judge.name)
     for folder in test_sets:
         pictures = load_test_set(folder, SCALE, subsampled=subsampled)
         whole.add(folder.name, pictures, SCALE, judge)

@@ -235,12 +235,12 @@ def training_network(spec: ModelSpec, *, batch_norm: bool = True) -> Network:
     residual branches begin at a tenth, so that a high learning rate does not throw it off.
     """
     if isinstance(spec.network, ResidualGenerator):
-        network = Generator(spec, batch_norm=batch_norm)
+        generator = Generator(spec, batch_norm=batch_norm)
         if not batch_norm:
             with torch.no_grad():
-                for block in network.blocks:
+                for block in generator.blocks:
                     cast(ResidualBlock, block).second.weight.mul_(0.1)
-        return network
+        return generator
     network = UpscalingStack(spec, reparameterised=True)
     last = edge_blocks(network)[-1]
     with torch.no_grad():  # begin close to the anchor, so that the first gradients are small
