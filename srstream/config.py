@@ -31,7 +31,9 @@ class ModelConfig(Section):
 class EngineConfig(Section):
     """Where the network runs."""
 
-    name: Literal["auto", "openvino", "pytorch"] = Field("auto", description="inference engine")
+    name: Literal["auto", "openvino", "pytorch", "tensorrt"] = Field(
+        "auto", description="inference engine; auto: tensorrt where it can run, else openvino"
+    )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 takes all available cores")
     max_memory_bytes: int | None = Field(
         None, ge=64 << 20, description="memory the whole job may use; chooses the tiles"

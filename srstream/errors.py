@@ -49,6 +49,10 @@ class EngineError(SrstreamError):
     """The inference engine is missing, cannot be opened, or failed."""
 
 
+class EngineMemoryError(EngineError):
+    """The device has no memory for tiles of this size; smaller ones may do."""
+
+
 class WeightsError(SrstreamError):
     """Weights are missing, damaged or of the wrong shape."""
 

@@ -95,7 +95,17 @@ def colour_reference(path, planes, tile, colour):
     return [np.clip(plane * float(peak), 0, peak) for group in results for plane in group[0]]
 
 
-@pytest.mark.parametrize("name", ENGINES)
+HERE = ["openvino", "pytorch"]
+EVERYWHERE = [*HERE, pytest.param("tensorrt", marks=pytest.mark.needs_cuda)]
+HALF_TOLERANCE = 4e-3
+"""Of the peak: what half precision may be off on noise, where errors are largest."""
+
+
+def test_no_engine_is_left_out():
+    assert {"tensorrt", *HERE} == set(ENGINES)
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
 @pytest.mark.parametrize("form", ["yuv420", "rgb_stack", "rgb"])
 @pytest.mark.parametrize("tile", FORMATS.values(), ids=FORMATS)
 def test_models_of_several_planes(name, form, tile, tmp_path):
@@ -110,6 +120,8 @@ def test_models_of_several_planes(name, form, tile, tmp_path):
     expected = colour_reference(path, planes, tile, spec.colour)
     scales = (4, 2, 2) if form == "yuv420" else (4, 4, 4)
     tolerance = 0.51 if tile.bits < 16 else 1.5
+    if name == "tensorrt":
+        tolerance = HALF_TOLERANCE * (1 << tile.bits)
     for made, true, scale in zip(result, expected, scales, strict=True):
         assert made.shape == (tile.shape[0] * scale, tile.shape[1] * scale)
         assert made.dtype == planes[0].dtype
@@ -122,7 +134,7 @@ GRAPHS = [("openvino", "made"), ("openvino", "nearest")]
 """Networks that no weight file holds; only OpenVINO runs any graph."""
 
 
-@pytest.mark.parametrize(("name", "weights"), [*product(ENGINES, ["luma", "fast"]), *GRAPHS])
+@pytest.mark.parametrize(("name", "weights"), [*product(HERE, ["luma", "fast"]), *GRAPHS])
 @pytest.mark.parametrize("bits", [8, 10, 16])
 def test_result_is_the_rounded_clamped_network(name, weights, bits, made, tmp_path):
     path = {"made": made}.get(weights)
@@ -143,7 +155,7 @@ def test_result_is_the_rounded_clamped_network(name, weights, bits, made, tmp_pa
     session.close()
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", EVERYWHERE)
 def test_many_tiles_in_flight_come_back_each_as_its_own(name, tmp_path):
     made = model_network(tmp_path / "made.onnx", SPEC)
     session = luma_session(made, (20, 30), 8, name=name)
@@ -169,7 +181,7 @@ def test_result_does_not_depend_on_the_number_of_streams(weights, made):
     assert all(np.array_equal(results[0], other) for other in results[1:])
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", EVERYWHERE)
 def test_a_submitted_tile_may_be_changed_at_once_and_be_any_view(name, tmp_path):
     made = model_network(tmp_path / "made.onnx", SPEC)
     session = luma_session(made, (16, 16), 8, name=name)
@@ -183,7 +195,7 @@ def test_a_submitted_tile_may_be_changed_at_once_and_be_any_view(name, tmp_path)
     assert np.array_equal(session.result(ticket)[0], expected)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", EVERYWHERE)
 def test_a_tile_of_another_shape_or_dtype_is_refused(name, tmp_path):
     made = model_network(tmp_path / "made.onnx", SPEC)
     session = luma_session(made, (16, 16), 8, name=name)
@@ -238,7 +250,7 @@ def test_every_engine_agrees_with_the_reference(model, tmp_path):
     tile = TileFormat((40, 56), 8, matrix=1 if spec.colour == "rgb" else None)
     planes = [tile_of(tile.shape, 8, seed) for seed in range(spec.form.num_input_planes)]
     made = {}
-    for name in ENGINES:
+    for name in HERE:
         session = engine_for(path, name, spec=spec).open_session(tile)
         made[name] = session.result(session.submit(planes))
         session.close()
@@ -249,7 +261,7 @@ def test_every_engine_agrees_with_the_reference(model, tmp_path):
 
 
 def test_tiles_of_any_shape_are_the_same_bits_as_of_a_fixed_one():
-    for name in ENGINES:
+    for name in HERE:
         engine = engine_for(weights_path("fast"), name)
         if not engine.capabilities.takes_any_shape:
             continue
@@ -272,11 +284,22 @@ def test_bad_weights_are_one_sentence(tmp_path):
 
 
 def test_table_names_what_there_is(monkeypatch):
-    with pytest.raises(ConfigError, match="there are: openvino, pytorch"):
+    with pytest.raises(ConfigError, match="there are: openvino, pytorch, tensorrt"):
         open_engine("abacus", EngineConfig(), ModelConfig(), SPEC)
     monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match="pip install openvino"):
         choose_engine(EngineConfig(), ModelConfig(), SPEC)
+
+
+def test_tensorrt_without_its_package_or_a_gpu_is_one_sentence(monkeypatch):
+    with pytest.raises(EngineError, match=r"pip install 'srstream\[tensorrt\]'"):
+        open_engine("tensorrt", EngineConfig(), ModelConfig(), SPEC)
+    monkeypatch.setattr(table, "is_installed", lambda name: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(EngineError, match="--engine openvino"):
+        open_engine("tensorrt", EngineConfig(), ModelConfig(), SPEC)
+    engine, _ = choose_engine(EngineConfig(), ModelConfig(), SPEC)
+    assert engine.capabilities.name == "openvino"
 
 
 def test_choice_is_explained(made):

@@ -57,6 +57,14 @@ def test_chosen_tiles_are_few_and_of_bounded_size(width, height, halo):
         assert computed <= 1.35 * width * height
 
 
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(4, 44), st.integers(1, 800))
+def test_a_longest_side_is_kept(width, height, halo, max_side):
+    grid = choose_tiles(width, height, halo, 64, max_side=max_side)
+    assert max(grid.tile_shape) <= max(max_side, 4 * halo + 1)
+    if max(width, height) <= max_side:
+        assert grid == choose_tiles(width, height, halo, 64)
+
+
 def test_common_sizes():
     assert choose_tiles(320, 180, 8, 4096).tile_shape == (180, 320)
     assert len(choose_tiles(1920, 1080, 8, 4096).tiles()) <= 6

@@ -50,6 +50,8 @@ class Capabilities:
     max_bits: int = 16
     takes_any_shape: bool = False
     """Sessions can be opened for tiles of any shape; a tile's result is the same bits in both."""
+    max_tile_side: int | None = None
+    """Rows and columns that a tile may have; None: any number."""
     is_deterministic: bool = True
     """The same tile gives the same result, whatever else runs beside it."""
 
@@ -160,6 +162,7 @@ class Engine(Protocol):
         """Compiles for tiles of this format.
 
         Raises:
+            EngineMemoryError: the device has no memory for tiles of this size.
             EngineError: the device cannot run it.
         """
         ...

@@ -18,8 +18,7 @@ from srstream.engines.contract import Capabilities, Matrix, Ticket, TileFormat, 
 from srstream.errors import EngineError
 from srstream.frame import Plane
 from srstream.models.blend import blend_of
-from srstream.models.checkpoint import Weights, load_weights
-from srstream.models.networks import Network, network_from_weights
+from srstream.models.networks import Network, blended_network
 from srstream.models.table import ModelSpec
 
 LIVE_ACTIVATIONS = 4
@@ -37,19 +36,10 @@ class PyTorchEngine:
 
     def __init__(self, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> None:
         blend = blend_of(model, spec)
-        parts = [
-            (load_weights(file.path.with_suffix(".safetensors"), spec), file.share)
-            for file in blend.files
-        ]
-        first = parts[0][0]
-        tensors = {
-            name: sum((share * w.tensors[name] for w, share in parts), np.zeros((), np.float32))
-            for name in first.tensors
-        }
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         num_threads = config.threads or torch.get_num_threads()
         torch.set_num_threads(num_threads)
-        network = network_from_weights(Weights(first.spec, tensors, first.recipe))
+        network = blended_network(blend, spec)
         self.network: Network = network.to(self.device)
         on_cuda = self.device.type == "cuda"
         self.capabilities = Capabilities(

@@ -34,7 +34,15 @@ ENGINES: dict[str, EngineEntry] = {
         package="torch",
         install="pip install 'srstream[train]'",
     ),
+    "tensorrt": EngineEntry(
+        target="srstream.engines.tensorrt:TensorRtEngine",
+        package="torch_tensorrt",
+        install="pip install 'srstream[tensorrt]'",
+    ),
 }
+
+
+WHY_CHOSEN = {"openvino": "the engine for CPUs", "tensorrt": "the engine for NVIDIA GPUs"}
 
 
 def is_installed(name: str) -> bool:
@@ -64,18 +72,28 @@ def open_engine(name: str, config: EngineConfig, model: ModelConfig, spec: Model
 def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
     """The engine that the job asks for, opened; and why that one, and what it runs on.
 
-    `auto` means OpenVINO on the CPU; PyTorch is the reference and must be asked for. An engine that
-    cannot be had is an error, never a reason to take another.
+    `auto` means TensorRT where it is installed and a GPU is there, else OpenVINO on the CPU;
+    PyTorch is the reference and must be asked for. An engine that was asked for and cannot be had
+    is an error, never a reason to take another.
     """
     asked = config.name
-    name = "openvino" if asked == "auto" else asked
+    name = ("tensorrt" if _has_cuda() else "openvino") if asked == "auto" else asked
     engine = open_engine(name, config, model, spec)
-    why = "the engine for CPUs" if asked == "auto" else "as asked"
+    why = WHY_CHOSEN[name] if asked == "auto" else "as asked"
     can = engine.capabilities
     return engine, (
         f"{why}; {can.device}, {_count(can.num_threads, 'thread')} in "
         f"{_count(can.num_streams, 'stream')}"
     )
+
+
+def _has_cuda() -> bool:
+    """Whether TensorRT could run; without its package, PyTorch is not even imported."""
+    if not is_installed("tensorrt"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _count(number: int, noun: str) -> str:

@@ -148,11 +148,13 @@ def choose_tiles(
     halo: int,
     activation_bytes_per_pixel: int,
     max_memory_bytes: int | None = None,
+    max_side: int | None = None,
 ) -> TileGrid:
     """The grid to use: the whole picture while it is small, else few and nearly square tiles.
 
     `max_memory_bytes` bounds the working memory of *one* tile in flight. It can't be kept below
-    the smallest tile that leaves anything of its halo; that one is used then.
+    the smallest tile that leaves anything of its halo; that one is used then. `max_side` bounds a
+    tile's rows and columns in the same way.
     """
     most_pixels = PREFERRED_TILE_PIXELS
     if max_memory_bytes is not None:
@@ -160,6 +162,13 @@ def choose_tiles(
     smallest = 4 * halo + 1
     rows, columns = height, width
     num_rows = num_columns = 1
+    longest = max(smallest, max_side or max(rows, columns))
+    while rows > longest:
+        num_rows += 1
+        rows = max(smallest, _tile_side(height, num_rows, halo))
+    while columns > longest:
+        num_columns += 1
+        columns = max(smallest, _tile_side(width, num_columns, halo))
     while rows * columns > most_pixels and (rows > smallest or columns > smallest):
         if (columns >= rows and columns > smallest) or rows <= smallest:
             num_columns += 1

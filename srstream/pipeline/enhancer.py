@@ -10,6 +10,8 @@ Of a frame that resembles the last one only the rectangles that changed are comp
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,10 +24,12 @@ from srstream.color import CodeRange, Sampling, code_range, is_full_range
 from srstream.config import ReuseConfig
 from srstream.engines.contract import Engine, Session, Ticket, TileFormat
 from srstream.engines.tiles import Rectangle, Tile, TileGrid, choose_tiles
-from srstream.errors import EngineError, RefusedError
+from srstream.errors import EngineError, EngineMemoryError, RefusedError
 from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
 from srstream.media.types import OutputVideo, VideoInfo
 from srstream.pipeline.reuse import CellGrid, Memory
+
+logger = logging.getLogger(__name__)
 
 MAX_OPEN_SESSIONS = 4
 """A stream may change its size back and forth; more than these aren't kept compiled."""
@@ -131,13 +135,9 @@ class Enhancer:
         reuse: ReuseConfig = NO_REUSE,
     ) -> None:
         _check_kinds(source.layout, output.layout)
-        self._engine, self._source, self._output = engine, source, output
-        self._scale = engine.capabilities.scale
-        self._form = engine.capabilities.form
-        self._makes_chroma = engine.capabilities.colour != "luma"
-        if engine.capabilities.colour == "rgb" and source.layout.kind == "yuv":
-            colour.rgb_to_yuv_matrix(source.color.matrix)
-        self._max_tile_bytes = self._memory_for_a_tile(max_memory_bytes)
+        self._source, self._output = source, output
+        self._max_memory_bytes = max_memory_bytes
+        self._use(engine)
         self._sessions: OrderedDict[TileFormat, Session] = OrderedDict()
         self._tiles: deque[tuple[Session, Ticket, _Job, int, _Whole | _Patch]] = deque()
         self._jobs: deque[_Job] = deque()
@@ -150,6 +150,39 @@ class Enhancer:
         """Input pixels of all planes that were to be enlarged so far."""
         self.num_pixels_computed = 0
         """Of them, what the engine was given; halos count too."""
+
+    def _use(self, engine: Engine) -> None:
+        can = engine.capabilities
+        if can.colour == "rgb" and self._source.layout.kind == "yuv":
+            colour.rgb_to_yuv_matrix(self._source.color.matrix)
+        self._engine = engine
+        self._scale = can.scale
+        self._form = can.form
+        self._makes_chroma = can.colour != "luma"
+        self._max_tile_bytes = self._memory_for_a_tile(self._max_memory_bytes)
+        self._max_tile_side = can.max_tile_side
+
+    def replace_engine(self, engine: Engine) -> list[Frame]:
+        """Goes over to another engine, between two frames; returns those that were on their way.
+
+        The frames pushed so far are the old engine's to the last sample, those pushed from now on
+        the new one's. The old engine is the caller's to close. Open the new one before, so that no
+        frame waits for it.
+
+        Raises:
+            RefusedError: the new one enlarges by another factor; the old one goes on.
+        """
+        if engine.capabilities.scale != self._scale:
+            raise RefusedError(
+                f"a stream that is enlarged {self._scale} times cannot go over to weights that "
+                f"enlarge {engine.capabilities.scale} times"
+            )
+        finished = self.drain()
+        self._close_sessions()
+        self.forget()
+        self._last_enlarged = {}
+        self._use(engine)
+        return finished
 
     def push(self, frame: Frame) -> list[Frame]:
         """Starts a frame; returns those that are complete by now.
@@ -188,6 +221,9 @@ class Enhancer:
         self._jobs.clear()
         self.forget()
         self._last_enlarged, self._last_output = {}, None
+        self._close_sessions()
+
+    def _close_sessions(self) -> None:
         while self._sessions:
             self._sessions.popitem()[1].close()
 
@@ -262,21 +298,13 @@ class Enhancer:
             for index in self._planes_to_enlarge(job):
                 self.num_pixels += job.planes[index].size
             return
-        frame = job.frame
         bits = max(job.layout.bits, self._output.layout.bits)
-        grid = choose_tiles(
-            frame.width,
-            frame.height,
-            self._engine.capabilities.halo,
-            self._engine.capabilities.activation_bytes_per_pixel,
-            self._max_tile_bytes,
-        )
         memories = {}
         for index in self._planes_to_enlarge(job):
             planes = self._input_planes(job, index, bits)
             if self._makes_chroma:
                 job.inputs[index] = planes
-            tile_format = self._tile_format(job, index, grid, bits)
+            grid, tile_format = self._grid(job, index, bits)
             self.num_pixels += planes[0].size
             patches = None
             if self._reuse.enabled:
@@ -294,6 +322,42 @@ class Enhancer:
                     tile_format = replace(tile_format, shape=None)
                 self._submit_tiles(job, index, planes, tile_format, patches)
         self._memories = memories
+
+    def _grid(self, job: _Job, index: int, bits: int) -> tuple[TileGrid, TileFormat]:
+        """The tiles of a frame's plane, of which the engine has a session open.
+
+        A device that has no memory for them gets tiles of half the size, for good; only where the
+        smallest don't fit either is it an error.
+        """
+        while True:
+            can = self._engine.capabilities
+            grid = choose_tiles(
+                job.frame.width,
+                job.frame.height,
+                can.halo,
+                can.activation_bytes_per_pixel,
+                self._max_tile_bytes,
+                self._max_tile_side,
+            )
+            tile_format = self._tile_format(job, index, grid, bits)
+            try:
+                self._session(tile_format)
+                return grid, tile_format
+            except EngineMemoryError as error:
+                if self._sessions:  # those of other sizes hold memory too
+                    while self._tiles:
+                        self._collect()
+                    self._close_sessions()
+                    continue
+                half = grid.tile_rows * grid.tile_cols * can.activation_bytes_per_pixel // 2
+                if self._max_tile_bytes is not None and half >= self._max_tile_bytes:
+                    raise EngineMemoryError(
+                        f"the frame at {job.frame.pts_seconds:.3f} s: {error}, and tiles cannot be "
+                        "smaller. Free memory on the device, or take a smaller --model."
+                    ) from error
+                logger.warning("%s; tiles are halved", error)
+                self._max_tile_bytes = half
+                self._max_tile_side = math.ceil(max(grid.tile_shape) / math.sqrt(2))
 
     def _new_memory(self, shape: tuple[int, ...], bits: int) -> Memory:
         height, width = shape

@@ -1,0 +1,105 @@
+"""A network to a TensorRT engine, through torch-tensorrt; building needs no GPU, only its libraries.
+
+Half precision is that of the module: torch-tensorrt ignores `enabled_precisions` without a word and
+would build float32. The engine is asked for whole (`require_full_compilation`): a layer that
+TensorRT does not take is an error, never a silent way back to PyTorch.
+
+Batch is one. Rows and columns are free between `MIN_SIDE` and the engine's longest side, tuned for
+the longest: a new resolution never makes a new engine.
+"""
+
+from __future__ import annotations
+
+import logging
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from srstream.errors import EngineError
+from srstream.models.networks import Network
+
+MIN_SIDE = 8
+"""Rows and columns of the smallest tile; smaller pictures are left to the engines for CPUs."""
+
+TRACED_SHAPE = (24, 40)
+"""Of the example that the export is traced with; neither side may be one that looks special."""
+
+
+def import_torch_tensorrt() -> ModuleType:
+    """The package, which fails to import where there is no driver; `EngineError` then."""
+    try:
+        import torch_tensorrt
+    except Exception as error:  # ImportError, OSError, RuntimeError, AssertionError: all seen
+        raise EngineError(
+            f"torch-tensorrt cannot be loaded ({_first_line(error)}). It needs an NVIDIA driver "
+            "and pip install 'srstream[tensorrt]'"
+        ) from error
+    for name in ("torch_tensorrt", "torch.export"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    module: ModuleType = torch_tensorrt
+    return module
+
+
+def exported(network: Network, max_side: int) -> ExportedProgram:
+    """The network in half precision as one graph, rows and columns left open."""
+    half = network.half().eval()
+    planes = network.spec.form.num_input_planes
+    device = next(half.parameters()).device
+    example = torch.zeros(1, planes, *TRACED_SHAPE, dtype=torch.float16, device=device)
+    rows = Dim("rows", min=MIN_SIDE, max=max_side)
+    columns = Dim("columns", min=MIN_SIDE, max=max_side)
+    with torch.no_grad():
+        return torch.export.export(half, (example,), dynamic_shapes=({2: rows, 3: columns},))
+
+
+def tensorrt_input(network: Network, max_side: int) -> Any:
+    """The shapes that the engine is built for."""
+    planes = network.spec.form.num_input_planes
+    return import_torch_tensorrt().Input(
+        min_shape=(1, planes, MIN_SIDE, MIN_SIDE),
+        opt_shape=(1, planes, max_side, max_side),
+        max_shape=(1, planes, max_side, max_side),
+        dtype=torch.float16,
+    )
+
+
+def build_engine(network: Network, max_side: int) -> bytes:
+    """The serialised engine; seconds to minutes.
+
+    Raises:
+        EngineError: TensorRT doesn't take the network whole, or cannot build it.
+    """
+    torch_tensorrt = import_torch_tensorrt()
+    try:
+        built = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
+            exported(network, max_side),
+            arg_inputs=[tensorrt_input(network, max_side)],
+            require_full_compilation=True,
+        )
+    except Exception as error:  # torch-tensorrt raises whatever its layers do
+        raise EngineError(
+            f"TensorRT cannot build {network.spec.name!r} for tiles of up to "
+            f"{max_side}x{max_side} ({_first_line(error)})"
+        ) from error
+    # Older versions return the bytes, newer ones an object that holds them.
+    engine = built if isinstance(built, bytes | bytearray) else built.serialized_engine
+    return bytes(engine)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that decides what an engine is."""
+    import_torch_tensorrt()
+    import tensorrt
+    import torch_tensorrt
+
+    return {
+        "torch": torch.__version__,
+        "torch_tensorrt": torch_tensorrt.__version__,
+        "tensorrt": tensorrt.__version__,
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
