@@ -1,6 +1,7 @@
 # make demo       enhance the sample clip, with nothing but Python 3.11+ and make at hand
 # make test       all tests but the long ones
 # make test-long  the long ones
+# make test-tensorrt  those that build TensorRT engines, in an environment of their own; no GPU needed
 # make check      format, lint, types and tests: what CI runs
 # make clean      remove what these made
 #
@@ -19,7 +20,7 @@ DEMO := build/demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test test-long check lint format clean help
+.PHONY: demo test test-long test-tensorrt check lint format clean help
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -53,6 +54,17 @@ test: $(VENV)/.test
 test-long: $(VENV)/.test
 	$(BIN)/python -m pytest -m long --timeout 1800 $(PYTEST_ARGS)
 
+# torch-tensorrt-rtx is torch-tensorrt without a driver; the two must never be installed together.
+$(VENV)-tensorrt/.built: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-tensorrt
+	$(VENV)-tensorrt/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+		--editable . torch==2.13.0 torch-tensorrt-rtx==2.13.0 hypothesis pytest pytest-timeout
+	@touch $@
+
+test-tensorrt: $(VENV)-tensorrt/.built
+	FAIL_WITHOUT_TENSORRT=1 $(VENV)-tensorrt/bin/python -m pytest tests/test_tensorrt_build.py \
+		--timeout 600 -W ignore $(PYTEST_ARGS)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -65,5 +77,5 @@ format: $(VENV)/.test
 check: lint test
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-tensorrt build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find srstream trainer tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -29,7 +29,7 @@ from rich.table import Table
 from srstream.config import EncodeConfig, EngineConfig, JobConfig, ModelConfig
 from srstream.engines.contract import Engine, TileFormat
 from srstream.engines.openvino import import_openvino
-from srstream.engines.table import ENGINES, is_installed, open_engine
+from srstream.engines.table import ENGINES, can_run, open_engine
 from srstream.frame import Frame, Plane
 from srstream.media.decode import Decoder
 from srstream.media.encode import SegmentEncoder
@@ -198,12 +198,12 @@ def gemm_gflops(cores: int, repeats: int) -> float:
 
 
 def _networks(threads: int, gemm: float, shape: tuple[int, int]) -> list[Network]:
-    """Every model with weights in every engine that is installed."""
+    """Every model with weights in every engine that can run here."""
     measured = []
     for model in available_models():
         spec = model_spec(model)
         for name in ENGINES:
-            if not is_installed(name):
+            if not can_run(name):
                 continue
             engine = open_engine(name, EngineConfig(threads=threads), ModelConfig(name=model), spec)
             fps = network_fps(engine, spec, shape)

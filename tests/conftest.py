@@ -64,6 +64,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what the machine cannot run; FAIL_WITHOUT_CUDA=1 makes a missing GPU a failure."""
     if item.get_closest_marker("needs_data") and not DATA.is_dir():
         pytest.skip(NO_DATA)
+    if (
+        item.get_closest_marker("needs_tensorrt")
+        and importlib.util.find_spec("torch_tensorrt") is None
+    ):
+        if os.environ.get("FAIL_WITHOUT_TENSORRT") == "1":
+            pytest.fail(
+                "FAIL_WITHOUT_TENSORRT=1 is set, torch-tensorrt is not there", pytrace=False
+            )
+        pytest.skip("torch-tensorrt is not installed: make test-tensorrt")
     if item.get_closest_marker("needs_cuda") and not _has_cuda():
         if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
             pytest.fail("FAIL_WITHOUT_CUDA=1 is set and there is no CUDA device", pytrace=False)

@@ -77,7 +77,7 @@ def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> 
     is an error, never a reason to take another.
     """
     asked = config.name
-    name = ("tensorrt" if _has_cuda() else "openvino") if asked == "auto" else asked
+    name = ("tensorrt" if can_run("tensorrt") else "openvino") if asked == "auto" else asked
     engine = open_engine(name, config, model, spec)
     why = WHY_CHOSEN[name] if asked == "auto" else "as asked"
     can = engine.capabilities
@@ -87,10 +87,15 @@ def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> 
     )
 
 
-def _has_cuda() -> bool:
-    """Whether TensorRT could run; without its package, PyTorch is not even imported."""
-    if not is_installed("tensorrt"):
+def can_run(name: str) -> bool:
+    """Whether an engine's package is there, and the device that it needs.
+
+    PyTorch is imported only where TensorRT is installed and asked about.
+    """
+    if not is_installed(name):
         return False
+    if name != "tensorrt":
+        return True
     import torch
 
     return torch.cuda.is_available()
