@@ -5,17 +5,8 @@ They are built by torch-tensorrt-rtx, which has the same front end and installs 
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
-
-pytestmark = pytest.mark.needs_tensorrt
-
-if importlib.util.find_spec("torch_tensorrt") is not None:
-    from tests import tensorrt_shim
-
-    tensorrt_shim.install()
 
 from srstream.engines.engine_cache import EngineCache
 from srstream.engines.tensorrt import SIDES
@@ -23,6 +14,18 @@ from srstream.engines.tensorrt_build import build_engine, exported, tensorrt_inp
 from srstream.errors import EngineError
 from srstream.models.networks import fold, training_network
 from srstream.models.table import MODELS
+from tests import tensorrt_shim
+
+pytestmark = pytest.mark.needs_tensorrt
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_tensorrt():
+    tensorrt_shim.install()
+    import torch_tensorrt
+
+    return torch_tensorrt
+
 
 NUM_CONVOLUTIONS = {"fast": 8, "balanced": 8, "srgan": 37}
 
@@ -33,9 +36,7 @@ def network(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_operator_is_tensorrts_in_one_engine(name, tmp_path):
-    import torch_tensorrt
-
+def test_every_operator_is_tensorrts_in_one_engine(name, tmp_path, torch_tensorrt):
     report = tmp_path / "dryrun.txt"
     half = network(name)
     torch_tensorrt.dynamo.compile(
@@ -57,10 +58,8 @@ def test_an_engine_is_built_in_half_precision(name, side):
     assert tensorrt_shim.SEEN["convolutions"] == {"HALF": NUM_CONVOLUTIONS[name]}
 
 
-def test_a_network_in_float32_would_be_noticed():
-    """What torch-tensorrt does with a module that isn't half, whatever precision it is asked for."""
-    import torch_tensorrt
-
+def test_a_network_in_float32_would_be_noticed(torch_tensorrt):
+    """What torch-tensorrt does with a module that isn't half, whatever it is asked for."""
     single = network("fast")
     torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
         torch.export.export(single, (torch.zeros(1, 1, 24, 40),)),

@@ -1,4 +1,4 @@
-"""A network to a TensorRT engine, through torch-tensorrt; building needs no GPU, only its libraries.
+"""A network to a TensorRT engine, through torch-tensorrt; building needs no GPU, only libraries.
 
 Half precision is that of the module: torch-tensorrt ignores `enabled_precisions` without a word and
 would build float32. The engine is asked for whole (`require_full_compilation`): a layer that
