@@ -30,6 +30,7 @@ RANKS = {
     "model_list": 9,
     "bench": 9,
     "cli": 10,
+    "__main__": 11,
 }
 TRAINER_MAY_IMPORT = {name for name, rank in RANKS.items() if rank < RANKS["pipeline"]}
 PICKLE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "joblib", "marshal"}
