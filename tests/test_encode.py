@@ -15,6 +15,7 @@ import pytest
 from srstream.config import EncodeConfig, JobConfig, ScaleConfig, SourceConfig
 from srstream.errors import EncodeError, RefusedError
 from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
+from srstream.media import codecs
 from srstream.media.encode import SegmentEncoder, plan_output
 from srstream.media.layouts import extract_planes
 from srstream.media.probe import probe
@@ -390,3 +391,69 @@ def test_a_real_clip_is_planned_as_it_is(tmp_path: Path) -> None:
     assert output.path == tmp_path / "in_4x.mkv"
     assert {s.action for s in output.streams} == {"enhance", "copy"}
     assert output.losses == ()
+
+
+NO_NVENC = "h264_nvenc cannot be opened on this machine (no NVIDIA driver or no GPU with NVENC)"
+
+
+@pytest.fixture
+def has_no_nvenc() -> None:
+    if codecs.nvenc_fault("h264_nvenc") is None:
+        pytest.skip("NVENC works here")
+
+
+@pytest.mark.usefixtures("has_no_nvenc")
+def test_nvenc_without_a_driver_is_refused_where_it_was_asked_for() -> None:
+    config = JobConfig(encode=EncodeConfig(codec="h264_nvenc"))
+    with pytest.raises(RefusedError) as caught:
+        plan_output(source_info(), config, Path("/nowhere/out.mp4"), (640, 480))
+    assert str(caught.value) == f"{NO_NVENC}; use --codec auto or libx264."
+
+
+@pytest.mark.usefixtures("has_no_nvenc")
+def test_auto_on_a_gpu_without_nvenc_falls_back_and_says_so() -> None:
+    """A100 and H100 have none."""
+    plan = plan_output(source_info(), JobConfig(), Path("/x/out.mp4"), (640, 480), on_gpu=True)
+    assert plan.video.codec == "libx264"
+    assert f"Encoded with libx264: {NO_NVENC}." in plan.notes
+    plan = plan_output(source_info(), JobConfig(), Path("/x/out.mp4"), (640, 480))
+    assert not any("nvenc" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("layout", "codec", "pix_fmt"),
+    [
+        (YUV420, "h264_nvenc", "yuv420p"),
+        (PlaneLayout("yuv", 8), "h264_nvenc", "yuv444p"),
+        (PlaneLayout("yuv", 10, 1, 1), "libx264", "yuv420p10le"),
+    ],
+)
+def test_auto_on_a_gpu_takes_nvenc_where_it_loses_nothing(
+    layout: PlaneLayout, codec: str, pix_fmt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codecs, "nvenc_fault", lambda name: None)
+    video = replace(source_info().video, layout=layout)
+    choice = codecs.choose_encoder(video, EncodeConfig(), None, on_gpu=True)
+    assert (choice.codec, choice.pix_fmt, choice.layout) == (codec, pix_fmt, layout)
+    assert not choice.losses
+    config = EncodeConfig(crf=22)
+    options = codecs.encoder_options(choice.codec, choice.layout, config, HdrMetadata())
+    assert options.get("cq", options.get("crf")) == "22"
+
+
+@pytest.mark.needs_cuda
+def test_nvenc_encodes_where_it_opens(tmp_path: Path) -> None:
+    fault = codecs.nvenc_fault("h264_nvenc")
+    if fault is not None:
+        pytest.skip(fault)
+    plan = plan_output(source_info(), JobConfig(), tmp_path / "out.mp4", (640, 480), on_gpu=True)
+    encoder = SegmentEncoder(tmp_path / "a.mp4", plan.video)
+    planes = [np.full(s, 90, np.uint8) for s in ((480, 640), (240, 320), (240, 320))]
+    time_base = plan.video.time_base
+    for pts in range(5):
+        encoder.push(Frame(tuple(planes), YUV420, 640, 480, 512 * pts, time_base))
+    encoder.close()
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == 5
+    assert abs(extract_planes(frames[2], YUV420)[0].astype(int) - 90).max() <= 2

@@ -69,6 +69,13 @@ def open_engine(name: str, config: EngineConfig, model: ModelConfig, spec: Model
     return engine
 
 
+def engine_name(config: EngineConfig) -> str:
+    """The engine that is asked for, or for `auto` the one that this machine runs best."""
+    if config.name != "auto":
+        return config.name
+    return "tensorrt" if can_run("tensorrt") else "openvino"
+
+
 def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
     """The engine that the job asks for, opened; and why that one, and what it runs on.
 
@@ -76,10 +83,9 @@ def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> 
     PyTorch is the reference and must be asked for. An engine that was asked for and cannot be had
     is an error, never a reason to take another.
     """
-    asked = config.name
-    name = ("tensorrt" if can_run("tensorrt") else "openvino") if asked == "auto" else asked
+    name = engine_name(config)
     engine = open_engine(name, config, model, spec)
-    why = WHY_CHOSEN[name] if asked == "auto" else "as asked"
+    why = WHY_CHOSEN[name] if config.name == "auto" else "as asked"
     can = engine.capabilities
     return engine, (
         f"{why}; {can.device}, {_count(can.num_threads, 'thread')} in "

@@ -33,13 +33,20 @@ DEFAULT_PRESET = {
     "libx264rgb": "veryfast",
     "libx265": "veryfast",
     "libsvtav1": "10",
+    "h264_nvenc": "p5",
+    "hevc_nvenc": "p5",
+    "av1_nvenc": "p5",
 }
+DEFAULT_CQ = 19
+"""NVENC's constant quality, in place of a CRF."""
 
 SIDE_LIMITS = {"libsvtav1": (16384, 8704), "libvpx-vp9": (65535, 65535)}
 """Largest (width, height) of encoders that cannot be asked without taking gigabytes."""
 
 _CHROMA_NAMES = ("unspecified", "left", "center", "topleft", "top", "bottomleft", "bottom")
 _MAX_TRIAL_PIXELS = 1 << 21
+_NVENC_TRIAL_SIDE = 256
+"""NVENC refuses pictures under 145x49."""
 _ALPHA_KEEPERS = frozenset({"ffv1", "prores_ks"})
 
 
@@ -55,15 +62,26 @@ class EncoderChoice:
 
 
 def choose_encoder(
-    video: VideoInfo, config: EncodeConfig, container: Container | None
+    video: VideoInfo, config: EncodeConfig, container: Container | None, *, on_gpu: bool = False
 ) -> EncoderChoice:
     """The encoder for a source; `container` is None where the user named none.
+
+    `on_gpu`: the network runs on a GPU, beside which x264 would be the slow part: `auto` takes
+    NVENC in its place where NVENC opens.
 
     Raises:
         RefusedError: this FFmpeg lacks the encoder, or it cannot take such pictures.
     """
     wanted = video.layout
     codec = config.codec if config.codec != "auto" else _auto_codec(video, container)
+    notes = []
+    if on_gpu and config.codec == "auto" and codec == "libx264" and wanted.bits == 8:
+        fault = nvenc_fault("h264_nvenc")
+        if fault is None:
+            codec = "h264_nvenc"
+            notes.append("Encoded with h264_nvenc, on the GPU; --codec libx264 for x264.")
+        else:
+            notes.append(f"Encoded with libx264: {fault}.")
     _require_encoder(codec)
     pix_fmt, layout = _nearest_format(codec, wanted)
     losses = []
@@ -73,8 +91,7 @@ def choose_encoder(
         losses.append(f"{wanted.bits} bits become {layout.bits}: {codec} takes no more.")
     if _chroma_is_lost(wanted, layout):
         losses.append(f"Chroma resolution is reduced to fit {codec} ({pix_fmt}).")
-    notes = []
-    if config.codec == "auto" and codec not in ("libx264",):
+    if config.codec == "auto" and codec not in ("libx264", "h264_nvenc"):
         notes.append(f"Encoded with {codec}, which keeps {_say(wanted, video)}.")
         notes += [
             f"{codec} has no --{name}; it is left out."
@@ -95,10 +112,13 @@ def encoder_options(
     known = _private_options(codec)
     options: dict[str, str] = {}
     is_chosen = config.codec != "auto"  # An encoder that we chose just does without.
-    if is_chosen and config.crf is not None and "crf" not in known:
+    if is_chosen and config.crf is not None and not {"crf", "cq"} & known:
         raise RefusedError(f"{codec} has no --crf; leave it out or choose another --codec.")
     if is_chosen and config.preset is not None and "preset" not in known:
         raise RefusedError(f"{codec} has no --preset; leave it out or choose another --codec.")
+    if is_nvenc(codec):
+        quality = DEFAULT_CQ if config.crf is None else config.crf
+        options |= {"rc": "vbr", "cq": f"{quality:g}", "b": "0", "tune": "hq"}
     if "crf" in known:
         crf = DEFAULT_CRF.get(codec) if config.crf is None else config.crf
         if crf is not None:
@@ -132,11 +152,46 @@ def check_encoder(video: OutputVideo) -> None:
         configure(context, trial, threads=1, deterministic=True)
         context.open()
     except (av.FFmpegError, ValueError, OverflowError) as error:
+        fault = nvenc_fault(video.codec) if is_nvenc(video.codec) else None
+        if fault is not None:
+            raise RefusedError(f"{fault}; use --codec auto or libx264.") from error
         raise RefusedError(
             f"{video.codec} refuses {size} {video.pix_fmt} with {_show(video.options)} "
             f"(FFmpeg: {ffmpeg_text(error)}); use --scale or --height for another size, or another "
             "--codec, --crf or --preset."
         ) from error
+
+
+def is_nvenc(codec: str) -> bool:
+    """Whether an encoder is NVIDIA's hardware."""
+    return codec.endswith("_nvenc")
+
+
+def nvenc_fault(codec: str) -> str | None:
+    """Why NVIDIA's encoder cannot be used here; None where it opens.
+
+    libav has it compiled in on every machine and says "operation not permitted" without a driver.
+    """
+    try:
+        context = CodecContext.create(codec, "w")
+        assert isinstance(context, VideoCodecContext)
+        context.width, context.height, context.pix_fmt = (
+            _NVENC_TRIAL_SIDE,
+            _NVENC_TRIAL_SIDE,
+            "yuv420p",
+        )
+        context.time_base = Fraction(1, 25)
+        context.open()
+    except (av.FFmpegError, ValueError) as error:
+        reason = (
+            "no NVIDIA driver or no GPU with NVENC"
+            if isinstance(error, PermissionError)
+            else f"FFmpeg: {ffmpeg_text(error)}"
+            if isinstance(error, av.FFmpegError)
+            else str(error)
+        )
+        return f"{codec} cannot be opened on this machine ({reason})"
+    return None
 
 
 def configure(
@@ -207,6 +262,8 @@ def _formats(codec: str) -> Iterator[tuple[str, PlaneLayout]]:
         is_planar = name.startswith(("yuv", "gbr", "gray")) and not name.startswith("yuvj")
         if name.endswith("be") or "f16" in name or "f32" in name or "msb" in name:
             continue
+        if is_nvenc(codec) and name.endswith("16le"):
+            continue  # 16 bits are taken, 10 are kept
         if not is_planar and name not in PACKED_FORMATS:
             continue
         try:

@@ -31,12 +31,18 @@ from srstream.media.types import HdrMetadata, OutputPlan, OutputVideo, SourceInf
 
 
 def plan_output(
-    source: SourceInfo, config: JobConfig, output: Path | None, output_size: tuple[int, int]
+    source: SourceInfo,
+    config: JobConfig,
+    output: Path | None,
+    output_size: tuple[int, int],
+    *,
+    on_gpu: bool = False,
 ) -> OutputPlan:
     """Choose where the result goes and in which form.
 
     Args:
         output: as the user named it; None puts it beside the source.
+        on_gpu: the network runs on a GPU; see `choose_encoder`.
         output_size: (width, height), brought down to the chroma grid of the output if need be.
 
     Raises:
@@ -44,7 +50,7 @@ def plan_output(
             container cannot carry, a size that the encoder refuses.
     """
     named = None if output is None else container_for(output)
-    choice = choose_encoder(source.video, config.encode, named)
+    choice = choose_encoder(source.video, config.encode, named, on_gpu=on_gpu)
     container, streams = _container(source, choice, named)
     check_carried(choice.codec, container)
     video = _output_video(source, config, choice, output_size)

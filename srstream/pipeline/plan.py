@@ -15,7 +15,7 @@ import av
 
 from srstream.config import JobConfig, ScaleConfig
 from srstream.engines.contract import Engine
-from srstream.engines.table import ENGINES, choose_engine
+from srstream.engines.table import ENGINES, choose_engine, engine_name
 from srstream.errors import RefusedError, TruncatedError, UsageError
 from srstream.media.output import plan_output
 from srstream.media.probe import probe, scan_packets
@@ -109,7 +109,8 @@ def make_plan(
         raise UsageError(f"{source}: this is no regular file; give a file that can be read twice.")
     info = probe(source, config.source)
     size = output_size(info.video, config.scaling, spec.scale)
-    plan = plan_output(info, config, output, size)
+    on_gpu = engine_name(config.engine) == "tensorrt" and not config.deterministic
+    plan = plan_output(info, config, output, size, on_gpu=on_gpu)
     if plan.path.resolve() == source.resolve():
         raise UsageError(f"{source}: the output would be the input itself; choose another -o.")
     if not plan.path.parent.is_dir():
