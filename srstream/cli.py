@@ -11,7 +11,6 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from srstream.config import DecoderName, EngineName
 from srstream.errors import InterruptedJobError, SrstreamError, UsageError
 
 app = typer.Typer(
@@ -28,14 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-
-class EngineName(StrEnum):
-    """The engines there are."""
-
-    auto = "auto"
-    openvino = "openvino"
-    pytorch = "pytorch"
 
 
 Source = Annotated[Path, typer.Argument(help="The video, picture, folder or pattern to enhance.")]
@@ -67,6 +59,7 @@ End = Annotated[
     float | None, typer.Option("--end", help="End here; seconds from the first video frame.")
 ]
 EngineOption = Annotated[EngineName, typer.Option("--engine", help="Where the network runs.")]
+DecoderOption = Annotated[DecoderName, typer.Option("--decoder", help="What decodes the source.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 takes all cores.")]
 MaxMemory = Annotated[
     str | None, typer.Option("--max-memory", help="Memory the job may use, such as 800M or 2G.")
@@ -106,7 +99,8 @@ def enhance(
     preset: Preset = None,
     start: Start = None,
     end: End = None,
-    engine: EngineOption = EngineName.auto,
+    decoder: DecoderOption = "cpu",
+    engine: EngineOption = "auto",
     threads: Threads = 0,
     max_memory: MaxMemory = None,
     no_reuse: NoReuse = False,
@@ -132,14 +126,19 @@ def enhance(
     config = _config(
         model={"name": model, "restore": parse_restore(restore), "detail": detail},
         engine={
-            "name": engine.value,
+            "name": engine,
             "threads": threads,
             "max_memory_bytes": parse_bytes(max_memory),
         },
         reuse={"enabled": not no_reuse, "threshold": reuse_threshold},
         scaling={"scale": scale, "height": height},
         encode={"codec": codec, "crf": crf, "preset": preset},
-        source={"start_seconds": start, "end_seconds": end, "salvage": salvage},
+        source={
+            "start_seconds": start,
+            "end_seconds": end,
+            "salvage": salvage,
+            "decoder": decoder,
+        },
         deterministic=deterministic,
     )
     if is_picture_input(source):
@@ -172,7 +171,8 @@ def plan(
     preset: Preset = None,
     start: Start = None,
     end: End = None,
-    engine: EngineOption = EngineName.auto,
+    decoder: DecoderOption = "cpu",
+    engine: EngineOption = "auto",
     threads: Threads = 0,
     max_memory: MaxMemory = None,
     salvage: Salvage = False,
@@ -190,13 +190,18 @@ def plan(
     config = _config(
         model={"name": model, "restore": parse_restore(restore), "detail": detail},
         engine={
-            "name": engine.value,
+            "name": engine,
             "threads": threads,
             "max_memory_bytes": parse_bytes(max_memory),
         },
         scaling={"scale": scale, "height": height},
         encode={"codec": codec, "crf": crf, "preset": preset},
-        source={"start_seconds": start, "end_seconds": end, "salvage": salvage},
+        source={
+            "start_seconds": start,
+            "end_seconds": end,
+            "salvage": salvage,
+            "decoder": decoder,
+        },
     )
     if is_picture_input(source):
         pictures = plan_pictures(source, output, config)

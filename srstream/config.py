@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+EngineName = Literal["auto", "openvino", "pytorch", "tensorrt"]
+DecoderName = Literal["cpu", "nvdec", "auto"]
+
 
 class Section(BaseModel):
     """A frozen table of settings in which an unknown name is an error."""
@@ -31,7 +34,7 @@ class ModelConfig(Section):
 class EngineConfig(Section):
     """Where the network runs."""
 
-    name: Literal["auto", "openvino", "pytorch", "tensorrt"] = Field(
+    name: EngineName = Field(
         "auto", description="inference engine; auto: tensorrt where it can run, else openvino"
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 takes all available cores")
@@ -80,6 +83,9 @@ class SourceConfig(Section):
         None, gt=0, allow_inf_nan=False, description="from the first video frame"
     )
     salvage: bool = Field(False, description="deliver the good part of a broken input")
+    decoder: DecoderName = Field(
+        "cpu", description="what decodes; auto: nvdec where it opens, else cpu"
+    )
     max_pixels: int = Field(
         16384 * 16384, ge=1, description="largest width x height that is decoded"
     )

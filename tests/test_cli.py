@@ -14,6 +14,7 @@ import pytest
 
 from srstream.cli import parse_bytes
 from srstream.errors import UsageError
+from srstream.media.demux import nvdec_fault
 from tests import clips
 from tests.jobs import REPOSITORY, command, run
 
@@ -191,3 +192,21 @@ def test_sizes(text: str, num_bytes: int) -> None:
 def test_a_size_that_is_none_is_refused() -> None:
     with pytest.raises(UsageError, match="2G"):
         parse_bytes("2X")
+
+
+def test_a_gpu_decoder_that_is_not_there(tmp_path: Path) -> None:
+    """Asked for, it is refused beforehand; with auto the CPU decodes, and the plan says so."""
+    source = clips.cfr(tmp_path / "in.mp4")
+    if nvdec_fault(source) is None:
+        pytest.skip("NVDEC works here")
+    refused = run("enhance", source, "--decoder", "nvdec")
+    assert refused.returncode == 2
+    assert "NVDEC cannot be opened on this machine" in refused.stderr
+    assert "--decoder cpu" in refused.stderr
+    assert not list(tmp_path.glob("*4x*"))
+    done = run("enhance", source, "--decoder", "auto")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "Decoded on the CPU: NVDEC cannot be opened"
+        in run("plan", source, "--decoder", "auto", "-o", tmp_path / "other.mp4").stdout
+    )

@@ -7,10 +7,12 @@ import time
 import numpy as np
 import pytest
 
-from srstream.config import EngineConfig, ModelConfig
+from srstream.config import EngineConfig, ModelConfig, SourceConfig
 from srstream.engines.contract import TileFormat
 from srstream.engines.table import choose_engine, open_engine
 from srstream.errors import EngineMemoryError
+from srstream.media.decode import Decoder
+from srstream.media.probe import probe
 from srstream.models.table import MODELS, available_models, model_spec
 from srstream.quality import psnr
 from tests.networks import model_network
@@ -127,3 +129,18 @@ def test_two_engines_side_by_side_for_a_swap():
     (from_old,), (from_new,) = old.result(tickets[0]), new.result(tickets[1])
     assert np.array_equal(from_old, before[0])
     assert not np.array_equal(from_new, before[0])
+
+
+def test_nvdec_decodes_the_same_samples(sample_clip):
+    config = SourceConfig()
+    video = probe(sample_clip, config).video
+    decoders = [
+        Decoder(sample_clip, video, config.model_copy(update={"decoder": name}))
+        for name in ("cpu", "nvdec")
+    ]
+    count = 0
+    for one, other in zip(*(decoder.frames() for decoder in decoders), strict=True):
+        assert (one.pts, one.layout) == (other.pts, other.layout)
+        assert all(map(np.array_equal, one.planes, other.planes))
+        count += 1
+    assert count == 325

@@ -137,7 +137,8 @@ class Decoder:
         self._container = self._open()
 
     def _open(self) -> InputContainer:
-        container = open_source(self._path, self._config.max_pixels)
+        on_gpu = self._config.decoder == "nvdec"
+        container = open_source(self._path, self._config.max_pixels, on_gpu=on_gpu)
         num_streams = len(container.streams)
         stream = container.streams[self._video.index] if self._video.index < num_streams else None
         if not isinstance(stream, VideoStream) or stream.codec_context is None:

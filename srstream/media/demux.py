@@ -16,13 +16,14 @@ from pathlib import Path
 
 import av
 from av.codec.context import CodecContext
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition, Stream
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from srstream.errors import MediaError, UsageError
+from srstream.errors import MediaError, SrstreamError, UsageError
 from srstream.media.errors import libav_errors, sentence
 
 CLOCK_WRAP = 1 << 33
@@ -40,8 +41,8 @@ _CUT_ANYWHERE = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc"}
 _MAX_HEADLESS = 300
 
 
-def open_source(path: Path, max_pixels: int) -> InputContainer:
-    """Open a file for reading.
+def open_source(path: Path, max_pixels: int, *, on_gpu: bool = False) -> InputContainer:
+    """Open a file for reading; `on_gpu`: its video is decoded by NVDEC, which must open.
 
     Raises:
         UsageError: it is missing, a directory, or may not be read.
@@ -63,11 +64,29 @@ def open_source(path: Path, max_pixels: int) -> InputContainer:
         return av.open(
             str(path.absolute()),
             metadata_errors="replace",
+            hwaccel=HWAccel("cuda", allow_software_fallback=False) if on_gpu else None,
             options={
                 "max_pixels": str(min(max_pixels, _MAX_PIXELS_OF_LIBAV)),
                 "protocol_whitelist": "file,crypto,data",
             },
         )
+
+
+def nvdec_fault(path: Path) -> str | None:
+    """Why NVIDIA's decoder cannot decode this file here; None where it does.
+
+    libav has it compiled in on every machine and says "operation not permitted" without a driver;
+    a codec that the GPU doesn't know shows with the first frame only.
+    """
+    try:
+        with open_source(path, MAX_PIXELS, on_gpu=True) as container:
+            next(container.decode(video=0), None)
+    except (SrstreamError, av.FFmpegError, RuntimeError, NotImplementedError) as error:
+        cause = error.__cause__ if isinstance(error, SrstreamError) else error
+        if isinstance(cause, PermissionError):
+            return "NVDEC cannot be opened on this machine (no NVIDIA driver or no GPU)"
+        return f"NVDEC does not decode this video ({cause or error})"
+    return None
 
 
 def cut_off_index(path: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,7 @@ from srstream.config import JobConfig, ScaleConfig
 from srstream.engines.contract import Engine
 from srstream.engines.table import ENGINES, choose_engine, engine_name
 from srstream.errors import RefusedError, TruncatedError, UsageError
+from srstream.media.demux import nvdec_fault
 from srstream.media.output import plan_output
 from srstream.media.probe import probe, scan_packets
 from srstream.media.types import (
@@ -109,6 +110,7 @@ def make_plan(
         raise UsageError(f"{source}: this is no regular file; give a file that can be read twice.")
     info = probe(source, config.source)
     size = output_size(info.video, config.scaling, spec.scale)
+    config, decoder_notes = _with_decoder(source, config)
     on_gpu = engine_name(config.engine) == "tensorrt" and not config.deterministic
     plan = plan_output(info, config, output, size, on_gpu=on_gpu)
     if plan.path.resolve() == source.resolve():
@@ -133,7 +135,7 @@ def make_plan(
     job = JobPlan(
         source=info,
         index=index,
-        output=plan,
+        output=replace(plan, notes=(*plan.notes, *decoder_notes)),
         model=spec,
         engine=engine,
         engine_reason=reason,
@@ -144,6 +146,24 @@ def make_plan(
     )
     _check_disk(job)
     return job
+
+
+def _with_decoder(source: Path, config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
+    """The config with the decoder that is used, and what is to be said of it.
+
+    Raises:
+        RefusedError: NVDEC was asked for and doesn't open.
+    """
+    asked = config.source.decoder
+    if asked == "cpu":
+        return config, ()
+    fault = nvdec_fault(source)
+    if fault is not None and asked == "nvdec":
+        raise RefusedError(f"{source}: {fault}; use --decoder cpu.")
+    chosen = "nvdec" if fault is None else "cpu"
+    note = "Decoded by NVDEC, on the GPU." if fault is None else f"Decoded on the CPU: {fault}."
+    section = config.source.model_copy(update={"decoder": chosen})
+    return config.model_copy(update={"source": section}), (note,)
 
 
 def output_size(video: VideoInfo, scaling: ScaleConfig, model_scale: int) -> tuple[int, int]:
