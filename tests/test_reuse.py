@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import srstream
+from srstream.color import Sampling, resample_plane
 from srstream.config import EngineConfig, JobConfig, ModelConfig, ReuseConfig
 from srstream.engines.openvino import OpenVinoEngine
 from srstream.engines.tiles import Rectangle
 from srstream.frame import ColorSpec, PlaneLayout
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack, model_spec, weights_path
 from srstream.pipeline.enhancer import Enhancer
-from srstream.pipeline.reuse import RECTANGLE_PIXELS, CellGrid, Memory
+from srstream.pipeline.reuse import RECTANGLE_PIXELS, CellGrid, Memory, ResampledPlane
 from tests import clips
 from tests.networks import model_network
 from tests.test_enhancer import YUV420, frame_of, output, video
@@ -102,6 +103,38 @@ def test_large_rectangles_are_split_to_what_an_engine_may_be_given():
     assert len(cover) > 4
     assert all(r.window(400, 400, 8).num_pixels <= 100 * 100 for r in cover)
     assert CellGrid(2160, 3840, 8).side > 8
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_plane_whose_rows_changed_is_resampled_to_the_same_bits(data):
+    height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 30))
+    factor = data.draw(st.sampled_from([1, 2, 3, 4, 2.5]))
+    shape = max(1, int(height * factor)), max(1, int(width * factor))
+    shift = data.draw(st.sampled_from([0.0, 0.5, 1.0]))
+    rows = Sampling.between(2 * height, 2 * shape[0], stride_in=2, shift_in=shift, stride_out=2)
+    columns = Sampling.between(2 * width, 2 * shape[1], stride_in=2, shift_in=shift, stride_out=2)
+    memory = ResampledPlane()
+    random = np.random.default_rng(height * width)
+    plane = random.integers(0, 1024, (height, width), dtype=np.uint16)
+    for _ in range(4):
+        made = memory.resample(plane, shape, rows, columns, 1023)
+        assert np.array_equal(made, resample_plane(plane, shape, rows, columns, 1023))
+        before = made.copy()
+        plane = plane.copy()
+        first = data.draw(st.integers(0, height - 1))
+        last = min(height, first + data.draw(st.integers(0, 4)))
+        plane[first:last] ^= random.integers(0, 2, (last - first, width), dtype=np.uint16)
+        memory.resample(plane, shape, rows, columns, 1023)
+        assert np.array_equal(made, before), "what was handed out was written to"
+
+
+def test_a_plane_that_is_the_same_is_not_resampled_again():
+    plane = np.arange(40, dtype=np.uint8).reshape(5, 8)
+    memory, how = ResampledPlane(), ((10, 16), Sampling(0.5, -0.25), Sampling(0.5, -0.25), 255)
+    made = memory.resample(plane, *how)
+    assert memory.resample(plane.copy(), *how) is made
+    assert memory.resample(plane, (20, 32), *how[1:]).shape == (20, 32)
 
 
 def test_with_a_threshold_errors_never_add_up():

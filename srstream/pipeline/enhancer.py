@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,12 +28,14 @@ from srstream.engines.tiles import Rectangle, Tile, TileGrid, choose_tiles
 from srstream.errors import EngineError, EngineMemoryError, RefusedError
 from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
 from srstream.media.types import OutputVideo, VideoInfo
-from srstream.pipeline.reuse import CellGrid, Memory
+from srstream.pipeline.reuse import CellGrid, Memory, ResampledPlane
 
 logger = logging.getLogger(__name__)
 
 MAX_OPEN_SESSIONS = 4
 """A stream may change its size back and forth; more than these aren't kept compiled."""
+
+Resample = Callable[[Any, tuple[int, int], Sampling, Sampling, int], Plane]
 
 NO_REUSE = ReuseConfig(enabled=False)
 
@@ -143,6 +146,7 @@ class Enhancer:
         self._jobs: deque[_Job] = deque()
         self._reuse = reuse
         self._memories: dict[tuple[int, TileFormat, tuple[int, ...]], Memory] = {}
+        self._chroma_memories = (ResampledPlane(), ResampledPlane())
         self._last_pushed: Frame | None = None
         self._last_enlarged: dict[int, list[Plane]] = {}
         self._last_output: Frame | None = None
@@ -213,6 +217,7 @@ class Enhancer:
     def forget(self) -> None:
         """The next frame is computed as a whole: what comes of it depends on none before it."""
         self._memories.clear()
+        self._chroma_memories = (ResampledPlane(), ResampledPlane())
         self._last_pushed = None
 
     def close(self) -> None:
@@ -654,11 +659,15 @@ class Enhancer:
         made = code_range(bits, is_full_range(job.color, job.layout), is_chroma=True)
         target = self._target_range(is_chroma=True)
         return [
-            colour.convert_codes(
-                colour.resample_plane(plane, shape, rows, columns, made.peak), made, target
-            )
-            for plane in planes
+            colour.convert_codes(resample(plane, shape, rows, columns, made.peak), made, target)
+            for plane, resample in zip(planes, self._chroma_resamplers(), strict=True)
         ]
+
+    def _chroma_resamplers(self) -> list[Resample]:
+        """Of U and V; bicubic chroma that did not change is not made again."""
+        if self._makes_chroma or not self._reuse.enabled:
+            return [colour.resample_plane] * 2
+        return [memory.resample for memory in self._chroma_memories]
 
     def _to_rgb(self, job: _Job, planes: Sequence[Plane]) -> list[Plane]:
         output = self._output

@@ -8,6 +8,7 @@ each of which costs its halo once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from srstream.color import Sampling, resample_plane
 from srstream.engines.tiles import Rectangle
 from srstream.frame import Plane
 
@@ -275,3 +277,49 @@ class Memory:
         window = side + 2 * grid.halo
         views = np.lib.stride_tricks.sliding_window_view(padded, (window, window))
         return views[::side, ::side].copy()
+
+
+class ResampledPlane:
+    """What a plane became by interpolation, and what it was made of: rows that are the same stay.
+
+    The result is that of `resample_plane` to the last bit.
+    """
+
+    def __init__(self) -> None:
+        self._how: tuple[object, ...] = ()
+        self._source: Plane = np.empty((0, 0), np.uint8)
+        self._made: Plane = self._source
+
+    def resample(
+        self, plane: Plane, shape: tuple[int, int], rows: Sampling, columns: Sampling, peak: int
+    ) -> Plane:
+        """See `resample_plane`. The array may be returned again; it is not to be written to."""
+        how = plane.shape, plane.dtype, shape, rows, columns, peak
+        if how != self._how:
+            self._made = resample_plane(plane, shape, rows, columns, peak)
+        else:
+            self._made = self._updated(plane, shape, rows, columns, peak)
+        self._how, self._source = how, plane
+        return self._made
+
+    def _updated(
+        self, plane: Plane, shape: tuple[int, int], rows: Sampling, columns: Sampling, peak: int
+    ) -> Plane:
+        changed = np.flatnonzero((plane != self._source).any(axis=1))
+        if not len(changed):
+            return self._made
+        height = plane.shape[0]
+        factor = shape[0] // height
+        if (factor * height, factor * plane.shape[1]) != shape or factor * rows.step != 1:
+            return resample_plane(plane, shape, rows, columns, peak)
+        # An output row depends on two input rows each way from its place, which lies off its
+        # cell by the offset.
+        reach = 3 + math.ceil(abs(rows.offset))
+        first, end = max(int(changed[0]) - reach, 0), min(int(changed[-1]) + 1 + reach, height)
+        top, bottom = max(first - reach, 0), min(end + reach, height)
+        band = resample_plane(
+            plane[top:bottom], (factor * (bottom - top), shape[1]), rows, columns, peak
+        )
+        made = self._made.copy()
+        made[factor * first : factor * end] = band[factor * (first - top) : factor * (end - top)]
+        return made
