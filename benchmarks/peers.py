@@ -57,6 +57,8 @@ METHODS = [
     Method("bicubic", "OpenCV's bicubic and x264: the floor"),
     Method("fast", "srstream enhance --model fast"),
     Method("balanced", "srstream enhance --model balanced"),
+    Method("fast_int8", "srstream enhance --model fast --precision int8"),
+    Method("balanced_int8", "srstream enhance --model balanced --precision int8"),
     Method("fsrcnn", "OpenCV's FSRCNN (dnn_superres)", is_slow=True),
     Method("animevideov3", "Real-ESRGAN's animevideov3 in ncnn, on the CPU", is_slow=True),
     Method(
@@ -141,8 +143,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> list[Row]:
 
 
 def command(method: Method, source: Path, target: Path, arguments: argparse.Namespace) -> list[str]:
-    if method.name in ("fast", "balanced"):
-        options = ["--model", method.name, "--crf", CRF, "--preset", "veryfast"]
+    if method.what.startswith("srstream enhance"):
+        options = [*method.what.split()[2:], "--crf", CRF, "--preset", "veryfast"]
         cli = [sys.executable, "-m", "srstream", "enhance"]
         return [*cli, str(source), "-o", str(target), *options]
     weights = ["--weights", str(arguments.weights)]

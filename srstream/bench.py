@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import av
 import cv2
@@ -26,10 +26,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from srstream.config import EncodeConfig, EngineConfig, JobConfig, ModelConfig
+from srstream.config import EncodeConfig, EngineConfig, JobConfig, ModelConfig, Precision
 from srstream.engines.contract import Engine, TileFormat
 from srstream.engines.openvino import import_openvino
 from srstream.engines.table import ENGINES, can_run, open_engine
+from srstream.errors import EngineError
 from srstream.frame import Frame, Plane
 from srstream.media.decode import Decoder
 from srstream.media.encode import SegmentEncoder
@@ -205,11 +206,17 @@ def _networks(threads: int, gemm: float, shape: tuple[int, int]) -> list[Network
         for name in ENGINES:
             if not can_run(name):
                 continue
-            engine = open_engine(name, EngineConfig(threads=threads), ModelConfig(name=model), spec)
-            fps = network_fps(engine, spec, shape)
-            engine.close()
-            gflops = 2e3 * spec.kmac_per_pixel * shape[0] * shape[1] * fps / 1e9
-            measured.append(Network(name, model, fps, gflops, gflops / gemm))
+            for precision in get_args(Precision) if name == "openvino" else ("float32",):
+                config = EngineConfig(threads=threads, precision=precision)
+                try:
+                    engine = open_engine(name, config, ModelConfig(name=model), spec)
+                except EngineError:  # not on this processor, or not for this model
+                    continue
+                fps = network_fps(engine, spec, shape)
+                engine.close()
+                gflops = 2e3 * spec.kmac_per_pixel * shape[0] * shape[1] * fps / 1e9
+                called = name if precision == "float32" else f"{name}, {precision}"
+                measured.append(Network(called, model, fps, gflops, gflops / gemm))
     return measured
 
 
@@ -310,6 +317,15 @@ def advice(report: Report) -> list[str]:
         found.append("the network is what takes the time; a GPU engine or more cores would help.")
         if own is not None and fast is not None and own.fps < 0.7 * fast.fps:
             found.append(f"--model fast runs {fast.fps / own.fps:.1f} times as many frames.")
+        int8 = next(
+            (n for n in report.networks if (n.model, n.engine) == (report.model, "openvino, int8")),
+            None,
+        )
+        if own is not None and int8 is not None and int8.fps > 1.2 * own.fps:
+            found.append(
+                f"--precision int8 runs the network {int8.fps / own.fps:.1f} times as fast, for "
+                "less than 0.1 dB."
+            )
     if report.slowest_stage == "encode":
         found.append("the encoder is what takes the time; a faster --preset would help.")
     if report.slowest_stage == "decode":

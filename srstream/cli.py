@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from srstream.config import DecoderName, EngineName
+from srstream.config import DecoderName, EngineName, Precision
 from srstream.errors import InterruptedJobError, SrstreamError, UsageError
 
 app = typer.Typer(
@@ -60,6 +60,9 @@ End = Annotated[
 ]
 EngineOption = Annotated[EngineName, typer.Option("--engine", help="Where the network runs.")]
 DecoderOption = Annotated[DecoderName, typer.Option("--decoder", help="What decodes the source.")]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", help="float32 is exact, the others are faster.")
+]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 takes all cores.")]
 MaxMemory = Annotated[
     str | None, typer.Option("--max-memory", help="Memory the job may use, such as 800M or 2G.")
@@ -101,6 +104,7 @@ def enhance(
     end: End = None,
     decoder: DecoderOption = "cpu",
     engine: EngineOption = "auto",
+    precision: PrecisionOption = "float32",
     threads: Threads = 0,
     max_memory: MaxMemory = None,
     no_reuse: NoReuse = False,
@@ -127,6 +131,7 @@ def enhance(
         model={"name": model, "restore": parse_restore(restore), "detail": detail},
         engine={
             "name": engine,
+            "precision": precision,
             "threads": threads,
             "max_memory_bytes": parse_bytes(max_memory),
         },
@@ -173,6 +178,7 @@ def plan(
     end: End = None,
     decoder: DecoderOption = "cpu",
     engine: EngineOption = "auto",
+    precision: PrecisionOption = "float32",
     threads: Threads = 0,
     max_memory: MaxMemory = None,
     salvage: Salvage = False,
@@ -191,6 +197,7 @@ def plan(
         model={"name": model, "restore": parse_restore(restore), "detail": detail},
         engine={
             "name": engine,
+            "precision": precision,
             "threads": threads,
             "max_memory_bytes": parse_bytes(max_memory),
         },

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 EngineName = Literal["auto", "openvino", "pytorch", "tensorrt"]
+Precision = Literal["float32", "bfloat16", "int8"]
 DecoderName = Literal["cpu", "nvdec", "auto"]
 
 
@@ -36,6 +37,9 @@ class EngineConfig(Section):
 
     name: EngineName = Field(
         "auto", description="inference engine; auto: tensorrt where it can run, else openvino"
+    )
+    precision: Precision = Field(
+        "float32", description="what OpenVINO computes in; the others are faster and less exact"
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 takes all available cores")
     max_memory_bytes: int | None = Field(

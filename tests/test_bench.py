@@ -53,6 +53,8 @@ def test_advice_follows_from_what_was_measured():
     ]  # fmt: skip
     report = Report("", "balanced", 2, 66.0, networks, stages, "enhance", 9.0)
     assert any("--model fast runs 6.0 times" in sentence for sentence in advice(report))
+    networks.append(Network("openvino, int8", "balanced", 15.0, 174.0, 2.7))
+    assert any("--precision int8 runs the network 3.0 times" in s for s in advice(report))
     encoding = replace(report, slowest_stage="encode")
     assert any("--preset" in sentence for sentence in advice(encoding))
     slow = replace(report, command_fps=2.0)

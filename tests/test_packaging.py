@@ -46,7 +46,7 @@ def metadata(wheel: zipfile.ZipFile, name: str) -> str:
 
 def test_the_wheel_holds_the_weights_and_their_cards(wheel: zipfile.ZipFile) -> None:
     files = sorted(path for path in WEIGHTS.iterdir() if path.is_file())
-    assert {path.suffix for path in files} >= {".onnx", ".safetensors", ".md"}
+    assert {path.suffix for path in files} >= {".onnx", ".safetensors", ".md", ".json"}
     for path in files:
         assert wheel.read(f"srstream/models/weights/{path.name}") == path.read_bytes()
 

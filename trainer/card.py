@@ -52,6 +52,7 @@ def model_card(
     pictures: list[str],
     scores: dict[str, tuple[Score, Score]],
     hashes: dict[str, str],
+    note: str = "",
 ) -> str:
     """Markdown: what the weights are, how they were made, from what, and how good they are."""
     stem = weights_stem(weights.spec.name, weight_set)
@@ -76,6 +77,7 @@ def model_card(
         "## Quality",
         _how_it_was_measured(weights.spec),
         _table(head, rows),
+        *(["## Note", note] if note else []),
         "## Training pictures",
         f"{len(sources(pictures))} pictures, each with its hash in `{stem}.pictures.txt`.",
         _table(["group", "pictures", "source", "licence"], groups),

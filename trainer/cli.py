@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from srstream.config import Precision
 from srstream.errors import SrstreamError, UsageError
 from srstream.models.table import WeightSet
 from trainer.card import figures
@@ -80,6 +81,9 @@ def evaluate(
         str, typer.Option(help="0 to 1, or auto: as `srstream enhance` would choose for a clip")
     ] = "0",
     detail: Annotated[float, typer.Option(min=0, max=1, help="as `srstream enhance` has it")] = 0.0,
+    precision: Annotated[
+        Precision, typer.Option(help="of models by name, as `srstream enhance` has it")
+    ] = "float32",
     subsampled: Annotated[
         bool, typer.Option("--subsampled", help="pictures go through 4:2:0, as video does")
     ] = False,
@@ -106,12 +110,24 @@ def evaluate(
         num_frames=frames,
         restore=_restore(restore),
         detail=detail,
+        precision=precision,
         subsampled=subsampled,
         judge=_judge(lpips, lpips_heads) if judge else None,
     )
     Console(soft_wrap=True).print(comparison.markdown(), end="", highlight=False, markup=False)
     for path in save or []:
         comparison.save(path)
+
+
+@app.command()
+def calibrate(
+    weights: Annotated[Path, typer.Argument(help="a .safetensors file with its .onnx beside it")],
+    data: Annotated[Path, typer.Option(help="folder of pictures, best those it was trained on")],
+) -> None:
+    """Measure what a network needs to run in 8 bits (`srstream enhance --precision int8`)."""
+    from trainer.calibrate import calibrate as write_ranges
+
+    Console(soft_wrap=True).print(str(write_ranges(weights, data)), highlight=False)
 
 
 @app.command()
@@ -176,11 +192,12 @@ def export(
         list[Path] | None,
         typer.Option("--clip", help="video to measure on at four CRFs; may be given repeatedly"),
     ] = None,
+    note: Annotated[str, typer.Option(help="a paragraph for the card")] = "",
 ) -> None:
     """Write a run's averaged weights as ONNX and safetensors, with a measured model card."""
     from trainer.export import export as export_run
 
-    scores = export_run(run_dir, data, test_sets, output, weight_set, clips=clips or [])
+    scores = export_run(run_dir, data, test_sets, output, weight_set, clips=clips or [], note=note)
     print_scores(run_dir.name, scores)
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from srstream.engines.openvino import import_openvino
+from srstream.config import Precision
+from srstream.engines.int8 import SUFFIX, ranges_json
+from srstream.engines.openvino import HINTS, import_openvino
 from srstream.errors import UsageError, WeightsError
 from srstream.models.checkpoint import Weights, safetensors_bytes
 from srstream.models.networks import (
@@ -25,10 +27,12 @@ from srstream.models.networks import (
 )
 from srstream.models.onnx_graph import onnx_model
 from srstream.models.table import ModelSpec, WeightSet, weights_stem
+from trainer.calibrate import activation_ranges, sample_pictures
 from trainer.card import model_card, picture_listing
 from trainer.clipset import load_test_clip
 from trainer.codec import x264_at
 from trainer.config import TrainConfig
+from trainer.data import find_pictures
 from trainer.evaluate import (
     PlaneFunction,
     Score,
@@ -91,12 +95,15 @@ def export(
     weight_set: WeightSet = "faithful",
     *,
     clips: Sequence[Path] = (),
+    note: str = "",
 ) -> dict[str, tuple[Score, Score]]:
     """Writes `STEM.onnx`, `.safetensors`, `.md` and `.pictures.txt`.
 
     Returns what the ONNX file reached on each test set, and on each clip at each of `CLIP_CRFS`,
-    measured through OpenVINO, beside what bicubic reaches. Raises `WeightsError` if OpenVINO and
-    PyTorch disagree.
+    measured through OpenVINO, beside what bicubic reaches. `note` goes into the card.
+
+    Raises:
+        WeightsError: OpenVINO and PyTorch disagree.
     """
     run = load_run(run_dir)
     if not isinstance(run.network, UpscalingStack | Generator):
@@ -129,8 +136,12 @@ def export(
         f"{stem}.safetensors": safetensors_bytes(weights, half=half),
         f"{stem}.pictures.txt": picture_listing(data_dir, run.pictures).encode(),
     }
+    if isinstance(run.network, UpscalingStack):
+        seen = sample_pictures(find_pictures(data_dir))
+        ranges = activation_ranges(run.network, seen)
+        files[f"{stem}{SUFFIX}"] = ranges_json(onnx_bytes, ranges, len(seen)).encode()
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    card = model_card(weights, weight_set, run.config, data_dir, run.pictures, scores, hashes)
+    card = model_card(weights, weight_set, run.config, data_dir, run.pictures, scores, hashes, note)
     files[f"{stem}.md"] = card.encode()
     for name, content in files.items():
         write_atomically(output_dir / name, content)
@@ -143,9 +154,9 @@ def openvino_planes(onnx_bytes: bytes) -> PlaneFunction:
     return compiled_planes(core, core.read_model(onnx_bytes))
 
 
-def compiled_planes(core: Any, model: Any) -> PlaneFunction:
-    """An OpenVINO network as a function, float32."""
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+def compiled_planes(core: Any, model: Any, precision: Precision = "float32") -> PlaneFunction:
+    """An OpenVINO network as a function; for int8 it must be quantised."""
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision]})
 
     def run(lr_1CHW: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         results = compiled([lr_1CHW])

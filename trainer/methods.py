@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from srstream.config import ModelConfig
+from srstream.config import ModelConfig, Precision
+from srstream.engines.int8 import quantise, ranges_of
 from srstream.engines.openvino import blended_network, import_openvino
 from srstream.errors import UsageError
 from srstream.models.blend import blend_of
@@ -21,7 +22,9 @@ from trainer.sparse import load_dictionaries, sparse_upscaler
 BICUBIC = "bicubic"
 
 
-def method_of(name: str, *, restore: float = 0.0, detail: float = 0.0) -> Method:
+def method_of(
+    name: str, *, restore: float = 0.0, detail: float = 0.0, precision: Precision = "float32"
+) -> Method:
     """`bicubic`, a model's name, a run's folder, or a file: `.onnx`, `.safetensors`, `.npz`.
 
     The knobs mix the sets of weights that ship with a model.
@@ -33,7 +36,7 @@ def method_of(name: str, *, restore: float = 0.0, detail: float = 0.0) -> Method
     if name == BICUBIC:
         return Method(BICUBIC, bicubic_upscaler(SCALE))
     if name in MODELS:
-        return _shipped(model_spec(name), restore, detail)
+        return _shipped(model_spec(name), restore, detail, precision)
     if path.is_dir():
         run = load_run(path)
         spec = run.network.spec
@@ -58,12 +61,16 @@ def method_of(name: str, *, restore: float = 0.0, detail: float = 0.0) -> Method
     return _of_weights(path.stem, load_weights(path))
 
 
-def _shipped(spec: ModelSpec, restore: float, detail: float) -> Method:
+def _shipped(spec: ModelSpec, restore: float, detail: float, precision: Precision) -> Method:
     blend = blend_of(ModelConfig(name=spec.name, restore=restore, detail=detail), spec)
     core = import_openvino().Core()
-    upscale = model_upscaler(compiled_planes(core, blended_network(core, blend)), spec)
+    network = blended_network(core, blend)
+    if precision == "int8":
+        quantise(network, ranges_of(blend))
+    upscale = model_upscaler(compiled_planes(core, network, precision), spec)
     knobs = {"restore": restore, "detail": detail}
     turned = "".join(f" {knob} {value:g}" for knob, value in knobs.items() if value)
+    turned += "" if precision == "float32" else f" {precision}"
     weights = load_weights(weights_path(spec.name, ".safetensors"))
     return Method(spec.name + turned, upscale, _size(weights), spec.kmac_per_pixel, weights.recipe)
 

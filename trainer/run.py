@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
+from srstream.config import Precision
 from srstream.errors import UsageError
 from srstream.models.checkpoint import load_weights
 from trainer.clips import degraded_pairs
@@ -100,6 +101,7 @@ def compare(
     num_frames: int = 24,
     restore: float | Literal["auto"] = 0.0,
     detail: float = 0.0,
+    precision: Precision = "float32",
     subsampled: bool = False,
     judge: Judge | None = None,
 ) -> Comparison:
@@ -117,7 +119,10 @@ def compare(
             name: automatic_restore(encoded, name) if restore == "auto" else restore
             for name in names
         }
-        return [method_of(name, restore=knobs[name], detail=detail) for name in names]
+        return [
+            method_of(name, restore=knobs[name], detail=detail, precision=precision)
+            for name in names
+        ]
 
     fixed = methods()
     whole = Comparison(fixed, judge_name=PerceptualDistance.name if judge is None else judge.name)

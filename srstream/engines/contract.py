@@ -46,6 +46,8 @@ class Capabilities:
     num_streams: int
     """Tiles that are computed at the same time."""
     num_threads: int
+    precision: str = "float32"
+    """What the network is computed in."""
     min_bits: int = 8
     max_bits: int = 16
     takes_any_shape: bool = False

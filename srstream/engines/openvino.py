@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from platformdirs import user_cache_dir
 
-from srstream.config import EngineConfig, ModelConfig
+from srstream.config import EngineConfig, ModelConfig, Precision
 from srstream.engines.contract import Capabilities, Matrix, Ticket, TileFormat, check_tile
+from srstream.engines.int8 import quantise, ranges_of
 from srstream.errors import EngineError, WeightsError
 from srstream.frame import Plane
 from srstream.models.blend import Blend, WeightFile, blend_of
@@ -37,6 +38,9 @@ CACHE_FORMAT = 2
 """Raise it when the graph built around the network changes: cached blobs are then left alone."""
 
 MAX_CACHED_GRAPHS = 200
+
+HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+"""What is not quantised is computed in float32."""
 
 LIVE_ACTIVATIONS = 4
 """Feature maps that are alive at once at the most: in, out, the quantised codes, and slack."""
@@ -98,6 +102,12 @@ class OpenVinoEngine:
             device = str(self.core.get_property("CPU", "FULL_DEVICE_NAME"))
         except (ImportError, RuntimeError) as error:
             raise EngineError(f"OpenVINO cannot be loaded ({_first_line(error)})") from error
+        self.precision = config.precision
+        self.ranges = ranges_of(self.blend) if config.precision == "int8" else None
+        if config.precision not in self._precisions():
+            raise EngineError(
+                f"this processor does not compute in {config.precision}; leave --precision out"
+            )
         self.cache_dir = cache_dir or Path(user_cache_dir("srstream")) / "openvino"
         num_threads = config.threads or available_threads()
         self.capabilities = Capabilities(
@@ -113,6 +123,7 @@ class OpenVinoEngine:
             * LIVE_ACTIVATIONS,
             num_streams=num_threads,
             num_threads=num_threads,
+            precision=config.precision,
             # An RGB network's 9x9 convolutions are summed up in an order that depends on the shape.
             takes_any_shape=spec.colour != "rgb",
         )
@@ -128,9 +139,10 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "THROUGHPUT",
             "NUM_STREAMS": str(can.num_streams),
             "INFERENCE_NUM_THREADS": str(can.num_threads),
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
         }
         what: list[object] = [CACHE_FORMAT, self.openvino.__version__, can.device, can.colour]
+        what.append(self.ranges)
         what.append(can.weights_sha256)
         what += [tile, sorted(options.items())]
         key = hashlib.sha256(repr(what).encode()).hexdigest()
@@ -144,8 +156,16 @@ class OpenVinoEngine:
     def close(self) -> None:
         """Nothing outlives the object."""
 
+    def _precisions(self) -> set[str]:
+        """What the processor computes in at its full speed."""
+        names = {"FP32": "float32", "BF16": "bfloat16", "INT8": "int8"}
+        can = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return {names[name] for name in can if name in names}
+
     def _compile(self, tile: TileFormat, options: dict[str, str]) -> Any:
         network = blended_network(self.core, self.blend)
+        if self.ranges is not None:
+            quantise(network, self.ranges)
         try:
             graph = integer_graph(self.openvino, network, tile, self.capabilities.form)
         except (RuntimeError, IndexError, AttributeError) as error:

@@ -1,0 +1,86 @@
+"""The ranges that a network's activations have on pictures, for running it in 8-bit integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from srstream.engines.int8 import Ranges, ranges_json, ranges_path
+from srstream.errors import UsageError
+from srstream.models.checkpoint import load_weights
+from srstream.models.networks import Network, UpscalingStack, network_from_weights
+from trainer.data import find_pictures, read_rgb
+from trainer.degrade import downscale
+from trainer.evaluate import LowResolution
+from trainer.planes import Picture
+from trainer.state import write_atomically
+
+NUM_PICTURES = 32
+CROP = 512
+"""Of the originals; 128 in low resolution."""
+
+
+def calibrate(weights: Path, data_dir: Path) -> Path:
+    """Writes the ranges file beside `STEM.safetensors` and `STEM.onnx`; returns its path.
+
+    Raises:
+        UsageError: no `.onnx` file is there, or the model is none that runs in 8 bits.
+        WeightsError: the weights cannot be read.
+    """
+    graph = weights.with_suffix(".onnx")
+    if not graph.is_file():
+        raise UsageError(f"{graph} does not exist; export the weights first")
+    pictures = sample_pictures(find_pictures(data_dir))
+    network = network_from_weights(load_weights(weights.with_suffix(".safetensors")))
+    content = ranges_json(graph.read_bytes(), activation_ranges(network, pictures), len(pictures))
+    path = ranges_path(weights)
+    write_atomically(path, content.encode())
+    return path
+
+
+def sample_pictures(paths: Sequence[Path]) -> list[Picture]:
+    """The middles of up to `NUM_PICTURES` pictures, spread over all of them."""
+    step = max(1, -(-len(paths) // NUM_PICTURES))
+    return [_middle(read_rgb(path)) for path in paths[::step]]
+
+
+def activation_ranges(network: Network, pictures: Sequence[Picture]) -> Ranges:
+    """The least and the largest value that comes into each convolution but the first.
+
+    Raises:
+        UsageError: the network is no stack of convolutions.
+    """
+    if not isinstance(network, UpscalingStack):
+        raise UsageError(f"{network.spec.name} does not run in 8 bits; fast and balanced do")
+    ranges: Ranges = {}
+
+    def watch(name: str) -> Any:
+        def see(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            low, high = (float(n) for n in inputs[0].aminmax())
+            before = ranges.get(name, (0.0, 0.0))
+            ranges[name] = min(before[0], low), max(before[1], high)
+
+        return see
+
+    hooks = [
+        convolution.register_forward_pre_hook(watch(f"convolutions.{layer}"))
+        for layer, convolution in enumerate(network.convolutions)
+        if layer
+    ]
+    with torch.inference_mode():
+        for rgb_HW3 in pictures:
+            lr = LowResolution.of_picture(downscale(rgb_HW3, network.spec.scale))
+            network(torch.from_numpy(lr.input_of(network.spec.colour)))
+    for hook in hooks:
+        hook.remove()
+    return ranges
+
+
+def _middle(rgb_HW3: Picture) -> Picture:
+    height, width = (min(side, CROP) // 8 * 8 for side in rgb_HW3.shape[:2])
+    top, left = (rgb_HW3.shape[0] - height) // 2, (rgb_HW3.shape[1] - width) // 2
+    return rgb_HW3[top : top + height, left : left + width]
