@@ -5,6 +5,8 @@
 Each clip's first frames are brought to 320x180 and encoded with x264 at CRF 23 and 30; slides and a
 repeated frame are made. Medians of three runs on one thread; the frames are compared bit for bit.
 `unchanged`: the share of 32x32 tiles that are the last frame's, 8 pixels around included.
+
+With a threshold the frames differ; `PSNR` is then that of luma beside the exact result, in dB.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from srstream.frame import Frame
 from srstream.media.decode import Decoder
 from srstream.pipeline.enhancer import Enhancer
 from srstream.pipeline.plan import JobPlan, make_plan
+from srstream.quality import psnr
 from trainer.clips import decoded_frames, frame_to_rgb
 from trainer.codec import Yuv, encode, x264_at
 from trainer.planes import Picture, as_yuv420
@@ -36,17 +39,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("clips", nargs="*", type=Path, help="real video")
     parser.add_argument("--frames", type=int, default=40, help="of each clip")
+    parser.add_argument("--threshold", type=int, default=0, help="as --reuse-threshold has it")
     arguments = parser.parse_args()
-    print(f"{'clip':42}{'unchanged':>10}{'computed':>10}{'saved':>8}{'speed-up':>10}")
+    head = f"{'clip':42}{'unchanged':>10}{'computed':>10}{'saved':>8}{'speed-up':>10}"
+    print(head + (f"{'PSNR':>8}" if arguments.threshold else ""))
     for clip in arguments.clips:
         pictures = [
             cv2.resize(frame_to_rgb(f), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA).astype("u1")
             for f in islice(decoded_frames(clip), arguments.frames)
         ]
         for crf in (23.0, 30.0):
-            report(f"{clip.stem}, CRF {crf:g}", [as_yuv420(p) for p in pictures], crf)
-    report("slides, CRF 23", [as_yuv420(p) for p in slides(60)], 23.0)
-    report("one frame repeated", [as_yuv420(next(slides(1)))] * 60, None)
+            frames = [as_yuv420(p) for p in pictures]
+            report(f"{clip.stem}, CRF {crf:g}", frames, crf, arguments.threshold)
+    report("slides, CRF 23", [as_yuv420(p) for p in slides(60)], 23.0, arguments.threshold)
+    report("one frame repeated", [as_yuv420(next(slides(1)))] * 60, None, arguments.threshold)
 
 
 def slides(count: int) -> Iterator[Picture]:
@@ -60,8 +66,8 @@ def slides(count: int) -> Iterator[Picture]:
         yield page
 
 
-def report(name: str, frames: list[Yuv], crf: float | None) -> None:
-    """One line; `SystemExit` if reuse changed a single sample."""
+def report(name: str, frames: list[Yuv], crf: float | None, threshold: int) -> None:
+    """One line; `SystemExit` if exact reuse changed a single sample."""
     path = Path("reuse-benchmark.mp4")
     path.write_bytes(encode(frames, x264_at(20.0 if crf is None else crf)))
     config = JobConfig(model=ModelConfig(name="fast", restore=0.0), engine=EngineConfig(threads=1))
@@ -77,14 +83,19 @@ def report(name: str, frames: list[Yuv], crf: float | None) -> None:
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(3):
         without = enhance(plan, decoded, ReuseConfig(enabled=False), seconds[False])[0]
-        made, share = enhance(plan, decoded, ReuseConfig(), seconds[True])
+        made, share = enhance(plan, decoded, ReuseConfig(threshold=threshold), seconds[True])
         for a, b in zip(made, without, strict=True):
-            if not all(map(np.array_equal, a.planes, b.planes)):
+            if not threshold and not all(map(np.array_equal, a.planes, b.planes)):
                 raise SystemExit(f"{name}: a frame differs")
+    quality = [
+        psnr(a.planes[0].astype(float), b.planes[0].astype(float), 0)
+        for a, b in zip(made, without, strict=True)
+        if not np.array_equal(a.planes[0], b.planes[0])
+    ]
     with_reuse, plain = (statistics.median(seconds[enabled]) for enabled in (True, False))
     print(
         f"{name:42}{unchanged(decoded):10.2f}{share:10.2f}{1 - with_reuse / plain:8.2f}"
-        f"{plain / with_reuse:10.2f}",
+        f"{plain / with_reuse:10.2f}" + (f"{np.mean(quality):8.1f}" if quality else ""),
         flush=True,
     )
 
