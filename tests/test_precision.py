@@ -14,7 +14,7 @@ from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import TileFormat
 from srstream.engines.int8 import ranges_of, ranges_path
 from srstream.engines.openvino import OpenVinoEngine
-from srstream.engines.table import open_engine
+from srstream.engines.table import choose_engine, open_engine
 from srstream.errors import EngineError
 from srstream.models.blend import blend_of
 from srstream.models.table import available_models, available_sets, model_spec, weights_path
@@ -152,6 +152,13 @@ def test_ranges_that_are_missing_damaged_or_of_other_weights(tmp_path):
         with pytest.raises(EngineError, match=said):
             opened()
         path.write_text(json.dumps(good))
+
+
+def test_the_plan_says_what_is_computed_in():
+    config = EngineConfig(threads=1, precision="int8")
+    engine, reason = choose_engine(config, ModelConfig(name="fast"), model_spec("fast"))
+    assert engine.capabilities.precision == "int8"
+    assert reason.endswith("1 thread in 1 stream, in int8")
 
 
 def test_other_engines_refuse_another_precision():

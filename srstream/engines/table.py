@@ -89,9 +89,10 @@ def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> 
     engine = open_engine(name, config, model, spec)
     why = WHY_CHOSEN[name] if config.name == "auto" else "as asked"
     can = engine.capabilities
+    precision = "" if can.precision == "float32" else f", in {can.precision}"
     return engine, (
         f"{why}; {can.device}, {_count(can.num_threads, 'thread')} in "
-        f"{_count(can.num_streams, 'stream')}"
+        f"{_count(can.num_streams, 'stream')}{precision}"
     )
 
 

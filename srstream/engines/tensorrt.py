@@ -88,6 +88,7 @@ class TensorRtEngine:
             activation_bytes_per_pixel=bytes_per_pixel,
             num_streams=1,
             num_threads=1,
+            precision="float16",
             max_tile_side=longest_side(free, bytes_per_pixel),
             is_deterministic=True,
         )
