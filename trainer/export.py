@@ -136,13 +136,14 @@ def export(
         f"{stem}.safetensors": safetensors_bytes(weights, half=half),
         f"{stem}.pictures.txt": picture_listing(data_dir, run.pictures).encode(),
     }
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    card = model_card(weights, weight_set, run.config, data_dir, run.pictures, scores, hashes, note)
+    files[f"{stem}.md"] = card.encode()
+    # Bound to the graph by its hash; `srtrain calibrate` may write it anew, so no card has its own.
     if isinstance(run.network, UpscalingStack):
         seen = sample_pictures(find_pictures(data_dir))
         ranges = activation_ranges(run.network, seen)
         files[f"{stem}{SUFFIX}"] = ranges_json(onnx_bytes, ranges, len(seen)).encode()
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    card = model_card(weights, weight_set, run.config, data_dir, run.pictures, scores, hashes, note)
-    files[f"{stem}.md"] = card.encode()
     for name, content in files.items():
         write_atomically(output_dir / name, content)
     return scores

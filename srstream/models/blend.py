@@ -18,7 +18,7 @@ from srstream.models.table import ModelSpec, WeightSet, available_sets, weights_
 
 RESTORE_BY_QUANTISER: dict[str, tuple[tuple[float, float], ...]] = {
     "fast": ((19.0, 0.0), (22.0, 0.1), (27.0, 0.25), (28.0, 0.85), (33.0, 1.0)),
-    "balanced": ((17.0, 0.0), (19.0, 0.2), (22.0, 0.25), (27.0, 0.3), (28.0, 0.85), (33.0, 1.0)),
+    "balanced": ((17.0, 0.0), (19.0, 0.2), (22.0, 0.35), (27.0, 0.35), (28.0, 0.85), (33.0, 1.0)),
 }
 """For each model: (x264's quantiser, `--restore`), straight lines between; docs/evaluation.md."""
 
