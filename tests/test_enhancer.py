@@ -201,12 +201,13 @@ def test_ramp_and_bars_come_back_from_every_layout(kind, full_range, bits, alpha
         enhanced = enhance(any_engine, frame_of(planes, layout, color), out)
         for before, after in zip(planes, enhanced.planes, strict=True):
             difference = (smaller(after, before.shape) - before) / (1 << (bits - 8))
-            # Bicubic enlargement rounds edges off; with 4:1:0 a bar is 14 samples wide.
-            assert np.abs(difference).mean() <= (1.2 if kind == ("yuv", 2, 2) else 1)
             # Fully saturated RGB is clipped on one side, where chroma's own error doubles in B.
             # Trained weights alone are given room for that, no made network.
             is_trained = any_engine.capabilities.weights == weights_path("balanced")
             is_clipped = kind[0] == "rgb" and is_trained
+            # Bicubic enlargement rounds edges off; with 4:1:0 a bar is 14 samples wide.
+            rounded_off = 1.2 if kind == ("yuv", 2, 2) else 1.1 if is_clipped else 1
+            assert np.abs(difference).mean() <= rounded_off
             assert abs(difference.mean()) <= (0.75 if is_clipped else 0.25)
 
 
