@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from srstream.errors import UsageError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION: Literal[1] = 1
 
 MAX_MESSAGE_BYTES = 64 << 10
 """Of a request; a reply may be longer."""
