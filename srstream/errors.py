@@ -37,6 +37,10 @@ class DecodeError(MediaError):
     """Too many packets in a row could not be decoded; `--salvage` keeps what came before."""
 
 
+class HostileInputError(MediaError):
+    """Reading the input ended its process several times at the same place."""
+
+
 class EncodeError(SrstreamError):
     """The encoder or the muxer failed."""
 

@@ -137,7 +137,16 @@ def run(request: DecodeRequest, sender: FrameSender) -> None:
             decoder.close()
 
 
-def _die_with_parent(parent_pid: int) -> None:
+def bytes_read(pid: int) -> int:
+    """How many bytes a process has read so far: whether it gets on; 0 if that cannot be seen."""
+    try:
+        return int(Path(f"/proc/{pid}/io").read_text().split("rchar: ")[1].split()[0])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         sys.exit(1)
@@ -146,7 +155,7 @@ def _die_with_parent(parent_pid: int) -> None:
 def main() -> int:
     """Entry point of the child."""
     request = DecodeRequest.model_validate_json(sys.stdin.buffer.read())
-    _die_with_parent(request.parent_pid)
+    die_with_parent(request.parent_pid)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sender = FrameSender(endpoint(request.directory_descriptor))
     try:

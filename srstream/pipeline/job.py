@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from srstream.config import JobConfig
+from srstream.engines.table import choose_engine
 from srstream.errors import (
+    HostileInputError,
     InterruptedJobError,
     MediaError,
     ResumeMismatchError,
@@ -18,8 +21,7 @@ from srstream.errors import (
     UsageError,
     VerifyError,
 )
-from srstream.media.mux import assemble
-from srstream.media.verify import Receipt, verify
+from srstream.media.receipt import Receipt
 from srstream.pipeline.decoder import DecodeRequest
 from srstream.pipeline.enhancer import Enhancer
 from srstream.pipeline.events import (
@@ -35,9 +37,16 @@ from srstream.pipeline.events import (
     printable,
 )
 from srstream.pipeline.failpoints import failpoint
-from srstream.pipeline.plan import JobPlan, fingerprint, make_plan
+from srstream.pipeline.media_steps import InProcess, MediaSteps
+from srstream.pipeline.plan import JobPlan, OpenEngine, fingerprint, make_plan
 from srstream.pipeline.store import JobStore, SegmentRecord, disk_errors, job_directory
-from srstream.pipeline.worker import DecodeOutcome, DecoderDiedError, EncoderThread, Worker
+from srstream.pipeline.worker import (
+    DecodeOutcome,
+    DecoderDiedError,
+    EncoderThread,
+    FrameStage,
+    Worker,
+)
 
 # Frames of the source that may be under way between the processes: enough to hide a hiccup, few
 # enough that a short clip fills them too.
@@ -47,6 +56,8 @@ _QUEUE_BYTES = 48 << 20
 _MAX_DECODER_DEATHS = 3
 _NUM_VERIFY_SAMPLES = 8
 _PROGRESS_SECONDS = 0.25
+_OF_WEIGHTS = ("weights", "settings.model.")
+"""Entries of a fingerprint, by how their dotted names begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +75,44 @@ class StopSignal:
     """How a caller asks a running job to end: at the next segment's end, or at once."""
 
     _soon: threading.Event = field(default_factory=threading.Event)
+    _now: threading.Event = field(default_factory=threading.Event)
 
     def request(self) -> None:
+        """At the end of the segment under way."""
         self._soon.set()
+
+    def request_now(self) -> None:
+        """Within a second; the segment under way is lost."""
+        self._soon.set()
+        self._now.set()
 
     def is_requested(self) -> bool:
         return self._soon.is_set()
+
+    def is_aborted(self) -> bool:
+        return self._now.is_set()
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Where and with what a job is done; the daemon's differs from the command line's."""
+
+    media: MediaSteps = field(default_factory=InProcess)
+    """Who looks at the source and assembles the output."""
+    open_engine: OpenEngine = choose_engine
+    directory: Path | None = None
+    """Of the unfinished job; None: beside the output."""
+    output_folder: int | None = None
+    """Descriptor of the output's folder; None: found by its name."""
+    source_descriptor: int | None = None
+    """The source, opened; None: found by its name."""
+    share: Callable[[Enhancer], FrameStage] = lambda enhancer: enhancer
+    """Wraps the enhancer of a job that shares its engine with others."""
+    may_change_weights: bool = False
+    """A job that was begun with other weights goes on with these."""
+    keeps_directory: bool = False
+    """The caller deletes the job's folder when the result is known to be on record."""
+    decoder_memory_bytes: int | None = None
 
 
 def enhance_file(
@@ -81,6 +124,7 @@ def enhance_file(
     restart: bool = False,
     on_event: OnEvent = ignore,
     stop: StopSignal | None = None,
+    workplace: Workplace | None = None,
 ) -> Result:
     """Enhance one video file; resumes an unfinished job of the same output.
 
@@ -88,13 +132,19 @@ def enhance_file(
         SrstreamError: one of the tree in `srstream.errors`, its text meant for the user.
     """
     started = time.monotonic()
-    plan = None
+    plan, place = None, workplace or Workplace()
     try:
-        reading = _Throttle(on_event, "reading")
-        plan = make_plan(source, output, config or JobConfig(), on_read=reading)
-        return _Job(plan, on_event, stop or StopSignal(), overwrite, restart, started).run()
+        plan = make_plan(
+            source,
+            output,
+            config or JobConfig(),
+            on_read=_Throttle(on_event, "reading"),
+            media=place.media,
+            open_engine=place.open_engine,
+        )
+        return _Job(plan, place, on_event, stop or StopSignal(), overwrite, restart, started).run()
     except SrstreamError as error:
-        resumable = plan is not None and job_directory(plan.output.path).exists()
+        resumable = plan is not None and _directory(plan, place).exists()
         on_event(
             Failed(
                 kind=type(error).__name__,
@@ -112,20 +162,27 @@ class _Job:
     def __init__(
         self,
         plan: JobPlan,
+        workplace: Workplace,
         on_event: OnEvent,
         stop: StopSignal,
         overwrite: bool,
         restart: bool,
         started: float,
     ) -> None:
-        self._plan, self._on_event, self._stop = plan, on_event, stop
+        self._plan, self._place = plan, workplace
+        self._on_event, self._stop = on_event, stop
         self._overwrite, self._restart, self._started = overwrite, restart, started
         self._output = plan.output.path
         self._num_enhanced = 0
 
     def run(self) -> Result:
         self._check_output_is_free()
-        store = JobStore(self._output, fresh=self._restart)
+        store = JobStore(
+            self._output,
+            directory=self._place.directory,
+            output_folder=self._place.output_folder,
+            fresh=self._restart,
+        )
         try:
             if store.was_published():
                 return self._finish(store, store.get("result"))
@@ -144,7 +201,7 @@ class _Job:
             raise UsageError(f"{self._output}: this is a folder; give the output a name in it.")
         if not os.path.lexists(self._output) or self._overwrite:
             return
-        if not _is_publishing(self._output):
+        if not _is_publishing(self._output, self._place):
             raise UsageError(
                 f"{self._output}: exists already and was not touched. "
                 "Use --overwrite to replace it, or -o for another name."
@@ -153,14 +210,18 @@ class _Job:
     def _match(self, store: JobStore) -> None:
         """Go on only with a job made from the same source, settings, weights and libraries."""
         wanted, found = fingerprint(self._plan), store.get("fingerprint")
-        if found is not None and found != wanted and not self._restart:
-            differing = ", ".join(sorted(_differences(found, wanted)))
+        differences = _differences(found or {}, wanted) if found != wanted else set()
+        if self._place.may_change_weights:
+            differences -= {name for name in differences if name.startswith(_OF_WEIGHTS)}
+        if found is not None and differences and not self._restart:
+            differing = ", ".join(sorted(differences))
             raise ResumeMismatchError(
                 f"{self._output}: an unfinished job exists that differs in: {differing}. "
                 "Use --restart to begin anew, or the former settings to resume it."
             )
         if found is None or self._restart:
             store.forget()
+        if found != wanted:
             store.put("fingerprint", wanted)
         store.sweep()
 
@@ -182,7 +243,7 @@ class _Job:
             except DecoderDiedError as error:
                 deaths = deaths + 1 if len(store.segments()) == len(done) else 1
                 if deaths >= _MAX_DECODER_DEATHS:
-                    raise MediaError(
+                    raise HostileInputError(
                         f"{plan.source.path}: {error} It happened {deaths} times at the same "
                         "place, so the input may be hostile or memory too short. "
                         "The same command resumes."
@@ -235,6 +296,7 @@ class _Job:
             on_note=lambda text: self._on_event(Note(text=text)),
             on_frame=on_frame,
             should_stop=self._stop.is_requested,
+            is_aborted=self._stop.is_aborted,
         )
         encoder.start()
         anchor = next((record for record in reversed(done) if record.file.pts), None)
@@ -250,15 +312,16 @@ class _Job:
         )
         return worker.run(request, first_number=len(done))
 
-    def _make_enhancer(self) -> Enhancer:
+    def _make_enhancer(self) -> FrameStage:
         plan = self._plan
-        return Enhancer(
+        enhancer = Enhancer(
             plan.engine,
             plan.source.video,
             plan.output.video,
             max_memory_bytes=plan.config.engine.max_memory_bytes,
             reuse=plan.config.reuse,
         )
+        return self._place.share(enhancer)
 
     def _assemble(self, store: JobStore, outcome: DecodeOutcome) -> Receipt:
         """Join the segments with the copied streams and compare the whole with the source."""
@@ -267,21 +330,17 @@ class _Job:
         if not files:
             raise MediaError(f"{plan.source.path}: not one frame could be decoded.")
         with disk_errors("assembling the output", store.directory):
-            assemble(
-                plan.source.path,
+            self._place.media.assemble(
                 plan.source,
                 plan.output,
                 files,
                 store.assembled_path,
                 plan.window,
-                on_progress=_Throttle(self._on_event, "assembling"),
+                _Throttle(self._on_event, "assembling"),
             )
         failpoint("output.assembled")
-        receipt = verify(
-            plan.source.path,
-            store.assembled_path,
-            window=plan.window,
-            sample=_NUM_VERIFY_SAMPLES,
+        receipt = self._place.media.verify(
+            plan.source.path, store.assembled_path, plan.window, _NUM_VERIFY_SAMPLES
         )
         partial = self._is_partial(outcome)
         self._on_event(
@@ -305,12 +364,15 @@ class _Job:
             "num_corrupt_packets": outcome.num_corrupt_packets,
             "num_concealed": outcome.num_concealed,
             "exit_code": 4 if self._is_partial(outcome) else 0,
+            "receipt": receipt.model_dump(mode="json", exclude_computed_fields=True),
         }
 
     def _finish(
         self, store: JobStore, result: dict[str, Any], receipt: Receipt | None = None
     ) -> Result:
-        store.remove()
+        if not self._place.keeps_directory:
+            store.remove()
+        receipt = receipt or Receipt.model_validate(result["receipt"])
         seconds = time.monotonic() - self._started
         fps = self._num_enhanced / seconds if self._num_enhanced else None
         self._on_event(
@@ -383,12 +445,17 @@ class _Throttle:
         )
 
 
-def _is_publishing(output: Path) -> bool:
+def _directory(plan: JobPlan, workplace: Workplace) -> Path:
+    return workplace.directory or job_directory(plan.output.path)
+
+
+def _is_publishing(output: Path, workplace: Workplace) -> bool:
     """Whether an unfinished job of `output` was killed while it gave the output its name."""
-    if not job_directory(output).exists():
+    directory = workplace.directory or job_directory(output)
+    if not directory.exists():
         return False
-    with JobStore(output) as store:
-        return store.get("state") == "publishing"
+    with JobStore(output, directory=directory, output_folder=workplace.output_folder) as store:
+        return bool(store.get("state") == "publishing")
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> set[str]:

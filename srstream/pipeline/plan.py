@@ -13,13 +13,12 @@ from typing import Any
 
 import av
 
-from srstream.config import JobConfig, ScaleConfig
+from srstream.config import EngineConfig, JobConfig, ModelConfig, ScaleConfig
 from srstream.engines.contract import Engine
 from srstream.engines.table import ENGINES, choose_engine, engine_name
 from srstream.errors import RefusedError, TruncatedError, UsageError
 from srstream.media.demux import nvdec_fault
 from srstream.media.output import plan_output
-from srstream.media.probe import probe, scan_packets
 from srstream.media.types import (
     OutputPlan,
     OutputVideo,
@@ -30,7 +29,8 @@ from srstream.media.types import (
 )
 from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec, model_spec
-from srstream.pipeline.compression import RestoreChoice, choose_restore
+from srstream.pipeline.compression import RestoreChoice
+from srstream.pipeline.media_steps import InProcess, MediaSteps, OnProgress
 from srstream.pipeline.worker import SegmentCuts
 
 MIN_SEGMENT_SECONDS = 2
@@ -42,6 +42,8 @@ _TYPICAL_BITS_PER_PIXEL = 0.06
 _LOSSLESS_BITS_PER_SAMPLE = 2.5
 _MAX_NAME_BYTES = 255
 _MIN_OUTPUT_SIDE = 16
+OpenEngine = Callable[[EngineConfig, ModelConfig, ModelSpec], tuple[Engine, str]]
+
 _LOSSLESS_CODECS = frozenset({"ffv1", "utvideo", "png", "qtrle"})
 
 
@@ -91,11 +93,15 @@ def make_plan(
     config: JobConfig,
     *,
     deadline_seconds: float | None = None,
-    on_read: Callable[[int, int], None] | None = None,
+    on_read: OnProgress | None = None,
+    media: MediaSteps | None = None,
+    open_engine: OpenEngine = choose_engine,
 ) -> JobPlan:
     """Decide everything about a job.
 
     Args:
+        media: who looks at the source; None: this process.
+        open_engine: gives the engine for a model, and why that one.
         deadline_seconds: ends the pass over the packets early (`plan` wants an answer in about a
             second); a job itself needs the whole pass.
 
@@ -104,11 +110,12 @@ def make_plan(
         MediaError: the source cannot be read.
         TruncatedError: the source ends early and `--salvage` was not given.
     """
+    media = media or InProcess()
     config = config.model_copy(update={"model": resolved(config.model)})
     spec = model_spec(config.model.name)
     if source.exists() and not source.is_file() and not source.is_dir():
         raise UsageError(f"{source}: this is no regular file; give a file that can be read twice.")
-    info = probe(source, config.source)
+    info = media.probe(source, config.source)
     size = output_size(info.video, config.scaling, spec.scale)
     config, decoder_notes = _with_decoder(source, config)
     on_gpu = engine_name(config.engine) == "tensorrt" and not config.deterministic
@@ -121,7 +128,7 @@ def make_plan(
         raise UsageError(f"{plan.path}: this is a folder; give the output a name in it.")
     if len(os.fsencode(plan.path.name)) > _MAX_NAME_BYTES:
         raise UsageError(f"{plan.path.name[:40]}...: this name is too long; give another with -o.")
-    index = scan_packets(source, info.video, deadline_seconds=deadline_seconds, on_progress=on_read)
+    index = media.scan(source, info.video, deadline_seconds, on_read)
     if index.truncated_at_seconds is not None and not config.source.salvage:
         raise TruncatedError(
             f"{source}: the file ends at {index.truncated_at_seconds:.3f} s, earlier than its "
@@ -130,8 +137,8 @@ def make_plan(
     if index.num_packets == 0 and index.is_complete:
         raise RefusedError(f"{source}: its video stream holds no packet.")
     window = time_window(info.video, index, config)
-    restore = choose_restore(source, info.video, index, config, spec)
-    engine, reason = choose_engine(config.engine, restore.applied(config.model), spec)
+    restore = media.restore(source, info.video, index, config, spec)
+    engine, reason = open_engine(config.engine, restore.applied(config.model), spec)
     job = JobPlan(
         source=info,
         index=index,

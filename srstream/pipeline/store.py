@@ -41,6 +41,10 @@ CREATE TABLE IF NOT EXISTS segment (
 """
 
 
+_Entry = tuple[str, int | None]
+"""A name, and a descriptor of the folder that it is in; None: it is a whole path."""
+
+
 @dataclass(frozen=True, slots=True)
 class SegmentRecord:
     """A segment that is safely on disk. `last_frame_hash` is of the source frame that ends it."""
@@ -87,14 +91,28 @@ def fsync_path(path: Path) -> None:
 class JobStore:
     """The folder of one job, held by an exclusive lock while open.
 
+    Args:
+        directory: where the folder is; None: beside the output.
+        output_folder: a descriptor of the folder in which the output gets its name, for callers
+            who must be sure that it is that very folder; None: opened by its path when needed.
+        fresh: begin with an empty journal.
+
     Raises:
         JobError: another process holds the job, or its journal is damaged.
     """
 
-    def __init__(self, output: Path, *, fresh: bool = False) -> None:
+    def __init__(
+        self,
+        output: Path,
+        *,
+        directory: Path | None = None,
+        output_folder: int | None = None,
+        fresh: bool = False,
+    ) -> None:
         # Absolute: to libav a relative name with a colon is a protocol.
         self.output = output.absolute()
-        self.directory = job_directory(self.output)
+        self.directory = job_directory(self.output) if directory is None else directory
+        self._output_folder = output_folder
         with disk_errors("creating the job's folder", self.directory):
             self.directory.mkdir(mode=0o700, exist_ok=True)
             self._lock = (self.directory / "lock").open("ab")
@@ -233,40 +251,91 @@ class JobStore:
     def publish(self, *, overwrite: bool) -> None:
         """Give the assembled output its name. Atomic; an existing file only with `overwrite`.
 
+        On another file system it is copied beside its name first.
+
         Raises:
             JobError: the output's name was taken meanwhile; the job is kept.
         """
-        assembled = self.assembled_path
         with disk_errors("publishing the output", self.output):
-            fsync_path(assembled)
+            fsync_path(self.assembled_path)
             failpoint("output.fsynced")
-        self.put("state", "publishing")
-        failpoint("output.publishing")
-        with disk_errors("publishing the output", self.output):
-            _give_name(assembled, self.output, overwrite=overwrite)
-            fsync_path(self.output.parent)
+            with self._open_output_folder() as folder:
+                ready = self._beside_output(folder)
+                self.put("publishing", _identity(os.stat(ready[0], dir_fd=ready[1])))
+                self.put("state", "publishing")
+                failpoint("output.publishing")
+                _give_name(ready, self.output, folder, overwrite=overwrite)
+                os.fsync(folder)
         failpoint("output.published")
 
     def was_published(self) -> bool:
         """Whether a run that was killed while publishing had already given the output its name."""
-        if self.get("state") != "publishing" or not self.output.exists():
+        if self.get("state") != "publishing":
             return False
+        with self._open_output_folder() as folder:
+            try:
+                found = os.stat(self.output.name, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                return False
+        return _identity(found) == self.get("publishing")
+
+    @contextlib.contextmanager
+    def _open_output_folder(self) -> Iterator[int]:
+        if self._output_folder is not None:
+            yield self._output_folder
+            return
+        folder = os.open(self.output.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield folder
+        finally:
+            os.close(folder)
+
+    def _beside_output(self, folder: int) -> _Entry:
+        """The assembled output, or its copy, on the output's own file system."""
         assembled = self.assembled_path
-        return not assembled.exists() or assembled.samefile(self.output)
+        if assembled.stat().st_dev == os.fstat(folder).st_dev:
+            return os.fspath(assembled), None
+        name = part_name(self.directory)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with (
+            assembled.open("rb") as source,
+            open(os.open(name, flags, 0o666, dir_fd=folder), "wb") as copy,
+        ):
+            shutil.copyfileobj(source, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        failpoint("output.copied")
+        return name, folder
 
     def remove(self) -> None:
         """Delete the job's folder; the lock goes with it."""
         self.close()
+        with contextlib.suppress(OSError), self._open_output_folder() as folder:
+            os.unlink(part_name(self.directory), dir_fd=folder)
         shutil.rmtree(self.directory, ignore_errors=True)
         failpoint("job.done")
 
 
-def _give_name(assembled: Path, output: Path, *, overwrite: bool) -> None:
+def part_name(directory: Path) -> str:
+    """The name beside the output under which it is copied from a job's folder elsewhere."""
+    return f".{directory.name}.srstream-part"
+
+
+def _identity(found: os.stat_result) -> list[int]:
+    return [found.st_dev, found.st_ino]
+
+
+def _give_name(ready: _Entry, output: Path, folder: int, *, overwrite: bool) -> None:
+    source, source_folder = ready
     if overwrite:
-        os.replace(assembled, output)
+        os.replace(source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder)
         return
     try:
-        os.link(assembled, output)
+        os.link(
+            source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder, follow_symlinks=False
+        )
     except FileExistsError as error:
         raise JobError(
             f"{output}: a file of this name appeared while the job ran; nothing was replaced. "
@@ -276,6 +345,17 @@ def _give_name(assembled: Path, output: Path, *, overwrite: bool) -> None:
         # Some file systems (FAT, some network shares) have no hard links.
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
-        if output.exists():
+        if _exists(output.name, folder):
             raise FileExistsError(errno.EEXIST, "output exists", str(output)) from error
-        os.rename(assembled, output)
+        os.rename(source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder)
+        return
+    if source_folder is not None:
+        os.unlink(source, dir_fd=source_folder)
+
+
+def _exists(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

@@ -18,11 +18,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from srstream import errors
-from srstream.errors import MediaError, SrstreamError
+from srstream.errors import InterruptedJobError, MediaError, SrstreamError
 from srstream.frame import Frame
 from srstream.media.encode import SegmentEncoder
 from srstream.media.types import OutputVideo
-from srstream.pipeline.decoder import DecodeRequest, frame_hash, start_decoder
+from srstream.pipeline.decoder import (
+    DecodeRequest,
+    bytes_read,
+    frame_hash,
+    start_decoder,
+)
 from srstream.pipeline.store import JobStore, SegmentRecord, disk_errors
 from srstream.pipeline.transport import END, ERROR, FRAME, FrameReceiver
 
@@ -162,11 +167,35 @@ class EncoderThread(threading.Thread):
         self._on_segment(record)
 
 
+class StallWatch:
+    """Tells a process that gets on from one that hangs: it sends messages, or reads its input.
+
+    Time in which nobody waited for it does not count.
+    """
+
+    def __init__(self, pid: int, limit_seconds: float) -> None:
+        self._pid, self._limit_seconds = pid, limit_seconds
+        self._position, self._waited_seconds = -1, 0.0
+
+    def saw_message(self) -> None:
+        self._waited_seconds = 0.0
+
+    def is_stalled_after(self, waited_seconds: float) -> bool:
+        """Whether so long a wait, without a message, made it too long."""
+        position = bytes_read(self._pid)
+        moved, self._position = position != self._position, position
+        self._waited_seconds = 0.0 if moved else self._waited_seconds + waited_seconds
+        return self._waited_seconds > self._limit_seconds
+
+
 class Worker:
     """Drives one pass from the resume point to the end of the input.
 
     Args:
         should_stop: asked at every segment's end; True ends the pass there.
+        is_aborted: asked all the time; True ends the pass with `InterruptedJobError`.
+        stall_seconds: a decoder that has credit, sends nothing and reads nothing for so long is
+            taken for dead.
     """
 
     def __init__(
@@ -180,12 +209,15 @@ class Worker:
         on_note: Callable[[str], None],
         on_frame: Callable[[], None],
         should_stop: Callable[[], bool],
+        is_aborted: Callable[[], bool] = lambda: False,
+        stall_seconds: float = 600.0,
     ) -> None:
         self._store, self._cuts = store, cuts
         self._enhancer = make_enhancer()
         self._encoder = encoder
         self._window_bytes = window_bytes
         self._on_note, self._on_frame, self._should_stop = on_note, on_frame, should_stop
+        self._is_aborted, self._stall_seconds = is_aborted, stall_seconds
         self._pending: deque[tuple[int, Frame] | _Cut] = deque()
         self._number = 0
         self._last: Frame | None = None
@@ -221,9 +253,16 @@ class Worker:
     def _receive(
         self, receiver: FrameReceiver, child: subprocess.Popen[bytes]
     ) -> DecodeOutcome | None:
+        watch = StallWatch(child.pid, self._stall_seconds)
         while True:
             self._encoder.check()
+            if self._is_aborted():
+                raise InterruptedJobError("the job was stopped.")
             message = receiver.receive(POLL_SECONDS)
+            if message is not None:
+                watch.saw_message()
+            elif watch.is_stalled_after(POLL_SECONDS):
+                child.kill()
             if message is None:
                 if child.poll() is not None and (message := receiver.receive(0)) is None:
                     raise DecoderDiedError(

@@ -1,0 +1,70 @@
+"""The child process that looks at, assembles and verifies media which nobody trusts.
+
+Run as `python -m srstream.pipeline.media_child` by `InChild`: one JSON line says what it may touch,
+every further line is a step, answered by lines of progress and one reply. It dies with its parent.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+from srstream.errors import SrstreamError
+from srstream.pipeline.decoder import die_with_parent
+from srstream.pipeline.media_steps import REPLIES, STEP, InProcess, Line, Opening, perform
+
+PROGRESS_SECONDS = 0.25
+
+
+class _Progress:
+    """Sends at most a few lines a second."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output, self._last = output, 0.0
+
+    def __call__(self, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if now - self._last >= PROGRESS_SECONDS:
+            self._last = now
+            _send(self._output, Line(progress=(done, total)))
+
+
+def _send(output: TextIO, line: Line) -> None:
+    print(line.model_dump_json(exclude_none=True), file=output, flush=True)
+
+
+def serve(opening: Opening, requests: TextIO, output: TextIO) -> None:
+    """Do step after step until the parent has no more."""
+    source = Path(f"/proc/self/fd/{opening.source_descriptor}")
+    for text in requests:
+        request = STEP.validate_json(text)
+        try:
+            reply = perform(request, source, InProcess(), _Progress(output))
+        except SrstreamError as error:
+            _send(output, Line(error=(type(error).__name__, _named(str(error), opening))))
+        except MemoryError:
+            text = f"{opening.source}: reading it needs more memory than is allowed."
+            _send(output, Line(error=("MediaError", text)))
+        else:
+            adapter = REPLIES[request.step]
+            content = adapter.dump_json(reply, exclude_computed_fields=True).decode()
+            _send(output, Line(reply=_named(content, opening)))
+
+
+def _named(text: str, opening: Opening) -> str:
+    """With the source's own name in place of its descriptor's."""
+    return text.replace(f"/proc/self/fd/{opening.source_descriptor}", str(opening.source))
+
+
+def main() -> int:
+    """Entry point of the child."""
+    opening = Opening.model_validate_json(sys.stdin.readline())
+    die_with_parent(opening.parent_pid)
+    serve(opening, sys.stdin, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
