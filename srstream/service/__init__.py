@@ -1,0 +1,1 @@
+"""The daemon: takes jobs on ZeroMQ sockets, keeps engines warm, loses nothing, lets nobody in."""
