@@ -53,10 +53,11 @@ def probe(path: Path, config: SourceConfig) -> SourceInfo:
 
     Raises:
         UsageError: the path is missing or a directory.
-        RefusedError: the picture is larger than `config.max_pixels`.
+        RefusedError: it is larger or longer than `config` allows, or has more streams.
         MediaError: not media, no video, encrypted, or a codec that cannot be decoded.
     """
-    with open_source(path, config.max_pixels) as container:
+    with open_source(path, config.max_pixels, max_streams=config.max_streams) as container:
+        _refuse_long(path, container, config)
         stream = pick_video(path, container)
         context = stream.codec_context
         _refuse_giant(path, context.width, context.height, config)
@@ -292,6 +293,19 @@ def _refuse_giant(path: Path, width: int, height: int, config: SourceConfig) -> 
                 f"its picture measures {width}x{height}, more than the {config.max_pixels} pixels "
                 "that are allowed",
                 advice="Raise source.max_pixels if you trust the file.",
+            )
+        )
+
+
+def _refuse_long(path: Path, container: InputContainer, config: SourceConfig) -> None:
+    limit = config.max_duration_seconds
+    seconds = (container.duration or 0) / av.time_base
+    if limit is not None and seconds > limit:
+        raise RefusedError(
+            sentence(
+                path,
+                f"says that it lasts {seconds:.0f} s, more than the {limit:g} s that are allowed",
+                advice="Raise source.max_duration_seconds, or cut it.",
             )
         )
 

@@ -239,7 +239,9 @@ class _Job:
         encoder.start()
         anchor = next((record for record in reversed(done) if record.file.pts), None)
         request = DecodeRequest(
-            path_hex=os.fsencode(plan.source.path.resolve()).hex(),
+            # Not resolved: a descriptor's path must stay one.
+            path_hex=os.fsencode(plan.source.path.absolute()).hex(),
+            container=plan.source.container,
             video=plan.source.video,
             config=plan.config.source,
             window=plan.window,

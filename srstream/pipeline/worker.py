@@ -22,7 +22,7 @@ from srstream.errors import MediaError, SrstreamError
 from srstream.frame import Frame
 from srstream.media.encode import SegmentEncoder
 from srstream.media.types import OutputVideo
-from srstream.pipeline.decoder import DecodeRequest, frame_hash, start_decoder
+from srstream.pipeline.decoder import DecodeRequest, frame_hash, opened_source, start_decoder
 from srstream.pipeline.store import JobStore, SegmentRecord, disk_errors
 from srstream.pipeline.transport import END, ERROR, FRAME, FrameReceiver
 
@@ -195,14 +195,11 @@ class Worker:
         """Work until the end (the outcome) or a stop asked for at a segment's end (None)."""
         self._number = first_number
         receiver = FrameReceiver(self._store.directory, window_bytes=self._window_bytes)
-        request = request.model_copy(
-            update={
-                "directory_descriptor": receiver.directory_descriptor,
-                "parent_pid": os.getpid(),
-            }
-        )
-        with (self._store.directory / "decoder.log").open("wb") as log:
-            child = start_decoder(request, log)
+        try:
+            child = self._start(request, receiver)
+        except BaseException:
+            receiver.close()
+            raise
         try:
             outcome = self._receive(receiver, child)
             if outcome is not None:
@@ -217,6 +214,21 @@ class Worker:
             child.kill()
             child.wait()
             receiver.close()
+
+    def _start(self, request: DecodeRequest, receiver: FrameReceiver) -> subprocess.Popen[bytes]:
+        """Start the child, which may read the source but open no file by its name."""
+        log_path = self._store.directory / "decoder.log"
+        with opened_source(request.path) as source, log_path.open("wb") as log:
+            return start_decoder(
+                request.model_copy(
+                    update={
+                        "source_descriptor": source,
+                        "directory_descriptor": receiver.directory_descriptor,
+                        "parent_pid": os.getpid(),
+                    }
+                ),
+                log,
+            )
 
     def _receive(
         self, receiver: FrameReceiver, child: subprocess.Popen[bytes]
