@@ -98,7 +98,7 @@ def open_source(
             hwaccel=HWAccel("cuda", allow_software_fallback=False) if on_gpu else None,
             options={
                 "max_pixels": str(min(max_pixels, _MAX_PIXELS_OF_LIBAV)),
-                "max_streams": str(max_streams + 1),
+                "max_streams": str(max(max_streams, MAX_STREAMS) + 1),
                 "protocol_whitelist": "file",
                 "format_whitelist": _ALLOWED_FORMATS,
             },

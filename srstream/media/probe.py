@@ -177,8 +177,9 @@ def _announced_size(path: Path, config: SourceConfig) -> tuple[int, int]:
 
     libav forgets it and only logs it, so the file is opened once more and the log read.
     """
-    level = av.logging.get_level()
+    level, skips_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # The last file may have been as large as this one.
     try:
         with av.logging.Capture() as logs, open_source(path, config.max_pixels) as container:
             stream = pick_video(path, container)
@@ -190,6 +191,7 @@ def _announced_size(path: Path, config: SourceConfig) -> tuple[int, int]:
         pass
     finally:
         av.logging.set_level(level)
+        av.logging.set_skip_repeated(skips_repeated)
     found = re.search(r"Picture size (\d+)x(\d+)", "".join(text for _, _, text in logs))
     return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
 

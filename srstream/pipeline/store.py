@@ -96,7 +96,8 @@ class JobStore:
         self.output = output.absolute()
         self.directory = job_directory(self.output)
         with disk_errors("creating the job's folder", self.directory):
-            self.directory.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self.directory.mkdir(mode=0o700)
             self._lock = _open_lock(self.directory)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
