@@ -93,6 +93,10 @@ class SourceConfig(Section):
     max_pixels: int = Field(
         16384 * 16384, ge=1, description="largest width x height that is decoded"
     )
+    max_streams: int = Field(1000, ge=1, le=100_000, description="streams that a file may hold")
+    max_duration_seconds: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="longest input, as its header says"
+    )
 
 
 class JobConfig(Section):

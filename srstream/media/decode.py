@@ -99,8 +99,9 @@ class Decoder:
         *,
         start_pts: int | None = None,
         threads: int = 1,
+        container: str | None = None,
     ) -> None:
-        """Open the file.
+        """Open the file; `container` is its format, where that is not to be guessed anew.
 
         Raises:
             UsageError, MediaError: it is missing or no longer what was probed.
@@ -111,6 +112,7 @@ class Decoder:
         self._config = config
         self._start_pts = start_pts
         self._threads = threads
+        self._format = container
         self._container = self._open()
 
     def frames(self) -> Iterator[Frame]:
@@ -138,7 +140,13 @@ class Decoder:
 
     def _open(self) -> InputContainer:
         on_gpu = self._config.decoder == "nvdec"
-        container = open_source(self._path, self._config.max_pixels, on_gpu=on_gpu)
+        container = open_source(
+            self._path,
+            self._config.max_pixels,
+            on_gpu=on_gpu,
+            container=self._format,
+            max_streams=self._config.max_streams,
+        )
         num_streams = len(container.streams)
         stream = container.streams[self._video.index] if self._video.index < num_streams else None
         if not isinstance(stream, VideoStream) or stream.codec_context is None:

@@ -23,7 +23,7 @@ from av.stream import Disposition, Stream
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from srstream.errors import MediaError, SrstreamError, UsageError
+from srstream.errors import MediaError, RefusedError, SrstreamError, UsageError
 from srstream.media.errors import libav_errors, sentence
 
 CLOCK_WRAP = 1 << 33
@@ -32,8 +32,24 @@ CLOCK_WRAP = 1 << 33
 MAX_FAULTS_IN_A_ROW = 8
 """So many packets that cannot be read or decoded, one after the other, end a job."""
 
+MAX_STREAMS = 1000
+"""Of one file, where nothing else is asked for; libav's own limit too."""
+
 MAX_PIXELS = 16384 * 16384
 """For a reader that decodes nothing itself; libav looks at a few frames all the same."""
+
+NAMING_FORMATS = frozenset(
+    {
+        *("concat", "dash", "hds", "hls", "image2", "imf", "smoothstreaming", "vobsub"),
+        *("webm_dash_manifest", "avisynth", "vapoursynth", "dvdvideo", "mlv"),
+        *("rtp", "rtsp", "sap", "sdp", "whip"),
+        *("alsa", "fbdev", "kmsgrab", "lavfi", "oss", "v4l2", "video4linux2,v4l2", "x11grab"),
+    }
+)
+"""Formats whose content names other files, hosts or devices, which libav would open."""
+
+_ALLOWED_FORMATS = ",".join(sorted(av.formats_available - NAMING_FORMATS))
+_LISTS = (b"#EXTM3U", b"ffconcat ", b"v=0", b"SMXS", b"RTSP", b"# VobSub index file")
 
 _AVFMT_NOTIMESTAMPS = 0x80
 _MAX_PIXELS_OF_LIBAV = (1 << 31) - 1
@@ -41,11 +57,24 @@ _CUT_ANYWHERE = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc"}
 _MAX_HEADLESS = 300
 
 
-def open_source(path: Path, max_pixels: int, *, on_gpu: bool = False) -> InputContainer:
-    """Open a file for reading; `on_gpu`: its video is decoded by NVDEC, which must open.
+def open_source(
+    path: Path,
+    max_pixels: int,
+    *,
+    on_gpu: bool = False,
+    container: str | None = None,
+    max_streams: int = MAX_STREAMS,
+) -> InputContainer:
+    """Open a file for reading, and no other file whatever it names.
+
+    Args:
+        on_gpu: its video is decoded by NVDEC, which must open.
+        container: name of its format, which is then not guessed: libav also looks at the
+            file's suffix, which a descriptor's path lacks.
 
     Raises:
         UsageError: it is missing, a directory, or may not be read.
+        RefusedError: it is a list of other files, or has more than `max_streams` streams.
         MediaError: it is empty or not media.
     """
     if not path.exists():
@@ -58,17 +87,48 @@ def open_source(path: Path, max_pixels: int, *, on_gpu: bool = False) -> InputCo
     if cut_off_index(path):
         what = "the file is cut off before its index (moov), without which nothing can be decoded"
         advice = "Copy or record it again; a repair tool needs an intact file of the same camera."
+    _refuse_list(path)
     with libav_errors(path, what, advice=advice):
         # Of `options`, libavformat takes what it knows and hands the rest to the decoders that
         # it opens while it looks for stream parameters.
-        return av.open(
+        opened = av.open(
             str(path.absolute()),
+            format=None if container is None else container.split(",")[0],
             metadata_errors="replace",
             hwaccel=HWAccel("cuda", allow_software_fallback=False) if on_gpu else None,
             options={
                 "max_pixels": str(min(max_pixels, _MAX_PIXELS_OF_LIBAV)),
-                "protocol_whitelist": "file,crypto,data",
+                "max_streams": str(max(max_streams, MAX_STREAMS) + 1),
+                "protocol_whitelist": "file",
+                "format_whitelist": _ALLOWED_FORMATS,
             },
+        )
+    if len(opened.streams) > max_streams:
+        opened.close()
+        raise RefusedError(
+            sentence(
+                path,
+                f"holds more than the {max_streams} streams that are allowed",
+                advice="Raise source.max_streams if you trust the file.",
+            )
+        )
+    return opened
+
+
+def _refuse_list(path: Path) -> None:
+    """Say it clearly where a file is known to be a list; libav's whitelist refuses the others."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(32)
+    except OSError:
+        return  # libav's own words say why
+    if head.removeprefix(b"\xef\xbb\xbf").startswith(_LISTS):
+        raise RefusedError(
+            sentence(
+                path,
+                "is a list that names other files or streams, which srstream does not follow",
+                advice="Give the video itself.",
+            )
         )
 
 

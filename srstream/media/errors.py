@@ -13,10 +13,17 @@ import av
 
 from srstream.errors import DiskFullError, MediaError, SrstreamError, UsageError
 
+_SHOWN: dict[str, str] = {}
+
+
+def show_as(path: Path, name: Path) -> None:
+    """From here on errors about `path`, which is a descriptor's, speak of `name`."""
+    _SHOWN[os.fspath(path)] = os.fspath(name)
+
 
 def display_name(path: Path | str) -> str:
     """The last part of a path, or a URL without its user and password."""
-    text = os.fspath(path)
+    text = _SHOWN.get(os.fspath(path), os.fspath(path))
     if re.match(r"[a-z][a-z0-9+.-]*:/", text, re.IGNORECASE):
         return re.sub(r"(:/{1,2})[^/@]*@", r"\1", text)
     return Path(text).name or text

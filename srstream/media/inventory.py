@@ -9,7 +9,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import AttachmentStream, Disposition, Stream
@@ -466,5 +465,5 @@ def _is_webm(path: Path) -> bool:
 
 
 def _is_quicktime(path: Path) -> bool:
-    with av.open(str(path)) as container:
+    with open_source(path, MAX_PIXELS) as container:
         return container.metadata.get("major_brand", "").startswith("qt")

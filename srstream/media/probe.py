@@ -53,10 +53,11 @@ def probe(path: Path, config: SourceConfig) -> SourceInfo:
 
     Raises:
         UsageError: the path is missing or a directory.
-        RefusedError: the picture is larger than `config.max_pixels`.
+        RefusedError: it is larger or longer than `config` allows, or has more streams.
         MediaError: not media, no video, encrypted, or a codec that cannot be decoded.
     """
-    with open_source(path, config.max_pixels) as container:
+    with open_source(path, config.max_pixels, max_streams=config.max_streams) as container:
+        _refuse_long(path, container, config)
         stream = pick_video(path, container)
         context = stream.codec_context
         _refuse_giant(path, context.width, context.height, config)
@@ -176,8 +177,9 @@ def _announced_size(path: Path, config: SourceConfig) -> tuple[int, int]:
 
     libav forgets it and only logs it, so the file is opened once more and the log read.
     """
-    level = av.logging.get_level()
+    level, skips_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # The last file may have been as large as this one.
     try:
         with av.logging.Capture() as logs, open_source(path, config.max_pixels) as container:
             stream = pick_video(path, container)
@@ -189,6 +191,7 @@ def _announced_size(path: Path, config: SourceConfig) -> tuple[int, int]:
         pass
     finally:
         av.logging.set_level(level)
+        av.logging.set_skip_repeated(skips_repeated)
     found = re.search(r"Picture size (\d+)x(\d+)", "".join(text for _, _, text in logs))
     return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
 
@@ -292,6 +295,19 @@ def _refuse_giant(path: Path, width: int, height: int, config: SourceConfig) -> 
                 f"its picture measures {width}x{height}, more than the {config.max_pixels} pixels "
                 "that are allowed",
                 advice="Raise source.max_pixels if you trust the file.",
+            )
+        )
+
+
+def _refuse_long(path: Path, container: InputContainer, config: SourceConfig) -> None:
+    limit = config.max_duration_seconds
+    seconds = (container.duration or 0) / av.time_base
+    if limit is not None and seconds > limit:
+        raise RefusedError(
+            sentence(
+                path,
+                f"says that it lasts {seconds:.0f} s, more than the {limit:g} s that are allowed",
+                advice="Raise source.max_duration_seconds, or cut it.",
             )
         )
 

@@ -1,7 +1,8 @@
 """The child process that decodes all frames: a decoder that crashes takes no output with it.
 
 Run as `python -m srstream.pipeline.decoder` with a request on standard input; frames, notes, the
-report and errors go back over ZeroMQ. It dies with its parent.
+report and errors go back over ZeroMQ. It dies with its parent. Before it touches the source, which
+it gets as a descriptor, it gives up all that it does not need (`sandbox.py`).
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
@@ -22,10 +23,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from srstream.config import SourceConfig
-from srstream.errors import SrstreamError
+from srstream.errors import SrstreamError, UsageError
 from srstream.frame import Frame
 from srstream.media.decode import Decoder
+from srstream.media.errors import sentence, show_as
 from srstream.media.types import TimeWindow, VideoInfo
+from srstream.pipeline.sandbox import confine, seal
 from srstream.pipeline.transport import FrameSender, endpoint
 
 _PR_SET_PDEATHSIG = 1
@@ -36,11 +39,16 @@ class DecodeRequest(BaseModel):
 
     `anchor_pts` and `anchor_hash` name the last frame of the part that is done; the child proves
     that it met this very frame before it sends the ones behind it.
+
+    `source_descriptor` is the source, opened by the parent; `path` is then only its name in texts.
+    `memory_bytes` bounds the child's address space beyond its own code.
     """
 
     model_config = ConfigDict(frozen=True)
 
     path_hex: str
+    source_descriptor: int | None = None
+    container: str | None = None
     video: VideoInfo
     config: SourceConfig
     window: TimeWindow
@@ -49,11 +57,41 @@ class DecodeRequest(BaseModel):
     anchor_pts: int | None = None
     anchor_hash: str | None = None
     decode_threads: int = 1
+    memory_bytes: int | None = None
 
     @property
     def path(self) -> Path:
         """The source; it crosses as hexadecimal bytes, since a name need not be UTF-8."""
         return Path(os.fsdecode(bytes.fromhex(self.path_hex)))
+
+    @property
+    def opened_path(self) -> Path:
+        """What the child opens."""
+        if self.source_descriptor is None:
+            return self.path
+        return Path(f"/proc/self/fd/{self.source_descriptor}")
+
+
+@contextmanager
+def opened_source(request: DecodeRequest) -> Iterator[int]:
+    """A descriptor of the source, for the child to inherit.
+
+    Raises:
+        UsageError: it cannot be opened any more.
+    """
+    if request.source_descriptor is not None:
+        yield request.source_descriptor
+        return
+    path = request.path
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        text = sentence(path, f"cannot be opened ({error.strerror})", advice="Check the path.")
+        raise UsageError(text) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def frame_hash(frame: Frame) -> str:
@@ -69,13 +107,18 @@ def start_decoder(request: DecodeRequest, log: BinaryIO) -> subprocess.Popen[byt
 
     `log` takes what the child and libav say on standard error.
     """
+    inherited = [request.directory_descriptor]
+    if request.source_descriptor is not None:
+        inherited.append(request.source_descriptor)
     process = subprocess.Popen(
         # -P: a file of the user's called av.py in the current folder must not be imported.
         [sys.executable, "-P", "-m", "srstream.pipeline.decoder"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=log,
-        pass_fds=[request.directory_descriptor],
+        pass_fds=inherited,
+        # NumPy's threads would start before the child confines itself, and stay free.
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         # Ctrl-C is the parent's to handle: a group of its own keeps the terminal's signal away.
         process_group=0,
     )
@@ -113,11 +156,12 @@ def run(request: DecodeRequest, sender: FrameSender) -> None:
     start_pts = request.window.start_pts if request.anchor_pts is None else request.anchor_pts
     for attempt in (start_pts, None):
         decoder = Decoder(
-            request.path,
+            request.opened_path,
             request.video,
             request.config,
             start_pts=attempt,
             threads=request.decode_threads,
+            container=request.container,
         )
         num_notes = 0
         try:
@@ -152,12 +196,26 @@ def die_with_parent(parent_pid: int) -> None:
         sys.exit(1)
 
 
+def _confine(request: DecodeRequest) -> tuple[str, ...]:
+    """Leave the child the source and nothing else; returns what is in force."""
+    show_as(request.opened_path, request.path)
+    with opened_source(request) as source:
+        return confine(
+            readable=[source],
+            memory_bytes=request.memory_bytes,
+            devices=request.config.decoder != "cpu",
+        )
+
+
 def main() -> int:
     """Entry point of the child."""
     request = DecodeRequest.model_validate_json(sys.stdin.buffer.read())
     die_with_parent(request.parent_pid)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    in_force = _confine(request)
     sender = FrameSender(endpoint(request.directory_descriptor))
+    sender.wait_until_connected()
+    in_force += seal()
+    sys.stderr.write(f"confined: {', '.join(in_force)}\n")
     try:
         run(request, sender)
     except SrstreamError as error:

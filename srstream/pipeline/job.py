@@ -301,7 +301,11 @@ class _Job:
         encoder.start()
         anchor = next((record for record in reversed(done) if record.file.pts), None)
         request = DecodeRequest(
-            path_hex=os.fsencode(plan.source.path.resolve()).hex(),
+            # Not resolved: a descriptor's path must stay one.
+            path_hex=os.fsencode(plan.source.path.absolute()).hex(),
+            source_descriptor=self._place.source_descriptor,
+            container=plan.source.container,
+            memory_bytes=self._place.decoder_memory_bytes,
             video=plan.source.video,
             config=plan.config.source,
             window=plan.window,
@@ -341,7 +345,7 @@ class _Job:
         failpoint("output.assembled")
         receipt = self._place.media.verify(
             plan.source.path, store.assembled_path, plan.window, _NUM_VERIFY_SAMPLES
-        )
+        ).model_copy(update={"output": printable(self._output)})
         partial = self._is_partial(outcome)
         self._on_event(
             Verified(

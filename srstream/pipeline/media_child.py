@@ -6,14 +6,18 @@ every further line is a step, answered by lines of progress and one reply. It di
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from pathlib import Path
 from typing import TextIO
 
 from srstream.errors import SrstreamError
+from srstream.media.errors import show_as
 from srstream.pipeline.decoder import die_with_parent
 from srstream.pipeline.media_steps import REPLIES, STEP, InProcess, Line, Opening, perform
+from srstream.pipeline.sandbox import confine, seal
 
 PROGRESS_SECONDS = 0.25
 
@@ -31,37 +35,49 @@ class _Progress:
             _send(self._output, Line(progress=(done, total)))
 
 
+def source_path(opening: Opening) -> Path:
+    """What the child opens."""
+    return Path(f"/proc/self/fd/{opening.source_descriptor}")
+
+
 def _send(output: TextIO, line: Line) -> None:
     print(line.model_dump_json(exclude_none=True), file=output, flush=True)
 
 
 def serve(opening: Opening, requests: TextIO, output: TextIO) -> None:
     """Do step after step until the parent has no more."""
-    source = Path(f"/proc/self/fd/{opening.source_descriptor}")
+    source = source_path(opening)
     for text in requests:
         request = STEP.validate_json(text)
         try:
             reply = perform(request, source, InProcess(), _Progress(output))
         except SrstreamError as error:
-            _send(output, Line(error=(type(error).__name__, _named(str(error), opening))))
+            text = str(error).replace(str(source), str(opening.source))
+            _send(output, Line(error=(type(error).__name__, text)))
         except MemoryError:
             text = f"{opening.source}: reading it needs more memory than is allowed."
             _send(output, Line(error=("MediaError", text)))
         else:
             adapter = REPLIES[request.step]
             content = adapter.dump_json(reply, exclude_computed_fields=True).decode()
-            _send(output, Line(reply=_named(content, opening)))
-
-
-def _named(text: str, opening: Opening) -> str:
-    """With the source's own name in place of its descriptor's."""
-    return text.replace(f"/proc/self/fd/{opening.source_descriptor}", str(opening.source))
+            name = json.dumps(str(opening.source), ensure_ascii=False)[1:-1]
+            _send(output, Line(reply=content.replace(str(source), name)))
 
 
 def main() -> int:
     """Entry point of the child."""
     opening = Opening.model_validate_json(sys.stdin.readline())
     die_with_parent(opening.parent_pid)
+    directory = os.open(opening.directory, os.O_RDONLY | os.O_DIRECTORY)
+    in_force = confine(
+        readable=[opening.source_descriptor],
+        writable=[directory],
+        memory_bytes=opening.memory_bytes,
+    )
+    os.close(directory)
+    in_force += seal()
+    sys.stderr.write(f"confined: {', '.join(in_force)}\n")
+    show_as(source_path(opening), opening.source)
     serve(opening, sys.stdin, sys.stdout)
     return 0
 

@@ -19,7 +19,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from srstream.errors import DiskFullError, JobError
 from srstream.media.types import SegmentFile
@@ -114,8 +114,9 @@ class JobStore:
         self.directory = job_directory(self.output) if directory is None else directory
         self._output_folder = output_folder
         with disk_errors("creating the job's folder", self.directory):
-            self.directory.mkdir(mode=0o700, exist_ok=True)
-            self._lock = (self.directory / "lock").open("ab")
+            with contextlib.suppress(FileExistsError):
+                self.directory.mkdir(mode=0o700)
+            self._lock = _open_lock(self.directory)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -325,6 +326,28 @@ def part_name(directory: Path) -> str:
 
 def _identity(found: os.stat_result) -> list[int]:
     return [found.st_dev, found.st_ino]
+
+
+def _open_lock(directory: Path) -> BinaryIO:
+    """The job's lock file, opened for the lock.
+
+    Raises:
+        JobError: the folder or the file is a link: it would lead the job's work elsewhere.
+    """
+    try:
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise JobError(
+            f"{directory}: this is a link or a file, not a job's folder; nothing was touched. "
+            "Remove it and run the same command again."
+        ) from error
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        return os.fdopen(os.open("lock", flags, 0o600, dir_fd=folder), "ab")
+    finally:
+        os.close(folder)
 
 
 def _give_name(ready: _Entry, output: Path, folder: int, *, overwrite: bool) -> None:

@@ -53,6 +53,10 @@ class FrameSender:
         self._timeout_ms = int(timeout_seconds * 1000)
         self._socket.send_multipart([NOTE, b""])
 
+    def wait_until_connected(self) -> None:
+        """Wait for the consumer's first credit: from then on no other socket is needed."""
+        self._take_credit(block=True)
+
     def send(self, frame: Frame) -> None:
         """Send one frame as soon as credit allows."""
         self._take_credit(block=False)

@@ -26,6 +26,7 @@ from srstream.pipeline.decoder import (
     DecodeRequest,
     bytes_read,
     frame_hash,
+    opened_source,
     start_decoder,
 )
 from srstream.pipeline.store import JobStore, SegmentRecord, disk_errors
@@ -227,14 +228,11 @@ class Worker:
         """Work until the end (the outcome) or a stop asked for at a segment's end (None)."""
         self._number = first_number
         receiver = FrameReceiver(self._store.directory, window_bytes=self._window_bytes)
-        request = request.model_copy(
-            update={
-                "directory_descriptor": receiver.directory_descriptor,
-                "parent_pid": os.getpid(),
-            }
-        )
-        with (self._store.directory / "decoder.log").open("wb") as log:
-            child = start_decoder(request, log)
+        try:
+            child = self._start(request, receiver)
+        except BaseException:
+            receiver.close()
+            raise
         try:
             outcome = self._receive(receiver, child)
             if outcome is not None:
@@ -249,6 +247,21 @@ class Worker:
             child.kill()
             child.wait()
             receiver.close()
+
+    def _start(self, request: DecodeRequest, receiver: FrameReceiver) -> subprocess.Popen[bytes]:
+        """Start the child, which may read the source but open no file by its name."""
+        log_path = self._store.directory / "decoder.log"
+        with opened_source(request) as source, log_path.open("wb") as log:
+            return start_decoder(
+                request.model_copy(
+                    update={
+                        "source_descriptor": source,
+                        "directory_descriptor": receiver.directory_descriptor,
+                        "parent_pid": os.getpid(),
+                    }
+                ),
+                log,
+            )
 
     def _receive(
         self, receiver: FrameReceiver, child: subprocess.Popen[bytes]
