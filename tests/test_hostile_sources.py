@@ -1,4 +1,4 @@
-"""Sources that name other files, or announce more than they hold: refused before it costs anything."""
+"""Sources that name other files or announce more than they hold: refused before it costs much."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def announced(path: Path) -> Path:
-    """A file of a few hundred bytes that announces 16000x16000 pixels, about the most that libav takes."""
+    """A tiny file that announces 16000x16000 pixels, about the most that libav takes."""
     if path.suffix == ".y4m":
         path.write_bytes(f"YUV4MPEG2 W{SIDE} H{SIDE} F25:1 C420\nFRAME\n".encode() + bytes(5000))
     elif path.suffix == ".ivf":

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import srstream
 from srstream.config import SourceConfig
 from srstream.errors import RefusedError
 from srstream.frame import Frame
@@ -176,15 +177,23 @@ def test_with_a_gpu_files_stay_open_and_it_is_said() -> None:
 
 
 @needs_landlock
-def test_threads_that_run_already_are_not_passed_over() -> None:
+def test_threads_that_run_already_are_said() -> None:
     code = (
         "import json, threading; from srstream.pipeline.sandbox import confine\n"
         "event = threading.Event(); threading.Thread(target=event.wait).start()\n"
-        "try: confine(readable=[], memory_bytes=None)\n"
-        "except RuntimeError as error: print(json.dumps(str(error)))\n"
-        "event.set()"
+        "print(json.dumps(confine(readable=[], memory_bytes=None))); event.set()"
     )
-    assert "threads that run already" in attack(code)
+    assert f"landlock {landlock_abi()} (not for 1 threads that ran already)" in attack(code)
+
+
+def test_what_a_machine_lacks_is_left_out_and_not_fatal() -> None:
+    code = (
+        "import json; from srstream.pipeline import sandbox\n"
+        "sandbox.landlock_abi = lambda: 0; sandbox._libseccomp = lambda: None\n"
+        "names = sandbox.confine(readable=[0], memory_bytes=None) + sandbox.seal()\n"
+        "print(json.dumps(names))"
+    )
+    assert attack(code) == ["no_new_privs", "rlimits", "capabilities"]
 
 
 def decode_in_child(
@@ -275,3 +284,21 @@ def test_a_source_that_is_a_list_is_refused_even_with_the_format_named(tmp_path:
     path.write_text("#EXTM3U\n/etc/passwd\n")
     with pytest.raises(RefusedError, match="list that names other files"):
         open_source(path, 1 << 20, container="hls")
+
+
+def test_a_whole_job_runs_on_descriptors_alone(tmp_path: Path) -> None:
+    """As the daemon does it: the source's name is gone, the output's folder is a descriptor."""
+    path = clips.cfr(tmp_path / "in.mkv", frames=30)
+    (tmp_path / "out").mkdir()
+    folder = os.open(tmp_path / "out", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with opened_source(path) as source:
+            path.rename(tmp_path / "moved")
+            result = srstream.enhance(
+                f"/proc/self/fd/{source}", f"/proc/self/fd/{folder}/result.mkv"
+            )
+    finally:
+        os.close(folder)
+    assert [found.name for found in (tmp_path / "out").iterdir()] == ["result.mkv"]
+    receipt = srstream.verify(tmp_path / "moved", tmp_path / "out/result.mkv")
+    assert receipt.ok and receipt.num_frames_out == result.num_frames == 30

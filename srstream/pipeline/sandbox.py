@@ -36,8 +36,8 @@ def confine(
     """Give up, for good, what decoding does not need; returns the names of what is in force.
 
     To be called with all imports done, before other threads are started (Landlock holds for those
-    started afterwards only) and before media is touched. The names: "no_new_privs", "rlimits",
-    "capabilities", "landlock N" with the kernel's ABI, "seccomp".
+    started afterwards only; others that run are said) and before media is touched. The names:
+    "no_new_privs", "rlimits", "capabilities", "landlock N" with the kernel's ABI, "seccomp".
 
     Args:
         readable: descriptors of the files and folders that may be read, a folder with all in it.
@@ -46,11 +46,9 @@ def confine(
         network: whether internet sockets may be opened.
         devices: files are left alone, since a GPU's driver needs many that nobody lists; the name
             is then "landlock N without files".
-
-    Raises:
-        RuntimeError: other threads run already and would go on without Landlock.
     """
     names = []
+    num_free = len(os.listdir("/proc/self/task")) - 1
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
         names.append("no_new_privs")
     _limit_resources(memory_bytes, may_write=bool(writable) or devices)
@@ -59,7 +57,9 @@ def confine(
         names.append("capabilities")
     abi = _restrict_with_landlock(readable, writable, network=network, files=not devices)
     if abi:
-        names.append(f"landlock {abi} without files" if devices else f"landlock {abi}")
+        but = " without files" if devices else ""
+        but += f" (not for {num_free} threads that ran already)" if num_free else ""
+        names.append(f"landlock {abi}{but}")
     if _filter_calls(network=network):
         names.append("seccomp")
     return tuple(names)
@@ -175,8 +175,6 @@ def _restrict_with_landlock(
     abi = landlock_abi()
     if not abi:
         return 0
-    if len(os.listdir("/proc/self/task")) > 1:
-        raise RuntimeError("Landlock would leave out the threads that run already")
     rights = sum(bits for since, bits in _FILE_RIGHTS.items() if since <= abi) if files else 0
     ruleset = _Ruleset(
         handled_access_fs=rights,
