@@ -15,13 +15,14 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from srstream.config import JobConfig
-from srstream.errors import JobError, RefusedError, UsageError
+from srstream.errors import DiskFullError, JobError, RefusedError, UsageError
 from srstream.service.protocol import FINAL_STATES, Event, JobInfo, JobProgress, JobState
 
 EventKind = Literal["state", "segment", "note", "daemon"]
@@ -46,13 +47,14 @@ CREATE TABLE IF NOT EXISTS job (
     ended REAL,
     attempts INTEGER NOT NULL DEFAULT 0,
     failures INTEGER NOT NULL DEFAULT 0,
-    failed_at INTEGER,
     crashes INTEGER NOT NULL DEFAULT 0,
     retry_at REAL,
     error TEXT,
     num_segments INTEGER,
     num_segments_done INTEGER NOT NULL DEFAULT 0,
     weights_sha256 TEXT,
+    changes_weights INTEGER NOT NULL DEFAULT 0,
+    wanted TEXT,
     result TEXT
 ) STRICT;
 CREATE INDEX IF NOT EXISTS job_by_state ON job (state, priority DESC, created);
@@ -88,8 +90,6 @@ class Job:
     attempts: int
     failures: int
     """In a row without a new segment."""
-    failed_at: int | None
-    """How many segments were done when it failed last."""
     crashes: int
     """Deaths of its worker in a row while it was at the same segment."""
     retry_at: float | None
@@ -97,6 +97,10 @@ class Job:
     num_segments: int | None
     num_segments_done: int
     weights_sha256: str | None
+    changes_weights: bool
+    """Whether it goes on with other weights than it was begun with."""
+    wanted: Literal["cancel", "pause"] | None
+    """What was asked for while it ran, and is done when its thread has ended."""
     result: dict[str, Any] | None
 
     @property
@@ -183,8 +187,7 @@ class JobQueue:
         Raises:
             RefusedError: the queue is full, or an unfinished job has the same output.
         """
-        with self._database:
-            self._database.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             if key is not None and (row := self._row("key = ?", key)) is not None:
                 return _job(row), None
             waiting = "state IN ('queued', 'running', 'paused')"
@@ -270,26 +273,24 @@ class JobQueue:
         """Bring a job into a state, with further columns, and tell of it."""
         if state in FINAL_STATES:
             columns.setdefault("ended", time.time())
-        with self._database:
-            self._database.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             self._update(job_id, state=state, **columns)
             shown = {name: columns[name] for name in ("error", "retry_at") if columns.get(name)}
             return self._tell(job_id, "state", {"state": state, **shown, **(data or {})})
 
     def update(self, job_id: str, **columns: Any) -> None:
         """Set columns that nobody need be told of."""
-        with self._database:
+        with self._transaction():
             self._update(job_id, **columns)
 
     def tell(self, job_id: str | None, kind: EventKind, data: dict[str, Any]) -> Event:
         """Keep an event."""
-        with self._database:
+        with self._transaction():
             return self._tell(job_id, kind, data)
 
     def segment_done(self, job_id: str, num_done: int, num_segments: int) -> Event:
         """A segment is on disk: what failed before it is forgiven."""
-        with self._database:
-            self._database.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             self._update(
                 job_id,
                 num_segments_done=num_done,
@@ -304,8 +305,7 @@ class JobQueue:
     def forget_old(self, keep_days: float) -> int:
         """Delete jobs that ended longer ago, and events beyond the limit."""
         oldest = time.time() - keep_days * 86_400
-        with self._database:
-            self._database.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             marks = ",".join("?" * len(FINAL_STATES))
             gone = self._database.execute(
                 f"DELETE FROM job WHERE state IN ({marks}) AND ended < ?", (*FINAL_STATES, oldest)
@@ -342,8 +342,23 @@ class JobQueue:
         return None if row is None else str(row[0])
 
     def remember(self, name: str, value: str) -> None:
-        with self._database:
+        with self._transaction():
             self._database.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (name, value))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of it or nothing; a full disk is a `DiskFullError`."""
+        try:
+            with self._database:
+                self._database.execute("BEGIN IMMEDIATE")
+                yield
+        except sqlite3.Error as error:
+            if "full" in str(error) or "disk I/O" in str(error):
+                raise DiskFullError(
+                    f"{self._path}: the disk is full; nothing was lost, and nothing new can be "
+                    "kept until there is space."
+                ) from error
+            raise JobError(f"{self._path}: the queue cannot be written ({error}).") from error
 
     # --- rows --------------------------------------------------------------------------------
 
@@ -380,6 +395,7 @@ def _job(row: sqlite3.Row) -> Job:
             "output": Path(row["output"]),
             "overwrite": bool(row["overwrite"]),
             "names_model": bool(row["names_model"]),
+            "changes_weights": bool(row["changes_weights"]),
             "config": JobConfig.model_validate_json(row["config"]),
             "result": None if row["result"] is None else json.loads(row["result"]),
         }
