@@ -46,11 +46,12 @@ ENGINES: dict[str, EngineEntry] = {
     ),
 }
 
-FASTER_IN_NCNN: dict[str, float] = {"balanced": 1.75}
+FASTER_IN_NCNN: dict[str, float] = {"balanced": 1.4}
 """Models that `auto` takes ncnn for on a CPU, where it is installed: how many times as fast it was.
 
-Measured in float32 at 320x180 on one core with AVX-512 (docs/speed.md); `srstream bench` measures
-it again. `fast` was no faster. `srgan` was 1.15 times as fast, for twice the memory: not worth it.
+Measured in float32 at 320x180 on one core with AVX-512, where all moves (docs/speed.md);
+`srstream bench` measures it again. `fast` was slower. `srgan` was 1.2 times as fast, for more than
+twice the memory: not worth it.
 """
 
 WHY_CHOSEN = {
