@@ -29,7 +29,7 @@ from rich.table import Table
 from srstream.config import EncodeConfig, EngineConfig, JobConfig, ModelConfig, Precision
 from srstream.engines.contract import Engine, TileFormat
 from srstream.engines.openvino import import_openvino
-from srstream.engines.table import ENGINES, can_run, open_engine
+from srstream.engines.table import ENGINES, FASTER_IN_NCNN, can_run, open_engine
 from srstream.errors import EngineError
 from srstream.frame import Frame, Plane
 from srstream.media.decode import Decoder
@@ -48,6 +48,9 @@ NETWORK_SECONDS = 1.0
 """How long each network is measured, at least for three tiles."""
 
 GEMM_SIDE = 1536
+
+CLEARLY = 1.1
+"""Times as fast: less is not held against the rule by which `auto` chooses an engine."""
 
 
 @dataclass(frozen=True)
@@ -335,12 +338,38 @@ def advice(report: Report) -> list[str]:
             f"the network reaches {own.share_of_gemm:.0%} of the machine's matrix product; "
             "something else is busy, or this CPU lacks wide vectors."
         )
+    found += rule_checks(report.networks)
     share = report.command_to_slowest_stage
     if share is not None and share < 0.75:
         found.append(
             f"the command reaches {share:.0%} of its slowest stage: on short clips its start and "
             "its check weigh, on two cores the stages share them."
         )
+    return found
+
+
+def rule_checks(networks: Sequence[Network]) -> list[str]:
+    """For each model: the engine that `auto` takes on a CPU, and whether it is the faster here."""
+    fps = {(n.model, n.engine): n.fps for n in networks}
+    found = []
+    for model in dict.fromkeys(n.model for n in networks):
+        recorded = FASTER_IN_NCNN.get(model)
+        openvino, ncnn = fps.get((model, "openvino")), fps.get((model, "ncnn"))
+        if openvino is None:
+            continue
+        if ncnn is None:
+            if recorded is not None:
+                found.append(
+                    f"{model} ran {recorded:g} times as fast in ncnn as in OpenVINO where it was "
+                    f"measured, and ncnn is missing here: {ENGINES['ncnn'].install}"
+                )
+            continue
+        taken, other = ("ncnn", "openvino") if recorded is not None else ("openvino", "ncnn")
+        ratio = fps[model, taken] / fps[model, other]
+        sentence = f"auto takes {taken} for {model}: {ratio:.2f} times as fast as {other} here"
+        if ratio * CLEARLY < 1:
+            sentence += f", so its rule is wrong for this machine; use --engine {other}"
+        found.append(f"{sentence}.")
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-EngineName = Literal["auto", "openvino", "pytorch", "tensorrt"]
+EngineName = Literal["auto", "openvino", "pytorch", "tensorrt", "ncnn"]
 Precision = Literal["float32", "bfloat16", "int8"]
 DecoderName = Literal["cpu", "nvdec", "auto"]
 
@@ -36,7 +36,8 @@ class EngineConfig(Section):
     """Where the network runs."""
 
     name: EngineName = Field(
-        "auto", description="inference engine; auto: tensorrt where it can run, else openvino"
+        "auto",
+        description="inference engine; auto: tensorrt where it can run, else the model's fastest",
     )
     precision: Precision = Field(
         "float32", description="what OpenVINO computes in; the others are faster and less exact"

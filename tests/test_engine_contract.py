@@ -95,7 +95,7 @@ def colour_reference(path, planes, tile, colour):
     return [np.clip(plane * float(peak), 0, peak) for group in results for plane in group[0]]
 
 
-HERE = ["openvino", "pytorch"]
+HERE = ["openvino", "pytorch", "ncnn"]
 EVERYWHERE = [*HERE, pytest.param("tensorrt", marks=pytest.mark.needs_cuda)]
 HALF_TOLERANCE = 4e-3
 """Of the peak: what half precision may be off on noise, where errors are largest."""
@@ -284,7 +284,7 @@ def test_bad_weights_are_one_sentence(tmp_path):
 
 
 def test_table_names_what_there_is(monkeypatch):
-    with pytest.raises(ConfigError, match="there are: openvino, pytorch, tensorrt"):
+    with pytest.raises(ConfigError, match="there are: openvino, pytorch, tensorrt, ncnn"):
         open_engine("abacus", EngineConfig(), ModelConfig(), SPEC)
     monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match="pip install openvino"):

@@ -52,6 +52,9 @@ class Capabilities:
     max_bits: int = 16
     takes_any_shape: bool = False
     """Sessions can be opened for tiles of any shape; a tile's result is the same bits in both."""
+    tiles_are_exact: bool = True
+    """A sample depends on nothing beyond the halo, to the last bit; if not, on its whole tile: one
+    in some ten thousand may then round to the code beside it."""
     max_tile_side: int | None = None
     """Rows and columns that a tile may have; None: any number."""
     is_deterministic: bool = True

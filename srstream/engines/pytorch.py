@@ -6,16 +6,13 @@ after the other in a thread of their own, in float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from srstream.config import EngineConfig, ModelConfig
-from srstream.engines.contract import Capabilities, Matrix, Ticket, TileFormat, check_tile
-from srstream.errors import EngineError
+from srstream.engines.contract import Capabilities, Matrix, TileFormat
+from srstream.engines.threads import ThreadSession, check_format
 from srstream.frame import Plane
 from srstream.models.blend import blend_of
 from srstream.models.networks import Network, blended_network
@@ -59,21 +56,18 @@ class PyTorchEngine:
             is_deterministic=not on_cuda,
         )
 
-    def open_session(self, tile: TileFormat) -> PyTorchSession:
+    def open_session(self, tile: TileFormat) -> ThreadSession:
         """See `Engine.open_session`; nothing is compiled."""
-        can = self.capabilities
-        if not can.min_bits <= tile.bits <= can.max_bits or min(tile.shape or (1,)) < 1:
-            raise EngineError(
-                f"no session can be opened for tiles {tile.shape} of {tile.bits} bits"
-            )
-        return PyTorchSession(self, tile)
+        check_format(tile, self.capabilities)
+        return ThreadSession(self.run, tile, self.capabilities)
 
     def close(self) -> None:
         """Nothing outlives the object."""
 
-    def run(self, codes: Tensor, tile: TileFormat) -> list[Plane]:
-        """(1, planes, H, W) of codes to the output planes."""
+    def run(self, codes_CHW: Plane, tile: TileFormat) -> list[Plane]:
+        """(planes, H, W) of codes to the output planes."""
         peak = float(2**tile.bits - 1)
+        codes = torch.from_numpy(codes_CHW.astype(np.int32))[None]
         with torch.inference_mode():
             x = codes.to(self.device).float() * (1.0 / peak)
             if tile.matrix is not None:
@@ -86,57 +80,6 @@ class PyTorchEngine:
         return planes
 
 
-class PyTorchTicket:
-    """One tile on its way."""
-
-    def __init__(self, future: Future[list[Plane]]) -> None:
-        self.future: Future[list[Plane]] | None = future
-
-    def is_done(self) -> bool:
-        return self.future is None or self.future.done()
-
-
-class PyTorchSession:
-    """See `Session`."""
-
-    num_in_flight = 2
-    """One computes, one waits."""
-
-    def __init__(self, engine: PyTorchEngine, tile: TileFormat) -> None:
-        self.format = tile
-        self._engine = engine
-        self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "srstream-torch")
-
-    def submit(self, tile: Sequence[Plane]) -> PyTorchTicket:
-        """See `Session.submit`."""
-        if self._thread is None:
-            raise EngineError("the engine's session is closed")
-        check_tile(tile, self.format, self._engine.capabilities.form)
-        codes = torch.from_numpy(np.stack(tile).astype(np.int32))[None]
-        return PyTorchTicket(self._thread.submit(self._engine.run, codes, self.format))
-
-    def result(self, ticket: Ticket) -> tuple[Plane, ...]:
-        """See `Session.result`."""
-        assert isinstance(ticket, PyTorchTicket)
-        future, ticket.future = ticket.future, None
-        if future is None:
-            raise EngineError("this tile was collected before, or its engine failed or was closed")
-        try:
-            return tuple(future.result())
-        except (RuntimeError, MemoryError) as error:
-            raise EngineError(f"PyTorch failed on a tile ({_first_line(error)})") from error
-
-    def close(self) -> None:
-        """See `Session.close`."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=True, cancel_futures=True)
-            self._thread = None
-
-
 def _mixed(planes_B3HW: Tensor, mix: Matrix, offset: Matrix) -> Tensor:
     kernel, shift = (torch.from_numpy(m).to(planes_B3HW) for m in (mix, offset))
     return torch.einsum("oi,bihw->bohw", kernel, planes_B3HW) + shift[:, None, None]
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -39,10 +39,26 @@ ENGINES: dict[str, EngineEntry] = {
         package="torch_tensorrt",
         install="pip install 'srstream[tensorrt]'",
     ),
+    "ncnn": EngineEntry(
+        target="srstream.engines.ncnn:NcnnEngine",
+        package="ncnn",
+        install="pip install 'srstream[ncnn]'",
+    ),
 }
 
+FASTER_IN_NCNN: dict[str, float] = {"balanced": 1.4}
+"""Models that `auto` takes ncnn for on a CPU, where it is installed: how many times as fast it was.
 
-WHY_CHOSEN = {"openvino": "the engine for CPUs", "tensorrt": "the engine for NVIDIA GPUs"}
+Measured in float32 at 320x180 on one core with AVX-512, where all moves (docs/speed.md);
+`srstream bench` measures it again. `fast` was slower. `srgan` was 1.2 times as fast, for more than
+twice the memory: not worth it.
+"""
+
+WHY_CHOSEN = {
+    "openvino": "the engine for CPUs",
+    "ncnn": "the fastest engine for this model",
+    "tensorrt": "the engine for NVIDIA GPUs",
+}
 
 
 def is_installed(name: str) -> bool:
@@ -71,21 +87,28 @@ def open_engine(name: str, config: EngineConfig, model: ModelConfig, spec: Model
     return engine
 
 
-def engine_name(config: EngineConfig) -> str:
-    """The engine that is asked for, or for `auto` the one that this machine runs best."""
+def engine_name(config: EngineConfig, model: str) -> str:
+    """The engine that is asked for, or for `auto` the one that runs the model best here."""
     if config.name != "auto":
         return config.name
-    return "tensorrt" if can_run("tensorrt") else "openvino"
+    return "tensorrt" if can_run("tensorrt") else cpu_engine_name(config, model)
+
+
+def cpu_engine_name(config: EngineConfig, model: str) -> str:
+    """The engine that `auto` takes on a CPU."""
+    faster = model in FASTER_IN_NCNN and config.precision == "float32"
+    return "ncnn" if faster and can_run("ncnn") else "openvino"
 
 
 def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
     """The engine that the job asks for, opened; and why that one, and what it runs on.
 
-    `auto` means TensorRT where it is installed and a GPU is there, else OpenVINO on the CPU;
-    PyTorch is the reference and must be asked for. An engine that was asked for and cannot be had
+    `auto` means TensorRT where it is installed and a GPU is there; else ncnn where it is installed
+    and the model is faster in it (`FASTER_IN_NCNN`); else OpenVINO on the CPU. PyTorch is the
+    reference and must be asked for. An engine that was asked for and cannot be had
     is an error, never a reason to take another.
     """
-    name = engine_name(config)
+    name = engine_name(config, spec.name)
     engine = open_engine(name, config, model, spec)
     why = WHY_CHOSEN[name] if config.name == "auto" else "as asked"
     can = engine.capabilities

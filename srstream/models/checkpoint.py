@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from srstream.errors import WeightsError
+from srstream.models.blend import Blend
 from srstream.models.table import MODELS, ModelSpec, ResidualGenerator, Stack
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -137,3 +138,21 @@ def load_weights(path: Path, expected: ModelSpec | None = None) -> Weights:
     }
     check_tensors(spec, tensors, str(path))
     return Weights(spec, tensors, str(metadata.get("recipe", "")))
+
+
+def blended_weights(blend: Blend, spec: ModelSpec) -> Weights:
+    """A blend's folded weights, from the `.safetensors` files beside its `.onnx` ones.
+
+    Raises:
+        WeightsError: the weights are missing, cannot be read or aren't the model's.
+    """
+    parts = [
+        (load_weights(file.path.with_suffix(".safetensors"), spec), file.share)
+        for file in blend.files
+    ]
+    first = parts[0][0]
+    tensors = {
+        name: sum((share * w.tensors[name] for w, share in parts), np.zeros((), np.float32))
+        for name in first.tensors
+    }
+    return Weights(first.spec, tensors, first.recipe)

@@ -8,13 +8,12 @@ RGB full range in [0, 1]; the output is not clamped.
 
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from srstream.models.blend import Blend
-from srstream.models.checkpoint import Tensors, Weights, load_weights
+from srstream.models.checkpoint import Tensors, Weights, blended_weights
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 
 Planes = tuple[Tensor, ...]
@@ -329,18 +328,5 @@ def network_from_weights(weights: Weights) -> Network:
 
 
 def blended_network(blend: Blend, spec: ModelSpec) -> Network:
-    """The folded network of a blend, from the `.safetensors` files beside its `.onnx` ones.
-
-    Raises:
-        WeightsError: the weights are missing, cannot be read or aren't the model's.
-    """
-    parts = [
-        (load_weights(file.path.with_suffix(".safetensors"), spec), file.share)
-        for file in blend.files
-    ]
-    first = parts[0][0]
-    tensors = {
-        name: sum((share * w.tensors[name] for w, share in parts), np.zeros((), np.float32))
-        for name in first.tensors
-    }
-    return network_from_weights(Weights(first.spec, tensors, first.recipe))
+    """The folded network of a blend; see `blended_weights`."""
+    return network_from_weights(blended_weights(blend, spec))

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from srstream.errors import WeightsError
 from srstream.models.checkpoint import Tensors, Weights, check_tensors
-from srstream.models.networks import tail_before_shuffle
 from srstream.models.table import Colour, ModelSpec, PlaneGroup, ResidualGenerator, Stack
+from srstream.models.tail import tail_before_shuffle
 
 OPSET = 17
 IR_VERSION = 8
@@ -161,10 +160,8 @@ def _generator(graph: _Graph, network: ResidualGenerator, input_name: str) -> No
     x = graph.prelu("upsampling_activations.0", x)
     x = graph.convolution("upsampling.1", x)
     x = graph.prelu("upsampling_activations.1", x, repeat=4)
-    kernel, bias = tail_before_shuffle(
-        torch.from_numpy(graph.tensors["tail.weight"]), torch.from_numpy(graph.tensors["tail.bias"])
-    )
-    x = graph.convolution("tail", x, kernel=kernel.numpy(), bias=bias.numpy())
+    kernel, bias = tail_before_shuffle(graph.tensors)
+    x = graph.convolution("tail", x, kernel=kernel, bias=bias)
     x = graph.node("Tanh", [x], "tanh")
     half = graph.constant("half", np.array(0.5, np.float32))
     x = graph.node("Add", [graph.node("Mul", [x, half], "halved"), half], "unsigned")

@@ -323,7 +323,7 @@ class Enhancer:
                 self._submit_tiles(job, index, planes, tile_format, whole)
             else:
                 job.parts[index] = []
-                if self._engine.capabilities.takes_any_shape:
+                if self._computes_patches:
                     tile_format = replace(tile_format, shape=None)
                 self._submit_tiles(job, index, planes, tile_format, patches)
         self._memories = memories
@@ -364,6 +364,12 @@ class Enhancer:
                 self._max_tile_bytes = half
                 self._max_tile_side = math.ceil(max(grid.tile_shape) / math.sqrt(2))
 
+    @property
+    def _computes_patches(self) -> bool:
+        """Whether a changed part may be computed alone: the result must be that of the whole."""
+        can = self._engine.capabilities
+        return can.takes_any_shape and (can.tiles_are_exact or self._reuse.threshold > 0)
+
     def _new_memory(self, shape: tuple[int, ...], bits: int) -> Memory:
         height, width = shape
         cells = CellGrid(height, width, self._engine.capabilities.halo)
@@ -374,9 +380,11 @@ class Enhancer:
     ) -> list[_Patch] | None:
         """What is to be computed of the planes; None for all of them.
 
-        Rectangles of any shape where the engine takes such, otherwise the tiles of the grid.
+        Rectangles of any shape where the engine takes such, otherwise the tiles of the grid. A tile
+        of which every sample matters to the last bit of every other is reused as a whole or not.
         """
-        if self._engine.capabilities.takes_any_shape:
+        exact = self._engine.capabilities.tiles_are_exact
+        if self._computes_patches:
             cover = memory.to_compute(planes, grid.tile_rows * grid.tile_cols)
             if cover is None:
                 return None
@@ -387,7 +395,12 @@ class Enhancer:
         if changed is None:
             return None
         tiles = grid.tiles()
-        touched = [tile for tile in tiles if memory.grid.touches(changed, tile.kept)]
+        areas = [tile.kept if exact else tile.window(grid.tile_shape) for tile in tiles]
+        touched = [
+            tile
+            for tile, area in zip(tiles, areas, strict=True)
+            if memory.grid.touches(changed, area)
+        ]
         if len(touched) == len(tiles):
             return None
         return [_Patch(tile.kept, tile.window(grid.tile_shape)) for tile in touched]

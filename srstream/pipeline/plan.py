@@ -118,7 +118,7 @@ def make_plan(
     info = media.probe(source, config.source)
     size = output_size(info.video, config.scaling, spec.scale)
     config, decoder_notes = _with_decoder(source, config)
-    on_gpu = engine_name(config.engine) == "tensorrt" and not config.deterministic
+    on_gpu = engine_name(config.engine, spec.name) == "tensorrt" and not config.deterministic
     plan = plan_output(info, config, output, size, on_gpu=on_gpu)
     if plan.path.resolve() == source.resolve():
         raise UsageError(f"{source}: the output would be the input itself; choose another -o.")

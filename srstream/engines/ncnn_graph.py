@@ -1,0 +1,160 @@
+"""A folded network as ncnn reads it: a text of layers and a file of their weights.
+
+Input `in`, float32 (planes, H, W); an output `sr`, and `chroma_sr` where U and V come out at half
+of Y's size. Values as in `models/networks.py`. A layer's numbered settings are those of ncnn's
+`docs/developer-guide/operators.md`; 31 switches ways to compute it off.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srstream.models.checkpoint import Tensors, Weights
+from srstream.models.table import ModelSpec, ResidualGenerator, Stack
+from srstream.models.tail import tail_before_shuffle
+
+INPUT_NAME = "in"
+OUTPUT_NAMES = ("sr", "chroma_sr")
+
+MAGIC = 7767517
+ADD, SUBTRACT, MULTIPLY = 0, 1, 2
+NO_MATRIX_PRODUCT = 32
+
+Array = NDArray[np.float32]
+
+
+class _Graph:
+    """Layers, in the order they are added, and the weights that go with them."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.tensors = tensors
+        self.layers: list[str] = []
+        self.num_blobs = 0
+        self.weights = bytearray()
+
+    @property
+    def text(self) -> str:
+        return "\n".join([str(MAGIC), f"{len(self.layers)} {self.num_blobs}", *self.layers, ""])
+
+    def layer(
+        self,
+        kind: str,
+        inputs: list[str],
+        outputs: list[str],
+        settings: dict[int, float] | None = None,
+    ) -> str:
+        """Named after its first output, which is returned."""
+        words = [kind, outputs[0], str(len(inputs)), str(len(outputs)), *inputs, *outputs]
+        words += [f"{key}={value}" for key, value in (settings or {}).items()]
+        self.layers.append(" ".join(words))
+        self.num_blobs += len(outputs)
+        return outputs[0]
+
+    def convolution(
+        self,
+        name: str,
+        x: str,
+        *,
+        kernel: Array | None = None,
+        bias: Array | None = None,
+        switched_off: int = 0,
+    ) -> str:
+        """With the tensors of that name, or with those given; padded to keep the size."""
+        kernel = self.tensors[f"{name}.weight"] if kernel is None else kernel
+        bias = self.tensors[f"{name}.bias"] if bias is None else bias
+        self.weights += bytes(4)  # "not compressed"
+        self._store(kernel)
+        self._store(bias)
+        num_out, _, side, _ = kernel.shape
+        settings = {0: num_out, 1: side, 4: side // 2, 5: 1, 6: kernel.size}
+        return self.layer("Convolution", [x], [name], {**settings, 31: switched_off})
+
+    def prelu(self, name: str, x: str, *, repeat: int = 1) -> str:
+        """`repeat`: channels that will be shuffled into one share its slope."""
+        slopes = np.repeat(self.tensors[f"{name}.weight"], repeat)
+        self._store(slopes)
+        return self.layer("PReLU", [x], [name], {0: slopes.size})
+
+    def twice(self, x: str) -> tuple[str, str]:
+        """A blob has one reader; this makes it two."""
+        first, second = f"{x}.first", f"{x}.second"
+        self.layer("Split", [x], [first, second])
+        return first, second
+
+    def sum(self, name: str, x: str, y: str) -> str:
+        return self.layer("BinaryOp", [x, y], [name], {0: ADD})
+
+    def with_number(self, name: str, x: str, operation: int, number: float) -> str:
+        return self.layer("BinaryOp", [x], [name], {0: operation, 1: 1, 2: number})
+
+    def shuffle(self, name: str, x: str, scale: int) -> str:
+        return self.layer("PixelShuffle", [x], [name], {0: scale})
+
+    def _store(self, array: Array) -> None:
+        self.weights += np.ascontiguousarray(array, "<f4").tobytes()
+
+
+def ncnn_network(weights: Weights) -> tuple[str, bytes]:
+    """The network's layers, and the weights."""
+    graph = _Graph(weights.tensors)
+    graph.layer("Input", [], [INPUT_NAME])
+    if isinstance(weights.spec.network, Stack):
+        _stack(graph, weights.spec, weights.spec.network)
+    else:
+        _generator(graph, weights.spec.network)
+    return graph.text, bytes(graph.weights)
+
+
+def _stack(graph: _Graph, spec: ModelSpec, network: Stack) -> None:
+    """Convolutions with PReLU between, the anchor by a 1x1 convolution, and the shuffles."""
+    x, anchor = graph.twice(INPUT_NAME)
+    for layer in range(len(network.widths)):
+        x = graph.convolution(f"convolutions.{layer}", x)
+        x = graph.prelu(f"activations.{layer}", x)
+    x = graph.convolution(f"convolutions.{len(network.widths)}", x)
+    anchors = spec.form.anchor_planes
+    kernel = np.zeros((len(anchors), spec.form.num_input_planes, 1, 1), np.float32)
+    kernel[range(len(anchors)), anchors] = 1.0
+    bias = np.zeros(len(anchors), np.float32)
+    anchor = graph.convolution("anchor", anchor, kernel=kernel, bias=bias)
+    x = graph.sum("anchored", x, anchor)
+    groups = spec.form.outputs
+    parts = [x]
+    if len(groups) > 1:
+        parts = [f"channels{index}" for index in range(len(groups))]
+        sizes = ",".join(str(group.num_channels) for group in groups)
+        graph.layer("Slice", [x], parts)
+        graph.layers[-1] += f" -23300={len(groups)},{sizes}"
+    for part, group, name in zip(parts, groups, OUTPUT_NAMES, strict=False):
+        graph.shuffle(name, part, group.scale)
+
+
+def _generator(graph: _Graph, network: ResidualGenerator) -> None:
+    """With the last shuffle last (`networks.Generator`).
+
+    As a matrix product the tail would take 6 GB for a 320x180 frame, and 10 times as long.
+    """
+    x = INPUT_NAME
+    if network.signed_input:
+        x = graph.with_number("doubled", x, MULTIPLY, 2.0)
+        x = graph.with_number("signed", x, SUBTRACT, 1.0)
+    x = graph.prelu("head_activation", graph.convolution("head", x))
+    start, x = graph.twice(x)
+    for block in range(network.num_blocks):
+        skip, inner = graph.twice(x)
+        inner = graph.convolution(f"blocks.{block}.first", inner)
+        inner = graph.prelu(f"blocks.{block}.activation", inner)
+        inner = graph.convolution(f"blocks.{block}.second", inner)
+        x = graph.sum(f"sum{block}", skip, inner)
+    x = graph.sum("long_skip", start, graph.convolution("body", x))
+    x = graph.convolution("upsampling.0", x)
+    x = graph.prelu("upsampling_activations.0", graph.shuffle("shuffled", x, 2))
+    x = graph.convolution("upsampling.1", x)
+    x = graph.prelu("upsampling_activations.1", x, repeat=4)
+    kernel, bias = tail_before_shuffle(graph.tensors)
+    x = graph.convolution("tail", x, kernel=kernel, bias=bias, switched_off=NO_MATRIX_PRODUCT)
+    x = graph.layer("TanH", [x], ["tanh"])
+    x = graph.with_number("halved", x, MULTIPLY, 0.5)
+    x = graph.with_number("unsigned", x, ADD, 0.5)
+    graph.shuffle(OUTPUT_NAMES[0], x, 2)

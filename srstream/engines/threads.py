@@ -1,0 +1,76 @@
+"""Sessions of engines that compute a tile in one blocking call: threads that make the calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from srstream.engines.contract import Capabilities, Ticket, TileFormat, check_tile
+from srstream.errors import EngineError
+from srstream.frame import Plane
+
+Run = Callable[[Plane, TileFormat], list[Plane]]
+"""(planes, H, W) of codes to the output planes; called from several threads at once."""
+
+
+def check_format(tile: TileFormat, can: Capabilities) -> None:
+    """`EngineError` unless an engine that compiles nothing can take such tiles."""
+    if not can.min_bits <= tile.bits <= can.max_bits or min(tile.shape or (1,)) < 1:
+        raise EngineError(f"no session can be opened for tiles {tile.shape} of {tile.bits} bits")
+
+
+class ThreadTicket:
+    """One tile on its way."""
+
+    def __init__(self, future: Future[list[Plane]]) -> None:
+        self.future: Future[list[Plane]] | None = future
+
+    def is_done(self) -> bool:
+        return self.future is None or self.future.done()
+
+
+class ThreadSession:
+    """See `Session`. As many threads as the engine has streams; one tile more waits."""
+
+    def __init__(self, run: Run, tile: TileFormat, capabilities: Capabilities) -> None:
+        self.format = tile
+        self.num_in_flight = capabilities.num_streams + 1
+        self._run = run
+        self._capabilities = capabilities
+        self._threads: ThreadPoolExecutor | None = ThreadPoolExecutor(
+            capabilities.num_streams, f"srstream-{capabilities.name}"
+        )
+
+    def submit(self, tile: Sequence[Plane]) -> ThreadTicket:
+        """See `Session.submit`."""
+        if self._threads is None:
+            raise EngineError("the engine's session is closed")
+        check_tile(tile, self.format, self._capabilities.form)
+        codes_CHW: Any = np.stack(tile)
+        return ThreadTicket(self._threads.submit(self._run, codes_CHW, self.format))
+
+    def result(self, ticket: Ticket) -> tuple[Plane, ...]:
+        """See `Session.result`."""
+        assert isinstance(ticket, ThreadTicket)
+        future, ticket.future = ticket.future, None
+        if future is None:
+            raise EngineError("this tile was collected before, or its engine failed or was closed")
+        try:
+            return tuple(future.result())
+        except (RuntimeError, MemoryError) as error:
+            raise EngineError(
+                f"engine {self._capabilities.name!r} failed on a tile ({_first_line(error)})"
+            ) from error
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+            self._threads = None
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
