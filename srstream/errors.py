@@ -25,6 +25,10 @@ class RefusedError(UsageError):
     """The job was understood and cannot work; refused before any work was done."""
 
 
+class NoSpaceError(RefusedError):
+    """The disk has too little space for the job to begin."""
+
+
 class MediaError(SrstreamError):
     """The input could not be opened, read or decoded."""
 

@@ -141,6 +141,7 @@ def enhance_file(
             on_read=_Throttle(on_event, "reading"),
             media=place.media,
             open_engine=place.open_engine,
+            work_folder=place.directory,
         )
         return _Job(plan, place, on_event, stop or StopSignal(), overwrite, restart, started).run()
     except SrstreamError as error:

@@ -16,7 +16,7 @@ import av
 from srstream.config import EngineConfig, JobConfig, ModelConfig, ScaleConfig
 from srstream.engines.contract import Engine
 from srstream.engines.table import ENGINES, choose_engine, engine_name
-from srstream.errors import RefusedError, TruncatedError, UsageError
+from srstream.errors import NoSpaceError, RefusedError, TruncatedError, UsageError
 from srstream.media.demux import nvdec_fault
 from srstream.media.output import plan_output
 from srstream.media.types import (
@@ -96,12 +96,14 @@ def make_plan(
     on_read: OnProgress | None = None,
     media: MediaSteps | None = None,
     open_engine: OpenEngine = choose_engine,
+    work_folder: Path | None = None,
 ) -> JobPlan:
     """Decide everything about a job.
 
     Args:
         media: who looks at the source; None: this process.
         open_engine: gives the engine for a model, and why that one.
+        work_folder: where the unfinished job lies; None: beside the output.
         deadline_seconds: ends the pass over the packets early (`plan` wants an answer in about a
             second); a job itself needs the whole pass.
 
@@ -151,7 +153,9 @@ def make_plan(
         cuts=cut_segments(info.video, index, window),
         config=config,
     )
-    _check_disk(job)
+    _check_disk(job, plan.path.parent)
+    if work_folder is not None:
+        _check_disk(job, work_folder)
     return job
 
 
@@ -298,14 +302,13 @@ def _estimate_bytes(video: OutputVideo, num_frames: int, bits_per_pixel: float) 
     return int(pixels * bits_per_pixel / 8)
 
 
-def _check_disk(plan: JobPlan) -> None:
-    folder = plan.output.path.parent
+def _check_disk(plan: JobPlan, folder: Path) -> None:
     if not os.access(folder, os.W_OK):
         raise RefusedError(f"{folder}: this folder cannot be written to; choose another with -o.")
     free = shutil.disk_usage(folder).free
     # Segments and the assembled file exist side by side for a moment.
     if free < 2 * plan.low_bytes:
-        raise RefusedError(
+        raise NoSpaceError(
             f"{folder}: {free / 1e6:.0f} MB are free, the job needs at least "
             f"{2 * plan.low_bytes / 1e6:.0f} MB and about {2 * plan.typical_bytes / 1e6:.0f} MB. "
             "Free some space or choose another folder with -o."

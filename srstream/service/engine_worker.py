@@ -40,6 +40,7 @@ from srstream.service.link import (
     Happened,
     JobOrder,
     Message,
+    Pinned,
     Ready,
     Setup,
     Start,
@@ -152,7 +153,11 @@ class EngineWorker:
         def tell(event: Event) -> None:
             self._link.send(Happened(job=order.id, event=event.model_dump(mode="json")))
 
-        job = RunningJob(order, self._roots, self._setup.security, self._pool, self._round, tell)
+        def pinned(weights_sha256: str) -> None:
+            self._link.send(Pinned(job=order.id, weights_sha256=weights_sha256))
+
+        security = self._setup.security
+        job = RunningJob(order, self._roots, security, self._pool, self._round, tell, pinned)
         self._jobs[order.id] = job
         name = f"job-{order.id}"
         threading.Thread(target=self._run, args=(job,), name=name, daemon=True).start()

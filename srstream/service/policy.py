@@ -12,6 +12,7 @@ from srstream.errors import (
     HostileInputError,
     JobError,
     MediaError,
+    NoSpaceError,
     SrstreamError,
 )
 from srstream.service.jobs import Job
@@ -70,7 +71,7 @@ def after_failure(job: Job, kind: type[SrstreamError], text: str, settings: JobS
     if wanted is not None and wanted.state == "cancelled":
         return wanted
     failures = job.failures + 1
-    if issubclass(kind, DiskFullError):
+    if issubclass(kind, DiskFullError | NoSpaceError):
         # Whoever waits for space loses nothing, however long it takes.
         attempts = max(0, job.attempts - 1)
         return Verdict("queued", {**_later(failures, text, settings), "attempts": attempts})

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ class RunningJob:
 
     Args:
         tell: takes events of the pipeline, from the job's threads.
+        pinned: is told the SHA-256 of the weights that the job works with.
     """
 
     def __init__(
@@ -126,11 +128,12 @@ class RunningJob:
         pool: EnginePool,
         round_: Round,
         tell: Callable[[Event], None],
+        pinned: Callable[[str], None],
     ) -> None:
         self.order = order
         self._roots, self._security, self._pool = roots, security, pool
         self._member: Member = round_.join(order.priority)
-        self._tell = tell
+        self._tell, self._pinned = tell, pinned
         self._stop = StopSignal()
         self._enhancer: Enhancer | None = None
         self._stage, self._stage_since = "", time.monotonic()
@@ -229,7 +232,7 @@ class RunningJob:
                     stop=self._stop,
                     workplace=Workplace(
                         media=media,
-                        open_engine=lease.open,
+                        open_engine=partial(self._open_engine, lease),
                         directory=order.directory,
                         output_folder=folder,
                         source_descriptor=source,
@@ -257,6 +260,13 @@ class RunningJob:
             config.model, self.order.directory, renew=self.order.may_change_weights
         )
         return config.model_copy(update={"source": source, "model": model})
+
+    def _open_engine(
+        self, lease: Lease, config: EngineConfig, model: ModelConfig, spec: ModelSpec
+    ) -> tuple[Engine, str]:
+        engine, reason = lease.open(config, model, spec)
+        self._pinned(engine.capabilities.weights_sha256)
+        return engine, reason
 
     def _share(self, enhancer: Enhancer) -> FrameStage:
         self._count()
