@@ -333,6 +333,18 @@ def remove_model(name: ModelName) -> None:
     print(f"{registry.remove_model(name).name}: removed")
 
 
+@app.command()
+def serve(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The daemon's srstream.toml.")
+    ] = None,
+) -> None:
+    """Run the daemon: take jobs on ZeroMQ sockets until told to stop."""
+    from srstream.service.supervisor import serve as run_daemon
+
+    raise typer.Exit(run_daemon(config))
+
+
 def _version(value: bool) -> None:
     if value:
         from importlib.metadata import version

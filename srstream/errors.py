@@ -29,6 +29,10 @@ class NoSpaceError(RefusedError):
     """The disk has too little space for the job to begin."""
 
 
+class ServiceError(SrstreamError):
+    """The daemon is not there, does not answer, or cannot begin its service."""
+
+
 class MediaError(SrstreamError):
     """The input could not be opened, read or decoded."""
 
