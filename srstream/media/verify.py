@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from av.container import InputContainer
 from av.video.frame import VideoFrame
@@ -40,6 +42,7 @@ from srstream.media.types import SourceInfo, TimeWindow, VideoInfo
 
 _CONFIG = SourceConfig(max_pixels=MAX_PIXELS, salvage=True)
 _OFFSET_TOLERANCE = Fraction(1, 1000)
+_Time = TypeVar("_Time", int, Fraction)
 
 
 def verify(
@@ -98,13 +101,15 @@ class _Video:
             stream = self._stream(container)
             self.time_base = Fraction(stream.time_base or Fraction(1, 1000))
             self.codec = canonical_codec(stream.codec_context.codec.name)
-            self.times = sorted(
-                packet.pts * self.time_base
+            shown = [
+                (packet.pts * self.time_base, packet.is_keyframe)
                 for packet in read_packets(container, stream)
                 if not isinstance(packet, ReadFault)
                 and packet.pts is not None
                 and is_shown(packet, self.codec)
-            )
+            ]
+        self.times = sorted(time for time, _ in shown)
+        self.key_times = sorted(time for time, is_key in shown if is_key)
 
     def frames(self) -> Iterator[tuple[Fraction, VideoFrame]]:
         """All frames with their times, in display order."""
@@ -112,17 +117,25 @@ class _Video:
             yield from self._decoded(container, self._stream(container))
 
     def frames_at(self, times: Sequence[Fraction]) -> Iterator[tuple[Fraction, VideoFrame | None]]:
-        """The frames of these times, reached by seeking; None for one that is not found."""
+        """The frames of these rising times; None for one that is not found.
+
+        Reached by seeking where a keyframe lies between one and the next, else by decoding on.
+        """
+        ahead = deque(times)
         with open_source(self.path, MAX_PIXELS) as container:
             stream = self._stream(container)
-            for wanted in times:
-                container.seek(int(wanted / self.time_base), stream=stream, backward=True)
-                yield (
-                    wanted,
-                    next(
-                        (f for time, f in self._decoded(container, stream) if time >= wanted), None
-                    ),
-                )
+            pictures: Iterator[tuple[Fraction, VideoFrame]] = iter(())
+            found: tuple[Fraction, VideoFrame] | None = None
+            while ahead:
+                if found is None or num_between(self.key_times, found[0], ahead[0]):
+                    place = int(ahead[0] / self.time_base)
+                    container.seek(place, stream=stream, backward=True)
+                    pictures = self._decoded(container, stream, lambda time: time >= ahead[0])
+                    found = None
+                if found is None or found[0] < ahead[0]:
+                    found = next((f for f in pictures if f[0] >= ahead[0]), None)
+                yield ahead[0], None if found is None else found[1]
+                ahead.popleft()
 
     def picture(self) -> PictureReceipt:
         """The description of the first frame.
@@ -143,23 +156,40 @@ class _Video:
         return cast(VideoStream, container.streams[self.index])
 
     def _decoded(
-        self, container: InputContainer, stream: VideoStream
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        is_wanted: Callable[[Fraction], bool] = lambda time: True,
     ) -> Iterator[tuple[Fraction, VideoFrame]]:
-        if not stream.codec_context.is_open:
+        """Frames with their times; of those not wanted only what the others need is decoded."""
+        context = stream.codec_context
+        if not context.is_open:
             stream.thread_type = "AUTO"
         with libav_errors(self.path, "the output cannot be decoded"):
-            for frame in container.decode(stream):
-                if frame.pts is not None:
-                    yield frame.pts * self.time_base, frame
+            for packet in container.demux(stream):
+                is_needed = packet.pts is None or is_wanted(packet.pts * self.time_base)
+                context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+                for frame in packet.decode():
+                    if frame.pts is not None:
+                        yield frame.pts * self.time_base, frame
 
 
-def _times_of_packets(source: SourceInfo, window: TimeWindow) -> list[int] | None:
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Of a source's frames, in rising order: when each is shown, and the keyframes among them."""
+
+    shown: list[int]
+    keys: list[int]
+
+
+def _times_of_packets(source: SourceInfo, window: TimeWindow) -> _Times | None:
     """Display times within the window, by the packets; None where these cannot tell."""
     video = source.video
     if video.is_interlaced:
         return None
     clock = Clock(video.time_base)
     found: list[int] = []
+    keys: list[int] = []
     with open_source(source.path, MAX_PIXELS) as container:
         for packet in read_packets(container, container.streams[video.index]):
             if isinstance(packet, ReadFault) or packet.is_corrupt:
@@ -170,10 +200,12 @@ def _times_of_packets(source: SourceInfo, window: TimeWindow) -> list[int] | Non
             if packet.pts is None:
                 return None
             found.append(packet.pts)
+            if packet.is_keyframe:
+                keys.append(packet.pts)
     times = sorted(found)
     if len(set(times)) != len(times):
         return None
-    return [pts for pts in times if _within(pts, window)]
+    return _Times([pts for pts in times if _within(pts, window)], sorted(keys))
 
 
 def _within(pts: int, window: TimeWindow) -> bool:
@@ -184,34 +216,36 @@ def _within(pts: int, window: TimeWindow) -> bool:
 def _compare(
     source: SourceInfo,
     found: _Video,
-    expected: list[int] | None,
+    expected: _Times | None,
     window: TimeWindow,
     sample: int | None,
 ) -> _Comparison:
-    if sample is not None and expected and len(expected) == len(found.times):
+    if sample is not None and expected and 0 < len(expected.shown) == len(found.times):
         comparison = _compare_packets(source, found, expected, window, sample)
         if comparison.largest_time_error <= _tolerance(found):
             return comparison
     # Packets tell nothing certain of damaged, raw or reordered sources: only decoding does.
-    return _compare_frames(source, found, expected, window, sample)
+    num_expected = None if expected is None else len(expected.shown)
+    return _compare_frames(source, found, num_expected, window, sample)
 
 
 def _compare_packets(
-    source: SourceInfo, found: _Video, expected: list[int], window: TimeWindow, sample: int
+    source: SourceInfo, found: _Video, expected: _Times, window: TimeWindow, sample: int
 ) -> _Comparison:
     """Times by packets, pixels of some frames."""
     base = source.video.time_base
-    comparison = _Comparison(placing_of(source.path, source.video, expected[0], window))
+    shown = expected.shown
+    comparison = _Comparison(placing_of(source.path, source.video, shown[0], window))
     shift = comparison.placing.shift
-    comparison.num_in = comparison.num_out = len(expected)
-    comparison.first_in = expected[0] * base - shift
-    for pts, time in zip(expected, found.times, strict=True):
+    comparison.num_in = comparison.num_out = len(shown)
+    comparison.first_in = shown[0] * base - shift
+    for pts, time in zip(shown, found.times, strict=True):
         comparison.pair(pts * base - shift, time)
-    chosen = spread(len(expected), sample)
+    chosen = spread(len(shown), sample)
+    frames = _source_frames(source, [shown[n] for n in chosen], expected.keys)
     pictures = found.frames_at([found.times[n] for n in chosen])
-    for number, (_, picture) in zip(chosen, pictures, strict=True):
-        frame = _source_frame(source, expected[number])
-        if frame is not None and picture is not None and frame.pts == expected[number]:
+    for frame, (_, picture) in zip(frames, pictures, strict=True):
+        if frame is not None and picture is not None:
             _compare_pixels(comparison, source.video, frame, picture)
     return comparison
 
@@ -225,18 +259,40 @@ def spread(length: int, number: int) -> list[int]:
     return sorted({round(n * (length - 1) / (number - 1)) for n in range(number)})
 
 
-def _source_frame(source: SourceInfo, pts: int) -> Frame | None:
-    decoder = Decoder(source.path, source.video, _CONFIG, start_pts=pts)
+def _source_frames(
+    source: SourceInfo, times: Sequence[int], keys: Sequence[int]
+) -> Iterator[Frame | None]:
+    """The frames of these rising times; None for one that is not found.
+
+    A new decoder, which begins a keyframe early, is opened where that is less to decode.
+    """
+    decoder: Decoder | None = None
+    frames: Iterator[Frame] = iter(())
+    found: Frame | None = None
     try:
-        return next(decoder.frames(), None)
+        for wanted in times:
+            if found is None or num_between(keys, found.pts, wanted) > 1:
+                if decoder is not None:
+                    decoder.close()
+                decoder = Decoder(source.path, source.video, _CONFIG, start_pts=wanted)
+                frames, found = decoder.frames(), None
+            if found is None or found.pts < wanted:
+                found = next((f for f in frames if f.pts >= wanted), None)
+            yield found if found is not None and found.pts == wanted else None
     finally:
-        decoder.close()
+        if decoder is not None:
+            decoder.close()
+
+
+def num_between(keys: Sequence[_Time], after: _Time, until: _Time) -> int:
+    """How many of the rising `keys` lie behind `after`, up to `until`."""
+    return bisect_right(keys, until) - bisect_right(keys, after)
 
 
 def _compare_frames(
     source: SourceInfo,
     found: _Video,
-    expected: list[int] | None,
+    num_expected: int | None,
     window: TimeWindow,
     sample: int | None,
 ) -> _Comparison:
@@ -245,7 +301,8 @@ def _compare_frames(
     Frames pair in order. Where the output lacks some, or has too many, they pair by time, so that
     one missing frame is one problem and not one with each frame behind it.
     """
-    num_expected = len(expected) if expected is not None else _count(source, window)
+    if num_expected is None:
+        num_expected = _count(source, window)
     by_order = num_expected == len(found.times)
     stride = 1 if sample is None else max(num_expected // max(sample, 1), 1)
     decoder = Decoder(source.path, source.video, _CONFIG)
