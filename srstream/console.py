@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -29,8 +29,10 @@ from srstream.pipeline.events import (
     Started,
     Verified,
 )
-from srstream.pipeline.pictures import PicturePlan
-from srstream.pipeline.summary import PlanSummary
+
+if TYPE_CHECKING:
+    from srstream.pipeline.pictures import PicturePlan
+    from srstream.pipeline.summary import PlanSummary
 
 _LINE_SECONDS = 5.0
 

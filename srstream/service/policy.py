@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,9 @@ from srstream.service.settings import JobSettings
 
 MAX_FAILURES = 3
 """At the same segment, before a job is put aside."""
+
+MAX_SPACE_SECONDS = 15.0
+"""Longest pause before it is seen whether a full disk has space again."""
 
 MAY_PASS = (EngineError, JobError)
 """What is worth another attempt; everything else is the request's or the file's own fault."""
@@ -73,8 +77,8 @@ def after_failure(job: Job, kind: type[SrstreamError], text: str, settings: JobS
     failures = job.failures + 1
     if issubclass(kind, DiskFullError | NoSpaceError):
         # Whoever waits for space loses nothing, however long it takes.
-        attempts = max(0, job.attempts - 1)
-        return Verdict("queued", {**_later(failures, text, settings), "attempts": attempts})
+        later = _later(failures, text, settings, MAX_SPACE_SECONDS)
+        return Verdict("queued", {**later, "attempts": max(0, job.attempts - 1)})
     if issubclass(kind, HostileInputError):
         return Verdict("quarantined", {"error": text})
     if not issubclass(kind, MAY_PASS) or issubclass(kind, MediaError):
@@ -96,7 +100,10 @@ def _wanted(job: Job) -> Verdict | None:
     return None
 
 
-def _later(failures: int, text: str, settings: JobSettings) -> dict[str, Any]:
+def _later(
+    failures: int, text: str, settings: JobSettings, longest_seconds: float = math.inf
+) -> dict[str, Any]:
     """Doubled from failure to failure."""
-    pause = min(settings.retry_seconds * 2 ** min(failures - 1, 20), settings.max_retry_seconds)
+    pause = settings.retry_seconds * 2 ** min(failures - 1, 20)
+    pause = min(pause, settings.max_retry_seconds, longest_seconds)
     return {"failures": failures, "error": text, "retry_at": time.time() + pause}

@@ -134,11 +134,14 @@ class Supervisor:
             self._check_workers()
             self._check_tasks()
             try:
+                if self._problem is not None:
+                    self._queue.remember("probed", str(time.time()))
+                    self._problem = None
+                    logger.info("the queue can be written again")
                 self._schedule()
                 if time.monotonic() - swept_at > _SWEEP_SECONDS:
                     swept_at = time.monotonic()
                     self._queue.forget_old(self._settings.jobs.keep_days)
-                self._problem = None
             except DiskFullError as error:
                 self._trouble(error)
 
