@@ -43,8 +43,14 @@ Answer = TypeVar("Answer", JobInfo, HealthInfo)
 
 
 def default_address() -> str:
-    """Where the daemon of this machine listens, as this user's environment has it."""
-    return f"ipc://{default_runtime_dir() / 'control.sock'}"
+    """Where this user's daemon listens; if there is none, where the system's service does."""
+    path = default_runtime_dir() / "control.sock"
+    if not path.exists() and SYSTEM_SOCKET.exists():
+        path = SYSTEM_SOCKET
+    return f"ipc://{path}"
+
+
+SYSTEM_SOCKET = Path("/run/srstream/control.sock")
 
 
 class NoAnswerError(ServiceError):
