@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import enum
 import fcntl
+import itertools
 import os
 import resource
 import shutil
@@ -13,9 +14,13 @@ import socket
 import stat
 import termios
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from operator import attrgetter
 from pathlib import Path
 
 import structlog
@@ -34,6 +39,7 @@ _NUM_WAITING_IN = 8  # messages of one peer that libzmq holds until we read them
 _NUM_WAITING_OUT = 16  # replies that it holds for a peer that does not read
 _BATCH = 64  # messages that are read before others in the loop have a turn
 _MAX_PARTS = 2  # an empty one before the payload: REQ
+_MAX_DISCARDED = 1000  # whoever sends a message of more parts is cut off
 _HEARTBEAT_MS, _SILENCE_MS = 10_000, 30_000
 _HANDSHAKE_MS = 5_000
 _GUARD_SECONDS = 0.05
@@ -117,8 +123,7 @@ class Endpoint:
             floods = {each for each in floods if self._num_unread_bytes(each)}
             time.sleep(_SAMPLE_SECONDS)
         for each in floods:
-            with suppress(OSError), socket.socket(fileno=os.dup(each)) as connection:
-                connection.shutdown(socket.SHUT_RDWR)  # libzmq finds it ended and cleans up
+            _cut(each)
         return len(floods)
 
     def close(self) -> None:
@@ -367,11 +372,27 @@ def _bound(router: zmq.Socket[bytes]) -> None:
     router.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
 
 
-def _metadata(part: zmq.Frame | None, name: str) -> str | None:
-    if part is None:
+def _num_discarded(router: zmq.Socket[bytes]) -> int:
+    """Take the other parts of a message; how many. Nobody is served meanwhile, so no Python runs
+    in the loop: it takes half of the time, 0.1 s for 10^5 parts.
+    """
+    rest = iter(partial(router.recv, zmq.NOBLOCK, copy=False), None)
+    counter = itertools.count(1)
+    deque(zip(takewhile(attrgetter("more"), rest), counter, strict=False), maxlen=0)
+    return next(counter)
+
+
+def _cut(descriptor: int) -> None:
+    """End a connection; libzmq finds it ended and cleans up."""
+    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _metadata(parts: list[zmq.Frame], name: str) -> str | None:
+    if not parts:
         return None
     try:
-        return str(part.get(name)) or None
+        return str(parts[0].get(name)) or None
     except (zmq.ZMQError, UnicodeDecodeError):
         return None
 
