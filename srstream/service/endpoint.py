@@ -193,25 +193,22 @@ class Endpoint:
         self._schedule()
 
     def _receive(self) -> Message:
-        part = identity = self._socket.recv(zmq.NOBLOCK, copy=False)
-        parts: list[zmq.Frame] = []
-        num_parts = 0
-        while part.more:
-            part = self._socket.recv(zmq.NOBLOCK, copy=False)
-            num_parts += 1
-            if num_parts <= _MAX_PARTS:
-                parts.append(part)
-        if num_parts > 1000:
+        identity = self._socket.recv(zmq.NOBLOCK, copy=False)
+        parts = [identity]
+        while parts[-1].more and len(parts) <= _MAX_PARTS:
+            parts.append(self._socket.recv(zmq.NOBLOCK, copy=False))
+        is_whole = not parts[-1].more
+        if not is_whole and _num_discarded(self._socket) > _MAX_DISCARDED:
+            _cut(int(identity.get(zmq.SRCFD)))
             return_memory()
-        is_req = num_parts > 1 and len(parts[0]) == 0
-        payload = parts[-1].bytes if num_parts == 1 + is_req else None
-        first = parts[0] if parts else None
+        parts = parts[1:]
+        is_req = len(parts) > 1 and len(parts[0]) == 0
         return Message(
             identity.bytes,
             (b"",) if is_req else (),
-            payload,
-            _metadata(first, "User-Id"),
-            _metadata(first, "Peer-Address") or "",
+            parts[-1].bytes if is_whole and len(parts) == 1 + is_req else None,
+            _metadata(parts, "User-Id"),
+            _metadata(parts, "Peer-Address") or "",
         )
 
     def _count(self) -> None:
