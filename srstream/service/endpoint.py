@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 _Context = zmq.Context[zmq.Socket[bytes]]
 
 _NUM_WAITING_IN = 8  # messages of one peer that libzmq holds until we read them
-_NUM_WAITING_OUT = 16  # replies that it holds for a peer that does not read
+_NUM_WAITING_OUT = 8  # replies that it holds for a peer that does not read
 _BATCH = 64  # messages that are read before others in the loop have a turn
 _MAX_PARTS = 2  # an empty one before the payload: REQ
 _MAX_DISCARDED = 1000  # whoever sends a message of more parts is cut off
@@ -115,16 +115,18 @@ class Endpoint:
         if self._loop is not None:
             self._add_readers(self._loop)
 
-    def cut_floods(self) -> int:
-        """End the connections that send faster than libzmq reads; how many these were."""
+    def cut_hogs(self) -> int:
+        """End the connections that send faster than libzmq reads, or do not read what they are
+        sent; how many these were.
+        """
         self._count()
-        floods = set(self._descriptors)
+        hogs = set(self._descriptors)
         for _ in range(_NUM_SAMPLES):
-            floods = {each for each in floods if self._num_unread_bytes(each)}
+            hogs = {each for each in hogs if self._num_waiting_bytes(each)}
             time.sleep(_SAMPLE_SECONDS)
-        for each in floods:
+        for each in hogs:
             _cut(each)
-        return len(floods)
+        return len(hogs)
 
     def close(self) -> None:
         """End it; the name of the listening socket is its owner's to remove."""
@@ -220,13 +222,16 @@ class Endpoint:
             else:
                 self._descriptors.discard(event["value"])
 
-    def _num_unread_bytes(self, descriptor: int) -> int:
-        """What the kernel holds for one of our connections; 0 if it is none any more."""
+    def _num_waiting_bytes(self, descriptor: int) -> int:
+        """What the kernel holds for one of our connections, in or out; 0 if it is none any more."""
         try:
             with socket.socket(fileno=os.dup(descriptor)) as connection:
                 if connection.getsockname() != self._listener.getsockname():
                     return 0
-                return int.from_bytes(fcntl.ioctl(connection, termios.FIONREAD, bytes(4)), "little")
+                return sum(
+                    int.from_bytes(fcntl.ioctl(connection, question, bytes(4)), "little")
+                    for question in (termios.FIONREAD, termios.TIOCOUTQ)
+                )
         except OSError:
             return 0
 
@@ -235,7 +240,8 @@ class MemoryGuard:
     """Ends messages without end, which no option of libzmq bounds.
 
     They show in the process's memory. When it has grown by `max_growth_bytes`, the connections
-    are ended that send without a pause; if that frees nothing, all are, and clients connect again.
+    are ended that send without a pause or read nothing; if that frees too little, all are, and
+    clients connect again.
     Memory that then remains is the daemon's own.
     """
 
@@ -261,7 +267,7 @@ class MemoryGuard:
 
     def _drop(self) -> None:
         before = resident_bytes()
-        num_cut = sum(endpoint.cut_floods() for endpoint in self._endpoints)
+        num_cut = sum(endpoint.cut_hogs() for endpoint in self._endpoints)
         is_over = num_cut > 0 and self._settles()
         if not is_over:
             for endpoint in self._endpoints:
