@@ -395,8 +395,7 @@ class _Watch:
         assert self._connection is not None
         values = {"after": self._seq, "job": self._job, "credit": _CREDIT}
         begun = self._connection.ask("watch", values, self._client.timeout_seconds)
-        if self._seq < 0:
-            self._seq = begun["after"]
+        self._seq = begun["after"]  # lower than asked for by a daemon that has begun afresh
         self._credit = _CREDIT
         self._renew_at = time.monotonic() + _RENEW_SECONDS
 
