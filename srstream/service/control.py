@@ -268,7 +268,9 @@ class ControlServer:
         """Send what was missed, to those who are behind; a slow reader is tried again."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._new_backlog.wait(), _SWEEP_SECONDS)
+                # `wait_for` of Python 3.11 swallows a cancellation that comes with the event.
+                async with asyncio.timeout(_SWEEP_SECONDS):
+                    await self._new_backlog.wait()
             self._new_backlog.clear()
             while True:
                 could_more = self._watches.catch_up()
