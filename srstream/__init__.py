@@ -5,8 +5,8 @@
     result = srstream.enhance("input.mp4")
     print(result.output, result.receipt)
 
-`plan` says beforehand what will happen, `verify` afterwards whether everything is there. All
-errors derive from `srstream.errors.SrstreamError`.
+`plan` says beforehand what will happen, `verify` afterwards whether everything is there; `Client`
+speaks to a running daemon. All errors derive from `srstream.errors.SrstreamError`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from srstream.pipeline.job import Result
     from srstream.pipeline.pictures import PictureResult
     from srstream.pipeline.summary import PlanSummary
+    from srstream.service.client import Client
 
-__all__ = ["JobConfig", "enhance", "enhance_pictures", "plan", "verify"]
+__all__ = ["Client", "JobConfig", "enhance", "enhance_pictures", "plan", "verify"]
 
 PathLike = str | os.PathLike[str]
 
@@ -134,4 +135,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("srstream")
+    if name == "Client":
+        from srstream.service.client import Client
+
+        return Client
     raise AttributeError(name)

@@ -16,10 +16,33 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from srstream.config import DecoderName, EngineName, Precision
-from srstream.errors import InterruptedJobError, SrstreamError, UsageError
+from srstream.errors import InterruptedJobError, SrstreamError
+from srstream.options import (
+    Codec,
+    Crf,
+    DecoderOption,
+    Detail,
+    End,
+    EngineOption,
+    Height,
+    Json,
+    MaxMemory,
+    Model,
+    NoReuse,
+    Output,
+    PrecisionOption,
+    Preset,
+    Restore,
+    ReuseThreshold,
+    Salvage,
+    Scale,
+    Source,
+    Start,
+    Threads,
+    job_config,
+)
+from srstream.service import commands as service
 
 app = typer.Typer(
     name="srstream",
@@ -28,61 +51,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-
-Source = Annotated[Path, typer.Argument(help="The video, picture, folder or pattern to enhance.")]
-Output = Annotated[
-    Path | None,
-    typer.Option("-o", "--output", help="Name of the result. [dim]default: INPUT_4x beside it[/]"),
-]
-Model = Annotated[str, typer.Option("--model", help="Network: speed against quality.")]
-Restore = Annotated[
-    str,
-    typer.Option("--restore", help="Mend what a codec has damaged: 0 to 1, or auto by the source."),
-]
-Detail = Annotated[
-    float, typer.Option("--detail", min=0, max=1, help="From faithful (0) to crisp (1).")
-]
-Scale = Annotated[
-    float | None, typer.Option("--scale", help="Factor on the input's size, at most the model's 4.")
-]
-Height = Annotated[int | None, typer.Option("--height", help="Rows of the output.")]
-Codec = Annotated[
-    str, typer.Option("--codec", help="Video encoder: auto, libx264, libx265, libsvtav1, ffv1 ...")
-]
-Crf = Annotated[float | None, typer.Option("--crf", help="Quality; lower is better and larger.")]
-Preset = Annotated[str | None, typer.Option("--preset", help="The encoder's speed preset.")]
-Start = Annotated[
-    float | None, typer.Option("--start", help="Begin here; seconds from the first video frame.")
-]
-End = Annotated[
-    float | None, typer.Option("--end", help="End here; seconds from the first video frame.")
-]
-EngineOption = Annotated[EngineName, typer.Option("--engine", help="Where the network runs.")]
-DecoderOption = Annotated[DecoderName, typer.Option("--decoder", help="What decodes the source.")]
-PrecisionOption = Annotated[
-    Precision, typer.Option("--precision", help="float32 is exact, the others are faster.")
-]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 takes all cores.")]
-MaxMemory = Annotated[
-    str | None, typer.Option("--max-memory", help="Memory the job may use, such as 800M or 2G.")
-]
-NoReuse = Annotated[
-    bool, typer.Option("--no-reuse", help="Compute also what is the same as in the last frame.")
-]
-ReuseThreshold = Annotated[
-    int,
-    typer.Option(
-        "--reuse-threshold",
-        min=0,
-        max=64,
-        help="Levels of 255 that count as the same; above 0 the result is no longer exact.",
-    ),
-]
-Salvage = Annotated[
-    bool, typer.Option("--salvage", help="Deliver the good part of a broken input (exit code 4).")
-]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on standard output.")]
 
 
 @app.command()
@@ -127,23 +95,25 @@ def enhance(
     from srstream.pipeline.job import StopSignal, enhance_file
     from srstream.pipeline.pictures import is_picture_input
 
-    config = _config(
-        model={"name": model, "restore": parse_restore(restore), "detail": detail},
-        engine={
-            "name": engine,
-            "precision": precision,
-            "threads": threads,
-            "max_memory_bytes": parse_bytes(max_memory),
-        },
-        reuse={"enabled": not no_reuse, "threshold": reuse_threshold},
-        scaling={"scale": scale, "height": height},
-        encode={"codec": codec, "crf": crf, "preset": preset},
-        source={
-            "start_seconds": start,
-            "end_seconds": end,
-            "salvage": salvage,
-            "decoder": decoder,
-        },
+    config = job_config(
+        model=model,
+        restore=restore,
+        detail=detail,
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        max_memory=max_memory,
+        no_reuse=no_reuse,
+        reuse_threshold=reuse_threshold,
+        scale=scale,
+        height=height,
+        codec=codec,
+        crf=crf,
+        preset=preset,
+        start=start,
+        end=end,
+        salvage=salvage,
+        decoder=decoder,
         deterministic=deterministic,
     )
     if is_picture_input(source):
@@ -193,22 +163,23 @@ def plan(
     from srstream.pipeline.pictures import is_picture_input, plan_pictures
     from srstream.pipeline.summary import plan_summary
 
-    config = _config(
-        model={"name": model, "restore": parse_restore(restore), "detail": detail},
-        engine={
-            "name": engine,
-            "precision": precision,
-            "threads": threads,
-            "max_memory_bytes": parse_bytes(max_memory),
-        },
-        scaling={"scale": scale, "height": height},
-        encode={"codec": codec, "crf": crf, "preset": preset},
-        source={
-            "start_seconds": start,
-            "end_seconds": end,
-            "salvage": salvage,
-            "decoder": decoder,
-        },
+    config = job_config(
+        model=model,
+        restore=restore,
+        detail=detail,
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        max_memory=max_memory,
+        scale=scale,
+        height=height,
+        codec=codec,
+        crf=crf,
+        preset=preset,
+        start=start,
+        end=end,
+        salvage=salvage,
+        decoder=decoder,
     )
     if is_picture_input(source):
         pictures = plan_pictures(source, output, config)
@@ -279,6 +250,8 @@ def bench(
     print(json.dumps(report.as_json(), indent=2) if as_json else as_text(report))
 
 
+service.add_to(app)
+
 models_app = typer.Typer(
     help="The models that ship, and those of one's own.",
     no_args_is_help=True,
@@ -290,8 +263,16 @@ ModelName = Annotated[str, typer.Argument(help="Its name, as `srstream models li
 
 
 @models_app.command("list")
-def list_models(as_json: Json = False) -> None:
+def list_models(
+    as_json: Json = False,
+    of_service: service.OfService = False,
+    address: service.Address = None,
+    client_key: service.Key = None,
+) -> None:
     """Every model that --model may name."""
+    if of_service:
+        service.list_models(address, client_key, as_json)
+        return
     from srstream.model_list import as_table, model_entries
 
     entries = model_entries()
@@ -317,12 +298,21 @@ def add_model(
         str | None, typer.Option("--name", help="What to call it. [dim]default: the file's name[/]")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace one of this name.")] = False,
+    of_service: service.OfService = False,
+    address: service.Address = None,
+    client_key: service.Key = None,
 ) -> None:
     """Make weights of one's own available as --model NAME."""
+    if of_service:
+        print(f"{service.add_model(weights, name, replace, address, client_key)}: registered")
+        return
     from srstream.models import registry
 
     model = registry.add_model(weights, name, replace=replace)
     print(f"{model.name}: weights for {model.network}; use them with --model {model.name}")
+
+
+models_app.command("use")(service.use_model)
 
 
 @models_app.command("remove")
@@ -386,55 +376,6 @@ def main() -> None:
     except Exception as error:
         print_error(_internal_error(error))
         sys.exit(1)
-
-
-def parse_bytes(text: str | None) -> int | None:
-    """800M, 2G or plain bytes as a number of bytes.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    if text is None:
-        return None
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    number, unit = (text[:-1], units.get(text[-1:].upper())) if text[-1:].isalpha() else (text, 1)
-    try:
-        if unit is None:
-            raise ValueError(text)
-        return int(float(number) * unit)
-    except ValueError as error:
-        raise UsageError(
-            f"--max-memory {text}: write a number with K, M or G, such as 2G."
-        ) from error
-
-
-def parse_restore(text: str) -> float | str:
-    """`auto`, or a number from 0 to 1.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    if text == "auto":
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise UsageError(f"--restore {text}: write a number from 0 to 1, or auto.")
-    return value
-
-
-def _config(**sections: Any) -> Any:
-    from srstream.config import JobConfig
-
-    try:
-        return JobConfig.model_validate(sections)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][-1]).removesuffix("_seconds").removesuffix("_bytes")
-        option = "--" + name.replace("_", "-")
-        raise UsageError(f"{option} {first['input']}: {first['msg'].lower()}.") from error
 
 
 def _enhance_pictures(

@@ -190,9 +190,10 @@ def daemon(folder: Path, *options: object, **arguments: Any) -> Iterator[Daemon]
 
 
 def start(folder: Path, *options: object, **arguments: Any) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.control", str(folder), *map(str, options)],
-        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **arguments,
+        cwd=REPOSITORY, text=True, **{**pipes, **arguments},
     )  # fmt: skip
 
 

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from srstream.cli import parse_bytes
 from srstream.errors import UsageError
 from srstream.media.demux import nvdec_fault
+from srstream.options import parse_bytes
 from tests import clips
 from tests.jobs import REPOSITORY, command, run
 

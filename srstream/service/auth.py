@@ -78,7 +78,7 @@ class ZapHandler:
         )
         if not self._has_room(domain):
             self._log_denied(address, "all places are taken")
-            return b"400", b"all places are taken", b""
+            return b"300", b"all places are taken", b""  # it tries again; at 400 it would not
         if mechanism == b"NULL" and domain == LOCAL_DOMAIN:
             return b"200", b"OK", b""
         if mechanism == b"CURVE" and len(parts) == _NUM_CURVE_PARTS and self._keys is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ _MAX_PENDING = 256
 _MAX_PENDING_BYTES = 256 << 10
 _MAX_TEXT = 500
 _RETRY_SECONDS = 0.01
+_ROOM_SECONDS = 2.0  # that a client has to make room for a reply
 _SWEEP_SECONDS = 5.0
 
 
@@ -208,7 +210,10 @@ class ControlServer:
             while pending.messages:
                 message = pending.messages.popleft()
                 pending.num_bytes -= len(message.payload or b"")
-                self._reply(key[0], message, await self._answer(key, message))
+                reply = await self._answer(key, message)
+                end = time.monotonic() + _ROOM_SECONDS
+                while self._reply(key[0], message, reply) is Sent.FULL and time.monotonic() < end:
+                    await asyncio.sleep(_RETRY_SECONDS)
                 self._new_backlog.set()
                 await asyncio.sleep(0)  # so that others have a turn, however many these are
         finally:
@@ -250,9 +255,10 @@ class ControlServer:
             raise RefusedError("this key is not allowed any more.")
         return Peer(message.user, message.address)
 
-    def _reply(self, endpoint: Endpoint, message: Message, reply: Reply) -> None:
+    def _reply(self, endpoint: Endpoint, message: Message, reply: Reply) -> Sent:
         """A reply that its client does not make room for is lost, and nobody else's."""
-        endpoint.send(message.identity, message.envelope, reply.model_dump_json().encode())
+        payload = reply.model_dump_json().encode()
+        return endpoint.send(message.identity, message.envelope, payload)
 
     def _send_event(self, key: _PeerKey, payload: bytes) -> Sent:
         endpoint, identity = key
@@ -262,7 +268,9 @@ class ControlServer:
         """Send what was missed, to those who are behind; a slow reader is tried again."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._new_backlog.wait(), _SWEEP_SECONDS)
+                # `wait_for` of Python 3.11 swallows a cancellation that comes with the event.
+                async with asyncio.timeout(_SWEEP_SECONDS):
+                    await self._new_backlog.wait()
             self._new_backlog.clear()
             while True:
                 could_more = self._watches.catch_up()

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import enum
 import fcntl
+import itertools
 import os
 import resource
 import shutil
@@ -13,9 +14,13 @@ import socket
 import stat
 import termios
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from operator import attrgetter
 from pathlib import Path
 
 import structlog
@@ -31,9 +36,10 @@ log = structlog.get_logger(__name__)
 _Context = zmq.Context[zmq.Socket[bytes]]
 
 _NUM_WAITING_IN = 8  # messages of one peer that libzmq holds until we read them
-_NUM_WAITING_OUT = 16  # replies that it holds for a peer that does not read
+_NUM_WAITING_OUT = 8  # replies that it holds for a peer that does not read
 _BATCH = 64  # messages that are read before others in the loop have a turn
 _MAX_PARTS = 2  # an empty one before the payload: REQ
+_MAX_DISCARDED = 1000  # whoever sends a message of more parts is cut off
 _HEARTBEAT_MS, _SILENCE_MS = 10_000, 30_000
 _HANDSHAKE_MS = 5_000
 _GUARD_SECONDS = 0.05
@@ -109,17 +115,18 @@ class Endpoint:
         if self._loop is not None:
             self._add_readers(self._loop)
 
-    def cut_floods(self) -> int:
-        """End the connections that send faster than libzmq reads; how many these were."""
+    def cut_hogs(self) -> int:
+        """End the connections that send faster than libzmq reads, or do not read what they are
+        sent; how many these were.
+        """
         self._count()
-        floods = set(self._descriptors)
+        hogs = set(self._descriptors)
         for _ in range(_NUM_SAMPLES):
-            floods = {each for each in floods if self._num_unread_bytes(each)}
+            hogs = {each for each in hogs if self._num_waiting_bytes(each)}
             time.sleep(_SAMPLE_SECONDS)
-        for each in floods:
-            with suppress(OSError), socket.socket(fileno=os.dup(each)) as connection:
-                connection.shutdown(socket.SHUT_RDWR)  # libzmq finds it ended and cleans up
-        return len(floods)
+        for each in hogs:
+            _cut(each)
+        return len(hogs)
 
     def close(self) -> None:
         """End it; the name of the listening socket is its owner's to remove."""
@@ -188,25 +195,22 @@ class Endpoint:
         self._schedule()
 
     def _receive(self) -> Message:
-        part = identity = self._socket.recv(zmq.NOBLOCK, copy=False)
-        parts: list[zmq.Frame] = []
-        num_parts = 0
-        while part.more:
-            part = self._socket.recv(zmq.NOBLOCK, copy=False)
-            num_parts += 1
-            if num_parts <= _MAX_PARTS:
-                parts.append(part)
-        if num_parts > 1000:
+        identity = self._socket.recv(zmq.NOBLOCK, copy=False)
+        parts = [identity]
+        while parts[-1].more and len(parts) <= _MAX_PARTS:
+            parts.append(self._socket.recv(zmq.NOBLOCK, copy=False))
+        is_whole = not parts[-1].more
+        if not is_whole and _num_discarded(self._socket) > _MAX_DISCARDED:
+            _cut(int(identity.get(zmq.SRCFD)))
             return_memory()
-        is_req = num_parts > 1 and len(parts[0]) == 0
-        payload = parts[-1].bytes if num_parts == 1 + is_req else None
-        first = parts[0] if parts else None
+        parts = parts[1:]
+        is_req = len(parts) > 1 and len(parts[0]) == 0
         return Message(
             identity.bytes,
             (b"",) if is_req else (),
-            payload,
-            _metadata(first, "User-Id"),
-            _metadata(first, "Peer-Address") or "",
+            parts[-1].bytes if is_whole and len(parts) == 1 + is_req else None,
+            _metadata(parts, "User-Id"),
+            _metadata(parts, "Peer-Address") or "",
         )
 
     def _count(self) -> None:
@@ -218,13 +222,16 @@ class Endpoint:
             else:
                 self._descriptors.discard(event["value"])
 
-    def _num_unread_bytes(self, descriptor: int) -> int:
-        """What the kernel holds for one of our connections; 0 if it is none any more."""
+    def _num_waiting_bytes(self, descriptor: int) -> int:
+        """What the kernel holds for one of our connections, in or out; 0 if it is none any more."""
         try:
             with socket.socket(fileno=os.dup(descriptor)) as connection:
                 if connection.getsockname() != self._listener.getsockname():
                     return 0
-                return int.from_bytes(fcntl.ioctl(connection, termios.FIONREAD, bytes(4)), "little")
+                return sum(
+                    int.from_bytes(fcntl.ioctl(connection, question, bytes(4)), "little")
+                    for question in (termios.FIONREAD, termios.TIOCOUTQ)
+                )
         except OSError:
             return 0
 
@@ -233,7 +240,8 @@ class MemoryGuard:
     """Ends messages without end, which no option of libzmq bounds.
 
     They show in the process's memory. When it has grown by `max_growth_bytes`, the connections
-    are ended that send without a pause; if that frees nothing, all are, and clients connect again.
+    are ended that send without a pause or read nothing; if that frees too little, all are, and
+    clients connect again.
     Memory that then remains is the daemon's own.
     """
 
@@ -259,7 +267,7 @@ class MemoryGuard:
 
     def _drop(self) -> None:
         before = resident_bytes()
-        num_cut = sum(endpoint.cut_floods() for endpoint in self._endpoints)
+        num_cut = sum(endpoint.cut_hogs() for endpoint in self._endpoints)
         is_over = num_cut > 0 and self._settles()
         if not is_over:
             for endpoint in self._endpoints:
@@ -367,11 +375,27 @@ def _bound(router: zmq.Socket[bytes]) -> None:
     router.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
 
 
-def _metadata(part: zmq.Frame | None, name: str) -> str | None:
-    if part is None:
+def _num_discarded(router: zmq.Socket[bytes]) -> int:
+    """Take the other parts of a message; how many. Nobody is served meanwhile, so no Python runs
+    in the loop: it takes half of the time, 0.1 s for 10^5 parts.
+    """
+    rest = iter(partial(router.recv, zmq.NOBLOCK, copy=False), None)
+    counter = itertools.count(1)
+    deque(zip(takewhile(attrgetter("more"), rest), counter, strict=False), maxlen=0)
+    return next(counter)
+
+
+def _cut(descriptor: int) -> None:
+    """End a connection; libzmq finds it ended and cleans up."""
+    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _metadata(parts: list[zmq.Frame], name: str) -> str | None:
+    if not parts:
         return None
     try:
-        return str(part.get(name)) or None
+        return str(parts[0].get(name)) or None
     except (zmq.ZMQError, UnicodeDecodeError):
         return None
 

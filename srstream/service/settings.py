@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -35,7 +36,11 @@ def default_state_dir() -> Path:
 
 
 def default_runtime_dir() -> Path:
-    return _from_systemd("RUNTIME_DIRECTORY", Path(platformdirs.user_runtime_dir("srstream")))
+    with warnings.catch_warnings():
+        # Without XDG_RUNTIME_DIR it is a folder in /tmp, and platformdirs says so every time.
+        warnings.simplefilter("ignore")
+        fallback = Path(platformdirs.user_runtime_dir("srstream"))
+    return _from_systemd("RUNTIME_DIRECTORY", fallback)
 
 
 def default_config_dir() -> Path:
