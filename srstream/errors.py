@@ -79,3 +79,7 @@ class InterruptedJobError(JobError):
     """The user interrupted the job; it can be resumed."""
 
     exit_code = 130
+
+
+class ServiceError(SrstreamError):
+    """The daemon is not there, or refused."""
