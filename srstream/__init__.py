@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from srstream.pipeline.job import Result
     from srstream.pipeline.pictures import PictureResult
     from srstream.pipeline.summary import PlanSummary
+    from srstream.service.frame_client import FrameStream
 
-__all__ = ["JobConfig", "enhance", "enhance_pictures", "plan", "verify"]
+__all__ = ["FrameStream", "JobConfig", "enhance", "enhance_pictures", "plan", "verify"]
 
 PathLike = str | os.PathLike[str]
 
@@ -134,4 +135,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("srstream")
+    if name == "FrameStream":
+        from srstream.service.frame_client import FrameStream
+
+        return FrameStream
     raise AttributeError(name)
