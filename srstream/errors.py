@@ -25,6 +25,10 @@ class RefusedError(UsageError):
     """The job was understood and cannot work; refused before any work was done."""
 
 
+class ServiceError(SrstreamError):
+    """The daemon is not there, does not answer, or cannot begin its service."""
+
+
 class MediaError(SrstreamError):
     """The input could not be opened, read or decoded."""
 
@@ -79,7 +83,3 @@ class InterruptedJobError(JobError):
     """The user interrupted the job; it can be resumed."""
 
     exit_code = 130
-
-
-class ServiceError(SrstreamError):
-    """The daemon is not there, or refused."""
