@@ -14,7 +14,7 @@ import numpy as np
 import zmq
 
 from srstream import errors
-from srstream.errors import SrstreamError, UsageError
+from srstream.errors import ServiceError, SrstreamError, UsageError
 from srstream.frame import ColorSpec, Frame, PlaneLayout, encode_frame
 from srstream.service.frame_protocol import (
     BYE,
@@ -210,7 +210,7 @@ class FrameStream:
 
     def _message(self) -> tuple[bytes, list[memoryview]]:
         if not self._socket.poll(int(self._timeout_seconds * 1000)):
-            raise SrstreamError(
+            raise ServiceError(
                 f"the daemon said nothing for {self._timeout_seconds:g} s; see `srstream health`."
             )
         first, *others = self._socket.recv_multipart(copy=False)

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from srstream.errors import UsageError
+from srstream.errors import MediaError, UsageError
 from srstream.frame import MAX_PLANES, ColorSpec, Frame, Plane, PlaneLayout, decode_frame
 from srstream.service.protocol import Name
 
@@ -40,8 +39,6 @@ MAX_CREDIT = 1024
 """Frames that a client can have granted at once; more count as this many."""
 
 MAX_SIDE = 16384
-
-_INT32, _INT64 = (1 << 31) - 1, (1 << 63) - 1
 
 _LAYOUT_NAME = re.compile(
     r"(?:yuv(?P<yuva>a?)(?P<chroma>444|422|420|440|411|410)p|gbr(?P<gbra>a?)p|gray)"
@@ -171,19 +168,6 @@ class Ready(_Form):
     idle_seconds: float = Field(gt=0)
 
 
-class FrameHeader(_Message):
-    """What stands before the planes, as `srstream.frame.encode_frame` writes it."""
-
-    layout: Layout
-    size: tuple[int, int]
-    pts: int = Field(ge=-_INT64 - 1, le=_INT64)
-    time_base: tuple[Annotated[int, Field(ge=1, le=_INT32)], Annotated[int, Field(ge=1, le=_INT32)]]
-    duration: int = Field(ge=0, le=_INT64)
-    color: Color
-    key: bool
-    concealed: bool
-
-
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -201,7 +185,7 @@ def parse(model: type[_Model], part: bytes | memoryview) -> _Model:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(item) for item in (name, *first["loc"]))
-        raise ProtocolError(f"{where[:200]}: {first['msg'][:200]}.") from None
+        raise ProtocolError(f"{one_line(where)}: {one_line(first['msg'])}.") from None
 
 
 def parse_credit(parts: Sequence[bytes | memoryview]) -> int:
@@ -217,33 +201,29 @@ def parse_credit(parts: Sequence[bytes | memoryview]) -> int:
 
 
 def read_frame(parts: Sequence[bytes | memoryview], form: FrameForm) -> Frame:
-    """The frame of header and planes, which must be exactly of `form`; planes may be views.
+    """The frame of header and planes, which must be of `form`; planes may be views of parts.
 
     Raises:
-        ProtocolError: the header cannot be read or says something else than `form`, or a part has
-            not as many bytes as shape and dtype make.
+        ProtocolError: the header cannot be read, a part has not as many bytes as shape and dtype
+            make, or it is another form.
     """
-    if len(parts) != 1 + form.layout.num_planes:
+    try:
+        frame = decode_frame(parts)
+    except MediaError as error:
+        raise ProtocolError(f"FRAME: {one_line(str(error))}.") from None
+    if (frame.width, frame.height) != (form.width, form.height):
         raise ProtocolError(
-            f"FRAME: {len(parts)} parts; a header and {form.layout.num_planes} planes are expected."
-        )
-    header = parse(FrameHeader, parts[0])
-    if header.size != (form.width, form.height):
-        raise ProtocolError(
-            f"FRAME: {header.size[0]}x{header.size[1]}, but HELLO said {form.width}x{form.height}; "
+            f"FRAME: {frame.width}x{frame.height}, but HELLO said {form.width}x{form.height}; "
             "open another session for another size."
         )
-    if header.layout.planes() != form.layout or header.color.spec() != form.color:
+    if frame.layout != form.layout or frame.color != form.color:
         raise ProtocolError("FRAME: its layout or colour is not what HELLO said.")
-    for index, part in enumerate(parts[1:]):
-        rows, columns = form.layout.plane_shape(index, form.width, form.height)
-        expected = rows * columns * form.layout.dtype.itemsize
-        if len(part) != expected:
-            raise ProtocolError(
-                f"FRAME: plane {index} has {len(part)} bytes; {columns}x{rows} "
-                f"{form.layout.dtype} make {expected}."
-            )
-    return _aligned(decode_frame(parts))
+    return frame
+
+
+def one_line(text: str) -> str:
+    """At most 300 printable characters, whatever a client put in."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:300])
 
 
 def check_samples(frame: Frame) -> None:
@@ -278,11 +258,3 @@ def frame_of_planes(
             f"planes of {got} {dtypes} were given; {wanted} {layout.dtype} are expected."
         )
     return Frame(tuple(planes), layout, form.width, form.height, pts, time_base, color=form.color)
-
-
-def _aligned(frame: Frame) -> Frame:
-    """A small part may lie at an odd address of a larger buffer, where no uint16 should."""
-    if all(plane.flags.aligned for plane in frame.planes):
-        return frame
-    planes = [np.require(plane, requirements="A") for plane in frame.planes]
-    return frame.with_planes(planes, frame.width, frame.height)

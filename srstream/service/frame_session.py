@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from srstream.config import ReuseConfig
 from srstream.engines.contract import Engine
-from srstream.errors import SrstreamError
+from srstream.errors import ServiceError, SrstreamError
 from srstream.frame import Frame, encode_frame
 from srstream.media.types import OutputVideo, VideoInfo
 from srstream.pipeline.enhancer import Enhancer
@@ -188,7 +188,8 @@ class FrameSession:
         self._input_credit = limits.window_frames
         self._owed_credit = 0
         self._output_credit = 0
-        self._is_finishing = self._is_cancelled = self._is_busy = False
+        self._is_finishing = self._is_cancelled = self._has_ended = False
+        self._is_busy = True
         self._touched = time.monotonic()
         self.num_frames = 0
         """Computed so far."""
@@ -202,8 +203,8 @@ class FrameSession:
 
     @property
     def has_ended(self) -> bool:
-        """Its thread is gone, and with it all that it held."""
-        return not self._thread.is_alive()
+        """It holds nothing any more, neither frames nor an engine."""
+        return self._has_ended
 
     def put(self, frame: Frame) -> None:
         """Queues a frame.
@@ -278,21 +279,21 @@ class FrameSession:
 
     def _run(self) -> None:
         stage: FrameStage | None = None
+        last: Parts | None = None
         try:
-            self._is_busy = True
             stage = self._open_stage(self.hello)
-            self._announce(READY, self._ready(stage.output))
+            self._announce([READY, json.dumps(self._ready(stage.output)).encode()])
             self._work(stage)
-            self._end(END, {"num_frames": self.num_frames})
+            last = [END, json.dumps({"num_frames": self.num_frames}).encode()]
         except _CancelledError:
             pass
         except SrstreamError as error:
-            self._end(ERROR, error_info(error))
+            last = error_message(error)
         except Exception:
             logger.exception("session=%s failed", self.id)
-            self._end(ERROR, {"kind": "SrstreamError", "text": "the daemon failed; see its log."})
+            last = error_message(ServiceError("the daemon failed; see its log."))
         finally:
-            self._leave(stage)
+            self._leave(stage, last)
 
     def _work(self, stage: FrameStage) -> None:
         num_pushed = 0
@@ -333,29 +334,26 @@ class FrameSession:
             self.num_frames += len(frames)
         self._wake()
 
-    def _announce(self, kind: bytes, content: dict[str, Any]) -> None:
-        with self._changed:
-            self._announcements.append([kind, json.dumps(content).encode()])
-        self._wake()
-
     def note(self, text: str) -> None:
         """Sends a sentence that the user shall read; from any thread."""
+        self._announce([NOTE, text.encode()])
+
+    def _announce(self, message: Parts) -> None:
         with self._changed:
-            self._announcements.append([NOTE, text.encode()])
+            self._announcements.append(message)
         self._wake()
 
-    def _end(self, kind: bytes, content: dict[str, Any]) -> None:
-        with self._changed:
-            self._last = [kind, json.dumps(content).encode()]
-
-    def _leave(self, stage: FrameStage | None) -> None:
+    def _leave(self, stage: FrameStage | None, last: Parts | None) -> None:
+        """Frees everything, and only then lets the client know that the session is over."""
         self._inputs.clear()
         if stage is not None:
             try:
                 stage.close()
             except Exception:
                 logger.exception("session=%s: its stage cannot be closed", self.id)
-        self._is_busy = False
+        with self._changed:
+            self._last = last
+            self._is_busy, self._has_ended = False, True
         self.touch()
         self._wake()
 
@@ -372,6 +370,7 @@ class FrameSession:
         }
 
 
-def error_info(error: SrstreamError) -> dict[str, str]:
-    """As it goes over the wire."""
-    return {"kind": type(error).__name__, "text": str(error)[:2000]}
+def error_message(error: SrstreamError) -> Parts:
+    """An ERROR for the wire."""
+    content = {"kind": type(error).__name__, "text": str(error)[:2000]}
+    return [ERROR, json.dumps(content).encode()]

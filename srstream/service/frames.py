@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import grp
-import json
 import logging
 import os
 import tempfile
@@ -24,11 +23,10 @@ from pathlib import Path
 
 import zmq
 
-from srstream.errors import ConfigError, RefusedError, SrstreamError
+from srstream.errors import ConfigError, RefusedError, ServiceError, SrstreamError
 from srstream.service.frame_protocol import (
     BYE,
     CREDIT,
-    ERROR,
     FRAME,
     HELLO,
     MAX_PARTS,
@@ -45,7 +43,7 @@ from srstream.service.frame_session import (
     OpenStage,
     Parts,
     SessionLimits,
-    error_info,
+    error_message,
 )
 from srstream.service.settings import SocketSettings
 
@@ -378,7 +376,7 @@ class FramesServer:
             num_sent += self._send_all(socket, peer, session)
             if peer in self._sessions and session.is_idle():
                 seconds = session.limits.idle_seconds
-                error = SrstreamError(f"the client was not heard of for {seconds:g} s.")
+                error = ServiceError(f"the client was not heard of for {seconds:g} s.")
                 self._refuse(socket, peer, error)
         self._tick_ms = MIN_TICK_MS if num_sent else min(2 * self._tick_ms, MAX_TICK_MS)
         self._beat(socket)
@@ -430,16 +428,11 @@ class FramesServer:
 
     def _shut_down(self, socket: zmq.Socket[bytes]) -> None:
         for peer in list(self._sessions):
-            self._refuse(socket, peer, SrstreamError("the daemon ends."))
+            self._refuse(socket, peer, ServiceError("the daemon ends."))
         deadline = time.monotonic() + JOIN_SECONDS
         for session in self._ending:
             session.join(max(0.0, deadline - time.monotonic()))
         self._reap()
-
-
-def error_message(error: SrstreamError) -> Parts:
-    """An ERROR for the wire."""
-    return [ERROR, json.dumps(error_info(error)).encode()]
 
 
 def bind_ipc(socket: zmq.Socket[bytes], path: Path, *, mode: int, group: str | None) -> int:
