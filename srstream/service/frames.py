@@ -24,6 +24,7 @@ from pathlib import Path
 import zmq
 
 from srstream.errors import ConfigError, RefusedError, ServiceError, SrstreamError
+from srstream.service.frame_guard import ConnectionGuard
 from srstream.service.frame_protocol import (
     BYE,
     CREDIT,
@@ -131,6 +132,7 @@ class FramesServer:
         self._owns_context = context is None
         self._context = context or zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
+        self._guard: ConnectionGuard | None = None
         self._descriptors: list[int] = []
         self._wake_descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._sessions: dict[bytes, FrameSession] = {}
@@ -162,6 +164,7 @@ class FramesServer:
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
             self._descriptors.append(_locked(folder / "frames.lock"))
             self._socket = self._new_socket()
+            self._guard = ConnectionGuard(self._socket, self._settings.max_clients)
             bound = bind_ipc(
                 self._socket,
                 self._settings.frames_path,
@@ -227,16 +230,19 @@ class FramesServer:
 
     def run(self) -> None:
         """Serves until `close`; clients that are there then are told that the daemon ends."""
-        assert self._socket is not None, "bind comes first"
+        assert self._socket is not None and self._guard is not None, "bind comes first"
         self._finished.clear()
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake_descriptor, zmq.POLLIN)
+        poller.register(self._guard.monitor, zmq.POLLIN)
         try:
             while not self._stopping.is_set():
-                poller.poll(self._tick_ms if self._is_blocked else MAX_TICK_MS)
+                most_ms = self._tick_ms if self._is_blocked else MAX_TICK_MS
+                poller.poll(min(most_ms, self._guard.look_ms))
                 self._forget_wakes()
-                self._receive(self._socket)
+                self._guard.look()
+                self._receive(self._socket, self._guard)
                 self._look_after_sessions(self._socket)
         finally:
             self._shut_down(self._socket)
@@ -250,6 +256,9 @@ class FramesServer:
         self._free()
 
     def _free(self) -> None:
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
         if self._socket is not None:
             self._socket.close()
             self._settings.frames_path.unlink(missing_ok=True)
@@ -266,13 +275,14 @@ class FramesServer:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake_descriptor)
 
-    def _receive(self, socket: zmq.Socket[bytes]) -> None:
+    def _receive(self, socket: zmq.Socket[bytes], guard: ConnectionGuard) -> None:
         for _ in range(TURN_MESSAGES):
             try:
                 peer = socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
             parts = self._rest_of_message(socket, peer)
+            guard.saw_message(peer)
             try:
                 self._handle(peer.bytes, parts)
             except SrstreamError as error:
@@ -284,8 +294,9 @@ class FramesServer:
         """The parts behind the peer's name; None if there are too many, which are not kept."""
         parts: list[zmq.Frame] = []
         num_parts, last = 0, first
+        receive = socket.recv  # and no keywords: twice as fast, which counts for 100,000 parts
         while last.more:
-            last = socket.recv(copy=False)
+            last = receive(0, False, False)
             num_parts += 1
             if num_parts <= MAX_PARTS:
                 parts.append(last)
