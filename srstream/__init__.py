@@ -24,8 +24,17 @@ if TYPE_CHECKING:
     from srstream.pipeline.pictures import PictureResult
     from srstream.pipeline.summary import PlanSummary
     from srstream.service.client import Client
+    from srstream.service.frame_client import FrameStream
 
-__all__ = ["Client", "JobConfig", "enhance", "enhance_pictures", "plan", "verify"]
+__all__ = [
+    "Client",
+    "FrameStream",
+    "JobConfig",
+    "enhance",
+    "enhance_pictures",
+    "plan",
+    "verify",
+]
 
 PathLike = str | os.PathLike[str]
 
@@ -139,4 +148,8 @@ def __getattr__(name: str) -> Any:
         from srstream.service.client import Client
 
         return Client
+    if name == "FrameStream":
+        from srstream.service.frame_client import FrameStream
+
+        return FrameStream
     raise AttributeError(name)

@@ -23,6 +23,22 @@ Kind = Literal["yuv", "rgb", "gray"]
 
 MAX_PLANES = 4
 
+MAX_HEADER_BYTES = 4096
+"""Of a frame's header on the wire; the longest that is ever written has a tenth of that."""
+
+MAX_SIDE = 1 << 20
+"""Rows or columns of a frame on the wire; no codec has more, and a plane's size stays small enough
+to reckon with."""
+
+_INT64_MAX = (1 << 63) - 1
+_MAX_LOG2_CHROMA = 3
+_MAX_CODE_POINT = 0xFFFF
+_HEADER_FIELDS = frozenset(
+    ("layout", "size", "pts", "time_base", "duration", "color", "key", "concealed")
+)
+_LAYOUT_FIELDS = frozenset(("kind", "bits", "log2_chroma_w", "log2_chroma_h", "has_alpha"))
+_COLOR_FIELDS = frozenset(("primaries", "transfer", "matrix", "full_range", "chroma_location"))
+
 
 @dataclass(frozen=True, slots=True)
 class ColorSpec:
@@ -132,44 +148,109 @@ def encode_frame(frame: Frame) -> list[bytes | memoryview]:
 
 
 def decode_frame(parts: Sequence[bytes | memoryview]) -> Frame:
-    """The frame of a wire message. Every length is checked against the header.
+    """The frame of a wire message, which may come from a stranger.
+
+    The header is checked to the last field, then every length against it; planes are views of the
+    parts unless those are misaligned. Samples above the depth are not looked for.
 
     Raises:
-        MediaError: the header and the parts disagree.
+        MediaError: the header is not one that `encode_frame` writes, or the parts contradict it.
     """
-    try:
-        header = json.loads(bytes(parts[0]))
-        layout = PlaneLayout(**header["layout"])
-        width, height = (int(n) for n in header["size"])
-        num, den = header["time_base"]
-        color = ColorSpec(**header["color"])
-        pts, duration = int(header["pts"]), int(header["duration"])
-        is_key, concealed = bool(header["key"]), bool(header["concealed"])
-        time_base = Fraction(int(num), int(den))
-    except (ValueError, KeyError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise MediaError(f"frame message: its header cannot be read ({error})") from error
-    if len(parts) - 1 != layout.num_planes or layout.num_planes > MAX_PLANES:
+    frame = decode_header(parts[0] if parts else b"")
+    layout = frame.layout
+    if len(parts) - 1 != layout.num_planes:
         raise MediaError(
             f"frame message: {len(parts) - 1} planes came, {layout.num_planes} were announced"
         )
     planes: list[Plane] = []
     for index, part in enumerate(parts[1:]):
-        shape = layout.plane_shape(index, width, height)
-        plane = np.frombuffer(part, dtype=layout.dtype)
-        if plane.size != shape[0] * shape[1]:
+        shape = layout.plane_shape(index, frame.width, frame.height)
+        if len(part) != shape[0] * shape[1] * layout.dtype.itemsize:
             raise MediaError(
-                f"frame message: plane {index} has {plane.size} samples, its header says {shape}"
+                f"frame message: plane {index} has {len(part)} bytes, its header says {shape} "
+                f"{layout.dtype}"
             )
+        plane = np.require(np.frombuffer(part, dtype=layout.dtype), requirements="A")
         planes.append(plane.reshape(shape))
-    return Frame(
-        planes=tuple(planes),
-        layout=layout,
-        width=width,
-        height=height,
-        pts=pts,
-        time_base=time_base,
-        duration=duration,
-        color=color,
-        is_key=is_key,
-        concealed=concealed,
+    return replace(frame, planes=tuple(planes))
+
+
+def decode_header(part: bytes | memoryview) -> Frame:
+    """What a message's first part says of its frame, which has no planes yet.
+
+    Raises:
+        MediaError: it is not a header that `encode_frame` writes.
+    """
+    try:
+        if len(part) > MAX_HEADER_BYTES:
+            raise ValueError(f"it has {len(part)} bytes")
+        header = json.loads(bytes(part))
+        if not isinstance(header, dict) or header.keys() != _HEADER_FIELDS:
+            raise ValueError("its fields are others")
+        width, height = (_integer(side, 1, MAX_SIDE) for side in header["size"])
+        numerator, denominator = (_integer(n, 1, _INT64_MAX) for n in header["time_base"])
+        return Frame(
+            planes=(),
+            layout=layout_from(header["layout"]),
+            width=width,
+            height=height,
+            pts=_integer(header["pts"], -_INT64_MAX - 1, _INT64_MAX),
+            time_base=Fraction(numerator, denominator),
+            duration=_integer(header["duration"], -_INT64_MAX - 1, _INT64_MAX),
+            color=color_from(header["color"]),
+            is_key=_truth(header["key"]),
+            concealed=_truth(header["concealed"]),
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MediaError(f"frame message: its header cannot be read ({error})") from error
+
+
+def layout_from(fields: object) -> PlaneLayout:
+    """The layout that a mapping describes, as `dataclasses.asdict` makes it.
+
+    Raises:
+        ValueError: there is no such layout.
+    """
+    if not isinstance(fields, dict) or fields.keys() != _LAYOUT_FIELDS:
+        raise ValueError("a layout has other fields")
+    kind = fields["kind"]
+    if kind not in ("yuv", "rgb", "gray"):
+        raise ValueError("a layout is yuv, rgb or gray")
+    most = _MAX_LOG2_CHROMA if kind == "yuv" else 0
+    return PlaneLayout(
+        kind=kind,
+        bits=_integer(fields["bits"], 8, 16),
+        log2_chroma_w=_integer(fields["log2_chroma_w"], 0, most),
+        log2_chroma_h=_integer(fields["log2_chroma_h"], 0, most),
+        has_alpha=_truth(fields["has_alpha"]),
     )
+
+
+def color_from(fields: object) -> ColorSpec:
+    """The colour description in a mapping, as `dataclasses.asdict` makes it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not isinstance(fields, dict) or fields.keys() != _COLOR_FIELDS:
+        raise ValueError("a colour description has other fields")
+    full_range = fields["full_range"]
+    return ColorSpec(
+        primaries=_integer(fields["primaries"], 0, _MAX_CODE_POINT),
+        transfer=_integer(fields["transfer"], 0, _MAX_CODE_POINT),
+        matrix=_integer(fields["matrix"], 0, _MAX_CODE_POINT),
+        full_range=None if full_range is None else _truth(full_range),
+        chroma_location=_integer(fields["chroma_location"], 0, 6),
+    )
+
+
+def _integer(value: object, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"a number is not a whole one from {least} to {most}")
+    return value
+
+
+def _truth(value: object) -> bool:
+    if type(value) is not bool:
+        raise ValueError("a flag is neither true nor false")
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -67,6 +68,82 @@ def test_a_message_that_contradicts_its_header_is_refused(spoil) -> None:  # typ
     parts = [bytes(part) for part in encode_frame(make_frame(0, LAYOUTS[0]))]
     with pytest.raises(MediaError, match="frame message"):
         decode_frame(spoil(parts))
+
+
+SPOILED_HEADERS = {
+    "negative size": {"size": [-33, -17]},
+    "no size": {"size": [0, 17]},
+    "huge size": {"size": [1 << 40, 1 << 40]},
+    "three sides": {"size": [33, 17, 1]},
+    "a fractional size": {"size": [33.0, 17]},
+    "a flag for a size": {"size": [True, 17]},
+    "text for a size": {"size": "33x17"},
+    "an unknown kind": {"layout": {"kind": "bgr"}},
+    "an unknown field": {"layout": {"kind": "yuv", "stride": 1}},
+    "a depth of 32": {"layout": {"bits": 32}},
+    "negative chroma": {"layout": {"log2_chroma_w": -1}},
+    "tiny chroma": {"layout": {"log2_chroma_w": 900}},
+    "no time base": {"time_base": [0, 1]},
+    "a time base of nothing": {"time_base": [1, 0]},
+    "a time beyond 64 bits": {"pts": 1 << 63},
+    "no time": {"pts": None},
+    "text for a time": {"pts": "7"},
+    "no number": {"duration": float("nan")},
+    "a flag of 1": {"key": 1},
+    "no colour": {"color": None},
+    "a colour that is none": {"color": {"matrix": -1}},
+}
+
+
+@pytest.mark.parametrize("change", SPOILED_HEADERS.values(), ids=SPOILED_HEADERS.keys())
+def test_a_header_is_believed_in_nothing(change) -> None:  # type: ignore[no-untyped-def]
+    header, *planes = [bytes(part) for part in encode_frame(make_frame(0, LAYOUTS[0]))]
+    fields = json.loads(header)
+    for name, value in change.items():
+        is_part = isinstance(value, dict) and isinstance(fields[name], dict)
+        fields[name] = fields[name] | value if is_part else value
+    with pytest.raises(MediaError, match="frame message"):
+        decode_frame([json.dumps(fields).encode(), *planes])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"[]",
+        b"7",
+        b"null",
+        b"{}",
+        b"[" * 4000,
+        b" " * 5000 + b"{}",
+        b"\xff\xfe",
+        b"\x80\x05K.",
+    ],
+    ids=[
+        "nothing",
+        "a list",
+        "a number",
+        "null",
+        "no field",
+        "deep",
+        "long",
+        "no UTF-8",
+        "a pickle",
+    ],
+)
+def test_what_is_no_header_at_all_is_refused(header: bytes) -> None:
+    with pytest.raises(MediaError, match="frame message"):
+        decode_frame([header])
+
+
+def test_a_plane_at_an_odd_address_is_moved() -> None:
+    frame = make_frame(1, LAYOUTS[1])
+    header, *planes = [bytes(part) for part in encode_frame(frame)]
+    odd = [memoryview(bytearray(b"\0" + plane))[1:] for plane in planes]
+    again = decode_frame([header, *odd])
+    assert all(plane.flags.aligned for plane in again.planes)
+    for sent, received in zip(frame.planes, again.planes, strict=True):
+        np.testing.assert_array_equal(sent, received)
 
 
 def test_no_more_is_sent_than_the_consumer_granted(tmp_path: Path) -> None:

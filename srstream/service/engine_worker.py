@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +29,8 @@ from srstream.models.table import model_spec
 from srstream.pipeline.decoder import die_with_parent
 from srstream.pipeline.events import Event
 from srstream.service.fair import Round
+from srstream.service.frame_engine import stage_opener
+from srstream.service.frames import FrameLimits, FramesServer
 from srstream.service.link import (
     COMMAND,
     MAX_LINE_BYTES,
@@ -106,12 +109,15 @@ class EngineWorker:
         self._lock = threading.Lock()
         self._ended = Counts()
         self._is_leaving = False
+        self._frames: FramesServer | None = None
 
     def warm_up(self) -> Ready:
         """Open the default model's engine and run it once, so that the first job need not wait.
 
+        From then on clients can push frames, if this worker takes any.
+
         Raises:
-            SrstreamError: there is no engine to be had.
+            SrstreamError: there is no engine to be had, or no socket for the frames.
         """
         defaults = self._setup.defaults
         model = resolved(defaults.model).model_copy(update={"restore": 0.0})
@@ -123,7 +129,27 @@ class EngineWorker:
         tile = [np.full(_WARM_TILE, 128, np.uint8)] * can.form.num_input_planes
         session.result(session.submit(tile))
         session.close()
+        if self._setup.max_frame_sessions:
+            self._frames = self._start_frames()
         return Ready(engine=can.name, reason=reason)
+
+    def _start_frames(self) -> FramesServer:
+        setup, most = self._setup, FrameLimits()
+        limits = replace(
+            most,
+            max_sessions=setup.max_frame_sessions,
+            max_pixels=min(most.max_pixels, setup.security.max_pixels),
+        )
+        open_stage = stage_opener(self._pool, self._round, setup.defaults)
+        server = FramesServer(setup.sockets, open_stage=open_stage, limits=limits)
+        server.bind()
+        threading.Thread(target=server.run, name="frames", daemon=True).start()
+        return server
+
+    def close(self) -> None:
+        """Tell the clients that push frames, and remove their socket."""
+        if self._frames is not None:
+            self._frames.close()
 
     def serve(self) -> None:
         """Take orders and beat, until told to leave or the supervisor is gone."""
@@ -172,6 +198,8 @@ class EngineWorker:
     def _beat(self) -> Beat:
         with self._lock:
             jobs, counts = dict(self._jobs), self._ended
+        if self._frames is not None:
+            counts = _sum(counts, Counts(frame_sessions=self._frames.status.num_sessions))
         for job in jobs.values():
             counts = _sum(counts, _counts_of(job))
         return Beat(
@@ -229,6 +257,7 @@ def main() -> int:
         return 1
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
+    worker.close()
     # Threads of jobs may hang in libraries; nothing of theirs is worth waiting for.
     os._exit(0)
 
