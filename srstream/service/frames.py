@@ -5,7 +5,7 @@ thread of its own (`frame_session.py`). So a client that is slow, dead or hostil
 nothing but its share of the engine, and that only as long as it takes its results.
 
 Who may connect is decided by the socket's file mode, or over TCP by CURVE. libzmq hands a message
-on when its last part is there: what a peer sends until then is bounded for each part only.
+on when its last part is there; what a peer sends until then is watched by `frame_guard.py`.
 """
 
 from __future__ import annotations
