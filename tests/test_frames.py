@@ -468,10 +468,11 @@ def assert_survives_floods(server: Server, engine: Any, num_messages: int, num_p
     before = server.condition()
     flood(server, num_messages, num_parts)
     assert_serves(server, engine)
-    server.wait_until(lambda condition: condition["num_sessions"] == 0, 5)
-    after = server.condition()
-    assert after["resident_bytes"] < 1.1 * before["resident_bytes"]
-    assert after["num_threads"] == before["num_threads"]
+    # A thread may outlive its session by a moment.
+    server.wait_until(
+        lambda now: not now["num_sessions"] and now["num_threads"] <= before["num_threads"], 5
+    )
+    assert server.condition()["resident_bytes"] < 1.1 * before["resident_bytes"]
 
 
 def test_floods_of_nonsense_leave_no_trace(server: Server, engine: Any) -> None:
@@ -545,9 +546,8 @@ def test_a_killed_client_leaves_nothing(impatient: Server, engine: Any) -> None:
     assert_serves(impatient, engine)
     impatient.wait_until(lambda c: c["num_descriptors"] == before["num_descriptors"], 5)
     impatient.wait_until(lambda condition: condition["reserved_bytes"] == 0, 5)
-    after = impatient.condition()
-    assert after["num_threads"] == before["num_threads"]
-    assert after["resident_bytes"] < 1.1 * before["resident_bytes"]
+    impatient.wait_until(lambda c: c["num_threads"] <= before["num_threads"], 5)
+    assert impatient.condition()["resident_bytes"] < 1.1 * before["resident_bytes"]
 
 
 def test_a_silent_client_is_let_go_and_one_with_heartbeats_is_not(impatient: Server) -> None:
@@ -612,7 +612,7 @@ def test_a_killed_daemon_leaves_nothing_in_the_way(tmp_path: Path, engine: Any) 
     second = Server(tmp_path)
     assert_serves(second, engine)
     second.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["frames.lock"]
+    assert [path.name for path in tmp_path.iterdir()] == ["frames.sock.lock"]
 
 
 def no_stage(_: object) -> Any:
@@ -679,7 +679,7 @@ def test_tcp_without_keys_or_without_a_handler_does_not_start(tmp_path: Path) ->
         server = FramesServer(settings_, open_stage=no_stage, curve=curve)
         with pytest.raises(ConfigError, match=reason):
             server.bind()
-    assert [path.name for path in tmp_path.iterdir()] == ["frames.lock"]
+    assert [path.name for path in tmp_path.iterdir()] == ["frames.sock.lock"]
 
 
 @pytest.mark.parametrize("name", ["yuv420p", "yuva444p10le", "yuv410p", "gbrp", "gbrap12", "gray"])

@@ -142,8 +142,7 @@ class EngineWorker:
         )
         open_stage = stage_opener(self._pool, self._round, setup.defaults)
         server = FramesServer(setup.sockets, open_stage=open_stage, limits=limits)
-        server.bind()
-        threading.Thread(target=server.run, name="frames", daemon=True).start()
+        server.start()
         return server
 
     def close(self) -> None:

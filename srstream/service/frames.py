@@ -5,7 +5,7 @@ thread of its own (`frame_session.py`). So a client that is slow, dead or hostil
 nothing but its share of the engine, and that only as long as it takes its results.
 
 Who may connect is decided by the socket's file mode, or over TCP by CURVE. libzmq hands a message
-on when its last part is there: what a peer sends until then is bounded for each part only.
+on when its last part is there; what a peer sends until then is watched by `frame_guard.py`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ TURN_MESSAGES = 64
 
 MIN_TICK_MS, MAX_TICK_MS = 1, 200
 
-JOIN_SECONDS = 30.0
+JOIN_SECONDS = 5.0
 """How long `close` waits for a session's thread, which finishes the frame it is at."""
 
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
@@ -108,7 +108,7 @@ class FramesStatus:
 
 
 class FramesServer:
-    """See the module. `bind`, then `run` in a thread, then `close` from another.
+    """See the module. `start`, or `bind` and `run` in a thread of the caller's; then `close`.
 
     Args:
         settings: where the sockets are, and who may connect.
@@ -162,7 +162,7 @@ class FramesServer:
         folder = self._settings.runtime_dir
         try:
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._descriptors.append(_locked(folder / "frames.lock"))
+            self._descriptors.append(_locked(folder / f"{self._settings.frames_path.name}.lock"))
             self._socket = self._new_socket()
             self._guard = ConnectionGuard(self._socket, self._settings.max_clients)
             bound = bind_ipc(
@@ -227,6 +227,16 @@ class FramesServer:
 
     def _all_sessions(self) -> list[FrameSession]:
         return [*self._sessions.values(), *self._ending]
+
+    def start(self) -> None:
+        """`bind`, then `run` in a thread of its own.
+
+        Raises:
+            ConfigError: as `bind`.
+        """
+        self.bind()
+        self._finished.clear()
+        threading.Thread(target=self.run, name="frames", daemon=True).start()
 
     def run(self) -> None:
         """Serves until `close`; clients that are there then are told that the daemon ends."""
@@ -438,6 +448,7 @@ class FramesServer:
             logger.info("session=%s ended after %d frames", session.id, session.num_frames)
 
     def _shut_down(self, socket: zmq.Socket[bytes]) -> None:
+        self._settings.frames_path.unlink(missing_ok=True)  # first: nobody new comes meanwhile
         for peer in list(self._sessions):
             self._refuse(socket, peer, ServiceError("the daemon ends."))
         deadline = time.monotonic() + JOIN_SECONDS

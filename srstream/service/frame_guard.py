@@ -1,0 +1,168 @@
+"""Connections of the data socket that take too much: too many of them, and messages without end.
+
+libzmq keeps all parts of a message until the last one has come, bounds each part only, and can cut
+no single peer off. So the connections' descriptors are watched from outside.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import resource
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+logger = logging.getLogger(__name__)
+
+MAX_GROWTH_BYTES = 64 << 20
+"""By which this process may grow before somebody is looked for."""
+
+_LOOK_SECONDS, _HURRIED_LOOK_SECONDS = 0.1, 0.02
+_MAX_SEEN_SENDING = 25
+_TRIM_SECONDS = 0.5
+_FORGET_SECONDS = 5.0
+_LOG_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class _Connection:
+    """`inode` tells a descriptor that has been closed and given to something else."""
+
+    inode: int
+    num_seen_sending: int = 0
+
+
+class ConnectionGuard:
+    """Watches the connections of one ROUTER, in the thread that owns it.
+
+    Memory alone tells nothing, since jobs take some too. A connection is cut when memory has grown
+    and bytes of it were waiting again and again while none of its messages came to an end; a frame
+    of the largest size comes to an end long before.
+    """
+
+    def __init__(
+        self,
+        router: zmq.Socket[bytes],
+        max_connections: int,
+        max_growth_bytes: int = MAX_GROWTH_BYTES,
+    ) -> None:
+        self._router, self._max_connections = router, max_connections
+        self._max_growth_bytes = max_growth_bytes
+        self.monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._connections: dict[int, _Connection] = {}
+        self._baseline_bytes = resident_bytes()
+        self._grown_since: float | None = None
+        self._next_look = self._next_trim = self._next_refusal = 0.0
+
+    def close(self) -> None:
+        """Before the router is closed."""
+        self._router.disable_monitor()
+        self.monitor.close(linger=0)
+
+    @property
+    def look_ms(self) -> int:
+        """After which `look` has to be called again."""
+        return int(1000 * self._look_seconds)
+
+    @property
+    def _look_seconds(self) -> float:
+        return _LOOK_SECONDS if self._grown_since is None else _HURRIED_LOOK_SECONDS
+
+    def saw_message(self, part: zmq.Frame) -> None:
+        """A message of `part`'s connection has come to its end."""
+        connection = self._connections.get(int(part.get(zmq.SRCFD)))
+        if connection is not None:
+            connection.num_seen_sending = 0
+
+    def look(self) -> None:
+        """Take note of who has come and gone, and cut off whoever must be; cheap, so call often."""
+        while self.monitor.poll(0):
+            event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self._accept(event["value"])
+            else:
+                self._connections.pop(event["value"], None)
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._look_at_memory(now)
+            self._next_look = now + self._look_seconds
+
+    def _accept(self, descriptor: int) -> None:
+        with suppress(OSError):  # it may be gone already
+            self._connections[descriptor] = _Connection(os.fstat(descriptor).st_ino)
+        if len(self._connections) > self._max_connections:
+            self._log_refusal()
+            self._cut(descriptor)
+
+    def _log_refusal(self) -> None:
+        """Once a minute: a client that is refused tries again ten times a second."""
+        now = time.monotonic()
+        if now >= self._next_refusal:
+            self._next_refusal = now + _LOG_SECONDS
+            logger.warning("connections are refused: %d are open", self._max_connections)
+
+    def _look_at_memory(self, now: float) -> None:
+        if not self._has_grown():
+            self._grown_since = None
+            return
+        if now >= self._next_trim:
+            self._next_trim = now + _TRIM_SECONDS
+            return_memory()
+        if self._grown_since is None:
+            self._grown_since = now
+            for connection in self._connections.values():
+                connection.num_seen_sending = 0
+        elif self._cut_endless():
+            self._grown_since = now  # what it held is freed by libzmq a moment later
+        elif now - self._grown_since > _FORGET_SECONDS:
+            self._baseline_bytes = resident_bytes()  # so it is of somebody else
+
+    def _has_grown(self) -> bool:
+        resident = resident_bytes()
+        self._baseline_bytes = min(self._baseline_bytes, resident)
+        return resident - self._baseline_bytes > self._max_growth_bytes
+
+    def _cut_endless(self) -> bool:
+        """Whether somebody was."""
+        was_cut = False
+        for descriptor, connection in list(self._connections.items()):
+            connection.num_seen_sending += _is_sending(descriptor)
+            if connection.num_seen_sending >= _MAX_SEEN_SENDING:
+                logger.warning("a connection was cut: it sent a message without end")
+                self._cut(descriptor)
+                was_cut = True
+        return was_cut
+
+    def _cut(self, descriptor: int) -> None:
+        connection = self._connections.pop(descriptor, None)
+        with suppress(OSError):
+            if connection is not None and os.fstat(descriptor).st_ino == connection.inode:
+                with socket.socket(fileno=os.dup(descriptor)) as ours:
+                    ours.shutdown(socket.SHUT_RDWR)
+
+
+def _is_sending(descriptor: int) -> bool:
+    """Whether bytes wait in the kernel to be read."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as ours:
+            return bool(ours.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def return_memory() -> None:
+    """Give back to the system what glibc keeps for later; other C libraries have no such call."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
