@@ -20,7 +20,7 @@ from srstream.service.protocol import MAX_MESSAGE_BYTES
 
 log = structlog.get_logger(__name__)
 
-_MAX_PARTS = 8  # a request has 1 or 2; some more get an error for an answer
+_MAX_PARTS = 64  # a request has 1 or 2; some more get an error for an answer
 _MAX_BYTES = 2 * MAX_MESSAGE_BYTES
 _READ_BYTES = 16 << 10  # at once, so that others have a turn
 _GREETING_BYTES = 64
