@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import srstream
 from srstream.errors import ConfigError, ServiceError
 from srstream.service.keys import ClientKey, KeyRing
-from tests.jobs import command, run
+from tests.jobs import REPOSITORY, command, run
 
 
 class Configured:
@@ -47,7 +48,10 @@ def configured(tmp_path: Path) -> Configured:
 def serving(configured: Configured) -> Iterator[subprocess.Popen[str]]:
     """The daemon, from its first answer until it has ended well."""
     daemon = subprocess.Popen(
-        command("serve", "--config", configured.path), stderr=subprocess.PIPE, text=True
+        command("serve", "--config", configured.path),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
     )
     try:
         with srstream.Client(configured.ipc) as client:
