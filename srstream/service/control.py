@@ -146,7 +146,8 @@ class ControlServer:
             self._gate.start()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(MemoryGuard(list(self._endpoints.values())).run())
+                endpoints = list(self._endpoints.values())
+                group.create_task(MemoryGuard(endpoints, self._exposed_endpoints()).run())
                 group.create_task(self._feed_watches())
         finally:
             for task in self._tasks:
@@ -192,6 +193,10 @@ class ControlServer:
         self._endpoints[domain] = Endpoint(
             self._context, listener, secure, self._on_message, self._settings.max_clients
         )
+
+    def _exposed_endpoints(self) -> list[Endpoint]:
+        """Those over TCP: what CURVE encrypts, no gate can count."""
+        return [it for domain, it in self._endpoints.items() if domain != auth.LOCAL_DOMAIN]
 
     def _has_room(self, domain: str) -> bool:
         return domain in self._endpoints and self._endpoints[domain].has_room()
