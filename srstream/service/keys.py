@@ -20,13 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import structlog
 import zmq
 from zmq.utils import z85
 
 from srstream.errors import ConfigError, UsageError
-
-log = structlog.get_logger(__name__)
 
 _KEY_CHARS = 40
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -144,11 +141,16 @@ class KeyRing:
         except (OSError, ConfigError) as error:
             self._names = {}  # Whoever cannot be checked is not let in.
             self._stamp = -1
-            if not self._is_told:
-                log.error(
-                    "nobody is let in over TCP until the keys are in order", reason=str(error)
-                )
-            self._is_told = True
+            self._tell(str(error))
+
+    def _tell(self, reason: str) -> None:
+        """Log it once. The import is a twentieth of a second, which clients are spared."""
+        import structlog
+
+        if not self._is_told:
+            log = structlog.get_logger(__name__)
+            log.error("nobody is let in over TCP until the keys are in order", reason=reason)
+        self._is_told = True
 
     def _make_folders(self) -> None:
         for path in (self.folder, self._clients_dir):
