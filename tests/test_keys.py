@@ -80,6 +80,17 @@ def test_files_of_another_user_are_refused(tmp_path: Path) -> None:
         KeyRing(tmp_path / "keys")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_adds_is_the_daemons_to_read(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    KeyRing(folder)
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, 65534, 65534)
+    KeyRing(folder).new("studio")
+    made = (folder / "clients" / "studio.toml").stat()
+    assert (made.st_uid, stat.S_IMODE(made.st_mode)) == (65534, 0o600)
+
+
 @pytest.mark.parametrize(
     "content", ["", "public = 3", "not toml [", 'public = "short"', "public = '" + "~" * 40 + "'"]
 )

@@ -395,15 +395,11 @@ def _client(address: str | None, client_key: Path | None, timeout: float = 10.0)
     return Client(address, key=client_key, timeout_seconds=timeout)
 
 
-def _ring(keys_dir: Path | None, config: Path | None) -> KeyRing:
+def _ring(folder: Path | None, config: Path | None) -> KeyRing:
     from srstream.service.keys import KeyRing
-    from srstream.service.settings import default_config_dir, load_settings
+    from srstream.service.settings import keys_dir, load_settings
 
-    if keys_dir is None:
-        keys_dir = load_settings(config).security.keys_dir
-    if keys_dir is None:
-        keys_dir = (default_config_dir() if config is None else config.absolute().parent) / "keys"
-    return KeyRing(keys_dir)
+    return KeyRing(keys_dir(load_settings(config), config) if folder is None else folder)
 
 
 def _given_job_options(context: typer.Context) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from srstream.service.endpoint import (
     listen_unix,
     lock_socket,
 )
+from srstream.service.gate import Gate
 from srstream.service.keys import KeyRing
 from srstream.service.protocol import (
     ErrorInfo,
@@ -47,6 +48,8 @@ log = structlog.get_logger(__name__)
 
 LOCAL = "local"
 
+_INNER_NAME = "control.zmq"  # the ROUTER's own, behind the gate; nobody else can connect to it
+_NUM_WAITING = 16  # connections that are let through to be told that there is no room
 _MAX_PENDING = 256
 _MAX_PENDING_BYTES = 256 << 10
 _MAX_TEXT = 500
@@ -94,6 +97,7 @@ class ControlServer:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._lock: int | None = None
         self._owns_path = False
+        self._gate: Gate | None = None
         self._zap: auth.ZapHandler | None = None
         self._endpoints: dict[str, Endpoint] = {}
         self._listeners: list[socket.socket] = []
@@ -122,7 +126,10 @@ class ControlServer:
                 self._owns_path = True
             else:
                 listener = _inherited(listen_fd)
-            self._add_endpoint(auth.LOCAL_DOMAIN, listener, auth.guard_local)
+            self._listeners.append(listener)
+            inner = path.with_name(_INNER_NAME)
+            self._gate = Gate(listener, inner, self._settings.max_clients + _NUM_WAITING)
+            self._add_endpoint(auth.LOCAL_DOMAIN, listen_unix(inner, 0o600, None), auth.guard_local)
             if self._settings.control_tcp is not None:
                 self._bind_tcp(self._settings.control_tcp)
         except BaseException:
@@ -135,9 +142,12 @@ class ControlServer:
         self._zap.start()
         for endpoint in self._endpoints.values():
             endpoint.start()
+        if self._gate is not None:
+            self._gate.start()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(MemoryGuard(list(self._endpoints.values())).run())
+                endpoints = list(self._endpoints.values())
+                group.create_task(MemoryGuard(endpoints, self._exposed_endpoints()).run())
                 group.create_task(self._feed_watches())
         finally:
             for task in self._tasks:
@@ -151,7 +161,11 @@ class ControlServer:
             self._new_backlog.set()
 
     def close(self) -> None:
-        """Give the sockets up, and remove the name of that which was made here."""
+        """Give the sockets up, and remove the names of those which were made here."""
+        if self._gate is not None:
+            self._gate.close()
+            self._settings.control_path.with_name(_INNER_NAME).unlink(missing_ok=True)
+            self._gate = None
         for endpoint in self._endpoints.values():
             endpoint.close()
         for listener in self._listeners:
@@ -179,6 +193,10 @@ class ControlServer:
         self._endpoints[domain] = Endpoint(
             self._context, listener, secure, self._on_message, self._settings.max_clients
         )
+
+    def _exposed_endpoints(self) -> list[Endpoint]:
+        """Those over TCP: what CURVE encrypts, no gate can count."""
+        return [it for domain, it in self._endpoints.items() if domain != auth.LOCAL_DOMAIN]
 
     def _has_room(self, domain: str) -> bool:
         return domain in self._endpoints and self._endpoints[domain].has_room()

@@ -240,15 +240,19 @@ class MemoryGuard:
     """Ends messages without end, which no option of libzmq bounds.
 
     They show in the process's memory. When it has grown by `max_growth_bytes`, the connections
-    are ended that send without a pause or read nothing; if that frees too little, all are, and
-    clients connect again.
+    are ended that send without a pause or read nothing; if that frees too little, all of the
+    `exposed` endpoints are, those without a gate, and clients connect again.
     Memory that then remains is the daemon's own.
     """
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], max_growth_bytes: int = _MAX_GROWTH_BYTES
+        self,
+        endpoints: Sequence[Endpoint],
+        exposed: Sequence[Endpoint],
+        max_growth_bytes: int = _MAX_GROWTH_BYTES,
     ) -> None:
         self._endpoints = endpoints
+        self._exposed = exposed
         self._max_growth_bytes = max_growth_bytes
         self._baseline_bytes = resident_bytes()
 
@@ -270,15 +274,16 @@ class MemoryGuard:
         num_cut = sum(endpoint.cut_hogs() for endpoint in self._endpoints)
         is_over = num_cut > 0 and self._settles()
         if not is_over:
-            for endpoint in self._endpoints:
+            for endpoint in self._exposed:
                 endpoint.drop_connections()
             self._settles()
             self._baseline_bytes = resident_bytes()
-        log.warning(
-            "memory grew as by a message without end; connections were ended",
-            connections=num_cut if is_over else "all",
-            num_bytes_freed=before - resident_bytes(),
-        )
+        if num_cut or self._exposed:
+            log.warning(
+                "memory grew as by a message without end; connections were ended",
+                connections=num_cut if is_over else "all over TCP",
+                num_bytes_freed=before - resident_bytes(),
+            )
 
     def _settles(self) -> bool:
         """libzmq's threads free memory a moment later; nothing else matters as much meanwhile."""

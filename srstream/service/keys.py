@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 import time
 import tomllib
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class KeyRing:
         self.folder = folder
         self._clients_dir = folder / "clients"
         self._make_folders()
+        self._owner = folder.stat().st_uid
+        self._is_told = False
         self.public, self.secret = self._server_pair()
         self._names: dict[str, str] = {}
         self._read_at = 0.0
@@ -71,14 +74,15 @@ class KeyRing:
     def reload(self) -> None:
         """Check all permissions and read all clients again."""
         for path in (self.folder, self._clients_dir):
-            _refuse_loose(path, 0o700)
+            _refuse_loose(path, 0o700, self._owner)
         stamp = self._clients_dir.stat().st_mtime_ns
         names = {}
         for path in [self.folder / "server.toml", *sorted(self._clients_dir.glob("*.toml"))]:
-            _refuse_loose(path, 0o600)
+            _refuse_loose(path, 0o600, self._owner)
             if path.parent == self._clients_dir:
                 names[_checked_key(_read(path, ("public",))["public"], path)] = path.stem
         self._names, self._stamp, self._read_at = names, stamp, time.monotonic()
+        self._is_told = False
 
     def name_of(self, public: str) -> str | None:
         """The client whose public key this is; None: it is not let in."""
@@ -112,7 +116,7 @@ class KeyRing:
         other = self.name_of(public)
         if other is not None:
             raise UsageError(f"this key is allowed already, as {other}.")
-        _write_new(path, {"public": public})
+        self._write(path, {"public": public})
         self.reload()
 
     def revoke(self, name: str) -> None:
@@ -134,29 +138,46 @@ class KeyRing:
         try:
             if is_old or self._clients_dir.stat().st_mtime_ns != self._stamp:
                 self.reload()
-        except (OSError, ConfigError):
+        except (OSError, ConfigError) as error:
             self._names = {}  # Whoever cannot be checked is not let in.
             self._stamp = -1
+            self._tell(str(error))
+
+    def _tell(self, reason: str) -> None:
+        """Log it once. The import is a twentieth of a second, which clients are spared."""
+        import structlog
+
+        if not self._is_told:
+            log = structlog.get_logger(__name__)
+            log.error("nobody is let in over TCP until the keys are in order", reason=reason)
+        self._is_told = True
 
     def _make_folders(self) -> None:
         for path in (self.folder, self._clients_dir):
             try:
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path.mkdir(mode=0o700, parents=True)
+                if path == self._clients_dir:
+                    _give_to_owner_of(self.folder, path)
+            except FileExistsError:
+                pass
             except OSError as error:
                 raise ConfigError(f"{path}: the keys' folder: {error.strerror}.") from error
-            _refuse_loose(path, 0o700)
+            _refuse_loose(path, 0o700, self.folder.lstat().st_uid)
 
     def _server_pair(self) -> tuple[str, str]:
         path = self.folder / "server.toml"
         if not path.exists():
             public, secret = (key.decode() for key in zmq.curve_keypair())
-            _write_new(path, {"public": public, "secret": secret})
-        _refuse_loose(path, 0o600)
+            self._write(path, {"public": public, "secret": secret})
+        _refuse_loose(path, 0o600, self._owner)
         values = _read(path, ("public", "secret"))
         secret = _checked_key(values["secret"], path)
         if zmq.curve_public(secret.encode()).decode() != values["public"]:
             raise ConfigError(f"{path}: its public key does not belong to its secret one.")
         return values["public"], secret
+
+    def _write(self, path: Path, values: dict[str, str]) -> None:
+        _write_new(path, values, like=self.folder)
 
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
@@ -195,9 +216,7 @@ def public_key_of(text: str) -> tuple[str | None, str]:
 def _is_key(text: str) -> bool:
     try:
         return len(text) == _KEY_CHARS and len(z85.decode(text)) == 32
-    except (ValueError, KeyError, OverflowError, UnicodeEncodeError, TypeError):
-        return False
-    except Exception:  # struct.error: five characters that stand for more than 32 bits
+    except (ValueError, KeyError, struct.error):  # the last: more than 32 bits in five characters
         return False
 
 
@@ -207,15 +226,16 @@ def _checked_key(text: str, where: Path | str) -> str:
     return text
 
 
-def _refuse_loose(path: Path, allowed: int) -> None:
-    """Only the owner, who is us (or root), may touch it."""
+def _refuse_loose(path: Path, allowed: int, owner: int | None = None) -> None:
+    """Only its owner may touch it: we, root, or for root the `owner` of the keys' folder."""
     try:
         found = path.lstat()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}.") from error
     if stat.S_ISLNK(found.st_mode):
         raise ConfigError(f"{path}: a link; keys are real files in a real folder.")
-    if found.st_uid not in (os.geteuid(), 0):
+    owners = {os.geteuid(), 0} | ({owner} if os.geteuid() == 0 else set())
+    if found.st_uid not in owners:
         raise ConfigError(f"{path}: belongs to another user; keys must be the daemon's own.")
     mode = stat.S_IMODE(found.st_mode)
     if mode & ~allowed:
@@ -237,7 +257,14 @@ def _read(path: Path, names: tuple[str, ...]) -> dict[str, str]:
     return {name: value for name, value in values.items() if isinstance(value, str)}
 
 
-def _write_new(path: Path, values: dict[str, str]) -> None:
+def _give_to_owner_of(folder: Path, path: Path) -> None:
+    """What root adds to the keys of a daemon must be that daemon's to read."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def _write_new(path: Path, values: dict[str, str], like: Path | None = None) -> None:
     """A file appears whole and with its mode, or not at all; an existing one stays."""
     text = "".join(f'{name} = "{value}"\n' for name, value in values.items())
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -247,6 +274,8 @@ def _write_new(path: Path, values: dict[str, str]) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        if like is not None:
+            _give_to_owner_of(like, partial)
         try:
             os.link(partial, path)
         finally:

@@ -230,3 +230,10 @@ def load_settings(path: Path | None) -> ServiceSettings:
             for item in error.errors(include_url=False)
         )
         raise ConfigError(f"{name}: {problems}.") from error
+
+
+def keys_dir(settings: ServiceSettings, path: Path | None) -> Path:
+    """Where the keys are: as configured, else `keys` beside the configuration at `path`."""
+    if settings.security.keys_dir is not None:
+        return settings.security.keys_dir
+    return (default_config_dir() if path is None else path.absolute().parent) / "keys"

@@ -31,6 +31,7 @@ from srstream.models.registry import REGISTRY_VARIABLE
 from srstream.service import policy, requests
 from srstream.service.control import ControlServer, Peer
 from srstream.service.jobs import Job, JobQueue
+from srstream.service.keys import KeyRing
 from srstream.service.link import (
     Beat,
     Configure,
@@ -46,7 +47,7 @@ from srstream.service.link import (
 )
 from srstream.service.protocol import Event, HealthInfo, JobInfo, JobProgress, Request
 from srstream.service.roots import Roots
-from srstream.service.settings import ServiceSettings, load_settings
+from srstream.service.settings import ServiceSettings, keys_dir, load_settings
 from srstream.service.workers import EngineProcess
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,8 @@ class Supervisor:
         self._roots = open_roots(self._settings)
         self._queue = JobQueue(state / "jobs.sqlite")
         self._recover()
-        self._control = ControlServer(self._settings.sockets, self, None)
+        self._keys = open_keys(self._path, self._settings)
+        self._control = ControlServer(self._settings.sockets, self, self._keys)
         self._control.bind()
         self._workers = [
             EngineProcess(f"engine-{n}", device, self._setup, self._heard, self._lost)
@@ -480,6 +482,12 @@ class Supervisor:
         """
         new = load_settings(self._path)
         roots = open_roots(new)
+        try:
+            if self._keys is not None:
+                self._keys.reload()
+        except ConfigError:
+            roots.close()
+            raise
         old, self._settings = self._settings, new
         self._roots.close()
         self._roots = roots
@@ -503,6 +511,17 @@ def open_roots(settings: ServiceSettings) -> Roots:
         ConfigError: one of them is not there.
     """
     return Roots(settings.security.read_roots, settings.security.write_roots)
+
+
+def open_keys(path: Path | None, settings: ServiceSettings) -> KeyRing | None:
+    """The keys of those who may connect over TCP; None where nobody may.
+
+    Raises:
+        ConfigError: others may read or change them.
+    """
+    if settings.sockets.control_tcp is None:
+        return None
+    return KeyRing(keys_dir(settings, path))
 
 
 def _locked(path: Path) -> BinaryIO:
