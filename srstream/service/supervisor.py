@@ -44,6 +44,7 @@ from srstream.service.link import (
     Stop,
     Weigh,
 )
+from srstream.service.notify import Notifier, Readiness, listen_fds
 from srstream.service.protocol import Event, HealthInfo, JobInfo, JobProgress, Request
 from srstream.service.roots import Roots
 from srstream.service.settings import ServiceSettings, load_settings
@@ -77,6 +78,7 @@ class Supervisor:
         self._told_progress: dict[str, tuple[float, JobProgress]] = {}
         self._problem: str | None = None
         """Why the queue could not be written, while it cannot."""
+        self._readiness = Readiness(Notifier(), settings.ready_file)
 
     # --- life --------------------------------------------------------------------------------
 
@@ -106,7 +108,7 @@ class Supervisor:
         self._queue = JobQueue(state / "jobs.sqlite")
         self._recover()
         self._control = ControlServer(self._settings.sockets, self, None)
-        self._control.bind()
+        self._control.bind(listen_fds().get("control"))
         self._workers = [
             EngineProcess(f"engine-{n}", device, self._setup, self._heard, self._lost)
             for n, device in enumerate(self._settings.workers.devices)
@@ -131,7 +133,7 @@ class Supervisor:
             stopping.cancel()
             waking.cancel()
             self._wake.clear()
-            self._check_workers()
+            is_advancing = self._check_workers()
             self._check_tasks()
             try:
                 self._schedule()
@@ -141,13 +143,16 @@ class Supervisor:
                 self._problem = None
             except DiskFullError as error:
                 self._trouble(error)
+            self._readiness.tick(self.health(), self._fps(), is_advancing=is_advancing)
 
     async def _shutdown(self) -> None:
         """Let segments end within the time given, then stop; nothing of a job is lost."""
         self._stopping.set()
+        self._readiness.stopping()
         deadline = time.monotonic() + self._settings.drain_seconds
         self._stop_all(now=False)
         while self._num_running() and time.monotonic() < deadline:
+            self._readiness.draining(self._num_running())
             await asyncio.sleep(0.1)
         self._stop_all(now=True)
         for _ in range(50):
@@ -247,11 +252,13 @@ class Supervisor:
         )
         self._publish(event)
 
-    def _check_workers(self) -> None:
-        settings = self._settings.workers
+    def _check_workers(self) -> bool:
+        """Replace workers that hang; whether there are none."""
+        settings, is_advancing = self._settings.workers, True
         for worker in self._workers:
             why = worker.stall(settings.stall_seconds, settings.heartbeat_seconds)
             if why is not None:
+                is_advancing = False
                 logger.error("engine worker %s %s; it is replaced", worker.name, why)
                 worker.kill()
             if worker.num_deaths_in_a_row > settings.max_restarts:
@@ -262,6 +269,12 @@ class Supervisor:
                     f" ({worker.fault})" if worker.fault else "",
                 )
                 self._give_up()
+        return is_advancing
+
+    def _fps(self) -> float:
+        """Of all jobs together."""
+        running = [order.progress for worker in self._workers for order in worker.running.values()]
+        return sum(progress.fps or 0.0 for progress in running if progress is not None)
 
     def _stop_all(self, *, now: bool) -> None:
         for worker in self._workers:
@@ -475,8 +488,12 @@ class Supervisor:
         Raises:
             ConfigError: it is wrong; the old one is kept.
         """
-        new = load_settings(self._path)
-        roots = open_roots(new)
+        self._readiness.reloading()
+        try:
+            new = load_settings(self._path)
+            roots = open_roots(new)
+        finally:
+            self._readiness.reloaded()
         old, self._settings = self._settings, new
         self._roots.close()
         self._roots = roots
