@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from srstream.service.logs import redacted
+from tests import clips
+from tests.daemon import Daemon
 
 HEAD = """
 import logging, sys, threading, structlog
 from pathlib import Path
-from srstream.service.logs import configure_logs, in_this_context, log_context
+from srstream.service.logs import configure, in_this_context, log_context
 from srstream.service.settings import LogSettings
 logger = logging.getLogger("srstream.test")
 """
@@ -41,7 +43,7 @@ def lines_of(code: str, **environment: str) -> list[dict[str, Any]]:
 def test_off_a_terminal_lines_are_json_with_all_that_is_known() -> None:
     first, second, third = lines_of(
         """
-configure_logs(LogSettings(), worker="engine-0", device="cpu")
+configure(LogSettings(), worker="engine-0", device="cpu")
 logger.debug("not this one")
 with log_context(job="0123456789abcdef", segment=3):
     logger.info("frame %d of %s", 7, "clip.mkv", extra={"pid": 42})
@@ -62,7 +64,7 @@ logger.error("over")
 def test_threads_of_a_job_carry_its_name() -> None:
     (line,) = lines_of(
         """
-configure_logs(LogSettings(form="json"))
+configure(LogSettings(form="json"))
 with log_context(job="0123456789abcdef"):
     thread = threading.Thread(target=in_this_context(lambda: logger.info("encoded")))
 thread.start()
@@ -75,7 +77,7 @@ thread.join()
 def test_an_exception_is_one_line_and_a_bad_line_no_exception() -> None:
     first, second, third = lines_of(
         """
-configure_logs(LogSettings(form="json", level="warning"))
+configure(LogSettings(form="json", level="warning"))
 try:
     raise ValueError("rtsp://cam:hunter2@10.0.0.1/live\\nand more")
 except ValueError as error:
@@ -92,7 +94,7 @@ logger.error("%d frames", "many")
 def test_no_value_shows_a_password() -> None:
     (line,) = lines_of(
         """
-configure_logs(LogSettings(form="json"))
+configure(LogSettings(form="json"))
 url = "rtsp://user:hunter2@cam/live?token=hunter2"
 with log_context(source=url):
     logger.info("open %s", url, extra={
@@ -138,7 +140,7 @@ def test_redacting_takes_time_in_proportion(part: str) -> None:
 
 def test_on_a_terminal_lines_are_for_people_and_cannot_steer_it() -> None:
     supervisor, worker = pty.openpty()
-    code = 'configure_logs(LogSettings())\nlogger.info("clip \\x1b[2J.mp4", extra={"job": "j1"})'
+    code = 'configure(LogSettings())\nlogger.info("clip \\x1b[2J.mp4", extra={"job": "j1"})'
     subprocess.run([sys.executable, "-c", HEAD + code], stderr=worker, check=True)
     os.close(worker)
     text = os.read(supervisor, 65536).decode()
@@ -151,7 +153,7 @@ def test_the_journal_is_told_the_priority() -> None:
     reading, writing = socket.socketpair()
     about = os.fstat(writing.fileno())
     code = """
-configure_logs(LogSettings())
+configure(LogSettings())
 logger.info("a")
 logger.warning("b")
 logger.error("c")
@@ -169,13 +171,13 @@ logger.error("c")
 
 
 def test_another_journal_s_stream_gets_no_priorities() -> None:
-    (line,) = lines_of('configure_logs(LogSettings())\nlogger.info("a")', JOURNAL_STREAM="1:1")
+    (line,) = lines_of('configure(LogSettings())\nlogger.info("a")', JOURNAL_STREAM="1:1")
     assert line["event"] == "a"
 
 
 def test_lines_of_processes_do_not_mix(tmp_path: Path) -> None:
     code = """
-configure_logs(LogSettings(form="json"), worker=sys.argv[1])
+configure(LogSettings(form="json"), worker=sys.argv[1])
 for number in range(300):
     logger.info("x" * 3000, extra={"number": number})
 """
@@ -194,9 +196,42 @@ for number in range(300):
 def test_a_reader_that_is_gone_harms_nobody() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    code = 'configure_logs(LogSettings())\nlogger.info("a")\nprint("still here")'
+    code = 'configure(LogSettings())\nlogger.info("a")\nprint("still here")'
     done = subprocess.run(
         [sys.executable, "-c", HEAD + code], stderr=writing, stdout=subprocess.PIPE, check=False
     )
     os.close(writing)
     assert done.stdout == b"still here\n"
+
+
+def test_the_value_of_what_changes_is_that_of_the_line() -> None:
+    before, after = lines_of(
+        """
+configure(LogSettings(form="json"))
+state = {"segment": None}
+with log_context(job="0123456789abcdef", segment=lambda: state["segment"]):
+    logger.info("a")
+    state["segment"] = 4
+    logger.info("b")
+"""
+    )
+    assert "segment" not in before and after["segment"] == 4
+
+
+def test_the_lines_of_a_daemon_are_json_and_name_job_and_worker(tmp_path: Path) -> None:
+    with Daemon(tmp_path, "[logs]\nlevel = 'debug'") as daemon:
+        good = daemon.submit(clips.cfr(daemon.inputs / "a.mp4"), "a.mp4")
+        (daemon.inputs / "b.mp4").write_text("no video")
+        bad = daemon.submit(daemon.inputs / "b.mp4", "b.mp4")
+        assert daemon.wait(good)["state"] == "done"
+        assert daemon.wait(bad)["state"] == "failed"
+        daemon.stop()
+        lines = [json.loads(line) for line in daemon.log().splitlines()]
+    of_good = [line for line in lines if line.get("job") == good]
+    assert {"job started", "job done"} <= {line["event"] for line in of_good}
+    assert any(line["level"] == "warning" and line.get("job") == bad for line in lines)
+    assert any(line.get("worker") == "engine-0" and line.get("device") for line in lines)
+    for line in lines:
+        assert line["timestamp"] and line["level"] and line["logger"], line
+        named = good in line["event"] or bad in line["event"]
+        assert "job" in line or not named, line

@@ -1,4 +1,4 @@
-"""sd_notify and sd_listen_fds, with real sockets and a real daemon in the service manager's hand."""
+"""sd_notify and sd_listen_fds: real sockets, and a real daemon in a service manager's hand."""
 
 from __future__ import annotations
 

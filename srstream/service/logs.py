@@ -39,6 +39,9 @@ _PRIORITIES = (
 )
 """syslog's, by the lowest level that has it; see sd-daemon(3)."""
 
+_FADING = ("segment",)
+"""Fields that are left out while they have no value."""
+
 _HIDDEN = "***"
 # Both begin at a fixed text and stop at a character that cannot begin another match, so that time
 # grows with the length alone: clients choose some of what is logged.
@@ -51,7 +54,7 @@ _SECRET = re.compile(
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def configure_logs(settings: LogSettings, **fields: str) -> None:
+def configure(settings: LogSettings, **fields: str) -> None:
     """Send this process's logs to standard error, as configured; again after a reload.
 
     Args:
@@ -60,6 +63,7 @@ def configure_logs(settings: LogSettings, **fields: str) -> None:
     is_json = settings.form == "json" or (settings.form == "auto" and not os.isatty(2))
     before: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _called,
         _with(fields),
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -99,7 +103,10 @@ def configure_logs(settings: LogSettings, **fields: str) -> None:
 
 
 def log_context(**fields: object) -> AbstractContextManager[None]:
-    """Every line that is logged within, by this thread or task, carries these: job, segment."""
+    """Every line that is logged within, by this thread or task, carries these: job, segment.
+
+    A function is called for each line, for what changes meanwhile.
+    """
     return structlog.contextvars.bound_contextvars(**fields)
 
 
@@ -168,6 +175,12 @@ def _with(fields: Mapping[str, str]) -> Processor:
         return event
 
     return add
+
+
+def _called(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """The present value of what changes while a context lasts, such as a job's segment."""
+    now = {name: value() if callable(value) else value for name, value in event.items()}
+    return {name: value for name, value in now.items() if value is not None or name not in _FADING}
 
 
 def _redact_values(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -20,6 +20,8 @@ from srstream.errors import ConfigError
 
 CONFIG_NAME = "srstream.toml"
 
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogForm = Literal["auto", "json", "console"]
 AbsolutePath = Annotated[Path, Field(description="absolute path")]
 TcpAddress = Annotated[str, Field(pattern=r"^tcp://[^/\s]+:\d{1,5}$")]
 
@@ -150,10 +152,8 @@ class MetricsSettings(Section):
 class LogSettings(Section):
     """What is told, and how."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    form: Literal["auto", "json", "console"] = Field(
-        "auto", description="auto: for people on a terminal, else JSON lines"
-    )
+    level: LogLevel = "info"
+    form: LogForm = Field("auto", description="auto: for people on a terminal, else JSON lines")
 
 
 class ServiceSettings(BaseSettings):

@@ -28,7 +28,7 @@ from srstream.errors import (
     SrstreamError,
 )
 from srstream.models.registry import REGISTRY_VARIABLE
-from srstream.service import policy, requests
+from srstream.service import logs, policy, requests
 from srstream.service.control import ControlServer, Peer
 from srstream.service.jobs import Job, JobQueue
 from srstream.service.link import (
@@ -120,6 +120,7 @@ class Supervisor:
         self._spawn(self._control.serve())
         for worker in self._workers:
             self._spawn(worker.live())
+        self._readiness.tick(self.health(), 0.0, is_advancing=True)
 
     async def _main_loop(self) -> None:
         """Whenever something has changed, and once a second: start what can start."""
@@ -251,6 +252,8 @@ class Supervisor:
             )
         )
         self._publish(event)
+        told = {"job": job.id, "segment": job.num_segments_done, "worker": worker.name}
+        logger.info("job started", extra=told)
 
     def _check_workers(self) -> bool:
         """Replace workers that hang; whether there are none."""
@@ -259,7 +262,8 @@ class Supervisor:
             why = worker.stall(settings.stall_seconds, settings.heartbeat_seconds)
             if why is not None:
                 is_advancing = False
-                logger.error("engine worker %s %s; it is replaced", worker.name, why)
+                told = {"worker": worker.name, "jobs": list(worker.running)}
+                logger.error("engine worker %s; it is replaced", why, extra=told)
                 worker.kill()
             if worker.num_deaths_in_a_row > settings.max_restarts:
                 logger.error(
@@ -288,7 +292,8 @@ class Supervisor:
 
     async def _heard(self, worker: EngineProcess, message: Message) -> None:
         if isinstance(message, Ready):
-            logger.info("engine %s is ready on %s: %s", message.engine, worker.name, message.reason)
+            told = {"worker": worker.name, "device": worker.device}
+            logger.info("engine %s is ready: %s", message.engine, message.reason, extra=told)
             self._wake.set()
         elif isinstance(message, Beat):
             self._tell_progress(worker)
@@ -300,7 +305,8 @@ class Supervisor:
             )
         elif not message.job:
             worker.fault = message.text
-            logger.error("engine worker %s cannot start: %s", worker.name, message.text)
+            told = {"worker": worker.name, "device": worker.device}
+            logger.error("engine worker cannot start: %s", message.text, extra=told)
         else:
             await self._stored(lambda: self._end(message))
             worker.running.pop(message.job, None)
@@ -335,6 +341,7 @@ class Supervisor:
         directory = self._work_dir / job.id
         if ended.outcome == "done":
             event = self._queue.change(job.id, "done", result=ended.result, error=None)
+            logger.info("job done", extra={"job": job.id, "output": str(job.output)})
         elif ended.outcome == "stopped":
             verdict = policy.after_stop(job)
             event = self._queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
@@ -342,7 +349,8 @@ class Supervisor:
             kind = getattr(errors, ended.kind, EngineError)
             verdict = policy.after_failure(job, kind, ended.text, self._settings.jobs)
             event = self._queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
-            logger.warning("job %s: %s (%s)", job.id, ended.text, verdict.state)
+            told = {"job": job.id, "segment": job.num_segments_done, "state": verdict.state}
+            logger.warning("%s", ended.text, extra=told)
         self._publish(event)
         if self._queue.get(job.id).is_final:
             shutil.rmtree(directory, ignore_errors=True)
@@ -381,7 +389,8 @@ class Supervisor:
 
     def _publish(self, event: Event | None) -> None:
         if event is not None:
-            logger.debug("event %d: %s %s %s", event.seq, event.job, event.kind, event.data)
+            told = {"job": event.job, "seq": event.seq, "kind": event.kind, "data": event.data}
+            logger.debug("event", extra=told)
             self._control.publish(event)
 
     def _setup(self, name: str, device: str) -> Setup:
@@ -544,6 +553,7 @@ def serve(path: Path | None) -> int:
         SrstreamError: it cannot start, in one sentence.
     """
     settings = load_settings(path)
+    logs.configure(settings.logs)
     if not settings.security.read_roots or not settings.security.write_roots:
         raise ConfigError(
             f"{path or 'the configuration'}: name the folders that jobs may read and write: "
