@@ -44,6 +44,7 @@ from srstream.service.link import (
     Stop,
     Weigh,
 )
+from srstream.service.metrics import Metrics, MetricsServer
 from srstream.service.notify import Notifier, Readiness, listen_fds
 from srstream.service.protocol import Event, HealthInfo, JobInfo, JobProgress, Request
 from srstream.service.roots import Roots
@@ -79,6 +80,7 @@ class Supervisor:
         self._problem: str | None = None
         """Why the queue could not be written, while it cannot."""
         self._readiness = Readiness(Notifier(), settings.ready_file)
+        self._metrics = Metrics()
 
     # --- life --------------------------------------------------------------------------------
 
@@ -109,6 +111,10 @@ class Supervisor:
         self._recover()
         self._control = ControlServer(self._settings.sockets, self, None)
         self._control.bind(listen_fds().get("control"))
+        self._metrics_server = MetricsServer(
+            self._settings.metrics, self._render_metrics, self.health
+        )
+        self._metrics_server.bind()
         self._workers = [
             EngineProcess(f"engine-{n}", device, self._setup, self._heard, self._lost)
             for n, device in enumerate(self._settings.workers.devices)
@@ -118,6 +124,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
         self._spawn(self._control.serve())
+        self._spawn(self._metrics_server.serve())
         for worker in self._workers:
             self._spawn(worker.live())
         self._readiness.tick(self.health(), 0.0, is_advancing=True)
@@ -169,6 +176,7 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._control.close()
+        self._metrics_server.close()
         self._queue.close()
         self._roots.close()
         self._lock.close()
@@ -252,6 +260,8 @@ class Supervisor:
             )
         )
         self._publish(event)
+        if job.started is None:
+            self._metrics.job_started(time.time() - job.created)
         told = {"job": job.id, "segment": job.num_segments_done, "worker": worker.name}
         logger.info("job started", extra=told)
 
@@ -296,6 +306,7 @@ class Supervisor:
             logger.info("engine %s is ready: %s", message.engine, message.reason, extra=told)
             self._wake.set()
         elif isinstance(message, Beat):
+            self._metrics.count(worker.name, message.counts)
             self._tell_progress(worker)
         elif isinstance(message, Happened):
             await self._stored(lambda: self._note_event(message))
@@ -305,6 +316,7 @@ class Supervisor:
             )
         elif not message.job:
             worker.fault = message.text
+            self._metrics.error("worker", message.kind)
             told = {"worker": worker.name, "device": worker.device}
             logger.error("engine worker cannot start: %s", message.text, extra=told)
         else:
@@ -315,6 +327,8 @@ class Supervisor:
 
     async def _lost(self, worker: EngineProcess, orders: list[JobOrder]) -> None:
         """A worker died: its jobs go on at the segment, unless one of them always does that."""
+        if not worker.is_leaving:
+            self._metrics.worker_lost(worker.name)
         for order in orders:
             if not self._stopping.is_set():
                 await self._stored(lambda order=order: self._requeue(order.id))  # type: ignore[misc]
@@ -324,6 +338,7 @@ class Supervisor:
         job = self._queue.get(job_id)
         verdict = policy.after_crash(job)
         self._publish(self._queue.change(job_id, verdict.state, verdict.data, **verdict.columns))
+        self._count_end(job_id)
 
     def _note_event(self, message: Happened) -> None:
         job_id, content = message.job, message.event
@@ -349,11 +364,21 @@ class Supervisor:
             kind = getattr(errors, ended.kind, EngineError)
             verdict = policy.after_failure(job, kind, ended.text, self._settings.jobs)
             event = self._queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
+            self._metrics.error("job", ended.kind)
             told = {"job": job.id, "segment": job.num_segments_done, "state": verdict.state}
             logger.warning("%s", ended.text, extra=told)
         self._publish(event)
+        self._count_end(job.id)
         if self._queue.get(job.id).is_final:
             shutil.rmtree(directory, ignore_errors=True)
+
+    def _count_end(self, job_id: str) -> None:
+        job = self._queue.get(job_id)
+        if job.is_final and job.started is not None and job.ended is not None:
+            self._metrics.job_ended(job.state, job.ended - job.started)
+
+    def _render_metrics(self) -> bytes:
+        return self._metrics.render(self._queue.counts(), self.health(), self._fps())
 
     async def _stored(self, work: Callable[[], _T]) -> _T:
         """Do something with the queue; while the disk is full, again and again until it works."""
@@ -412,7 +437,8 @@ class Supervisor:
 
     async def handle(self, request: Request, peer: Peer) -> dict[str, Any]:
         """Answer one request; see `requests.py` for what each does."""
-        return await requests.answer(self, request, peer)
+        with self._metrics.request(request.op):
+            return await requests.answer(self, request, peer)
 
     def events_after(self, after: int, job: str | None, limit: int) -> list[Event]:
         return self._queue.events_after(after, job, limit)
