@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -26,22 +27,22 @@ AbsolutePath = Annotated[Path, Field(description="absolute path")]
 TcpAddress = Annotated[str, Field(pattern=r"^tcp://[^/\s]+:\d{1,5}$")]
 
 
-def _from_systemd(variable: str, fallback: Path) -> Path:
-    """The first folder that systemd names in `variable`, else `fallback`."""
+def _from_systemd(variable: str, fallback: Callable[[str], str]) -> Path:
+    """The first folder that systemd names in `variable`, else the user's, where there is one."""
     given = os.environ.get(variable, "").split(":")[0]
-    return Path(given) if given else fallback
+    return Path(given or fallback("srstream"))
 
 
 def default_state_dir() -> Path:
-    return _from_systemd("STATE_DIRECTORY", Path(platformdirs.user_state_dir("srstream")))
+    return _from_systemd("STATE_DIRECTORY", platformdirs.user_state_dir)
 
 
 def default_runtime_dir() -> Path:
-    return _from_systemd("RUNTIME_DIRECTORY", Path(platformdirs.user_runtime_dir("srstream")))
+    return _from_systemd("RUNTIME_DIRECTORY", platformdirs.user_runtime_dir)
 
 
 def default_config_dir() -> Path:
-    return _from_systemd("CONFIGURATION_DIRECTORY", Path(platformdirs.user_config_dir("srstream")))
+    return _from_systemd("CONFIGURATION_DIRECTORY", platformdirs.user_config_dir)
 
 
 class SocketSettings(Section):
