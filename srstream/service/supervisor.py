@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -26,6 +26,7 @@ from srstream.errors import (
     EngineError,
     JobError,
     SrstreamError,
+    UsageError,
 )
 from srstream.models.registry import REGISTRY_VARIABLE
 from srstream.service import logs, policy, requests
@@ -46,9 +47,23 @@ from srstream.service.link import (
 )
 from srstream.service.metrics import Metrics, MetricsServer
 from srstream.service.notify import Notifier, Readiness, listen_fds
-from srstream.service.protocol import Event, HealthInfo, JobInfo, JobProgress, Request
+from srstream.service.protocol import (
+    FINAL_STATES,
+    Event,
+    HealthInfo,
+    JobInfo,
+    JobProgress,
+    Request,
+    Submit,
+)
 from srstream.service.roots import Roots
-from srstream.service.settings import ServiceSettings, load_settings
+from srstream.service.settings import (
+    SecuritySettings,
+    ServiceSettings,
+    WatchFolder,
+    load_settings,
+)
+from srstream.service.watch import WatchFolders
 from srstream.service.workers import EngineProcess
 
 logger = logging.getLogger(__name__)
@@ -57,6 +72,7 @@ EXIT_FAILED = 1
 _TICK_SECONDS = 1.0
 _SWEEP_SECONDS = 3600.0
 _PROGRESS_SECONDS = 1.0
+WATCH_SUBMITTER = "watch"
 _DEFAULT_MODEL = "default_model"
 _T = TypeVar("_T")
 
@@ -81,6 +97,9 @@ class Supervisor:
         """Why the queue could not be written, while it cannot."""
         self._readiness = Readiness(Notifier(), settings.ready_file)
         self._metrics = Metrics()
+        self._watched = settings.watch
+        """Those of the start; a reload changes none."""
+        self._watch: WatchFolders | None = None
 
     # --- life --------------------------------------------------------------------------------
 
@@ -106,7 +125,7 @@ class Supervisor:
         except OSError as error:
             raise ConfigError(f"{error.filename}: {error.strerror}.") from error
         os.environ[REGISTRY_VARIABLE] = str(state / "models")
-        self._roots = open_roots(self._settings)
+        self._roots = open_roots(self._security)
         self._queue = JobQueue(state / "jobs.sqlite")
         self._recover()
         self._control = ControlServer(self._settings.sockets, self, None)
@@ -115,6 +134,10 @@ class Supervisor:
             self._settings.metrics, self._render_metrics, self.health
         )
         self._metrics_server.bind()
+        if self._settings.watch:
+            self._watch = WatchFolders(
+                self._settings.watch, self._take_file, self._info_of, state / "watch.sqlite"
+            )
         self._workers = [
             EngineProcess(f"engine-{n}", device, self._setup, self._heard, self._lost)
             for n, device in enumerate(self._settings.workers.devices)
@@ -127,6 +150,8 @@ class Supervisor:
         self._spawn(self._metrics_server.serve())
         for worker in self._workers:
             self._spawn(worker.live())
+        if self._watch is not None:
+            self._spawn(self._watch.run())
         self._readiness.tick(self.health(), 0.0, is_advancing=True)
 
     async def _main_loop(self) -> None:
@@ -177,6 +202,8 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._control.close()
         self._metrics_server.close()
+        if self._watch is not None:
+            self._watch.close()
         self._queue.close()
         self._roots.close()
         self._lock.close()
@@ -204,6 +231,10 @@ class Supervisor:
         for directory in self._work_dir.glob("*"):
             if directory.name not in kept:
                 shutil.rmtree(directory, ignore_errors=True)
+
+    @property
+    def _security(self) -> SecuritySettings:
+        return with_watched(self._settings.security, self._watched)
 
     @property
     def _work_dir(self) -> Path:
@@ -338,7 +369,6 @@ class Supervisor:
         job = self._queue.get(job_id)
         verdict = policy.after_crash(job)
         self._publish(self._queue.change(job_id, verdict.state, verdict.data, **verdict.columns))
-        self._count_end(job_id)
 
     def _note_event(self, message: Happened) -> None:
         job_id, content = message.job, message.event
@@ -368,14 +398,24 @@ class Supervisor:
             told = {"job": job.id, "segment": job.num_segments_done, "state": verdict.state}
             logger.warning("%s", ended.text, extra=told)
         self._publish(event)
-        self._count_end(job.id)
         if self._queue.get(job.id).is_final:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _count_end(self, job_id: str) -> None:
-        job = self._queue.get(job_id)
-        if job.is_final and job.started is not None and job.ended is not None:
+    def _job_ended(self, job: Job) -> None:
+        if job.started is not None and job.ended is not None:
             self._metrics.job_ended(job.state, job.ended - job.started)
+        if self._watch is not None:
+            self._spawn(self._watch.job_ended(job.info()))
+
+    async def _take_file(self, request: Submit) -> JobInfo:
+        """A watch folder's job."""
+        return JobInfo.model_validate(requests.submit(self, request, Peer(WATCH_SUBMITTER)))
+
+    def _info_of(self, job_id: str) -> JobInfo | None:
+        try:
+            return self.info(self._queue.get(job_id))
+        except UsageError:
+            return None
 
     def _render_metrics(self) -> bytes:
         return self._metrics.render(self._queue.counts(), self.health(), self._fps())
@@ -417,6 +457,8 @@ class Supervisor:
             told = {"job": event.job, "seq": event.seq, "kind": event.kind, "data": event.data}
             logger.debug("event", extra=told)
             self._control.publish(event)
+            if event.kind == "state" and event.data["state"] in FINAL_STATES and event.job:
+                self._job_ended(self._queue.get(event.job))
 
     def _setup(self, name: str, device: str) -> Setup:
         settings = self._settings
@@ -425,7 +467,7 @@ class Supervisor:
             name=name,
             device=device,
             parent_pid=os.getpid(),
-            security=settings.security,
+            security=self._security,
             sockets=settings.sockets,
             defaults=requests.with_model(settings.defaults, self.default_model),
             max_frame_sessions=settings.jobs.max_frame_sessions if is_first else 0,
@@ -526,14 +568,14 @@ class Supervisor:
         self._readiness.reloading()
         try:
             new = load_settings(self._path)
-            roots = open_roots(new)
+            roots = open_roots(with_watched(new.security, self._watched))
         finally:
             self._readiness.reloaded()
         old, self._settings = self._settings, new
         self._roots.close()
         self._roots = roots
         for worker in self._workers:
-            worker.send(Configure(security=new.security))
+            worker.send(Configure(security=self._security))
         logger.info("configuration reloaded")
         self._wake.set()
         return requests.needing_restart(old, new)
@@ -545,13 +587,23 @@ class Supervisor:
             logger.error("configuration refused, the old one stays: %s", error)
 
 
-def open_roots(settings: ServiceSettings) -> Roots:
+def open_roots(security: SecuritySettings) -> Roots:
     """The configured folders.
 
     Raises:
         ConfigError: one of them is not there.
     """
-    return Roots(settings.security.read_roots, settings.security.write_roots)
+    return Roots(security.read_roots, security.write_roots)
+
+
+def with_watched(security: SecuritySettings, watched: Sequence[WatchFolder]) -> SecuritySettings:
+    """With what is watched among the folders to read, and where it goes among those to write."""
+    return security.model_copy(
+        update={
+            "read_roots": (*security.read_roots, *(entry.folder for entry in watched)),
+            "write_roots": (*security.write_roots, *(entry.output for entry in watched)),
+        }
+    )
 
 
 def _locked(path: Path) -> BinaryIO:
@@ -580,7 +632,8 @@ def serve(path: Path | None) -> int:
     """
     settings = load_settings(path)
     logs.configure(settings.logs)
-    if not settings.security.read_roots or not settings.security.write_roots:
+    security = with_watched(settings.security, settings.watch)
+    if not security.read_roots or not security.write_roots:
         raise ConfigError(
             f"{path or 'the configuration'}: name the folders that jobs may read and write: "
             "read_roots and write_roots in [security]."
