@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -38,7 +39,10 @@ def default_state_dir() -> Path:
 
 
 def default_runtime_dir() -> Path:
-    return _from_systemd("RUNTIME_DIRECTORY", platformdirs.user_runtime_dir)
+    with warnings.catch_warnings():
+        # Without XDG_RUNTIME_DIR it is a folder in /tmp, and platformdirs says so every time.
+        warnings.simplefilter("ignore")
+        return _from_systemd("RUNTIME_DIRECTORY", platformdirs.user_runtime_dir)
 
 
 def default_config_dir() -> Path:
