@@ -99,7 +99,8 @@ install-venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "srstream needs Python 3.11 or newer; name one with: make install PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
-	$(DESTDIR)$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade $(PIP_ARGS) .
+	$(DESTDIR)$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+		$(PIP_ARGS) $(if $(filter gpu,$(PROFILE)),'.[tensorrt]',.)
 	$(if $(DESTDIR),grep -rlI "$(DESTDIR)" $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/pyvenv.cfg | xargs -r sed -i 's#$(DESTDIR)##g')
 
 # An existing configuration is never touched; what is new in the shipped one lies beside it.
