@@ -147,6 +147,13 @@ END
 echo "confined: $(cd PACKAGES && PYTHON /tmp/confined.py)" >>/results/found
 about() { systemctl show --value -p "$1" srstream.service; }
 note() { echo "$1: $2" >>/results/found; }
+wait_for() { for _ in $(seq 240); do [ -e "$1" ] && return; sleep 0.5; done; return 1; }
+mkdir -p /srv/video/{new,done,failed} /run/systemd/system/srstream.service.d
+cp /srv/video/input.mp4 /srv/video/new/clip.mp4
+echo 'no video' >/srv/video/new/broken.mp4
+chown -R srstream:srstream /srv/video
+printf '[Service]\nWatchdogSec=15\n' >/run/systemd/system/srstream.service.d/watchdog.conf
+systemctl daemon-reload
 systemctl start srstream.service; note start $?
 note status "$(about StatusText)"
 pid=$(about MainPID)
@@ -162,6 +169,15 @@ systemctl reload srstream.service; note reload "$? $(about ActiveState)"
 systemctl kill -s KILL --kill-whom=main srstream.service
 note 'job after a kill' "$(PYTHON /tmp/job.py /srv/video/two.mp4)"
 note restarts "$(about NRestarts)"
+# A file in the watched folder.
+wait_for /srv/video/failed/broken.mp4; note quarantine "$(ls /srv/video/failed | xargs)"
+wait_for /srv/video/done/clip_4x.mp4.receipt.json; note watched "$(ls /srv/video/done | xargs)"
+# One that hangs is killed by the watchdog.
+before=$(about NRestarts)
+systemctl kill -s STOP --kill-whom=main srstream.service
+for _ in $(seq 120); do [ "$(about NRestarts)" = "$before" ] || break; sleep 0.5; done
+note 'result of hanging' "$(journalctl --no-pager -o cat -u srstream | grep -o "result 'watchdog'")"
+note 'job after hanging' "$(PYTHON /tmp/job.py /srv/video/four.mp4)"
 systemctl stop srstream.service; note stop "$? $(about Result) $(about ExecMainStatus)"
 # The socket is systemd's: it stays, and the next client starts the daemon.
 note 'socket of a stopped daemon' "$(stat -c %a /run/srstream/control.sock)"
@@ -199,7 +215,18 @@ def test_the_daemon_runs_under_a_real_systemd(
     units, results = tmp_path / "units", tmp_path / "results"
     install_units(units, profile)
     (units / "etc/srstream/srstream.toml").write_text(
-        '[security]\nread_roots = ["/srv/video"]\nwrite_roots = ["/srv/video"]\n'
+        """
+[security]
+read_roots = ["/srv/video"]
+write_roots = ["/srv/video"]
+[[watch]]
+folder = "/srv/video/new"
+output = "/srv/video/done"
+quarantine = "/srv/video/failed"
+settle_seconds = 1
+[watch.config.source]
+end_seconds = 0.5
+"""
     )
     results.mkdir()
     shutil.copy(sample_clip, results / "input.mp4")
@@ -221,9 +248,9 @@ def test_the_daemon_runs_under_a_real_systemd(
     assert set(names) <= set(found.pop("confined").split("; "))
     assert int(found.pop("size")) > 10_000
     assert int(found.pop("restarts")) >= 1
+    assert re.match(r"\d running, \d queued", found.pop("status"))
     assert found == {
         "start": "0",
-        "status": "0 running, 0 queued",
         "capabilities": "0000000000000000",
         "privileges": "1",
         "user": "srstream",
@@ -232,6 +259,10 @@ def test_the_daemon_runs_under_a_real_systemd(
         "outside": "RefusedError",
         "reload": "0 active",
         "job after a kill": "done None",
+        "quarantine": "broken.mp4 broken.mp4.reason.txt",
+        "watched": "clip_4x.mp4 clip_4x.mp4.receipt.json",
+        "result of hanging": "result 'watchdog'",
+        "job after hanging": "done None",
         "stop": "0 success 0",
         "socket of a stopped daemon": "660",
         "job that starts the daemon": "done None",
