@@ -4,15 +4,23 @@
 # make test-tensorrt  those that build TensorRT engines, in an environment of their own; no GPU needed
 # make check      format, lint, types and tests: what CI runs
 # make clean      remove what these made
+# make install    as root: the daemon under PREFIX and its systemd units; see docs/operations.md
+# make uninstall  remove both; the configuration, the queue and the user stay
 #
 # PYTHON=python3.12    another interpreter          VENV=path         another environment
 # PYTEST_ARGS='-k fo'  passed to pytest             PIP_ARGS='...'    passed to pip, for example
 #   PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu' for PyTorch's CPU build
+# PREFIX=/opt/srstream  where install puts it           PROFILE=cpu|gpu  which hardening it gets
+# DESTDIR=path          a folder to install below, for packages; systemd is then not told
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+PREFIX ?= /opt/srstream
+DESTDIR ?=
+PROFILE ?= cpu
+UNITS := $(DESTDIR)/etc/systemd/system
 
 BIN := $(VENV)/bin
 SAMPLE := samples/nasa_13013.mp4
@@ -21,6 +29,7 @@ DEMO := build/demo
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: demo test test-long test-tensorrt check lint format clean help
+.PHONY: install install-venv install-units uninstall
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -79,3 +88,56 @@ check: lint test
 clean:
 	rm -rf $(VENV) $(VENV)-tensorrt build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find srstream trainer tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+install: install-venv install-units
+
+# A staged environment must not know where it was staged.
+install-venv:
+	@case "$$(readlink -f "$$(command -v $(PYTHON))")" in /home/*|/root/*) \
+		echo "$(PYTHON) lies in a home folder, which the service cannot see; name another with" \
+			"PYTHON=/usr/bin/python3"; exit 1;; esac
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "srstream needs Python 3.11 or newer; name one with: make install PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
+	$(DESTDIR)$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+		$(PIP_ARGS) $(if $(filter gpu,$(PROFILE)),'.[tensorrt]',.)
+	$(if $(DESTDIR),grep -rlI "$(DESTDIR)" $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/pyvenv.cfg | xargs -r sed -i 's#$(DESTDIR)##g')
+
+# An existing configuration is never touched; what is new in the shipped one lies beside it.
+install-units:
+	@test -e systemd/srstream.service.d/hardening-$(PROFILE).conf || \
+		{ echo "PROFILE=$(PROFILE): there is cpu and gpu"; exit 1; }
+	install -d $(UNITS)/srstream.service.d $(UNITS)/srstream-worker@.service.d \
+		$(DESTDIR)/etc/sysusers.d $(DESTDIR)/etc/tmpfiles.d $(DESTDIR)/etc/srstream
+	install -m 644 systemd/srstream.service systemd/srstream.socket systemd/srstream-worker@.service $(UNITS)
+	sed -i 's#/opt/srstream/#$(PREFIX)/#' $(UNITS)/srstream.service $(UNITS)/srstream-worker@.service
+	rm -f $(UNITS)/srstream.service.d/hardening-cpu.conf $(UNITS)/srstream.service.d/hardening-gpu.conf
+	install -m 644 systemd/srstream.service.d/hardening-$(PROFILE).conf $(UNITS)/srstream.service.d
+	install -m 644 systemd/srstream.service.d/hardening-gpu.conf $(UNITS)/srstream-worker@.service.d
+	install -m 644 systemd/sysusers.d/srstream.conf $(DESTDIR)/etc/sysusers.d
+	install -m 644 systemd/tmpfiles.d/srstream.conf $(DESTDIR)/etc/tmpfiles.d
+	test -e $(DESTDIR)/etc/srstream/srstream.toml || \
+		install -m 644 configs/srstream.toml $(DESTDIR)/etc/srstream
+	install -m 644 configs/srstream.toml $(DESTDIR)/etc/srstream/srstream.toml.example
+ifeq ($(DESTDIR),)
+	systemd-sysusers
+	systemd-tmpfiles --create /etc/tmpfiles.d/srstream.conf
+	systemctl daemon-reload
+	@echo "Name the folders of jobs in /etc/srstream/srstream.toml and in a drop-in (systemctl edit" \
+		"srstream), then: systemctl enable --now srstream.socket srstream.service"
+endif
+
+uninstall:
+ifeq ($(DESTDIR),)
+	-systemctl disable --now srstream.service srstream.socket 'srstream-worker@*.service'
+endif
+	rm -f $(UNITS)/srstream.service $(UNITS)/srstream.socket $(UNITS)/srstream-worker@.service \
+		$(UNITS)/srstream.service.d/hardening-*.conf $(UNITS)/srstream-worker@.service.d/hardening-gpu.conf \
+		$(DESTDIR)/etc/sysusers.d/srstream.conf $(DESTDIR)/etc/tmpfiles.d/srstream.conf \
+		$(DESTDIR)/etc/srstream/srstream.toml.example
+	-rmdir $(UNITS)/srstream.service.d $(UNITS)/srstream-worker@.service.d 2>/dev/null
+	test ! -e $(DESTDIR)$(PREFIX)/pyvenv.cfg || rm -rf $(DESTDIR)$(PREFIX)
+ifeq ($(DESTDIR),)
+	systemctl daemon-reload
+	@echo "Kept: /etc/srstream, /var/lib/srstream, /var/cache/srstream and the user srstream."
+endif

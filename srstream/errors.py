@@ -25,6 +25,10 @@ class RefusedError(UsageError):
     """The job was understood and cannot work; refused before any work was done."""
 
 
+class BusyError(RefusedError):
+    """It cannot be taken now; later it may be."""
+
+
 class NoSpaceError(RefusedError):
     """The disk has too little space for the job to begin."""
 

@@ -7,6 +7,7 @@ length of the input.
 
 from __future__ import annotations
 
+import contextvars
 import os
 import queue
 import subprocess
@@ -94,6 +95,8 @@ class EncoderThread(threading.Thread):
         on_segment: Callable[[SegmentRecord], None],
     ) -> None:
         super().__init__(name="srstream-encode", daemon=True)
+        self._context = contextvars.copy_context()
+        """So that what this thread logs carries the job's name, where it has one."""
         self._store, self._video = store, video
         self._threads, self._deterministic = threads, deterministic
         self._queue: queue.Queue[tuple[int, Frame] | _Cut | None] = queue.Queue(queue_frames)
@@ -129,6 +132,9 @@ class EncoderThread(threading.Thread):
             raise self._error
 
     def run(self) -> None:
+        self._context.run(self._work)
+
+    def _work(self) -> None:
         try:
             while (item := self._next()) is not None:
                 if isinstance(item, _Cut):

@@ -28,6 +28,7 @@ from srstream.models.registry import resolved
 from srstream.models.table import model_spec
 from srstream.pipeline.decoder import die_with_parent
 from srstream.pipeline.events import Event
+from srstream.service import logs
 from srstream.service.fair import Round
 from srstream.service.frame_engine import stage_opener
 from srstream.service.frames import FrameLimits, FramesServer
@@ -50,8 +51,10 @@ from srstream.service.link import (
     Stop,
     Weigh,
 )
+from srstream.service.logs import log_context
 from srstream.service.roots import Roots
 from srstream.service.runner import EnginePool, RunningJob
+from srstream.service.settings import LogSettings
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +191,8 @@ class EngineWorker:
         threading.Thread(target=self._run, args=(job,), name=name, daemon=True).start()
 
     def _run(self, job: RunningJob) -> None:
-        ended = job.run()
+        with log_context(job=job.order.id, segment=lambda: job.segment):
+            ended = job.run()
         with self._lock:
             self._ended = _sum(self._ended, _counts_of(job))
             self._jobs.pop(job.order.id, None)
@@ -243,6 +247,8 @@ def main() -> int:
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     setup = Setup.model_validate_json(link.first_line())
     die_with_parent(setup.parent_pid)
+    told = LogSettings(level=setup.log_level, form=setup.log_form)
+    logs.configure(told, worker=setup.name, device=setup.device)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # The supervisor decides when to stop; a terminal's Ctrl-C goes to the whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from srstream.config import JobConfig
-from srstream.errors import DiskFullError, JobError, RefusedError, UsageError
+from srstream.errors import BusyError, DiskFullError, JobError, UsageError
 from srstream.service.protocol import FINAL_STATES, Event, JobInfo, JobProgress, JobState
 
 EventKind = Literal["state", "segment", "note", "daemon"]
@@ -185,16 +185,16 @@ class JobQueue:
         """A new job, or (no event) the one that was submitted with the same key before.
 
         Raises:
-            RefusedError: the queue is full, or an unfinished job has the same output.
+            BusyError: the queue is full, or an unfinished job has the same output.
         """
         with self._transaction():
             if key is not None and (row := self._row("key = ?", key)) is not None:
                 return _job(row), None
             waiting = "state IN ('queued', 'running', 'paused')"
             if self._count(waiting) >= max_queued:
-                raise RefusedError(f"the queue is full: {max_queued} jobs wait. Try again later.")
+                raise BusyError(f"the queue is full: {max_queued} jobs wait. Try again later.")
             if (row := self._row(f"output = ? AND {waiting}", str(output))) is not None:
-                raise RefusedError(
+                raise BusyError(
                     f"{output}: job {row['id']} is about to write this file; choose another "
                     "output, or cancel that job."
                 )
@@ -229,6 +229,11 @@ class JobQueue:
         if row is None:
             raise UsageError(f"{job_id}: no such job; `srstream jobs` lists those there are.")
         return _job(row)
+
+    def with_key(self, key: str) -> Job | None:
+        """The job that was submitted with this key, if there is one."""
+        row = self._row("key = ?", key)
+        return None if row is None else _job(row)
 
     def jobs(
         self, states: Sequence[JobState] = (), *, limit: int = 1000, before: str | None = None

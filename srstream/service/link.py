@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from srstream.config import JobConfig
 from srstream.service.protocol import JobProgress
-from srstream.service.settings import SecuritySettings, SocketSettings
+from srstream.service.settings import LogForm, LogLevel, SecuritySettings, SocketSettings
 
 MAX_LINE_BYTES = 16 << 20
 
@@ -36,8 +36,8 @@ class Setup(_Line):
     defaults: JobConfig
     max_frame_sessions: int
     """0: this worker serves no frames."""
-    log_level: str
-    log_form: str
+    log_level: LogLevel
+    log_form: LogForm
 
 
 class JobOrder(_Line):

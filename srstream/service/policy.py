@@ -62,10 +62,10 @@ def after_crash(job: Job) -> Verdict:
     )
 
 
-def after_stop(job: Job) -> Verdict:
+def after_stop(job: Job, reason: str = "stopped") -> Verdict:
     """It ended because it was told to: what it was told for is what was wanted of it."""
     return _wanted(job) or Verdict(
-        "queued", {"attempts": max(0, job.attempts - 1)}, {"reason": "stopped"}
+        "queued", {"attempts": max(0, job.attempts - 1)}, {"reason": reason}
     )
 
 

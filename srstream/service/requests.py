@@ -68,6 +68,9 @@ async def answer(daemon: Supervisor, request: p.Request, peer: Peer) -> dict[str
 
 def submit(daemon: Supervisor, request: p.Submit, peer: Peer) -> dict[str, Any]:
     """Take a job, after everything that can be said without opening the file was said."""
+    # Before anything else: its output may exist by now, its input be gone.
+    if request.key is not None and (first := daemon.queue.with_key(request.key)) is not None:
+        return daemon.info(first).model_dump()
     source = Path(request.input)
     output = default_output(source) if request.output is None else Path(request.output)
     config = job_config(daemon.settings, request.config)

@@ -11,7 +11,6 @@ import os
 import tempfile
 import threading
 import time
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from srstream.errors import (
 from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec
 from srstream.pipeline.enhancer import Enhancer
-from srstream.pipeline.events import Event, Note, Progress
+from srstream.pipeline.events import Event, Note, Progress, SegmentDone
 from srstream.pipeline.job import Result, StopSignal, Workplace, enhance_file
 from srstream.pipeline.media_steps import InChild
 from srstream.pipeline.pictures import is_picture_input
@@ -140,6 +139,8 @@ class RunningJob:
         self.advance = 0
         """Grows with every sign that the job gets on."""
         self.progress: JobProgress | None = None
+        self.segment: int | None = None
+        """That is under way; None: the work on segments has not begun."""
         self.num_frames = self.num_pixels = self.num_pixels_computed = 0
         self.stage_seconds: dict[str, float] = {}
 
@@ -167,7 +168,7 @@ class RunningJob:
         except SrstreamError as error:
             return self._ended("failed", error)
         except Exception as error:
-            logger.error("an error inside srstream:\n%s", traceback.format_exc())
+            logger.exception("an error inside srstream")
             return self._ended("failed", error)
         finally:
             self._enter_stage("")
@@ -286,6 +287,8 @@ class RunningJob:
 
     def _on_event(self, event: Event) -> None:
         self._advanced()
+        if isinstance(event, SegmentDone):
+            self.segment = event.number + 1
         if not isinstance(event, Progress):
             self._tell(event)
             return

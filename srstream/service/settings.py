@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,30 +22,31 @@ from srstream.errors import ConfigError
 
 CONFIG_NAME = "srstream.toml"
 
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogForm = Literal["auto", "json", "console"]
 AbsolutePath = Annotated[Path, Field(description="absolute path")]
 TcpAddress = Annotated[str, Field(pattern=r"^tcp://[^/\s]+:\d{1,5}$")]
 
 
-def _from_systemd(variable: str, fallback: Path) -> Path:
-    """The first folder that systemd names in `variable`, else `fallback`."""
+def _from_systemd(variable: str, fallback: Callable[[str], str]) -> Path:
+    """The first folder that systemd names in `variable`, else the user's, where there is one."""
     given = os.environ.get(variable, "").split(":")[0]
-    return Path(given) if given else fallback
+    return Path(given or fallback("srstream"))
 
 
 def default_state_dir() -> Path:
-    return _from_systemd("STATE_DIRECTORY", Path(platformdirs.user_state_dir("srstream")))
+    return _from_systemd("STATE_DIRECTORY", platformdirs.user_state_dir)
 
 
 def default_runtime_dir() -> Path:
     with warnings.catch_warnings():
         # Without XDG_RUNTIME_DIR it is a folder in /tmp, and platformdirs says so every time.
         warnings.simplefilter("ignore")
-        fallback = Path(platformdirs.user_runtime_dir("srstream"))
-    return _from_systemd("RUNTIME_DIRECTORY", fallback)
+        return _from_systemd("RUNTIME_DIRECTORY", platformdirs.user_runtime_dir)
 
 
 def default_config_dir() -> Path:
-    return _from_systemd("CONFIGURATION_DIRECTORY", Path(platformdirs.user_config_dir("srstream")))
+    return _from_systemd("CONFIGURATION_DIRECTORY", platformdirs.user_config_dir)
 
 
 class SocketSettings(Section):
@@ -155,10 +157,8 @@ class MetricsSettings(Section):
 class LogSettings(Section):
     """What is told, and how."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    form: Literal["auto", "json", "console"] = Field(
-        "auto", description="auto: for people on a terminal, else JSON lines"
-    )
+    level: LogLevel = "info"
+    form: LogForm = Field("auto", description="auto: for people on a terminal, else JSON lines")
 
 
 class ServiceSettings(BaseSettings):

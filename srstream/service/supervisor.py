@@ -13,8 +13,9 @@ import logging
 import os
 import shutil
 import signal
+import stat
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -26,9 +27,10 @@ from srstream.errors import (
     EngineError,
     JobError,
     SrstreamError,
+    UsageError,
 )
 from srstream.models.registry import REGISTRY_VARIABLE
-from srstream.service import policy, requests
+from srstream.service import logs, policy, requests
 from srstream.service.control import ControlServer, Peer
 from srstream.service.jobs import Job, JobQueue
 from srstream.service.keys import KeyRing
@@ -45,9 +47,26 @@ from srstream.service.link import (
     Stop,
     Weigh,
 )
-from srstream.service.protocol import Event, HealthInfo, JobInfo, JobProgress, Request
+from srstream.service.metrics import Metrics, MetricsServer
+from srstream.service.notify import Notifier, Readiness, listen_fds
+from srstream.service.protocol import (
+    FINAL_STATES,
+    Event,
+    HealthInfo,
+    JobInfo,
+    JobProgress,
+    Request,
+    Submit,
+)
 from srstream.service.roots import Roots
-from srstream.service.settings import ServiceSettings, keys_dir, load_settings
+from srstream.service.settings import (
+    SecuritySettings,
+    ServiceSettings,
+    WatchFolder,
+    keys_dir,
+    load_settings,
+)
+from srstream.service.watch import WatchFolders
 from srstream.service.workers import EngineProcess
 
 logger = logging.getLogger(__name__)
@@ -56,6 +75,7 @@ EXIT_FAILED = 1
 _TICK_SECONDS = 1.0
 _SWEEP_SECONDS = 3600.0
 _PROGRESS_SECONDS = 1.0
+WATCH_SUBMITTER = "watch"
 _DEFAULT_MODEL = "default_model"
 _T = TypeVar("_T")
 
@@ -78,6 +98,11 @@ class Supervisor:
         self._told_progress: dict[str, tuple[float, JobProgress]] = {}
         self._problem: str | None = None
         """Why the queue could not be written, while it cannot."""
+        self._readiness = Readiness(Notifier(), settings.ready_file)
+        self._metrics = Metrics()
+        self._watched = settings.watch
+        """Those of the start; a reload changes none."""
+        self._watch: WatchFolders | None = None
 
     # --- life --------------------------------------------------------------------------------
 
@@ -102,13 +127,23 @@ class Supervisor:
             self._lock = _locked(state / "lock")
         except OSError as error:
             raise ConfigError(f"{error.filename}: {error.strerror}.") from error
+        check_private(self._settings.sockets.runtime_dir)
+        check_private(state)
         os.environ[REGISTRY_VARIABLE] = str(state / "models")
-        self._roots = open_roots(self._settings)
+        self._roots = open_roots(self._security)
         self._queue = JobQueue(state / "jobs.sqlite")
         self._recover()
         self._keys = open_keys(self._path, self._settings)
         self._control = ControlServer(self._settings.sockets, self, self._keys)
-        self._control.bind()
+        self._control.bind(listen_fds().get("control"))
+        self._metrics_server = MetricsServer(
+            self._settings.metrics, self._render_metrics, self.health
+        )
+        self._metrics_server.bind()
+        if self._settings.watch:
+            self._watch = WatchFolders(
+                self._settings.watch, self._take_file, self._info_of, state / "watch.sqlite"
+            )
         self._workers = [
             EngineProcess(f"engine-{n}", device, self._setup, self._heard, self._lost)
             for n, device in enumerate(self._settings.workers.devices)
@@ -118,8 +153,12 @@ class Supervisor:
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
         self._spawn(self._control.serve())
+        self._spawn(self._metrics_server.serve())
         for worker in self._workers:
             self._spawn(worker.live())
+        if self._watch is not None:
+            self._spawn(self._watch.run())
+        self._readiness.tick(self.health(), 0.0, is_advancing=True)
 
     async def _main_loop(self) -> None:
         """Whenever something has changed, and once a second: start what can start."""
@@ -133,7 +172,7 @@ class Supervisor:
             stopping.cancel()
             waking.cancel()
             self._wake.clear()
-            self._check_workers()
+            is_advancing = self._check_workers()
             self._check_tasks()
             try:
                 if self._problem is not None:
@@ -146,13 +185,16 @@ class Supervisor:
                     self._queue.forget_old(self._settings.jobs.keep_days)
             except DiskFullError as error:
                 self._trouble(error)
+            self._readiness.tick(self.health(), self._fps(), is_advancing=is_advancing)
 
     async def _shutdown(self) -> None:
         """Let segments end within the time given, then stop; nothing of a job is lost."""
         self._stopping.set()
+        self._readiness.stopping()
         deadline = time.monotonic() + self._settings.drain_seconds
         self._stop_all(now=False)
         while self._num_running() and time.monotonic() < deadline:
+            self._readiness.draining(self._num_running())
             await asyncio.sleep(0.1)
         self._stop_all(now=True)
         for _ in range(50):
@@ -161,13 +203,20 @@ class Supervisor:
             await asyncio.sleep(0.1)
         for worker in self._workers:
             worker.leave()
-        await asyncio.sleep(0.1)
+        # They tell the clients of the data socket that the daemon ends.
+        for _ in range(60):
+            if all(worker.pid is None for worker in self._workers):
+                break
+            await asyncio.sleep(0.1)
         for worker in self._workers:
             worker.kill()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._control.close()
+        self._metrics_server.close()
+        if self._watch is not None:
+            self._watch.close()
         self._queue.close()
         self._roots.close()
         self._lock.close()
@@ -190,11 +239,16 @@ class Supervisor:
     def _recover(self) -> None:
         """What ran when the daemon ended is queued again; what no job owns is deleted."""
         for job in self._queue.jobs(("running",), limit=1_000_000):
-            self._queue.change(job.id, "queued", {"reason": "the daemon was started anew"})
+            verdict = policy.after_stop(job, "the daemon was started anew")
+            self._queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
         kept = {job.id for job in self._queue.jobs(("queued", "paused"), limit=1_000_000)}
         for directory in self._work_dir.glob("*"):
             if directory.name not in kept:
                 shutil.rmtree(directory, ignore_errors=True)
+
+    @property
+    def _security(self) -> SecuritySettings:
+        return with_watched(self._settings.security, self._watched)
 
     @property
     def _work_dir(self) -> Path:
@@ -209,8 +263,10 @@ class Supervisor:
         limit = self._settings.jobs.max_running * len(self._workers)
         for job in self._queue.next_jobs(limit):
             worker = self._worker_for(job)
-            if worker is not None:
-                self._start(job, worker)
+            if worker is None:
+                # Nobody overtakes a suspect that waits to be alone, or it would wait for ever.
+                return
+            self._start(job, worker)
 
     def _worker_for(self, job: Job) -> EngineProcess | None:
         """The least busy worker that may take it; a suspect runs alone, so that guilt is clear."""
@@ -251,13 +307,20 @@ class Supervisor:
             )
         )
         self._publish(event)
+        if job.started is None:
+            self._metrics.job_started(time.time() - job.created)
+        told = {"job": job.id, "segment": job.num_segments_done, "worker": worker.name}
+        logger.info("job started", extra=told)
 
-    def _check_workers(self) -> None:
-        settings = self._settings.workers
+    def _check_workers(self) -> bool:
+        """Replace workers that hang; whether there are none."""
+        settings, is_advancing = self._settings.workers, True
         for worker in self._workers:
             why = worker.stall(settings.stall_seconds, settings.heartbeat_seconds)
             if why is not None:
-                logger.error("engine worker %s %s; it is replaced", worker.name, why)
+                is_advancing = False
+                told = {"worker": worker.name, "jobs": list(worker.running)}
+                logger.error("engine worker %s; it is replaced", why, extra=told)
                 worker.kill()
             if worker.num_deaths_in_a_row > settings.max_restarts:
                 logger.error(
@@ -267,6 +330,12 @@ class Supervisor:
                     f" ({worker.fault})" if worker.fault else "",
                 )
                 self._give_up()
+        return is_advancing
+
+    def _fps(self) -> float:
+        """Of all jobs together."""
+        running = [order.progress for worker in self._workers for order in worker.running.values()]
+        return sum(progress.fps or 0.0 for progress in running if progress is not None)
 
     def _stop_all(self, *, now: bool) -> None:
         for worker in self._workers:
@@ -280,9 +349,11 @@ class Supervisor:
 
     async def _heard(self, worker: EngineProcess, message: Message) -> None:
         if isinstance(message, Ready):
-            logger.info("engine %s is ready on %s: %s", message.engine, worker.name, message.reason)
+            told = {"worker": worker.name, "device": worker.device}
+            logger.info("engine %s is ready: %s", message.engine, message.reason, extra=told)
             self._wake.set()
         elif isinstance(message, Beat):
+            self._metrics.count(worker.name, message.counts)
             self._tell_progress(worker)
         elif isinstance(message, Happened):
             await self._stored(lambda: self._note_event(message))
@@ -292,7 +363,9 @@ class Supervisor:
             )
         elif not message.job:
             worker.fault = message.text
-            logger.error("engine worker %s cannot start: %s", worker.name, message.text)
+            self._metrics.error("worker", message.kind)
+            told = {"worker": worker.name, "device": worker.device}
+            logger.error("engine worker cannot start: %s", message.text, extra=told)
         else:
             await self._stored(lambda: self._end(message))
             worker.running.pop(message.job, None)
@@ -301,6 +374,8 @@ class Supervisor:
 
     async def _lost(self, worker: EngineProcess, orders: list[JobOrder]) -> None:
         """A worker died: its jobs go on at the segment, unless one of them always does that."""
+        if not worker.is_leaving:
+            self._metrics.worker_lost(worker.name)
         for order in orders:
             if not self._stopping.is_set():
                 await self._stored(lambda order=order: self._requeue(order.id))  # type: ignore[misc]
@@ -327,6 +402,7 @@ class Supervisor:
         directory = self._work_dir / job.id
         if ended.outcome == "done":
             event = self._queue.change(job.id, "done", result=ended.result, error=None)
+            logger.info("job done", extra={"job": job.id, "output": str(job.output)})
         elif ended.outcome == "stopped":
             verdict = policy.after_stop(job)
             event = self._queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
@@ -334,10 +410,31 @@ class Supervisor:
             kind = getattr(errors, ended.kind, EngineError)
             verdict = policy.after_failure(job, kind, ended.text, self._settings.jobs)
             event = self._queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
-            logger.warning("job %s: %s (%s)", job.id, ended.text, verdict.state)
+            self._metrics.error("job", ended.kind)
+            told = {"job": job.id, "segment": job.num_segments_done, "state": verdict.state}
+            logger.warning("%s", ended.text, extra=told)
         self._publish(event)
         if self._queue.get(job.id).is_final:
             shutil.rmtree(directory, ignore_errors=True)
+
+    def _job_ended(self, job: Job) -> None:
+        if job.started is not None and job.ended is not None:
+            self._metrics.job_ended(job.state, job.ended - job.started)
+        if self._watch is not None:
+            self._spawn(self._watch.job_ended(job.info()))
+
+    async def _take_file(self, request: Submit) -> JobInfo:
+        """A watch folder's job."""
+        return JobInfo.model_validate(requests.submit(self, request, Peer(WATCH_SUBMITTER)))
+
+    def _info_of(self, job_id: str) -> JobInfo | None:
+        try:
+            return self.info(self._queue.get(job_id))
+        except UsageError:
+            return None
+
+    def _render_metrics(self) -> bytes:
+        return self._metrics.render(self._queue.counts(), self.health(), self._fps())
 
     async def _stored(self, work: Callable[[], _T]) -> _T:
         """Do something with the queue; while the disk is full, again and again until it works."""
@@ -373,8 +470,11 @@ class Supervisor:
 
     def _publish(self, event: Event | None) -> None:
         if event is not None:
-            logger.debug("event %d: %s %s %s", event.seq, event.job, event.kind, event.data)
+            told = {"job": event.job, "seq": event.seq, "kind": event.kind, "data": event.data}
+            logger.debug("event", extra=told)
             self._control.publish(event)
+            if event.kind == "state" and event.data["state"] in FINAL_STATES and event.job:
+                self._job_ended(self._queue.get(event.job))
 
     def _setup(self, name: str, device: str) -> Setup:
         settings = self._settings
@@ -383,7 +483,7 @@ class Supervisor:
             name=name,
             device=device,
             parent_pid=os.getpid(),
-            security=settings.security,
+            security=self._security,
             sockets=settings.sockets,
             defaults=requests.with_model(settings.defaults, self.default_model),
             max_frame_sessions=settings.jobs.max_frame_sessions if is_first else 0,
@@ -395,7 +495,8 @@ class Supervisor:
 
     async def handle(self, request: Request, peer: Peer) -> dict[str, Any]:
         """Answer one request; see `requests.py` for what each does."""
-        return await requests.answer(self, request, peer)
+        with self._metrics.request(request.op):
+            return await requests.answer(self, request, peer)
 
     def events_after(self, after: int, job: str | None, limit: int) -> list[Event]:
         return self._queue.events_after(after, job, limit)
@@ -480,19 +581,23 @@ class Supervisor:
         Raises:
             ConfigError: it is wrong; the old one is kept.
         """
-        new = load_settings(self._path)
-        roots = open_roots(new)
+        self._readiness.reloading()
         try:
-            if self._keys is not None:
-                self._keys.reload()
-        except ConfigError:
-            roots.close()
-            raise
+            new = load_settings(self._path)
+            roots = open_roots(with_watched(new.security, self._watched))
+            try:
+                if self._keys is not None:
+                    self._keys.reload()
+            except ConfigError:
+                roots.close()
+                raise
+        finally:
+            self._readiness.reloaded()
         old, self._settings = self._settings, new
         self._roots.close()
         self._roots = roots
         for worker in self._workers:
-            worker.send(Configure(security=new.security))
+            worker.send(Configure(security=self._security))
         logger.info("configuration reloaded")
         self._wake.set()
         return requests.needing_restart(old, new)
@@ -504,13 +609,23 @@ class Supervisor:
             logger.error("configuration refused, the old one stays: %s", error)
 
 
-def open_roots(settings: ServiceSettings) -> Roots:
+def open_roots(security: SecuritySettings) -> Roots:
     """The configured folders.
 
     Raises:
         ConfigError: one of them is not there.
     """
-    return Roots(settings.security.read_roots, settings.security.write_roots)
+    return Roots(security.read_roots, security.write_roots)
+
+
+def with_watched(security: SecuritySettings, watched: Sequence[WatchFolder]) -> SecuritySettings:
+    """With what is watched among the folders to read, and where it goes among those to write."""
+    return security.model_copy(
+        update={
+            "read_roots": (*security.read_roots, *(entry.folder for entry in watched)),
+            "write_roots": (*security.write_roots, *(entry.output for entry in watched)),
+        }
+    )
 
 
 def open_keys(path: Path | None, settings: ServiceSettings) -> KeyRing | None:
@@ -522,6 +637,16 @@ def open_keys(path: Path | None, settings: ServiceSettings) -> KeyRing | None:
     if settings.sockets.control_tcp is None:
         return None
     return KeyRing(keys_dir(settings, path))
+
+
+def check_private(folder: Path) -> None:
+    """`ConfigError` where others than the daemon's user and group could put files into a folder."""
+    found = folder.stat()
+    if found.st_uid not in (os.geteuid(), 0) or found.st_mode & stat.S_IWOTH:
+        raise ConfigError(
+            f"{folder}: belongs to another user, or everybody may write in it; nobody's sockets "
+            "and queue are safe there. Name another folder, or change its owner and mode."
+        )
 
 
 def _locked(path: Path) -> BinaryIO:
@@ -549,7 +674,9 @@ def serve(path: Path | None) -> int:
         SrstreamError: it cannot start, in one sentence.
     """
     settings = load_settings(path)
-    if not settings.security.read_roots or not settings.security.write_roots:
+    logs.configure(settings.logs)
+    security = with_watched(settings.security, settings.watch)
+    if not security.read_roots or not security.write_roots:
         raise ConfigError(
             f"{path or 'the configuration'}: name the folders that jobs may read and write: "
             "read_roots and write_roots in [security]."
