@@ -434,6 +434,30 @@ def test_a_folder_that_is_not_there_yet_is_waited_for(service: Service) -> None:
     assert service.jobs() == [("clip.mp4", "clip_4x.mp4")]
 
 
+def test_what_cannot_be_done_is_told_once_and_tried_again(
+    service: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_FIRST_PAUSE_SECONDS", 0.2)
+    service.put("clip.mp4")
+    service.refusal = BusyError("the queue is full.")
+    service.quarantine.write_text("in the way of the folder")
+
+    async def check() -> None:
+        await asyncio.sleep(1)
+        service.refusal = RefusedError("it lies outside.")
+        await asyncio.sleep(1)
+        told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len([text for text in told if "the queue is full" in text]) == 1
+        assert len([text for text in told if "exists" in text or "directory" in text]) == 1, told
+        service.quarantine.unlink()
+        deadline = time.monotonic() + 10
+        while not (service.quarantine / "clip.mp4").exists() and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+
+    running(service, check)
+    assert (service.quarantine / "clip.mp4").exists()
+
+
 def test_results_below_the_watched_folder_are_not_taken(tmp_path: Path) -> None:
     service = Service(tmp_path)
     service.output = service.folder / "out"

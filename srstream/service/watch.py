@@ -44,6 +44,7 @@ _MAY_PASS = (BusyError, NoSpaceError, JobError)
 _MAX_REFUSALS = 10
 """In one pass; with a full queue it is enough to have asked a few times."""
 _SHORTEST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.05, 2.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 300.0
 
 
 @dataclass(slots=True)
@@ -90,7 +91,11 @@ class WatchFolders:
         }
         """Submitted files whose job may have ended without our having heard of it."""
         self._settling = asyncio.Lock()
-        self._troubles: dict[Path, str] = {}
+        self._told: dict[Path, set[str]] = {folder: set() for folder in self._entries}
+        self._troubles: dict[Path, set[str]] = {folder: set() for folder in self._entries}
+        """What went wrong in the last pass over a folder, and in this one so far."""
+        self._pauses: dict[str, tuple[float, float]] = {}
+        """Of files that cannot be moved: when it is tried again, and after how long."""
 
     async def run(self) -> None:
         """Watch until cancelled. A folder that hangs or is not there keeps none of the others."""
@@ -123,8 +128,9 @@ class WatchFolders:
     async def _watch(self, entry: WatchFolder) -> None:
         pause = min(max(entry.settle_seconds / 4, _SHORTEST_POLL_SECONDS), _LONGEST_POLL_SECONDS)
         while True:
-            if await self._try(entry.folder, lambda: self.look(entry.folder)):
-                self._troubles.pop(entry.folder, None)
+            await self._try(entry.folder, lambda: self.look(entry.folder))
+            self._told[entry.folder] = self._troubles[entry.folder]
+            self._troubles[entry.folder] = set()
             await asyncio.sleep(pause)
 
     async def _try(self, folder: Path, work: Callable[[], Awaitable[None]]) -> bool:
@@ -138,8 +144,10 @@ class WatchFolders:
 
     def _tell_trouble(self, folder: Path, text: str) -> None:
         """Once, and not at every pass."""
-        if self._troubles.get(folder) != text:
-            self._troubles[folder] = text
+        troubles = self._troubles.setdefault(folder, set())
+        is_told = text in troubles or text in self._told.get(folder, ())
+        troubles.add(text)
+        if not is_told:
             logger.warning("watch folder %s: %s It is tried again.", printable(folder), text)
 
     # --- taking files ------------------------------------------------------------------------
@@ -225,9 +233,22 @@ class WatchFolders:
                 if num_refusals < _MAX_REFUSALS and not await self._submit(entry, taken):
                     num_refusals += 1
             elif taken.state == "failing":
-                await self._try(entry.folder, lambda taken=taken: self._quarantine(taken))  # type: ignore[misc]
+                await self._quarantine_again(entry, taken)
             elif taken.key in self._unsure:
                 await self._try(entry.folder, lambda taken=taken: self._catch_up(taken))  # type: ignore[misc]
+
+    async def _quarantine_again(self, entry: WatchFolder, taken: Taken) -> None:
+        """After longer and longer pauses: where it cannot be moved now, it seldom can be soon."""
+        retry_at, pause = self._pauses.get(taken.key, (0.0, _FIRST_PAUSE_SECONDS / 2))
+        if time.monotonic() < retry_at:
+            # Not told again, but not mended either.
+            self._troubles[entry.folder] |= self._told[entry.folder]
+            return
+        if await self._try(entry.folder, lambda: self._quarantine(taken)):
+            self._pauses.pop(taken.key, None)
+        else:
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            self._pauses[taken.key] = time.monotonic() + pause, pause
 
     async def _catch_up(self, taken: Taken) -> None:
         assert taken.job is not None
@@ -272,9 +293,8 @@ class WatchFolders:
             for name in itertools.islice(free_names(wanted), 10_000)
             if not self._journal.is_promised(name)
         )
-        taken = self._journal.change(
-            taken.key, "failing", reason=redacted(reason), quarantined_as=place
-        )
+        text = redacted(reason).encode(errors="backslashreplace").decode()
+        taken = self._journal.change(taken.key, "failing", reason=text, quarantined_as=place)
         await self._quarantine(taken)
 
     async def _quarantine(self, taken: Taken) -> None:
