@@ -28,7 +28,7 @@ from srstream.engines.tiles import Rectangle, Tile, TileGrid, choose_tiles
 from srstream.errors import EngineError, EngineMemoryError, RefusedError
 from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
 from srstream.media.types import OutputVideo, VideoInfo
-from srstream.pipeline.reuse import CellGrid, Memory, ResampledPlane
+from srstream.pipeline.reuse import CellGrid, KnownShapes, Memory, ResampledPlane
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +146,7 @@ class Enhancer:
         self._jobs: deque[_Job] = deque()
         self._reuse = reuse
         self._memories: dict[tuple[int, TileFormat, tuple[int, ...]], Memory] = {}
+        self._shapes = KnownShapes()
         self._chroma_memories = (ResampledPlane(), ResampledPlane())
         self._last_pushed: Frame | None = None
         self._last_enlarged: dict[int, list[Plane]] = {}
@@ -390,7 +391,9 @@ class Enhancer:
                 return None
             height, width = planes[0].shape
             halo = self._engine.capabilities.halo
-            return [_Patch(r, r.window(height, width, halo)) for r in cover]
+            windows = [r.window(height, width, halo) for r in cover]
+            fitted = [self._shapes.fitted(window, height, width) for window in windows]
+            return list(map(_Patch, cover, fitted))
         changed = memory.changed(planes)
         if changed is None:
             return None

@@ -9,8 +9,9 @@ each of which costs its halo once.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -30,17 +31,23 @@ MAX_CELLS = 48 * 48
 RECTANGLE_PIXELS = 1200
 """What an engine's fixed cost for a tile amounts to, in pixels (OpenVINO, measured on `fast`)."""
 
+NEW_SHAPE_PIXELS = 800
+"""By which a window may grow to a shape that the engine knows. The first tile of a shape costs
+OpenVINO 3000 pixels' time, but a shape that is known serves later windows too."""
+
+MAX_KNOWN_SHAPES = 256
+
 MAX_BOXES = 48
 """Whose merging is considered pair by pair."""
 
 MOSTLY_CHANGED = 0.7
-"""Of the cells: above it no cover can pay, and none is looked for."""
+"""Of the cells: above it no cover can pay, and none is looked for; finding that out is cheap."""
 
-WORTHWHILE = 0.8
+WORTHWHILE = 0.9
 """Of the whole frame: where a cover costs more, the frame is computed as one."""
 
 REST = 1
-"""Frames after one without a cover for which none is looked for: where all moves, it goes on so."""
+"""Frames after one whose cover was too dear, for which none is looked for: most are alike."""
 
 Mask = NDArray[np.bool_]
 
@@ -52,14 +59,14 @@ class CellGrid:
     height: int
     width: int
     halo: int
+    side: int = field(init=False)
+    """Of a cell, in pixels."""
 
-    @property
-    def side(self) -> int:
-        """Of a cell, in pixels."""
+    def __post_init__(self) -> None:
         side = CELL
         while -(-self.height // side) * -(-self.width // side) > MAX_CELLS:
             side += CELL
-        return side
+        object.__setattr__(self, "side", side)
 
     def changed(self, difference: Mask) -> Mask:
         """(rows, columns): whether anything differs in each cell or its halo.
@@ -83,10 +90,9 @@ class CellGrid:
         `max_pixels` bounds each with its halo.
         """
         whole = self.height * self.width + RECTANGLE_PIXELS
-        if changed.mean() > MOSTLY_CHANGED:
-            return None
         boxes = _merged(self._few_boxes(changed), self)
-        if float(self.costs(boxes).sum()) > WORTHWHILE * whole:
+        sides = np.diff(self.windows(boxes).reshape(-1, 2, 2), axis=1)
+        if float(sides.prod(axis=2).sum()) + len(boxes) * RECTANGLE_PIXELS > WORTHWHILE * whole:
             return None
         rectangles = []
         for top, left, bottom, right in boxes.tolist():
@@ -119,12 +125,31 @@ class CellGrid:
             boxes = _runs(np.asarray(coarse.any(axis=(1, 3)))) * factor
         return np.minimum(boxes, np.tile(changed.shape, 2))
 
-    def costs(self, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Pixels that the network sees for boxes (..., 4) of cells, and what a tile costs."""
-        starts = np.maximum(boxes[..., :2] * self.side - self.halo, 0)
-        ends = np.minimum(boxes[..., 2:] * self.side + self.halo, (self.height, self.width))
-        sides = ends - starts
-        return np.asarray(sides[..., 0] * sides[..., 1] + RECTANGLE_PIXELS)
+    def windows(self, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What the network sees, in pixels, for boxes (n, 4) of cells."""
+        starts = np.maximum(boxes[:, :2] * self.side - self.halo, 0)
+        ends = np.minimum(boxes[:, 2:] * self.side + self.halo, (self.height, self.width))
+        return np.concatenate([starts, ends], axis=1)
+
+    def trimmed(self, rectangle: Rectangle, difference: Mask) -> Rectangle | None:
+        """The part of a rectangle, one box again, that differences reach; None if none does."""
+        window = rectangle.window(self.height, self.width, self.halo)
+        seen = difference[window.slices]
+        rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+        if not len(rows):
+            return None
+        reached = Rectangle(
+            window.top + int(rows[0]),
+            window.left + int(columns[0]),
+            window.top + int(rows[-1]) + 1,
+            window.left + int(columns[-1]) + 1,
+        ).window(self.height, self.width, self.halo)
+        return Rectangle(
+            max(rectangle.top, reached.top),
+            max(rectangle.left, reached.left),
+            min(rectangle.bottom, reached.bottom),
+            min(rectangle.right, reached.right),
+        )
 
     def _split(
         self, top: int, left: int, bottom: int, right: int, max_pixels: int
@@ -165,40 +190,35 @@ def _runs(changed: Mask) -> NDArray[np.int64]:
 
 def _merged(boxes: NDArray[np.int64], grid: CellGrid) -> NDArray[np.int64]:
     """As few as pay: two become the box around both while that costs less, best pair first."""
-    boxes = boxes.copy()
-    costs = grid.costs(boxes)
+    # Edges as (-top, -left, bottom, right): the greater of each are those of the box around both,
+    # of cells and, since cutting at the picture's edge keeps the order, of windows as well.
+    signs = np.array([[-1], [-1], [1], [1]])
+    cells = boxes.T * signs
+    windows = grid.windows(boxes).T * signs
+    costs = _cost(windows)
     alive = np.ones(len(boxes), np.bool_)
-
-    def gains_with(index: int | slice) -> NDArray[np.int64]:
-        """What merging each box with that one (or each of those) would save."""
-        one, one_cost = boxes[index], costs[index]
-        if isinstance(index, slice):
-            one, one_cost = one[:, None], one_cost[:, None]
-        around = np.concatenate(
-            [np.minimum(boxes[:, :2], one[..., :2]), np.maximum(boxes[:, 2:], one[..., 2:])],
-            axis=-1,
-        )
-        return np.asarray(costs + one_cost - grid.costs(around))
-
-    gains = gains_with(slice(None))
+    gains = costs + costs[:, None] - _cost(np.maximum(windows[:, None], windows[:, :, None]))
     np.fill_diagonal(gains, -1)
     while len(boxes) > 1:
         first, second = divmod(int(gains.argmax()), len(boxes))
         if gains[first, second] <= 0:
             break
-        top_left = np.minimum(boxes[first, :2], boxes[second, :2])
-        bottom_right = np.maximum(boxes[first, 2:], boxes[second, 2:])
-        swallowed = (boxes[:, :2] >= top_left).all(axis=1)
-        swallowed &= (boxes[:, 2:] <= bottom_right).all(axis=1)
-        alive[swallowed] = False
+        cells[:, first] = np.maximum(cells[:, first], cells[:, second])
+        windows[:, first] = np.maximum(windows[:, first], windows[:, second])
+        costs[first] = _cost(windows[:, first])
+        alive &= (cells > cells[:, first, None]).any(axis=0)  # the others are inside
         alive[first] = True
-        boxes[first] = np.concatenate([top_left, bottom_right])
-        costs[first] = grid.costs(boxes[first])
-        gains[first] = gains[:, first] = gains_with(first)
+        around = _cost(np.maximum(windows, windows[:, first, None]))
+        gains[first] = gains[:, first] = np.where(alive, costs + costs[first] - around, -1)
         gains[first, first] = -1
         gains[~alive] = -1
         gains[:, ~alive] = -1
-    return boxes[alive]
+    return np.asarray((cells * signs).T[alive])
+
+
+def _cost(edges: NDArray[np.int64]) -> NDArray[np.int64]:
+    """In pixels, of windows with edges (-top, -left, bottom, right) along the first axis."""
+    return np.asarray((edges[0] + edges[2]) * (edges[1] + edges[3]) + RECTANGLE_PIXELS)
 
 
 class Memory:
@@ -213,6 +233,7 @@ class Memory:
         self.grid, self.threshold = grid, threshold
         self._rest = 0
         self._planes: tuple[Plane, ...] = ()
+        self._difference: Mask = np.empty((0, 0), np.bool_)
         self._patches: list[NDArray[np.int32]] = []
 
     def changed(self, planes: Sequence[Plane]) -> Mask | None:
@@ -224,6 +245,7 @@ class Memory:
             for now, before in zip(planes, self._planes, strict=True):
                 if now is not before:
                     difference |= now != before
+            self._difference = difference
             return self.grid.changed(difference)
         if not self._patches:
             return None
@@ -239,12 +261,15 @@ class Memory:
             self._rest -= 1
             return None
         changed = self.changed(planes)
-        if changed is None:
+        if changed is None or changed.mean() > MOSTLY_CHANGED:
             return None
         cover = self.grid.cover(changed, max_pixels)
         if cover is None:
             self._rest = REST
-        return cover
+        if cover is None or self.threshold:
+            return cover
+        trimmed = [self.grid.trimmed(rectangle, self._difference) for rectangle in cover]
+        return [rectangle for rectangle in trimmed if rectangle is not None]
 
     def keep(self, planes: Sequence[Plane], computed: Sequence[Rectangle] | None) -> None:
         """Remembers what the outputs now are computed from; None: all of them."""
@@ -277,6 +302,29 @@ class Memory:
         window = side + 2 * grid.halo
         views = np.lib.stride_tricks.sliding_window_view(padded, (window, window))
         return views[::side, ::side].copy()
+
+
+class KnownShapes:
+    """Of the windows that an engine was given: it takes longer for the first of a shape."""
+
+    def __init__(self) -> None:
+        self._shapes: deque[tuple[int, int]] = deque(maxlen=MAX_KNOWN_SHAPES)
+
+    def fitted(self, window: Rectangle, height: int, width: int) -> Rectangle:
+        """A window of a known shape around this one, inside the picture; itself if that is less."""
+        rows, columns = window.bottom - window.top, window.right - window.left
+        fitting = [
+            (known_rows * known_columns, known_rows, known_columns)
+            for known_rows, known_columns in self._shapes
+            if rows <= known_rows <= height and columns <= known_columns <= width
+        ]
+        num_pixels, known_rows, known_columns = min(fitting, default=(math.inf, 0, 0))
+        if num_pixels > window.num_pixels + NEW_SHAPE_PIXELS:
+            self._shapes.append((rows, columns))
+            return window
+        top = min(window.top, height - known_rows)
+        left = min(window.left, width - known_columns)
+        return Rectangle(top, left, top + known_rows, left + known_columns)
 
 
 class ResampledPlane:
