@@ -31,6 +31,7 @@ from srstream.pipeline.events import Event
 from srstream.service import logs
 from srstream.service.fair import Round
 from srstream.service.frame_engine import stage_opener
+from srstream.service.frame_keys import FrameKeys
 from srstream.service.frames import FrameLimits, FramesServer
 from srstream.service.link import (
     COMMAND,
@@ -113,6 +114,7 @@ class EngineWorker:
         self._ended = Counts()
         self._is_leaving = False
         self._frames: FramesServer | None = None
+        self._frame_keys: FrameKeys | None = None
 
     def warm_up(self) -> Ready:
         """Open the default model's engine and run it once, so that the first job need not wait.
@@ -144,7 +146,16 @@ class EngineWorker:
             max_pixels=min(most.max_pixels, setup.security.max_pixels),
         )
         open_stage = stage_opener(self._pool, self._round, setup.defaults)
-        server = FramesServer(setup.sockets, open_stage=open_stage, limits=limits)
+        keys = None
+        if setup.keys_dir is not None and setup.sockets.frames_tcp is not None:
+            self._frame_keys = keys = FrameKeys(setup.keys_dir)
+        server = FramesServer(
+            setup.sockets,
+            open_stage=open_stage,
+            limits=limits,
+            curve=None if keys is None else keys.curve,
+            context=None if keys is None else keys.context,
+        )
         server.start()
         return server
 
@@ -152,6 +163,8 @@ class EngineWorker:
         """Tell the clients that push frames, and remove their socket."""
         if self._frames is not None:
             self._frames.close()
+        if self._frame_keys is not None:
+            self._frame_keys.close()
 
     def serve(self) -> None:
         """Take orders and beat, until told to leave or the supervisor is gone."""

@@ -36,6 +36,8 @@ class Setup(_Line):
     defaults: JobConfig
     max_frame_sessions: int
     """0: this worker serves no frames."""
+    keys_dir: Path | None = None
+    """Of those who may push frames over TCP."""
     log_level: LogLevel
     log_form: LogForm
 

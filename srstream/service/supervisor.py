@@ -487,6 +487,7 @@ class Supervisor:
             sockets=settings.sockets,
             defaults=requests.with_model(settings.defaults, self.default_model),
             max_frame_sessions=settings.jobs.max_frame_sessions if is_first else 0,
+            keys_dir=None if self._keys is None else self._keys.folder,
             log_level=settings.logs.level,
             log_form=settings.logs.form,
         )
@@ -634,7 +635,7 @@ def open_keys(path: Path | None, settings: ServiceSettings) -> KeyRing | None:
     Raises:
         ConfigError: others may read or change them.
     """
-    if settings.sockets.control_tcp is None:
+    if settings.sockets.control_tcp is None and settings.sockets.frames_tcp is None:
         return None
     return KeyRing(keys_dir(settings, path))
 
