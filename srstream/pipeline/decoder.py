@@ -73,16 +73,15 @@ class DecodeRequest(BaseModel):
 
 
 @contextmanager
-def opened_source(request: DecodeRequest) -> Iterator[int]:
-    """A descriptor of the source, for the child to inherit.
+def opened_source(path: Path, given: int | None = None) -> Iterator[int]:
+    """A descriptor of the source, for the child to inherit; the one that is `given`, if any.
 
     Raises:
         UsageError: it cannot be opened any more.
     """
-    if request.source_descriptor is not None:
-        yield request.source_descriptor
+    if given is not None:
+        yield given
         return
-    path = request.path
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -199,7 +198,7 @@ def die_with_parent(parent_pid: int) -> None:
 def _confine(request: DecodeRequest) -> tuple[str, ...]:
     """Leave the child the source and nothing else; returns what is in force."""
     show_as(request.opened_path, request.path)
-    with opened_source(request) as source:
+    with opened_source(request.path, request.source_descriptor) as source:
         return confine(
             readable=[source],
             memory_bytes=request.memory_bytes,

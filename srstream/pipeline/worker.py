@@ -257,7 +257,8 @@ class Worker:
     def _start(self, request: DecodeRequest, receiver: FrameReceiver) -> subprocess.Popen[bytes]:
         """Start the child, which may read the source but open no file by its name."""
         log_path = self._store.directory / "decoder.log"
-        with opened_source(request) as source, log_path.open("wb") as log:
+        given = request.source_descriptor
+        with opened_source(request.path, given) as source, log_path.open("wb") as log:
             return start_decoder(
                 request.model_copy(
                     update={
