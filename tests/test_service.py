@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -186,6 +187,7 @@ def test_a_worker_that_stops_answering_is_replaced(tmp_path: Path) -> None:
         assert video_times(daemon.outputs / "long.mp4") == video_times(source)
 
 
+@pytest.mark.long
 def test_a_worker_that_answers_but_does_not_advance_is_replaced(tmp_path: Path) -> None:
     with Daemon(tmp_path, "[workers]\nstall_seconds = 3") as daemon:
         source = long_clip(daemon.inputs / "long.mp4", 6)
@@ -206,6 +208,7 @@ def test_an_engine_that_cannot_start_ends_the_daemon(tmp_path: Path) -> None:
     assert "Traceback" not in daemon.log()
 
 
+@pytest.mark.long
 def test_jobs_go_on_when_a_full_disk_has_space_again(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -280,12 +283,19 @@ def check_chaos(daemon: Daemon, num_jobs: int, num_kills: int, seed: int) -> Non
         clips.cfr(daemon.inputs / f"{n}.mp4", frames=20 + 10 * n, gop=10, noise=20 * n)
         for n in range(4)
     ]
-    jobs = [
-        daemon.submit(
-            sources[n % 4], f"out-{n}.mp4", config=DETERMINISTIC, priority=n % 3, key=f"job {n}"
+    with ThreadPoolExecutor(3) as clients:
+        jobs = list(
+            clients.map(
+                lambda n: daemon.submit(
+                    sources[n % 4],
+                    f"out-{n}.mp4",
+                    config=DETERMINISTIC,
+                    priority=n % 3,
+                    key=f"job {n}",
+                ),
+                range(num_jobs),
+            )
         )
-        for n in range(num_jobs)
-    ]
     for _ in range(num_kills):
         time.sleep(randomly.uniform(0.2, 2.0))
         victim = randomly.choice(["daemon", "engine_worker", "pipeline.decoder", "media_child"])
@@ -318,6 +328,7 @@ def test_200_jobs_survive_20_kills(daemon: Daemon) -> None:
     check_chaos(daemon, num_jobs=200, num_kills=20, seed=2)
 
 
+@pytest.mark.long
 def test_running_jobs_keep_their_weights_until_told_otherwise(daemon: Daemon) -> None:
     source = long_clip(daemon.inputs / "long.mp4", 8)
     first = daemon.submit(source, "first.mp4")
@@ -339,6 +350,7 @@ def test_running_jobs_keep_their_weights_until_told_otherwise(daemon: Daemon) ->
     assert video_times(daemon.outputs / "second.mp4") == video_times(source)
 
 
+@pytest.mark.long
 def test_registered_weights_are_pinned(daemon: Daemon) -> None:
     from srstream.models.table import weights_path
 
