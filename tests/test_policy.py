@@ -108,10 +108,13 @@ def test_a_job_under_which_workers_die_runs_alone_and_then_not_at_all(queue: Job
     job = add(queue)
     for _ in range(2):
         assert not policy.is_suspect(job)
-        job = apply(queue, job, policy.after_crash(job))
+        job = apply(queue, job, policy.after_crash(job, SETTINGS))
         assert job.state == "queued"
-    assert policy.is_suspect(job)
-    job = apply(queue, job, policy.after_crash(job))
+    for _ in range(2):
+        assert policy.is_suspect(job)
+        job = apply(queue, job, policy.after_crash(job, SETTINGS))
+        assert job.state == "queued" and (job.retry_at or 0) > time.time()
+    job = apply(queue, job, policy.after_crash(job, SETTINGS))
     assert job.state == "quarantined" and "alone" in (job.error or "")
 
 
@@ -121,7 +124,7 @@ def test_what_was_asked_for_meanwhile_is_done(queue: JobQueue, wanted: str, stat
     queue.update(job.id, wanted=wanted)
     job = queue.get(job.id)
     assert policy.after_stop(job).state == state
-    assert policy.after_crash(job).state == state
+    assert policy.after_crash(job, SETTINGS).state == state
 
 
 def test_the_queue_survives_being_opened_again(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ has all of it done in `media_child.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import subprocess
@@ -303,7 +304,8 @@ class InChild:
         child.wait()
         for pipe in (child.stdin, child.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # of what was not sent yet
+                    pipe.close()
 
     def _call(self, request: Step, kind: type[_T], on_progress: OnProgress | None = None) -> _T:
         for deaths in range(1, MAX_DEATHS + 1):

@@ -23,6 +23,9 @@ from srstream.service.settings import JobSettings
 MAX_FAILURES = 3
 """At the same segment, before a job is put aside."""
 
+CRASHES_IN_COMPANY = 2
+"""Deaths of its worker at the same segment after which a job runs alone."""
+
 MAX_SPACE_SECONDS = 15.0
 """Longest pause before it is seen whether a full disk has space again."""
 
@@ -41,25 +44,30 @@ class Verdict:
 
 def is_suspect(job: Job) -> bool:
     """Whether a job is to run alone, because workers died under it twice at the same segment."""
-    return job.crashes >= MAX_FAILURES - 1
+    return job.crashes >= CRASHES_IN_COMPANY
 
 
-def after_crash(job: Job) -> Verdict:
-    """Its worker died. Who was to blame is known only of a job that ran alone."""
+def after_crash(job: Job, settings: JobSettings) -> Verdict:
+    """Its worker died. Who was to blame is known only of a job that ran alone.
+
+    From the second time on others go first for a while: a worker that was killed from outside, or
+    for want of memory, is then not held against this job.
+    """
     wanted = _wanted(job)
     if wanted is not None:
         return wanted
-    if is_suspect(job):
+    crashes = job.crashes + 1
+    if crashes >= CRASHES_IN_COMPANY + MAX_FAILURES:
         error = (
-            f"{job.input}: the engine worker died three times at segment {job.num_segments_done}, "
-            "the last time with this job alone. It is put aside; `srstream resume` tries again."
+            f"{job.input}: the engine worker died {crashes} times at segment "
+            f"{job.num_segments_done}, {MAX_FAILURES} times of them with this job alone. It is put "
+            "aside; `srstream resume` tries again."
         )
-        return Verdict("quarantined", {"error": error})
-    return Verdict(
-        "queued",
-        {"crashes": job.crashes + 1, "attempts": max(0, job.attempts - 1)},
-        {"reason": "the engine worker died"},
-    )
+        return Verdict("quarantined", {"error": error, "crashes": crashes})
+    columns: dict[str, Any] = {"crashes": crashes, "attempts": max(0, job.attempts - 1)}
+    if crashes > 1:
+        columns["retry_at"] = time.time() + _pause_seconds(crashes - 1, settings)
+    return Verdict("queued", columns, {"reason": "the engine worker died"})
 
 
 def after_stop(job: Job, reason: str = "stopped") -> Verdict:
@@ -103,7 +111,10 @@ def _wanted(job: Job) -> Verdict | None:
 def _later(
     failures: int, text: str, settings: JobSettings, longest_seconds: float = math.inf
 ) -> dict[str, Any]:
-    """Doubled from failure to failure."""
-    pause = settings.retry_seconds * 2 ** min(failures - 1, 20)
-    pause = min(pause, settings.max_retry_seconds, longest_seconds)
+    pause = min(_pause_seconds(failures, settings), longest_seconds)
     return {"failures": failures, "error": text, "retry_at": time.time() + pause}
+
+
+def _pause_seconds(times: int, settings: JobSettings) -> float:
+    """Doubled from time to time."""
+    return min(settings.retry_seconds * 2 ** min(times - 1, 20), settings.max_retry_seconds)

@@ -383,7 +383,7 @@ class Supervisor:
 
     def _requeue(self, job_id: str) -> None:
         job = self._queue.get(job_id)
-        verdict = policy.after_crash(job)
+        verdict = policy.after_crash(job, self._settings.jobs)
         self._publish(self._queue.change(job_id, verdict.state, verdict.data, **verdict.columns))
 
     def _note_event(self, message: Happened) -> None:
