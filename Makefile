@@ -8,7 +8,8 @@
 # make uninstall  remove both; the configuration, the queue and the user stay
 #
 # PYTHON=python3.12    another interpreter          VENV=path         another environment
-# PYTEST_ARGS='-k fo'  passed to pytest             PIP_ARGS='...'    passed to pip, for example
+# PYTEST_ARGS='-k fo'  passed to pytest             NUM_PROCESSES=0  tests in one process, not two
+# PIP_ARGS='...'       passed to pip, for example
 #   PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu' for PyTorch's CPU build
 # PREFIX=/opt/srstream  where install puts it           PROFILE=cpu|gpu  which hardening it gets
 # DESTDIR=path          a folder to install below, for packages; systemd is then not told
@@ -17,6 +18,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+NUM_PROCESSES ?= 2
 PREFIX ?= /opt/srstream
 DESTDIR ?=
 PROFILE ?= cpu
@@ -57,8 +59,9 @@ demo: $(VENV)/.base
 	@echo "enhanced clip         $(DEMO)/nasa_13013_4x.mp4"
 	@echo "before/after picture  $(DEMO)/before_after.png   (left bicubic, right srstream)"
 
+# Half of a test's time is waiting. Neighbours stay together, so that fixtures are made once.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(NUM_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 test-long: $(VENV)/.test
 	$(BIN)/python -m pytest -m long --timeout 1800 $(PYTEST_ARGS)

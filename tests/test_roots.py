@@ -205,9 +205,10 @@ def test_links_swapped_in_at_the_last_moment_change_nothing(roots: Roots, folder
     thread = threading.Thread(target=swap)
     thread.start()
     seen: dict[str, int] = {}
-    end = time.monotonic() + 2
+    begun = time.monotonic()
     try:
-        while time.monotonic() < end:
+        # As long as a busy machine takes for enough of them.
+        while time.monotonic() < begun + 2 or num_swaps <= 100:
             for name in ("name", "deep/clip.mp4"):
                 try:
                     found = content(roots.open_source(folders / "in" / name))
@@ -217,7 +218,6 @@ def test_links_swapped_in_at_the_last_moment_change_nothing(roots: Roots, folder
     finally:
         done.set()
         thread.join()
-    assert num_swaps > 100
     assert seen.keys() == {"good", "in/deep", "refused"}, seen
 
 
