@@ -167,6 +167,8 @@ def test_keys_from_new_to_revoked(tmp_path: Path) -> None:
     }  # fmt: skip
     unknown = run("keys", "revoke", "studio", *folder)
     assert unknown.returncode == 2 and "there are: other" in unknown.stderr
+    dashed = run("keys", "allow", "-" + 39 * "0", "--name", "dashed", *folder)
+    assert dashed.returncode == 0, dashed.stderr
     nameless = run("keys", "allow", public, *folder)
     assert nameless.returncode == 2 and "--name" in nameless.stderr
     (tmp_path / "keys").chmod(0o755)

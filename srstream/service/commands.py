@@ -345,7 +345,8 @@ def new_key(
     print(json.dumps(told) if as_json else text)
 
 
-@keys_app.command("allow")
+# One key in 85 begins with a dash.
+@keys_app.command("allow", context_settings={"ignore_unknown_options": True})
 def allow_key(
     key: Annotated[str, typer.Argument(metavar="FILE_OR_KEY", help="A client's public key.")],
     name: Annotated[
