@@ -17,6 +17,7 @@ from training_data import REPOSITORY, data_folder
 
 from srstream.errors import ConfigError, UsageError, WeightsError
 from srstream.models.checkpoint import load_weights
+from srstream.models.networks import network_from_weights
 from srstream.models.table import (
     MODELS,
     WEIGHTS_DIR,
@@ -35,7 +36,7 @@ from trainer.evaluate import bicubic_upscaler, load_test_set, score
 from trainer.export import export
 from trainer.guards import TrainingCollapsedError
 from trainer.methods import method_of
-from trainer.networks import spec_of
+from trainer.networks import load_base, new_network, spec_of
 from trainer.run import start_run
 from trainer.sparse import load_sparse_config
 from trainer.state import CHECKPOINT_NAME, load_state
@@ -251,6 +252,67 @@ def test_evaluate_measures_an_onnx_file_and_refuses_others(tmp_path, pictures, c
     broken.write_bytes(b"")
     with pytest.raises(WeightsError, match="not one that srtrain exported"):
         evaluate([str(broken)], [pictures / "made"])
+
+
+def generator_config(num_blocks: int, *, thin_tail: bool = False) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "model": "srgan",
+            "network": {"num_blocks": num_blocks, "thin_tail": thin_tail},
+            "data": {"patch_size": 12, "batch_size": 1},
+            "pixel": {"iterations": 2},
+            "run": {"num_threads": 1},
+        }
+    )
+
+
+def test_a_generator_s_body_is_trained_first_and_then_grown(
+    tmp_path, pictures, validation_pictures
+):
+    """With a thin tail, then with its own, then with more blocks, which change nothing at first."""
+    thin, whole = tmp_path / "thin", tmp_path / "whole"
+    config = generator_config(1, thin_tail=True)
+    start_run(config, pictures, thin, validation_dir=validation_pictures)
+    config = generator_config(1)
+    start_run(config, pictures, whole, base=thin / BEST_NAME, validation_dir=validation_pictures)
+
+    before = new_network(spec_of(config)).state_dict()
+    body, taken = (load_base(run / BEST_NAME, spec_of(config)).tensors for run in (thin, whole))
+    np.testing.assert_allclose(
+        body["blocks.0.first.weight"], taken["blocks.0.first.weight"], atol=2e-3
+    )
+    assert (
+        np.abs(body["blocks.0.first.weight"] - before["blocks.0.first.weight"].numpy()).max() > 0.01
+    )
+
+    grown = load_base(whole / BEST_NAME, spec_of(generator_config(3)))
+    assert "grown from 1 to 3 blocks" in grown.recipe
+    small = load_base(whole / BEST_NAME, spec_of(config))
+    lr = torch.rand(1, 3, 9, 7)
+    with torch.no_grad():
+        (made,), (same,) = (network_from_weights(weights)(lr) for weights in (grown, small))
+    assert torch.equal(made, same)
+
+    (lr_picture, *_) = load_test_set(validation_pictures, 4)
+    for run in (thin, whole):
+        made = method_of(str(run)).upscale(lr_picture.lr)
+        assert made.rgb_HW3().shape == lr_picture.hr_HW3.shape
+    with pytest.raises(UsageError, match="num_blocks, thin_tail is for comparisons"):
+        export(thin, pictures, [], tmp_path / "weights")
+    with pytest.raises(UsageError, match="num_blocks"):
+        export(whole, pictures, [], tmp_path / "weights")
+
+
+def test_hours_on_a_core_are_not_those_by_the_clock(tmp_path, pictures):
+    config = config_of(1)
+    hours = config.pixel.model_copy(update={"iterations": None, "hours": 1 / 3600})
+    run = config.run.model_copy(update={"clock": "cpu"})
+    config = config.model_copy(update={"pixel": hours, "run": run})
+    began, used = time.monotonic(), time.process_time()
+    progress = start_run(config, pictures, tmp_path / "run")
+    used, lasted = time.process_time() - used, time.monotonic() - began
+    assert 1.0 <= progress.elapsed_seconds <= used
+    assert used <= 1.5 * lasted + 1.0
 
 
 def test_a_checkpoint_is_not_overwritten_by_a_new_run(tmp_path, pictures):

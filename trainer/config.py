@@ -34,8 +34,21 @@ class NetworkSection(Section):
         default=True, description="srgan: with BN, as drawn, or without: they fold to one network"
     )
     num_blocks: int | None = Field(
-        default=None, ge=1, le=64, description="srgan: residual blocks, where not the table's"
+        default=None,
+        ge=1,
+        le=64,
+        description="srgan: residual blocks, where not the table's; --base grows them to the whole",
     )
+    thin_tail: bool = Field(
+        default=False,
+        description="srgan: one 3x3 convolution in place of upsampling and tail, to train the body "
+        "for half the price; --base takes the body to the whole network",
+    )
+
+    def deviations(self) -> list[str]:
+        """What makes it another network than the table's."""
+        made_alike = {"batch_norm", "signed_input"}
+        return [name for name in self.model_dump(exclude_defaults=True) if name not in made_alike]
 
 
 class DataSection(Section):
@@ -96,7 +109,7 @@ class StageSection(Section):
     """What every stage of a run is told: its length and its optimiser."""
 
     hours: float | None = Field(
-        default=None, gt=0, le=1000, description="wall-clock length; or give iterations"
+        default=None, gt=0, le=1000, description="length, by the run's clock; or give iterations"
     )
     iterations: int | None = Field(
         default=None, ge=1, description="length in iterations: reproducible bit for bit"
@@ -222,6 +235,11 @@ class RunSection(Section):
         default="32-true",
         description="of the forward and backward pass; auto takes bf16 where the machine computes "
         "with it",
+    )
+    clock: Literal["wall", "cpu"] = Field(
+        default="wall",
+        description="what a stage's hours and the validations are counted by; cpu: time on a core, "
+        "to compare runs of one thread on a busy machine",
     )
     log_seconds: float = Field(default=30.0, gt=0, description="seconds between lines of log.jsonl")
     checkpoint_minutes: float = Field(default=5.0, gt=0, description="minutes between checkpoints")

@@ -78,10 +78,11 @@ def load_run(run_dir: Path) -> Run:
         raise UsageError(f"{path} does not exist; has the run written its first checkpoint?")
     tensors, metadata = load_state(path)
     config = TrainConfig.model_validate(metadata["config"])
-    network = new_network(spec_of(config))
     average = part(tensors, "average")
-    if isinstance(network, Generator) and "body_norm.weight" not in average:
-        network = Generator(network.spec, batch_norm=False)  # went on from folded weights
+    # A run that went on from folded weights has no BN, whatever its config says.
+    has_norms = any("_norm." in name for name in average)
+    section = config.network.model_copy(update={"batch_norm": has_norms})
+    network = new_network(spec_of(config), section=section)
     network.load_state_dict(average)
     base = metadata.get("base")
     return Run(config, Progress.of(metadata), metadata["pictures"], base, folded(network))
@@ -106,6 +107,11 @@ def export(
         WeightsError: OpenVINO and PyTorch disagree.
     """
     run = load_run(run_dir)
+    if deviations := run.config.network.deviations():
+        raise UsageError(
+            f"{run_dir}: a network with [network] {', '.join(deviations)} is for comparisons and "
+            f"isn't {run.config.model!r}; a run may go on from its weights with --base"
+        )
     if not isinstance(run.network, UpscalingStack | Generator):
         raise UsageError(f"{run_dir}: {run.config.model} is a baseline, which no engine runs")
     spec = run.network.spec

@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -46,28 +47,31 @@ class StopFlag:
         return self._stopped
 
 
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "cpu": time.process_time}
+
+
 class Clock:
     """Seconds since the last call."""
 
-    def __init__(self) -> None:
-        self._last = time.monotonic()
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now, self._last = now, now()
 
     def lap_seconds(self) -> float:
-        last, self._last = self._last, time.monotonic()
+        last, self._last = self._last, self._now()
         return self._last - last
 
 
 class Timer:
     """Due once in every interval."""
 
-    def __init__(self, interval_seconds: float) -> None:
-        self._interval_seconds = interval_seconds
-        self._next = time.monotonic() + interval_seconds
+    def __init__(self, interval_seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._now, self._interval_seconds = now, interval_seconds
+        self._next = now() + interval_seconds
 
     def is_due(self) -> bool:
-        if time.monotonic() < self._next:
+        if self._now() < self._next:
             return False
-        self._next = time.monotonic() + self._interval_seconds
+        self._next = self._now() + self._interval_seconds
         return True
 
 

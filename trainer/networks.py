@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 
 from safetensors.torch import save
 
 from srstream.errors import ConfigError
-from srstream.models.checkpoint import Weights, safetensors_bytes
+from srstream.models.checkpoint import Weights, count_blocks, load_weights, safetensors_bytes
 from srstream.models.networks import (
     Generator,
     UpscalingStack,
@@ -18,11 +19,12 @@ from srstream.models.networks import (
     network_to_tune,
 )
 from srstream.models.networks import training_network as model_network
-from srstream.models.table import ModelSpec, model_spec
+from srstream.models.table import ModelSpec, ResidualGenerator, model_spec
 from trainer.baselines import BASELINES, BaselineNetwork, BaselineSpec, baseline_network
-from trainer.config import TrainConfig
+from trainer.config import NetworkSection, TrainConfig
+from trainer.thin_tail import ThinTailed
 
-TrainedNetwork = UpscalingStack | Generator | BaselineNetwork
+TrainedNetwork = UpscalingStack | Generator | ThinTailed | BaselineNetwork
 TrainedSpec = ModelSpec | BaselineSpec
 
 
@@ -31,7 +33,7 @@ def spec_of(config: TrainConfig) -> TrainedSpec:
     if config.model in BASELINES:
         return BASELINES[config.model]
     spec = model_spec(config.model)
-    changes = config.network.model_dump(exclude_none=True, exclude={"batch_norm"})
+    changes = config.network.model_dump(exclude_none=True, exclude={"batch_norm", "thin_tail"})
     colour = changes.pop("colour", spec.colour)
     try:
         return replace(spec, colour=colour, network=replace(spec.network, **changes))
@@ -42,29 +44,73 @@ def spec_of(config: TrainConfig) -> TrainedSpec:
 
 
 def new_network(
-    spec: TrainedSpec, base: Weights | None = None, *, batch_norm: bool = True
+    spec: TrainedSpec, base: Weights | None = None, section: NetworkSection | None = None
 ) -> TrainedNetwork:
     """A network to train: new, or going on from folded weights of the same shape."""
+    section = section or NetworkSection()
     if isinstance(spec, BaselineSpec):
         if base is not None:
             raise ConfigError(f"{spec.name}: a baseline is trained from the start, without --base")
         return baseline_network(spec.name)
-    if base is None:
-        return model_network(spec, batch_norm=batch_norm)
-    if base.spec != spec:
+    if base is not None and base.spec != spec:
         raise ConfigError(f"--base holds weights of {base.spec.name!r}, not of {spec.name!r}")
-    return network_to_tune(base)
+    network = (
+        model_network(spec, batch_norm=section.batch_norm)
+        if base is None
+        else network_to_tune(base)
+    )
+    if not section.thin_tail:
+        return network
+    if not isinstance(network, Generator):
+        raise ConfigError(f"[network] thin_tail: {spec.name!r} has no tail to be replaced")
+    return ThinTailed(network)
+
+
+def load_base(path: Path, spec: TrainedSpec) -> Weights:
+    """Weights to go on from; a generator of fewer blocks than `spec`'s is grown to as many.
+
+    Raises:
+        WeightsError: they are no such weights.
+    """
+    if not isinstance(spec, ModelSpec) or not isinstance(spec.network, ResidualGenerator):
+        return load_weights(path)
+    num_blocks = min(count_blocks(path), spec.network.num_blocks)
+    smaller = replace(spec, network=replace(spec.network, num_blocks=num_blocks))
+    return grown(load_weights(path, smaller), spec.network.num_blocks)
+
+
+def grown(weights: Weights, num_blocks: int) -> Weights:
+    """The same picture from more residual blocks: the new ones, the last, add nothing as yet.
+
+    A new block's first convolution is drawn anew, its second is zero (Net2Net's identity: Chen et
+    al., ICLR 2016).
+    """
+    network = weights.spec.network
+    assert isinstance(network, ResidualGenerator)
+    if network.num_blocks == num_blocks:
+        return weights
+    spec = replace(weights.spec, network=replace(network, num_blocks=num_blocks))
+    fresh = network_tensors(fold(model_network(spec, batch_norm=False)))
+    for block in range(network.num_blocks, num_blocks):
+        for name in ("weight", "bias"):
+            fresh[f"blocks.{block}.second.{name}"][:] = 0
+    recipe = f"{weights.recipe}; grown from {network.num_blocks} to {num_blocks} blocks"
+    return Weights(spec, {**fresh, **weights.tensors}, recipe)
 
 
 def folded(network: TrainedNetwork) -> TrainedNetwork:
     """The network as it is exported and measured; the one in training is left alone."""
     if isinstance(network, UpscalingStack | Generator):
         return fold(network)
+    if isinstance(network, ThinTailed):
+        return network.folded()
     return copy.deepcopy(network).eval()
 
 
 def weights_bytes(network: TrainedNetwork, recipe: str) -> bytes:
     """A folded network as a `.safetensors` file that says how it was made."""
+    if isinstance(network, ThinTailed):
+        return weights_bytes(network.generator, f"{recipe}; upsampling and tail are not trained")
     if isinstance(network, UpscalingStack | Generator):
         weights = Weights(network.spec, network_tensors(network), recipe)
         is_large = isinstance(network, Generator)  # its 1.5 million weights ship as float16

@@ -9,7 +9,6 @@ from typing import Literal
 
 from srstream.config import Precision
 from srstream.errors import UsageError
-from srstream.models.checkpoint import load_weights
 from trainer.clips import degraded_pairs
 from trainer.clipset import automatic_restore, load_test_clip
 from trainer.codec import x264_at
@@ -21,7 +20,7 @@ from trainer.evaluate import load_test_set
 from trainer.footage import video_pairs
 from trainer.judge import Judge, PerceptualDistance
 from trainer.methods import BICUBIC, method_of
-from trainer.networks import TrainedSpec, spec_of
+from trainer.networks import TrainedSpec, load_base, spec_of
 from trainer.preflight import check_data, check_features, check_room
 from trainer.state import Progress
 from trainer.train import train
@@ -46,7 +45,7 @@ def start_run(
     check_room(run_dir)
     check_features(config)
     spec = spec_of(config)
-    base_weights = None if base is None else load_weights(base)
+    base_weights = None if base is None else load_base(base, spec)
     validation = None if validation_dir is None else SetValidation(validation_dir, spec.scale)
     pairs = _pairs(config, data_dir, spec, run_dir)
     return train(

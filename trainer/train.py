@@ -19,7 +19,7 @@ from srstream.models.checkpoint import Weights
 from trainer.config import RunSection, StageSection, TrainConfig
 from trainer.data import Pair, PatchSampler
 from trainer.guards import Guard, check_finite
-from trainer.journal import Clock, Journal, StopFlag, Timer, duration
+from trainer.journal import CLOCKS, Clock, Journal, StopFlag, Timer, duration
 from trainer.networks import TrainedNetwork, folded, new_network, spec_of, weights_bytes
 from trainer.planes import Picture
 from trainer.recipe import fraction_done
@@ -85,7 +85,7 @@ def train(
         seed=config.seed + fabric.global_rank,
         shifts=any(section.steadiness_weight for section in stages),
     )
-    network = new_network(spec_of(config), base, batch_norm=config.network.batch_norm)
+    network = new_network(spec_of(config), base, config.network)
     average = copy.deepcopy(network).requires_grad_(False).eval().to(fabric.device)
     progress = Progress.of(resumed[1]) if resumed else Progress()
     stage = make_stage(stages[progress.stage], fabric, network, average)
@@ -100,9 +100,10 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     is_first = fabric.is_global_zero
     journal = Journal(run_dir, progress, tensorboard=run.tensorboard, is_silent=not is_first)
-    clock, guard, history = Clock(), Guard(), list[Measures]()
+    now = CLOCKS[run.clock]
+    clock, guard, history = Clock(now), Guard(), list[Measures]()
     checkpoint_timer = Timer(run.checkpoint_minutes * 60)
-    validation_timer = Timer(run.validate_minutes * 60)
+    validation_timer = Timer(run.validate_minutes * 60, now)
     log_timer = Timer(run.log_seconds)
     header = {
         "config": config.model_dump(mode="json"),

@@ -111,6 +111,16 @@ def safetensors_bytes(weights: Weights, *, half: bool = False) -> bytes:
     return save(contiguous, {"srstream": json.dumps(weights.metadata())})
 
 
+def count_blocks(path: Path) -> int:
+    """Residual blocks that a `.safetensors` file of a generator holds, or `WeightsError`."""
+    try:
+        with safe_open(path, framework="np") as file:
+            names = list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be read as safetensors weights: {error}") from error
+    return len({name.split(".")[1] for name in names if name.startswith("blocks.")})
+
+
 def load_weights(path: Path, expected: ModelSpec | None = None) -> Weights:
     """Reads and checks a `.safetensors` file of folded weights, or raises `WeightsError`.
 

@@ -171,7 +171,7 @@ class Generator(nn.Module):
         self.tail = nn.Conv2d(wide, num_planes, 9, padding=4)
 
     def forward(self, lr_BCHW: Tensor) -> Planes:
-        x = self._features(lr_BCHW)
+        x = self.features(lr_BCHW)
         last = len(self.upsampling) - 1
         for step, (convolution, activation) in enumerate(
             zip(self.upsampling, self.upsampling_activations, strict=True)
@@ -186,15 +186,15 @@ class Generator(nn.Module):
 
     def forward_as_drawn(self, lr_BCHW: Tensor) -> Planes:
         """The same in the paper's order: what `forward` is tested against."""
-        x = self._features(lr_BCHW)
+        x = self.features(lr_BCHW)
         for convolution, activation in zip(
             self.upsampling, self.upsampling_activations, strict=True
         ):
             x = activation(functional.pixel_shuffle(convolution(x), 2))
         return (0.5 * (torch.tanh(self.tail(x)) + 1.0),)
 
-    def _features(self, lr_BCHW: Tensor) -> Tensor:
-        """Head, blocks and the long skip."""
+    def features(self, lr_BCHW: Tensor) -> Tensor:
+        """Head, blocks and the long skip: (B, channels, H, W)."""
         start = self.head_activation(self.head(2 * lr_BCHW - 1 if self.signed_input else lr_BCHW))
         x = start
         for block in self.blocks:
