@@ -430,7 +430,7 @@ def test_a_folder_without_usable_pictures_is_refused(tmp_path, caplog):
 
 
 TRAINING_CONFIGS = sorted(
-    path for path in (REPOSITORY / "configs").glob("*.toml") if path.stem != "srstream"
+    path for path in (REPOSITORY / "configs").rglob("*.toml") if path.stem != "srstream"
 )
 
 
