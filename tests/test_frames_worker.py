@@ -24,7 +24,7 @@ from srstream.models.table import model_spec
 from srstream.service.frame_client import FrameStream
 from srstream.service.frame_session import EnhancerStage
 from srstream.service.link import MESSAGE, Beat, Ended, Exit, JobOrder, Message, Ready, Setup, Start
-from srstream.service.settings import SecuritySettings, SocketSettings
+from srstream.service.settings import LogSettings, SecuritySettings, SocketSettings
 from tests.clips import cfr
 
 WIDTH, HEIGHT = 96, 64
@@ -59,8 +59,7 @@ class WorkerProcess:
             sockets=self.sockets,
             defaults=JobConfig(engine=ENGINE),
             max_frame_sessions=max_frame_sessions,
-            log_level="info",
-            log_form="console",
+            logs=LogSettings(form="console"),
         )
         ours.sendall(setup.line())
 

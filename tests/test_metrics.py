@@ -183,6 +183,35 @@ def test_sockets_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
             MetricsServer(MetricsSettings(port=port), bytes, health).bind()
 
 
+def test_sockets_change_while_it_answers(tmp_path: Path) -> None:
+    """What stays is not closed; what cannot be had changes nothing."""
+    first, second, path = free_port(), free_port(), tmp_path / "metrics.sock"
+
+    async def act() -> None:
+        server = MetricsServer(MetricsSettings(port=first), bytes, health)
+        server.bind()
+        task = asyncio.ensure_future(server.serve())
+        ask = asyncio.to_thread
+        assert (await ask(get, first, "/healthz"))[0] == 200
+        server.use(server.opened(MetricsSettings(port=first, path=path)))
+        assert (await ask(get, first, "/healthz"))[0] == 200 and path.is_socket()
+        with socket.create_server(("127.0.0.1", second)), pytest.raises(ServiceError):
+            server.opened(MetricsSettings(port=second, path=path))
+        assert (await ask(get, first, "/healthz"))[0] == 200 and path.is_socket()
+        server.use(server.opened(MetricsSettings(port=second)))
+        assert (await ask(get, second, "/healthz"))[0] == 200 and not path.exists()
+        with pytest.raises(OSError, match="refused"):
+            await ask(get, first, "/healthz")
+        server.use(server.opened(MetricsSettings()))
+        server.use(server.opened(MetricsSettings(port=first)))
+        assert (await ask(get, first, "/healthz"))[0] == 200
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        server.close()
+
+    asyncio.run(act())
+
+
 def test_garbage_and_idle_clients_keep_nobody_waiting() -> None:
     port = free_port()
 

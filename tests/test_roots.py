@@ -181,6 +181,14 @@ def test_a_root_that_is_missing_is_an_error_of_the_configuration(folders: Path) 
     assert os.listdir("/proc/self/fd") == before
 
 
+def test_folders_that_nobody_needs_any_more_are_closed(folders: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    roots = Roots([folders / "in"], [folders / "in"])
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 2
+    del roots
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_links_swapped_in_at_the_last_moment_change_nothing(roots: Roots, folders: Path) -> None:
     """Another thread turns a name from a file into a link that leads out, as fast as it can."""
     done = threading.Event()

@@ -17,6 +17,7 @@ from srstream.service.settings import ServiceSettings, WatchFolder, load_setting
 from tests.jobs import REPOSITORY
 
 SHIPPED = REPOSITORY / "configs" / "srstream.toml"
+WATCH = "[[watch]]\nfolder = '/a'\noutput = '/b'\nquarantine = '/c'"
 TO_BE_CHOSEN = {"security.read_roots", "security.write_roots"}
 
 
@@ -93,8 +94,12 @@ def test_the_environment_stands_above_the_file(monkeypatch: pytest.MonkeyPatch) 
         ("[jobs]\nmax_running = 0", "jobs.max_running"),
         ("[jobs", "not valid TOML"),
         ("[security]\nread_roots = ['in']", "not an absolute path"),
-        ("[[watch]]\nfolder = 'a'\noutput = '/b'\nquarantine = '/c'", "not an absolute path"),
+        (WATCH.replace("/a", "a"), "not an absolute path"),
         ("[sockets]\ncontrol_tcp = 'udp://a:1'", "sockets.control_tcp"),
+        (
+            f"security = {{read_roots = {[f'/{n}' for n in range(64)]}}}\n{WATCH}",
+            "more than 64 folders",
+        ),
     ],
 )
 def test_a_wrong_one_is_refused_in_one_sentence(tmp_path: Path, text: str, words: str) -> None:

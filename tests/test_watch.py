@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,8 +17,8 @@ from typing import Any
 import pytest
 
 from srstream.config import EncodeConfig, JobConfig
-from srstream.errors import BusyError, ConfigError, RefusedError
-from srstream.service import watch, watch_files
+from srstream.errors import BusyError, ConfigError, RefusedError, UsageError
+from srstream.service import watch, watch_files, watch_forget
 from srstream.service.jobs import JobQueue
 from srstream.service.protocol import JobInfo, Submit
 from srstream.service.settings import WatchFolder
@@ -49,10 +50,20 @@ class Service:
         self.queue = JobQueue(home / "jobs.sqlite")
         self.refusal: Exception | None = None
         self.requests: list[Submit] = []
+        self.num_released = 0
         self.restart()
 
-    def restart(self) -> None:
-        self.watch = WatchFolders([self.entry], self.submit, self.status, self.home / "w.sqlite")
+    def restart(self, *entries: WatchFolder) -> None:
+        self.watch = WatchFolders(
+            entries or [self.entry],
+            self.submit,
+            self.status,
+            self.home / "w.sqlite",
+            self.released,
+        )
+
+    def released(self) -> None:
+        self.num_released += 1
 
     async def submit(self, request: Submit) -> JobInfo:
         if self.refusal is not None:
@@ -73,7 +84,16 @@ class Service:
         return job.info()
 
     def status(self, job: str) -> JobInfo | None:
-        return self.queue.get(job).info()
+        try:
+            return self.queue.get(job).info()
+        except UsageError:
+            return None
+
+    def another(self, name: str, **settings: Any) -> WatchFolder:
+        """A watch folder beside the first one, which is made."""
+        (self.home / name).mkdir()
+        changes = {"folder": self.home / name, "output": self.home / f"{name}-out", **settings}
+        return self.entry.model_copy(update=changes)
 
     def put(self, name: str, content: bytes = b"a video") -> Path:
         path = self.folder / name
@@ -488,3 +508,200 @@ def test_results_that_would_become_inputs_are_refused(
     with pytest.raises(ConfigError, match="keep them apart"):
         WatchFolders([entry], service.submit, service.status, tmp_path / "w.sqlite")
     assert not (tmp_path / "w.sqlite").exists()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        await asyncio.sleep(0.02)
+
+
+def test_folders_come_and_go_while_it_runs(service: Service) -> None:
+    more = service.another("more", priority=4)
+
+    async def check() -> None:
+        service.watch.reconfigure([])
+        service.put("unwatched.mp4")
+        service.watch.reconfigure([more])
+        (more.folder / "a.mp4").write_bytes(b"a video")
+        await until(lambda: service.requests)
+        service.watch.reconfigure([])
+        (more.folder / "b.mp4").write_bytes(b"a video")
+        await asyncio.sleep(10 * SETTLE_SECONDS)
+        (request,) = service.requests
+        assert (request.input, request.priority) == (str(more.folder / "a.mp4"), 4)
+        service.watch.reconfigure([service.entry, more])
+        await until(lambda: len(service.requests) == 3)
+
+    running(service, check)
+    names = sorted(Path(request.input).name for request in service.requests)
+    assert names == ["a.mp4", "b.mp4", "unwatched.mp4"]
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+@pytest.mark.parametrize("state", ["done", "failed"])
+def test_what_was_taken_of_a_removed_folder_ends_well(
+    service: Service, state: str, is_restarted: bool
+) -> None:
+    more = service.another("more")
+    service.put("clip.mp4")
+    service.settle()
+    service.watch.reconfigure([more])
+    if is_restarted:
+        service.watch.close()
+        service.restart(more)
+    service.put("late.mp4")
+    assert [entry.folder for entry in service.watch.unfinished_entries()] == [service.folder]
+    service.end(state, error="damaged." if state == "failed" else None)
+    service.settle()
+    assert (service.num_released, service.watch.unfinished_entries()) == (1, [])
+    assert len(service.jobs()) == 1
+    if state == "done":
+        wanted = {"in/clip.mp4", "out/clip_4x.mp4", "out/clip_4x.mp4.receipt.json"}
+    else:
+        wanted = {"quarantine/clip.mp4", "quarantine/clip.mp4.reason.txt"}
+    assert service.files() == {"in/late.mp4", *wanted}
+    service.watch.reconfigure([service.entry])
+    service.settle()
+    assert [source for source, _ in service.jobs()] == ["clip.mp4", "late.mp4"]
+
+
+def test_a_file_that_waits_keeps_the_settings_with_which_it_was_taken(service: Service) -> None:
+    config = JobConfig(encode=EncodeConfig(crf=30))
+    service.watch.reconfigure([service.entry.model_copy(update={"priority": 3, "config": config})])
+    service.refusal = BusyError("the queue is full.")
+    service.put("clip.mp4")
+    service.settle()
+    moved = service.entry.model_copy(update={"output": service.home / "elsewhere"})
+    service.watch.reconfigure([moved])
+    service.refusal = None
+    service.put("later.mp4")
+    service.settle()
+    before, after = service.requests
+    assert (before.priority, before.config) == (3, {"encode": {"crf": 30.0}})
+    assert before.output == str(service.output / "clip_4x.mp4")
+    assert (after.priority, after.config) == (0, {})
+    assert after.output == str(service.home / "elsewhere" / "later_4x.mp4")
+    assert service.output in {entry.output for entry in service.watch.unfinished_entries()}
+
+
+def prune(service: Service, *, jobs_too: bool = True) -> set[str]:
+    """A whole round; the names of inputs that the journal still knows."""
+    if jobs_too:
+        service.queue.forget_old(0)
+    service.watch.forget_old(0)
+    service.settle()
+    with sqlite3.connect(service.home / "w.sqlite") as journal:
+        return {
+            Path(os.fsdecode(path)).name for (path,) in journal.execute("SELECT path FROM taken")
+        }
+
+
+def test_the_journal_forgets_what_has_left_nothing_behind(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_forget, "_NUM_ROWS", 2)
+    paths = [service.put(f"{n}.mp4") for n in range(3)]
+    service.settle()
+    service.end("done")
+    assert prune(service) == {"0.mp4", "1.mp4", "2.mp4"}
+    for number in (0, 1):
+        paths[number].unlink()
+    (service.output / "0_4x.mp4").unlink()
+    (service.output / "2_4x.mp4").unlink()
+    assert prune(service, jobs_too=False) == {"1.mp4", "2.mp4"}
+    assert len(service.requests) == 3
+
+
+def test_a_job_that_is_remembered_keeps_its_file_in_the_journal(service: Service) -> None:
+    path = service.put("clip.mp4")
+    service.put("other.mp4")
+    service.settle()
+    service.end("failed", error="damaged.")
+    assert not path.exists()
+    assert prune(service, jobs_too=False) == {"clip.mp4", "other.mp4"}
+    service.put("third.mp4")
+    service.settle()
+    assert prune(service) == {"third.mp4"}
+    (service.quarantine / "clip.mp4").rename(path)
+    service.settle()
+    assert len(service.queue.jobs(("queued",))) == 2
+
+
+def test_a_result_that_lies_there_stays_one_that_may_be_replaced(service: Service) -> None:
+    service.put("other.mp4")
+    for content in (b"first", b"second one"):
+        path = service.put("clip.mp4", content)
+        service.settle()
+        service.end("done")
+    path.unlink()
+    assert prune(service) == {"clip.mp4", "other.mp4"}
+    with sqlite3.connect(service.home / "w.sqlite") as journal:
+        # The second version's row says as much as both.
+        assert journal.execute("SELECT count(*) FROM taken").fetchone() == (2,)
+    service.put("clip.mp4", b"the third one")
+    service.settle()
+    assert service.requests[-1].overwrite
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_an_unmounted_folder_makes_the_journal_forget_nothing(
+    service: Service, is_restarted: bool
+) -> None:
+    service.put("clip.mp4")
+    service.settle()
+    service.end("done")
+    away = service.home / "away"
+    away.mkdir()
+    for folder in (service.folder, service.output):
+        folder.rename(away / folder.name)
+        folder.mkdir()
+    if is_restarted:
+        service.watch.close()
+        service.restart()
+    assert prune(service) == {"clip.mp4"}
+    for folder in (service.folder, service.output):
+        folder.rmdir()
+        (away / folder.name).rename(folder)
+    service.settle()
+    assert len(service.requests) == 1
+
+
+OLD_JOURNAL = """
+CREATE TABLE taken (
+    key TEXT PRIMARY KEY, folder BLOB NOT NULL, path BLOB NOT NULL, size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL, inode TEXT NOT NULL, attempt INTEGER NOT NULL,
+    output BLOB NOT NULL, state TEXT NOT NULL, job TEXT, reason TEXT, quarantined_as BLOB
+) STRICT;
+INSERT INTO taken SELECT key, folder, path, size, mtime_ns, inode, attempt, output, state, job,
+    reason, quarantined_as FROM now.taken;
+"""
+
+
+def test_a_journal_of_an_older_version_is_gone_on_with(service: Service) -> None:
+    """Ended rows count from now on as ended, an open one ends as its folder says."""
+    ended = service.put("ended.mp4")
+    service.settle()
+    service.end("done")
+    service.put("open.mp4")
+    service.settle()
+    service.watch.close()
+    (service.home / "w.sqlite").rename(service.home / "new.sqlite")
+    with sqlite3.connect(service.home / "w.sqlite") as old:
+        old.execute("ATTACH ? AS now", (str(service.home / "new.sqlite"),))
+        old.executescript(OLD_JOURNAL)
+    (service.home / "new.sqlite").unlink()
+    began = time.time()
+    service.restart()
+    service.settle()
+    assert len(service.requests) == 2
+    with sqlite3.connect(service.home / "w.sqlite") as journal:
+        rows = journal.execute("SELECT state, ended FROM taken ORDER BY rowid").fetchall()
+    assert [state for state, _ in rows] == ["done", "submitted"]
+    assert rows[0][1] >= began and rows[1][1] is None
+    service.end("done")
+    assert (service.output / "open_4x.mp4.receipt.json").exists()
+    ended.unlink()
+    (service.output / "ended_4x.mp4").unlink()
+    assert prune(service) == {"open.mp4"}

@@ -55,7 +55,6 @@ from srstream.service.link import (
 from srstream.service.logs import log_context
 from srstream.service.roots import Roots
 from srstream.service.runner import EnginePool, RunningJob
-from srstream.service.settings import LogSettings
 
 logger = logging.getLogger(__name__)
 
@@ -180,8 +179,7 @@ class EngineWorker:
         if isinstance(command, Start):
             self._start(command.order)
         elif isinstance(command, Configure):
-            self._setup = self._setup.model_copy(update={"security": command.security})
-            self._roots = _open_roots(self._setup)
+            self._configure(command)
         elif isinstance(command, Exit):
             self._is_leaving = True
         elif (job := self._jobs.get(command.job)) is not None:
@@ -189,6 +187,13 @@ class EngineWorker:
                 job.stop(now=command.now)
             elif isinstance(command, Weigh):
                 job.weigh(command.priority)
+
+    def _configure(self, command: Configure) -> None:
+        changes = {"security": command.security, "logs": command.logs}
+        self._setup = self._setup.model_copy(update=changes)
+        _configure_logs(self._setup)
+        self._roots = _open_roots(self._setup)
+        logger.debug("configured anew")
 
     def _start(self, order: JobOrder) -> None:
         def tell(event: Event) -> None:
@@ -223,6 +228,10 @@ class EngineWorker:
             progress={name: job.progress for name, job in jobs.items() if job.progress is not None},
             counts=counts,
         )
+
+
+def _configure_logs(setup: Setup) -> None:
+    logs.configure(setup.logs, worker=setup.name, device=setup.device)
 
 
 def _open_roots(setup: Setup) -> Roots:
@@ -260,8 +269,7 @@ def main() -> int:
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     setup = Setup.model_validate_json(link.first_line())
     die_with_parent(setup.parent_pid)
-    told = LogSettings(level=setup.log_level, form=setup.log_form)
-    logs.configure(told, worker=setup.name, device=setup.device)
+    _configure_logs(setup)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # The supervisor decides when to stop; a terminal's Ctrl-C goes to the whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

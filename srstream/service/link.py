@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from srstream.config import JobConfig
 from srstream.service.protocol import JobProgress
-from srstream.service.settings import LogForm, LogLevel, SecuritySettings, SocketSettings
+from srstream.service.settings import LogSettings, SecuritySettings, SocketSettings
 
 MAX_LINE_BYTES = 16 << 20
 
@@ -38,8 +38,7 @@ class Setup(_Line):
     """0: this worker serves no frames."""
     keys_dir: Path | None = None
     """Of those who may push frames over TCP."""
-    log_level: LogLevel
-    log_form: LogForm
+    logs: LogSettings
 
 
 class JobOrder(_Line):
@@ -76,10 +75,11 @@ class Weigh(_Line):
 
 
 class Configure(_Line):
-    """What a reload changed, for jobs that start from now on."""
+    """What a reload changed: the logs at once, the rest for jobs that start from now on."""
 
     do: Literal["configure"] = "configure"
     security: SecuritySettings
+    logs: LogSettings
 
 
 class Exit(_Line):

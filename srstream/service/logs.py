@@ -83,9 +83,8 @@ def configure(settings: LogSettings, **fields: str) -> None:
     handler = _LineHandler(has_priority=_is_journal())
     handler.setFormatter(formatter)
     root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-    root.addHandler(handler)
+    # At one stroke: other threads log meanwhile.
+    root.handlers = [handler]
     root.setLevel(_LEVELS[settings.level])
     logging.getLogger("asyncio").setLevel(max(root.level, logging.INFO))
     logging.captureWarnings(True)

@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -28,6 +29,8 @@ _REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0
 _JOB_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 24 * 3600.0)
 _STATES: tuple[JobState, ...] = ("queued", "running", "paused", *FINAL_STATES)
 
+_Place = str | Path
+"""Where to listen: tcp://HOST:PORT, or a unix socket."""
 _SOCKET_MODE = 0o660
 _MAX_HEAD_BYTES = 8192
 _MAX_CLIENTS = 16
@@ -185,7 +188,9 @@ class MetricsServer:
         health: Callable[[], HealthInfo],
     ) -> None:
         self._settings, self._render, self._health = settings, render, health
-        self._listeners: list[socket.socket] = []
+        self._listeners: dict[_Place, socket.socket] = {}
+        self._servers: dict[_Place, asyncio.Server] = {}
+        self._is_changed = asyncio.Event()
         self._num_clients = 0
 
     def bind(self) -> None:
@@ -194,40 +199,66 @@ class MetricsServer:
         Raises:
             SrstreamError: one of them cannot be had, in one sentence.
         """
-        settings = self._settings
+        self.use(self.opened(self._settings))
+
+    def opened(self, settings: MetricsSettings) -> dict[_Place, socket.socket]:
+        """The sockets of other settings: those that are held already, and new ones.
+
+        Raises:
+            SrstreamError: one of them cannot be had, in one sentence; then none is taken.
+        """
+        sockets: dict[_Place, socket.socket] = {}
         try:
-            if settings.port is not None:
-                host = f"[{settings.address}]" if ":" in settings.address else settings.address
-                self._listeners.append(listen_tcp(f"tcp://{host}:{settings.port}"))
-            if settings.path is not None:
-                if settings.path.exists() and not stat.S_ISSOCK(settings.path.lstat().st_mode):
-                    raise ConfigError(f"metrics.path: {settings.path} is there and no socket.")
-                self._listeners.append(listen_unix(settings.path, _SOCKET_MODE, None))
+            for place in _places(settings):
+                sockets[place] = self._listeners.get(place) or _listen(place)
         except BaseException:
-            self.close()
+            self.give_up(sockets)
             raise
+        return sockets
+
+    def give_up(self, sockets: Mapping[_Place, socket.socket]) -> None:
+        """Close those that are not in use; the unix ones lose their names."""
+        for place, listener in sockets.items():
+            if place not in self._listeners:
+                _close(place, listener)
+
+    def use(self, sockets: Mapping[_Place, socket.socket]) -> None:
+        """Answer on these from now on, and no longer on others."""
+        before, self._listeners = self._listeners, dict(sockets)
+        for place, listener in before.items():
+            if place not in sockets:
+                if (server := self._servers.pop(place, None)) is not None:
+                    server.close()
+                _close(place, listener)
+        self._is_changed.set()
 
     async def serve(self) -> None:
         """Answer until cancelled."""
-        servers = [
-            await asyncio.start_server(self._answer, sock=listener, limit=_MAX_HEAD_BYTES)
-            if listener.family != socket.AF_UNIX
-            else await asyncio.start_unix_server(self._answer, sock=listener, limit=_MAX_HEAD_BYTES)
-            for listener in self._listeners
-        ]
         try:
-            await asyncio.Event().wait()
+            while True:
+                self._is_changed.clear()
+                for place in self._listeners.keys() - self._servers.keys():
+                    await self._start(place)
+                await self._is_changed.wait()
         finally:
-            for server in servers:
+            for server in self._servers.values():
                 server.close()
+
+    async def _start(self, place: _Place) -> None:
+        listener = self._listeners.get(place)
+        if listener is None:
+            # It was given up while another was started.
+            return
+        start = asyncio.start_unix_server if isinstance(place, Path) else asyncio.start_server
+        server = await start(
+            self._answer, sock=listener, limit=_MAX_HEAD_BYTES, start_serving=False
+        )
+        self._servers[place] = server
+        await server.start_serving()
 
     def close(self) -> None:
         """Give the sockets up, and remove the unix one's name."""
-        for listener in self._listeners:
-            if listener.family == socket.AF_UNIX and self._settings.path is not None:
-                self._settings.path.unlink(missing_ok=True)
-            listener.close()
-        self._listeners = []
+        self.use({})
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request; the connection ends with it."""
@@ -269,6 +300,28 @@ class MetricsServer:
         else:
             reply = _response(404, b"there are /metrics and /healthz\n")
         return reply if method == b"GET" else reply[: reply.index(b"\r\n\r\n") + 4]
+
+
+def _places(settings: MetricsSettings) -> Iterator[_Place]:
+    if settings.port is not None:
+        host = f"[{settings.address}]" if ":" in settings.address else settings.address
+        yield f"tcp://{host}:{settings.port}"
+    if settings.path is not None:
+        yield settings.path
+
+
+def _listen(place: _Place) -> socket.socket:
+    if isinstance(place, str):
+        return listen_tcp(place)
+    if place.exists() and not stat.S_ISSOCK(place.lstat().st_mode):
+        raise ConfigError(f"metrics.path: {place} is there and no socket.")
+    return listen_unix(place, _SOCKET_MODE, None)
+
+
+def _close(place: _Place, listener: socket.socket) -> None:
+    if isinstance(place, Path):
+        place.unlink(missing_ok=True)
+    listener.close()
 
 
 _REASONS = {

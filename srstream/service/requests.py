@@ -25,6 +25,8 @@ CONTAINERS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
 """Endings that an output keeps; others become .mkv."""
 
 _ADD_SECONDS = 120.0
+_FIXED = ("sockets", "workers", "ready_file")
+"""Settings that, with `jobs.state_dir`, count from the next start on."""
 
 
 async def answer(daemon: Supervisor, request: p.Request, peer: Peer) -> dict[str, Any]:
@@ -256,13 +258,19 @@ def use_model(daemon: Supervisor, request: p.ModelsUse) -> dict[str, Any]:
     return {"default": request.name, "jobs": changed}
 
 
-def needing_restart(old: ServiceSettings, new: ServiceSettings) -> list[str]:
+def needing_restart(running: ServiceSettings, wanted: ServiceSettings) -> list[str]:
     """Names of settings that differ and count only from the next start on."""
-    fixed = ("sockets", "workers", "metrics", "logs", "watch", "ready_file")
-    names = [name for name in fixed if getattr(old, name) != getattr(new, name)]
-    if old.jobs.state_dir != new.jobs.state_dir:
+    names = [name for name in _FIXED if getattr(running, name) != getattr(wanted, name)]
+    if running.jobs.state_dir != wanted.jobs.state_dir:
         names.append("jobs.state_dir")
     return names
+
+
+def until_restart(running: ServiceSettings, wanted: ServiceSettings) -> ServiceSettings:
+    """What is wanted, with those of the running daemon that only a restart changes."""
+    fixed = {name: getattr(running, name) for name in _FIXED}
+    jobs = wanted.jobs.model_copy(update={"state_dir": running.jobs.state_dir})
+    return wanted.model_copy(update={**fixed, "jobs": jobs})
 
 
 def _section(changes: dict[str, Any], name: str) -> dict[str, Any]:

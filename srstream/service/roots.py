@@ -53,7 +53,7 @@ class _Root:
 
 
 class Roots:
-    """The configured folders, held open from the start on; `close` lets them go.
+    """The configured folders, held open from the start on, until `close` or nobody has this.
 
     What comes out is a descriptor: use it as `/proc/self/fd/N`, and the name can no longer be made
     to mean another file.
@@ -105,6 +105,10 @@ class Roots:
             for root in roots:
                 os.close(root.descriptor)
             roots.clear()
+
+    def __del__(self) -> None:
+        # A worker's jobs may still need those of before a reload.
+        self.close()
 
     @staticmethod
     def _find(path: Path, roots: Sequence[_Root], flags: int, doing: str) -> int:

@@ -25,6 +25,7 @@ CONFIG_NAME = "srstream.toml"
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogForm = Literal["auto", "json", "console"]
 AbsolutePath = Annotated[Path, Field(description="absolute path")]
+MAX_ROOTS = 64
 TcpAddress = Annotated[str, Field(pattern=r"^tcp://[^/\s]+:\d{1,5}$")]
 
 
@@ -77,10 +78,12 @@ class SecuritySettings(Section):
     """What a job may touch, and how large it may be."""
 
     read_roots: tuple[Path, ...] = Field(
-        (), max_length=64, description="folders beneath which inputs lie; none: no job is accepted"
+        (),
+        max_length=MAX_ROOTS,
+        description="folders beneath which inputs lie; none: no job is accepted",
     )
     write_roots: tuple[Path, ...] = Field(
-        (), max_length=64, description="folders beneath which outputs go"
+        (), max_length=MAX_ROOTS, description="folders beneath which outputs go"
     )
     keys_dir: Path | None = Field(
         None, description="CURVE keys, see `srstream keys`; None: keys/ beside the configuration"
@@ -110,7 +113,11 @@ class JobSettings(Section):
     )
     retry_seconds: float = Field(2.0, gt=0, description="before the second attempt; then doubled")
     max_retry_seconds: float = Field(300.0, gt=0, description="longest pause between attempts")
-    keep_days: float = Field(30.0, gt=0, description="how long ended jobs are remembered")
+    keep_days: float = Field(
+        30.0,
+        gt=0,
+        description="how long ended jobs and what has left a watch folder are remembered",
+    )
     max_frame_sessions: int = Field(8, ge=0, le=256, description="clients that push raw frames")
 
 
@@ -187,7 +194,10 @@ class ServiceSettings(BaseSettings):
             for folder in (entry.folder, entry.output, entry.quarantine):
                 if not folder.is_absolute():
                     raise ValueError(f"watch: {folder} is not an absolute path")
-        for root in (*self.security.read_roots, *self.security.write_roots):
+        roots = self.security.read_roots, self.security.write_roots
+        if max(map(len, roots)) + len(self.watch) > MAX_ROOTS:
+            raise ValueError(f"security and watch: more than {MAX_ROOTS} folders")
+        for root in (*roots[0], *roots[1]):
             if not root.is_absolute():
                 raise ValueError(f"security: {root} is not an absolute path")
         return self

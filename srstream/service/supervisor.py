@@ -13,9 +13,8 @@ import logging
 import os
 import shutil
 import signal
-import stat
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -32,6 +31,7 @@ from srstream.errors import (
 from srstream.models.registry import REGISTRY_VARIABLE
 from srstream.service import logs, policy, requests
 from srstream.service.control import ControlServer, Peer
+from srstream.service.folders import check_private, check_roots, open_roots, with_watched
 from srstream.service.jobs import Job, JobQueue
 from srstream.service.keys import KeyRing
 from srstream.service.link import (
@@ -62,11 +62,10 @@ from srstream.service.roots import Roots
 from srstream.service.settings import (
     SecuritySettings,
     ServiceSettings,
-    WatchFolder,
     keys_dir,
     load_settings,
 )
-from srstream.service.watch import WatchFolders
+from srstream.service.watch import WatchFolders, check_apart
 from srstream.service.workers import EngineProcess
 
 logger = logging.getLogger(__name__)
@@ -100,9 +99,6 @@ class Supervisor:
         """Why the queue could not be written, while it cannot."""
         self._readiness = Readiness(Notifier(), settings.ready_file)
         self._metrics = Metrics()
-        self._watched = settings.watch
-        """Those of the start; a reload changes none."""
-        self._watch: WatchFolders | None = None
 
     # --- life --------------------------------------------------------------------------------
 
@@ -130,6 +126,13 @@ class Supervisor:
         check_private(self._settings.sockets.runtime_dir)
         check_private(state)
         os.environ[REGISTRY_VARIABLE] = str(state / "models")
+        self._watch = WatchFolders(
+            self._settings.watch,
+            self._take_file,
+            self._info_of,
+            state / "watch.sqlite",
+            self._narrow_roots,
+        )
         self._roots = open_roots(self._security)
         self._queue = JobQueue(state / "jobs.sqlite")
         self._recover()
@@ -140,10 +143,6 @@ class Supervisor:
             self._settings.metrics, self._render_metrics, self.health
         )
         self._metrics_server.bind()
-        if self._settings.watch:
-            self._watch = WatchFolders(
-                self._settings.watch, self._take_file, self._info_of, state / "watch.sqlite"
-            )
         self._workers = [
             EngineProcess(f"engine-{n}", device, self._setup, self._heard, self._lost)
             for n, device in enumerate(self._settings.workers.devices)
@@ -156,8 +155,7 @@ class Supervisor:
         self._spawn(self._metrics_server.serve())
         for worker in self._workers:
             self._spawn(worker.live())
-        if self._watch is not None:
-            self._spawn(self._watch.run())
+        self._spawn(self._watch.run())
         self._readiness.tick(self.health(), 0.0, is_advancing=True)
 
     async def _main_loop(self) -> None:
@@ -183,6 +181,7 @@ class Supervisor:
                 if time.monotonic() - swept_at > _SWEEP_SECONDS:
                     swept_at = time.monotonic()
                     self._queue.forget_old(self._settings.jobs.keep_days)
+                    self._watch.forget_old(self._settings.jobs.keep_days)
             except DiskFullError as error:
                 self._trouble(error)
             self._readiness.tick(self.health(), self._fps(), is_advancing=is_advancing)
@@ -215,8 +214,7 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._control.close()
         self._metrics_server.close()
-        if self._watch is not None:
-            self._watch.close()
+        self._watch.close()
         self._queue.close()
         self._roots.close()
         self._lock.close()
@@ -248,7 +246,16 @@ class Supervisor:
 
     @property
     def _security(self) -> SecuritySettings:
-        return with_watched(self._settings.security, self._watched)
+        return self._secured(self._settings)
+
+    def _secured(self, settings: ServiceSettings) -> SecuritySettings:
+        """With the watched folders, and those that files taken before a reload still need."""
+        unfinished = [
+            entry
+            for entry in self._watch.unfinished_entries()
+            if entry.folder.is_dir() and entry.output.is_dir()
+        ]
+        return with_watched(settings.security, (*settings.watch, *unfinished))
 
     @property
     def _work_dir(self) -> Path:
@@ -420,8 +427,7 @@ class Supervisor:
     def _job_ended(self, job: Job) -> None:
         if job.started is not None and job.ended is not None:
             self._metrics.job_ended(job.state, job.ended - job.started)
-        if self._watch is not None:
-            self._spawn(self._watch.job_ended(job.info()))
+        self._spawn(self._watch.job_ended(job.info()))
 
     async def _take_file(self, request: Submit) -> JobInfo:
         """A watch folder's job."""
@@ -488,8 +494,7 @@ class Supervisor:
             defaults=requests.with_model(settings.defaults, self.default_model),
             max_frame_sessions=settings.jobs.max_frame_sessions if is_first else 0,
             keys_dir=None if self._keys is None else self._keys.folder,
-            log_level=settings.logs.level,
-            log_form=settings.logs.form,
+            logs=settings.logs,
         )
 
     # --- what clients ask --------------------------------------------------------------------
@@ -580,53 +585,55 @@ class Supervisor:
         """Take a new configuration; returns the names of what needs a restart to count.
 
         Raises:
-            ConfigError: it is wrong; the old one is kept.
+            SrstreamError: it is wrong, or a socket cannot be had; the old one is kept.
         """
         self._readiness.reloading()
         try:
-            new = load_settings(self._path)
-            roots = open_roots(with_watched(new.security, self._watched))
-            try:
-                if self._keys is not None:
-                    self._keys.reload()
-            except ConfigError:
-                roots.close()
-                raise
+            wanted = load_settings(self._path)
+            needing_restart = requests.needing_restart(self._settings, wanted)
+            self._switch_to(requests.until_restart(self._settings, wanted))
         finally:
             self._readiness.reloaded()
-        old, self._settings = self._settings, new
+        logger.info("configuration reloaded")
+        self._wake.set()
+        return needing_restart
+
+    def _switch_to(self, new: ServiceSettings) -> None:
+        """First everything that can fail, then the rest, so that nothing is half applied."""
+        with contextlib.ExitStack() as undo:
+            check_apart(new.watch)
+            check_roots(new, self._path)
+            roots = open_roots(self._secured(new))
+            undo.callback(roots.close)
+            sockets = self._metrics_server.opened(new.metrics)
+            undo.callback(self._metrics_server.give_up, sockets)
+            if self._keys is not None:
+                self._keys.reload()
+            undo.pop_all()
+        self._settings = new
+        logs.configure(new.logs)
+        self._metrics_server.use(sockets)
+        self._watch.reconfigure(new.watch)
+        self._use_roots(roots)
+
+    def _use_roots(self, roots: Roots) -> None:
         self._roots.close()
         self._roots = roots
         for worker in self._workers:
-            worker.send(Configure(security=self._security))
-        logger.info("configuration reloaded")
-        self._wake.set()
-        return requests.needing_restart(old, new)
+            worker.send(Configure(security=self._security, logs=self._settings.logs))
+
+    def _narrow_roots(self) -> None:
+        """A folder that is no longer watched is given up with the last of its jobs."""
+        try:
+            self._use_roots(open_roots(self._security))
+        except ConfigError as error:
+            logger.warning("folders that are no longer watched stay open: %s", error)
 
     def _reload_by_signal(self) -> None:
         try:
             self.reload()
         except SrstreamError as error:
             logger.error("configuration refused, the old one stays: %s", error)
-
-
-def open_roots(security: SecuritySettings) -> Roots:
-    """The configured folders.
-
-    Raises:
-        ConfigError: one of them is not there.
-    """
-    return Roots(security.read_roots, security.write_roots)
-
-
-def with_watched(security: SecuritySettings, watched: Sequence[WatchFolder]) -> SecuritySettings:
-    """With what is watched among the folders to read, and where it goes among those to write."""
-    return security.model_copy(
-        update={
-            "read_roots": (*security.read_roots, *(entry.folder for entry in watched)),
-            "write_roots": (*security.write_roots, *(entry.output for entry in watched)),
-        }
-    )
 
 
 def open_keys(path: Path | None, settings: ServiceSettings) -> KeyRing | None:
@@ -638,16 +645,6 @@ def open_keys(path: Path | None, settings: ServiceSettings) -> KeyRing | None:
     if settings.sockets.control_tcp is None and settings.sockets.frames_tcp is None:
         return None
     return KeyRing(keys_dir(settings, path))
-
-
-def check_private(folder: Path) -> None:
-    """`ConfigError` where others than the daemon's user and group could put files into a folder."""
-    found = folder.stat()
-    if found.st_uid not in (os.geteuid(), 0) or found.st_mode & stat.S_IWOTH:
-        raise ConfigError(
-            f"{folder}: belongs to another user, or everybody may write in it; nobody's sockets "
-            "and queue are safe there. Name another folder, or change its owner and mode."
-        )
 
 
 def _locked(path: Path) -> BinaryIO:
@@ -676,12 +673,7 @@ def serve(path: Path | None) -> int:
     """
     settings = load_settings(path)
     logs.configure(settings.logs)
-    security = with_watched(settings.security, settings.watch)
-    if not security.read_roots or not security.write_roots:
-        raise ConfigError(
-            f"{path or 'the configuration'}: name the folders that jobs may read and write: "
-            "read_roots and write_roots in [security]."
-        )
+    check_roots(settings, path)
     with contextlib.suppress(KeyboardInterrupt):
         return asyncio.run(Supervisor(path, settings).run())
     return 0

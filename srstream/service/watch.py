@@ -2,7 +2,8 @@
 
 Polled, not notified, so that network mounts work. Every step is journaled before it is taken
 (`watch_journal.py`) and may be taken again: whenever the daemon is killed, no file is submitted
-twice and none is forgotten.
+twice and none is forgotten. A file keeps the settings with which it was taken, also when its folder
+is no longer watched.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from srstream.service.watch_files import (
     move_away,
     write_atomically,
 )
-from srstream.service.watch_journal import Taken, WatchJournal
+from srstream.service.watch_forget import Forgetter
+from srstream.service.watch_journal import Taken, TakenState, WatchJournal
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +62,11 @@ class WatchFolders:
     """All watch folders of the configuration. All calls belong to the event loop.
 
     Args:
+        entries: none: nothing is taken, what was taken before is gone on with.
         submit: takes a job, as a client's `submit` does; the same key again returns the same job.
         status: a job, None if it was forgotten.
         journal: path of the journal, which is made if it is not there.
+        released: called when nothing needs a folder any more that is no longer watched.
 
     Raises:
         ConfigError: results or failures would be taken as inputs.
@@ -75,33 +79,58 @@ class WatchFolders:
         submit: Callable[[Submit], Awaitable[JobInfo]],
         status: Callable[[str], JobInfo | None],
         journal: Path,
+        released: Callable[[], None] = lambda: None,
     ) -> None:
-        _check_apart(entries)
-        self._entries = {entry.folder: entry for entry in entries}
-        self._submit_job, self._status = submit, status
-        self._excluded = tuple(
-            folder for entry in entries for folder in (entry.output, entry.quarantine)
-        )
+        check_apart(entries)
+        self._submit_job, self._status, self._released = submit, status, released
         self._journal = WatchJournal(journal)
-        self._sightings: dict[Path, dict[Path, _Sighting]] = {
-            folder: {} for folder in self._entries
-        }
-        self._unsure = {
-            taken.key for folder in self._entries for taken in self._journal.open_ones(folder)
-        }
+        self._forgetter = Forgetter(self._journal, lambda job: status(job) is not None)
+        open_ones = self._journal.open_ones()
+        self._unsure = {taken.key for taken in open_ones}
         """Submitted files whose job may have ended without our having heard of it."""
+        self._untended = {taken.folder for taken in open_ones}
+        self._tended: set[Path] = set()
+        """Folders that have no task yet, and those that have one."""
+        self._is_changed = asyncio.Event()
         self._settling = asyncio.Lock()
-        self._told: dict[Path, set[str]] = {folder: set() for folder in self._entries}
-        self._troubles: dict[Path, set[str]] = {folder: set() for folder in self._entries}
+        self._sightings: dict[Path, dict[Path, _Sighting]] = {}
+        self._told: dict[Path, set[str]] = {}
+        self._troubles: dict[Path, set[str]] = {}
         """What went wrong in the last pass over a folder, and in this one so far."""
         self._pauses: dict[str, tuple[float, float]] = {}
         """Of files that cannot be moved: when it is tried again, and after how long."""
+        self.reconfigure(entries)
+
+    def reconfigure(self, entries: Sequence[WatchFolder]) -> None:
+        """Watch these from now on, and no others; `check_apart` must have found nothing.
+
+        What was taken before goes on with the settings of then.
+        """
+        self._entries = {entry.folder: entry for entry in entries}
+        self._excluded = tuple(
+            folder for entry in entries for folder in (entry.output, entry.quarantine)
+        )
+        self._untended |= self._entries.keys() - self._tended
+        self._is_changed.set()
+
+    def unfinished_entries(self) -> list[WatchFolder]:
+        """With which files were taken that still need their folders, watched or no longer."""
+        return self._journal.open_entries()
+
+    def forget_old(self, keep_days: float) -> None:
+        """Begin to delete what ended longer ago from the journal, where that does no harm."""
+        self._forgetter.begin(self._entries, time.time() - keep_days * 86_400)
 
     async def run(self) -> None:
         """Watch until cancelled. A folder that hangs or is not there keeps none of the others."""
         async with asyncio.TaskGroup() as group:
-            for entry in self._entries.values():
-                group.create_task(self._watch(entry))
+            while True:
+                self._is_changed.clear()
+                while self._untended:
+                    folder = self._untended.pop()
+                    self._tended.add(folder)
+                    group.create_task(self._tend(folder))
+                await self._is_changed.wait()
 
     async def job_ended(self, info: JobInfo) -> None:
         """Put down a job's result or its failure; other jobs than those of files are ignored.
@@ -114,9 +143,14 @@ class WatchFolders:
             await self._try(taken.folder, lambda: self._settle(taken, info))
 
     async def look(self, folder: Path) -> None:
-        """One pass over a watched folder: go on with what was begun, take what has settled."""
-        entry = self._entries[folder]
-        await self._go_on(entry)
+        """One pass over a folder: go on with what was begun; if watched, take what has settled."""
+        await self._go_on(folder)
+        entry = self._entries.get(folder)
+        if entry is None:
+            if not self._journal.open_ones(folder):
+                self._leave(folder)
+            return
+        await self._forgetter.go_on(entry)
         found = await asyncio.to_thread(find_files, entry, self._excluded)
         for file in self._settled(entry, found):
             await self._take(entry, file)
@@ -125,13 +159,25 @@ class WatchFolders:
         """Close the journal; `run` must have ended."""
         self._journal.close()
 
-    async def _watch(self, entry: WatchFolder) -> None:
-        pause = min(max(entry.settle_seconds / 4, _SHORTEST_POLL_SECONDS), _LONGEST_POLL_SECONDS)
+    async def _tend(self, folder: Path) -> None:
+        """Pass after pass, until it is watched no longer and nothing is left to do."""
         while True:
-            await self._try(entry.folder, lambda: self.look(entry.folder))
-            self._told[entry.folder] = self._troubles[entry.folder]
-            self._troubles[entry.folder] = set()
-            await asyncio.sleep(pause)
+            await self._try(folder, lambda: self.look(folder))
+            if folder not in self._tended:
+                return
+            self._told[folder] = self._troubles.pop(folder, set())
+            await asyncio.sleep(self._pause(folder))
+
+    def _pause(self, folder: Path) -> float:
+        entry = self._entries.get(folder)
+        if entry is None:
+            return _LONGEST_POLL_SECONDS
+        return min(max(entry.settle_seconds / 4, _SHORTEST_POLL_SECONDS), _LONGEST_POLL_SECONDS)
+
+    def _leave(self, folder: Path) -> None:
+        self._tended.discard(folder)
+        for known in (self._sightings, self._told, self._troubles):
+            known.pop(folder, None)
 
     async def _try(self, folder: Path, work: Callable[[], Awaitable[None]]) -> bool:
         """Do something that a full disk or a lost mount may keep from being done now."""
@@ -154,7 +200,7 @@ class WatchFolders:
 
     def _settled(self, entry: WatchFolder, found: Sequence[Found]) -> list[Found]:
         """Those that have not changed for long enough and were not taken before."""
-        now, before = time.monotonic(), self._sightings[entry.folder]
+        now, before = time.monotonic(), self._sightings.get(entry.folder, {})
         seen: dict[Path, _Sighting] = {}
         settled = []
         for file in found:
@@ -171,17 +217,21 @@ class WatchFolders:
         sighting = self._sightings[entry.folder][file.path]
         last = self._journal.latest(file)
         # What failed was moved away; if it is here again, somebody wants it to be tried again.
-        if last is None or last.state == "failed":
-            if await asyncio.to_thread(is_being_written, file.path):
-                sighting.since = time.monotonic()
-                return
+        is_new = last is None or last.state == "failed"
+        if is_new and await asyncio.to_thread(is_being_written, file.path):
+            sighting.since = time.monotonic()
+            return
+        if self._entries.get(entry.folder) is not entry:
+            # A reload came in between; the next pass decides anew.
+            return
+        if is_new:
             attempt = 0 if last is None else last.attempt + 1
-            output = self._output(entry, file.path)
-            taken = self._journal.add(entry.folder, file, attempt, output)
+            taken = self._journal.add(entry, file, attempt, self._output(entry, file.path))
             logger.info("watch folder: %s is taken", printable(file.path))
             sighting.is_taken = True
-            await self._submit(entry, taken)
+            await self._submit(taken)
         sighting.is_taken = True
+        await self._forgetter.saw(entry.folder, file.path)
 
     def _output(self, entry: WatchFolder, path: Path) -> Path:
         """Where the result goes: subfolders as in the input, a name that no other input has."""
@@ -192,13 +242,16 @@ class WatchFolders:
         marked = f"{path.stem}_{path.suffix.removeprefix('.')}_4x"
         return beside(default.with_name(marked), default.suffix)
 
-    async def _submit(self, entry: WatchFolder, taken: Taken) -> bool:
+    async def _submit(self, taken: Taken) -> bool:
         """Submit a journaled file; False if it has to wait."""
+        entry = self._entry_of(taken)
+        if entry is None:
+            return False
         try:
             await asyncio.to_thread(taken.output.parent.mkdir, parents=True, exist_ok=True)
             info = await self._submit_job(self._request(entry, taken))
         except (OSError, sqlite3.Error, *_MAY_PASS) as error:
-            self._tell_trouble(entry.folder, str(error))
+            self._tell_trouble(taken.folder, str(error))
             return False
         except ValidationError:
             name = printable(taken.path)
@@ -225,26 +278,27 @@ class WatchFolders:
 
     # --- what becomes of them ----------------------------------------------------------------
 
-    async def _go_on(self, entry: WatchFolder) -> None:
+    async def _go_on(self, folder: Path) -> None:
         """With everything that a crash, a full disk or a full queue has left half done."""
         num_refusals = 0
-        for taken in self._journal.open_ones(entry.folder):
+        for taken in self._journal.open_ones(folder):
             if taken.state == "new":
-                if num_refusals < _MAX_REFUSALS and not await self._submit(entry, taken):
+                if num_refusals < _MAX_REFUSALS and not await self._submit(taken):
                     num_refusals += 1
             elif taken.state == "failing":
-                await self._quarantine_again(entry, taken)
+                await self._quarantine_again(taken)
             elif taken.key in self._unsure:
-                await self._try(entry.folder, lambda taken=taken: self._catch_up(taken))  # type: ignore[misc]
+                await self._try(folder, lambda taken=taken: self._catch_up(taken))  # type: ignore[misc]
 
-    async def _quarantine_again(self, entry: WatchFolder, taken: Taken) -> None:
+    async def _quarantine_again(self, taken: Taken) -> None:
         """After longer and longer pauses: where it cannot be moved now, it seldom can be soon."""
         retry_at, pause = self._pauses.get(taken.key, (0.0, _FIRST_PAUSE_SECONDS / 2))
         if time.monotonic() < retry_at:
             # Not told again, but not mended either.
-            self._troubles[entry.folder] |= self._told[entry.folder]
+            told = self._told.get(taken.folder, set())
+            self._troubles.setdefault(taken.folder, set()).update(told)
             return
-        if await self._try(entry.folder, lambda: self._quarantine(taken)):
+        if await self._try(taken.folder, lambda: self._quarantine(taken)):
             self._pauses.pop(taken.key, None)
         else:
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
@@ -254,7 +308,7 @@ class WatchFolders:
         assert taken.job is not None
         info = self._status(taken.job)
         if info is None:
-            self._journal.change(taken.key, "cancelled")
+            self._end(taken, "cancelled")
         elif info.state in FINAL_STATES:
             await self._settle(taken, info)
         self._unsure.discard(taken.key)
@@ -266,12 +320,23 @@ class WatchFolders:
                 pass
             elif info.state == "done":
                 await self._write_receipt(taken, info)
-                self._journal.change(taken.key, "done")
+                self._end(taken, "done")
             elif info.state in ("failed", "quarantined"):
                 await self._fail(taken, info.error or f"job {info.id} failed.")
             elif info.state == "cancelled":
-                self._journal.change(taken.key, "cancelled")
+                self._end(taken, "cancelled")
         self._unsure.discard(taken.key)
+
+    def _entry_of(self, taken: Taken) -> WatchFolder | None:
+        """With which it was taken. None: an older version took it, from a folder now unwatched."""
+        return taken.entry or self._entries.get(taken.folder)
+
+    def _end(self, taken: Taken, state: TakenState, **columns: str) -> None:
+        self._journal.change(taken.key, state, **columns)
+        entry = self._entry_of(taken)
+        needed = (*self._entries.values(), *self._journal.open_entries())
+        if entry is not None and _places(entry) not in map(_places, needed):
+            self._released()
 
     async def _write_receipt(self, taken: Taken, info: JobInfo) -> None:
         receipt = (info.result or {}).get("receipt")
@@ -279,13 +344,15 @@ class WatchFolders:
             text = json.dumps(receipt, indent=2) + "\n"
             path = beside(taken.output, ".receipt.json")
             await asyncio.to_thread(write_atomically, path, text)
+        if (entry := self._entry_of(taken)) is not None:
+            await self._forgetter.saw(entry.output, taken.output)
 
     async def _fail(self, taken: Taken, reason: str) -> None:
         """Decide where a file goes that cannot be done, then move it there."""
-        entry = self._entries.get(taken.folder)
+        entry = self._entry_of(taken)
         if entry is None:
             logger.warning("%s: %s", printable(taken.path), reason)
-            self._journal.change(taken.key, "cancelled", reason=redacted(reason))
+            self._end(taken, "cancelled", reason=redacted(reason))
             return
         wanted = entry.quarantine / taken.path.relative_to(taken.folder)
         place = next(
@@ -304,7 +371,7 @@ class WatchFolders:
         reason = beside(place, ".reason.txt")
         await asyncio.to_thread(write_atomically, reason, f"{taken.reason}\n")
         await asyncio.to_thread(move_away, taken.folder, taken.path, place, taken.signature)
-        self._journal.change(taken.key, "failed")
+        self._end(taken, "failed")
         # Should it be put back at once, it is a new sighting.
         self._sightings.get(taken.folder, {}).pop(taken.path, None)
         logger.warning(
@@ -316,8 +383,16 @@ class WatchFolders:
         )
 
 
-def _check_apart(entries: Sequence[WatchFolder]) -> None:
-    """A result that lies where inputs are taken from would become an input, for ever."""
+def _places(entry: WatchFolder) -> tuple[Path, Path]:
+    return entry.folder, entry.output
+
+
+def check_apart(entries: Sequence[WatchFolder]) -> None:
+    """A result that lies where inputs are taken from would become an input, for ever.
+
+    Raises:
+        ConfigError: that would be, or a folder is named twice.
+    """
     watched = [entry.folder.resolve() for entry in entries]
     if len(set(watched)) < len(watched):
         raise ConfigError("watch: a folder is named twice; name it once.")

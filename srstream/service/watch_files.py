@@ -45,6 +45,35 @@ class Found:
     signature: Signature
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A place in a folder, and the folder itself, at one moment."""
+
+    folder: Path
+    identity: tuple[int, int]
+    """The folder's device and inode."""
+    signature: Signature | None
+    """None: nothing is there."""
+
+
+def look_at(folder: Path, path: Path) -> Sight | None:
+    """What lies at a path in a folder; None where that cannot be known."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        about, signature = os.fstat(descriptor), None
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            name = path.relative_to(folder)
+            signature = Signature.of(os.stat(name, dir_fd=descriptor, follow_symlinks=False))
+        return Sight(folder, (about.st_dev, about.st_ino), signature)
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(descriptor)
+
+
 def find_files(entry: WatchFolder, excluded: tuple[Path, ...]) -> list[Found]:
     """Regular files with content whose names are taken, in subfolders too; no hidden ones.
 

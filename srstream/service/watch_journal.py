@@ -4,7 +4,8 @@
      └─────────┴──► failing ──► failed
 
 A row is written before what it announces is done, so that after a crash it is done again, with the
-same key, the same output and the same place in the quarantine.
+same key, the same output and the same place in the quarantine. A row holds the settings with which
+its file was taken, so a reload changes nothing for it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from srstream.errors import JobError
+from srstream.service.settings import WatchFolder
 from srstream.service.watch_files import Found, Signature
 
 TakenState = Literal["new", "submitted", "failing", "done", "failed", "cancelled"]
@@ -35,7 +42,9 @@ CREATE TABLE IF NOT EXISTS taken (
     state TEXT NOT NULL,
     job TEXT,
     reason TEXT,
-    quarantined_as BLOB
+    quarantined_as BLOB,
+    entry TEXT,
+    ended REAL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS taken_by_path ON taken (path);
 CREATE INDEX IF NOT EXISTS taken_by_output ON taken (output);
@@ -43,6 +52,10 @@ CREATE INDEX IF NOT EXISTS taken_by_job ON taken (job);
 CREATE INDEX IF NOT EXISTS taken_open ON taken (folder)
     WHERE state IN ('new', 'submitted', 'failing');
 """
+_ADDED = {"entry": "TEXT", "ended": "REAL"}
+"""Columns that the journals of older versions lack."""
+_OPEN = "state IN ('new', 'submitted', 'failing')"
+_ENDED = "state IN ('done', 'failed', 'cancelled')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,10 @@ class Taken:
     job: str | None
     reason: str | None
     quarantined_as: Path | None
+    entry: WatchFolder | None
+    """With which it was taken; None: by an older version."""
+    row: int
+    """Grows with every file that is taken."""
 
     @property
     def is_open(self) -> bool:
@@ -82,6 +99,7 @@ class WatchJournal:
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.executescript(_SCHEMA)
+            self._migrate()
         except (OSError, sqlite3.Error) as error:
             raise JobError(
                 f"{path}: the watch folders' journal cannot be opened ({error}). Move it away to "
@@ -91,22 +109,23 @@ class WatchJournal:
     def close(self) -> None:
         self._database.close()
 
-    def add(self, folder: Path, found: Found, attempt: int, output: Path) -> Taken:
+    def add(self, entry: WatchFolder, found: Found, attempt: int, output: Path) -> Taken:
         """Note that a file is taken, before it is submitted."""
         key = _key(found, attempt)
         size, mtime_ns, inode = _columns(found.signature)
         self._database.execute(
-            "INSERT INTO taken (key, folder, path, size, mtime_ns, inode, attempt, output, state)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'new')",
+            "INSERT INTO taken (key, folder, path, size, mtime_ns, inode, attempt, output, entry,"
+            " state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'new')",
             (
                 key,
-                os.fsencode(folder),
+                os.fsencode(entry.folder),
                 os.fsencode(found.path),
                 size,
                 mtime_ns,
                 inode,
                 attempt,
                 os.fsencode(output),
+                entry.model_dump_json(exclude_unset=True, exclude_computed_fields=True),
             ),
         )
         return self.get(key)
@@ -122,11 +141,18 @@ class WatchJournal:
             name: os.fsencode(value) if isinstance(value, Path) else value
             for name, value in columns.items()
         }
+        if state in ("done", "failed", "cancelled"):
+            values["ended"] = time.time()
         names = "".join(f", {name} = ?" for name in values)
         self._database.execute(
             f"UPDATE taken SET state = ?{names} WHERE key = ?", (state, *values.values(), key)
         )
         return self.get(key)
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Delete some hundred rows."""
+        marks = ",".join("?" * len(keys))
+        self._database.execute(f"DELETE FROM taken WHERE key IN ({marks})", tuple(keys))
 
     def latest(self, found: Found) -> Taken | None:
         """The last time that just this file was taken."""
@@ -137,10 +163,28 @@ class WatchJournal:
         )
         return rows[0] if rows else None
 
-    def open_ones(self, folder: Path) -> list[Taken]:
-        """Files of a watched folder with which something is still to be done, the oldest first."""
-        where = "folder = ? AND state IN ('new', 'submitted', 'failing') ORDER BY rowid"
-        return self._select(where, os.fsencode(folder))
+    def open_ones(self, folder: Path | None = None) -> list[Taken]:
+        """Files with which something is still to be done, of one folder or all, oldest first."""
+        if folder is None:
+            return self._select(f"{_OPEN} ORDER BY rowid")
+        return self._select(f"folder = ? AND {_OPEN} ORDER BY rowid", os.fsencode(folder))
+
+    def open_entries(self) -> list[WatchFolder]:
+        """The settings with which these were taken."""
+        rows = self._database.execute(f"SELECT DISTINCT entry FROM taken WHERE {_OPEN}")
+        entries = [_entry(row["entry"]) for row in rows]
+        return [entry for entry in entries if entry is not None]
+
+    def ended_ones(self, folder: Path, before: float, after_row: int, limit: int) -> list[Taken]:
+        """Files of a folder that ended before a time, the oldest first, behind a row."""
+        where = f"folder = ? AND {_ENDED} AND ended < ? AND rowid > ? ORDER BY rowid LIMIT ?"
+        return self._select(where, os.fsencode(folder), before, after_row, limit)
+
+    def has_successor(self, taken: Taken) -> bool:
+        """Whether the same output was made again of a later version of the file."""
+        where = "output = ? AND path = ? AND state = 'done' AND rowid > ? LIMIT 1"
+        values = os.fsencode(taken.output), os.fsencode(taken.path), taken.row
+        return bool(self._select(where, *values))
 
     def of_job(self, job: str) -> Taken | None:
         """The file whose job this is."""
@@ -161,8 +205,18 @@ class WatchJournal:
         return bool(self._select(where, os.fsencode(target)))
 
     def _select(self, where: str, *values: object) -> list[Taken]:
-        rows = self._database.execute(f"SELECT * FROM taken WHERE {where}", values)
+        rows = self._database.execute(f"SELECT rowid AS row, * FROM taken WHERE {where}", values)
         return [_taken(row) for row in rows]
+
+    def _migrate(self) -> None:
+        """Add what a journal of an older version lacks; what ended in it counts as ended now."""
+        there = {row["name"] for row in self._database.execute("PRAGMA table_info(taken)")}
+        for name, kind in _ADDED.items():
+            if name not in there:
+                self._database.execute(f"ALTER TABLE taken ADD COLUMN {name} {kind}")
+        self._database.execute(
+            f"UPDATE taken SET ended = ? WHERE ended IS NULL AND {_ENDED}", (time.time(),)
+        )
 
 
 def _key(found: Found, attempt: int) -> str:
@@ -174,6 +228,17 @@ def _key(found: Found, attempt: int) -> str:
 def _columns(signature: Signature) -> tuple[int, int, str]:
     """An inode may have 64 bits without a sign, more than SQLite's integers hold."""
     return signature.size, signature.mtime_ns, str(signature.inode)
+
+
+@lru_cache(maxsize=256)
+def _entry(text: str | None) -> WatchFolder | None:
+    """None where there is none, or one that this version does not understand."""
+    if text is None:
+        return None
+    try:
+        return WatchFolder.model_validate_json(text)
+    except ValidationError:
+        return None
 
 
 def _taken(row: sqlite3.Row) -> Taken:
@@ -189,4 +254,6 @@ def _taken(row: sqlite3.Row) -> Taken:
         job=row["job"],
         reason=row["reason"],
         quarantined_as=None if place is None else Path(os.fsdecode(place)),
+        entry=_entry(row["entry"]),
+        row=row["row"],
     )
