@@ -19,28 +19,13 @@ import typer
 
 from srstream.errors import InterruptedJobError, SrstreamError
 from srstream.options import (
-    Codec,
-    Crf,
-    DecoderOption,
-    Detail,
-    End,
-    EngineOption,
-    Height,
+    JOB_OPTIONS,
+    JobOptions,
     Json,
-    MaxMemory,
-    Model,
-    NoReuse,
     Output,
-    PrecisionOption,
-    Preset,
-    Restore,
-    ReuseThreshold,
-    Salvage,
-    Scale,
+    Overwrite,
     Source,
-    Start,
-    Threads,
-    job_config,
+    with_job_options,
 )
 from srstream.service import commands as service
 
@@ -54,33 +39,13 @@ app = typer.Typer(
 
 
 @app.command()
+@with_job_options()
 def enhance(
     source: Source,
+    *,
     output: Output = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing output, at the very end.")
-    ] = False,
-    model: Model = "fast",
-    restore: Restore = "auto",
-    detail: Detail = 0.0,
-    scale: Scale = None,
-    height: Height = None,
-    codec: Codec = "auto",
-    crf: Crf = None,
-    preset: Preset = None,
-    start: Start = None,
-    end: End = None,
-    decoder: DecoderOption = "cpu",
-    engine: EngineOption = "auto",
-    precision: PrecisionOption = "float32",
-    threads: Threads = 0,
-    max_memory: MaxMemory = None,
-    no_reuse: NoReuse = False,
-    reuse_threshold: ReuseThreshold = 0,
-    salvage: Salvage = False,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Byte-reproducible result; a little slower.")
-    ] = False,
+    overwrite: Overwrite = False,
+    options: JobOptions,
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard an unfinished job of this output.")
     ] = False,
@@ -95,27 +60,7 @@ def enhance(
     from srstream.pipeline.job import StopSignal, enhance_file
     from srstream.pipeline.pictures import is_picture_input
 
-    config = job_config(
-        model=model,
-        restore=restore,
-        detail=detail,
-        engine=engine,
-        precision=precision,
-        threads=threads,
-        max_memory=max_memory,
-        no_reuse=no_reuse,
-        reuse_threshold=reuse_threshold,
-        scale=scale,
-        height=height,
-        codec=codec,
-        crf=crf,
-        preset=preset,
-        start=start,
-        end=end,
-        salvage=salvage,
-        decoder=decoder,
-        deterministic=deterministic,
-    )
+    config = options.config()
     if is_picture_input(source):
         raise typer.Exit(_enhance_pictures(source, output, config, overwrite, as_json))
     stop = StopSignal()
@@ -133,25 +78,12 @@ def enhance(
 
 
 @app.command()
+@with_job_options(JOB_OPTIONS.keys() - {"no_reuse", "reuse_threshold", "deterministic"})
 def plan(
     source: Source,
+    *,
     output: Output = None,
-    model: Model = "fast",
-    restore: Restore = "auto",
-    detail: Detail = 0.0,
-    scale: Scale = None,
-    height: Height = None,
-    codec: Codec = "auto",
-    crf: Crf = None,
-    preset: Preset = None,
-    start: Start = None,
-    end: End = None,
-    decoder: DecoderOption = "cpu",
-    engine: EngineOption = "auto",
-    precision: PrecisionOption = "float32",
-    threads: Threads = 0,
-    max_memory: MaxMemory = None,
-    salvage: Salvage = False,
+    options: JobOptions,
     device: Annotated[
         str | None,
         typer.Option("--device", help="Predict the speed of a GPU, on paper: h100, l4, t4 ..."),
@@ -163,24 +95,7 @@ def plan(
     from srstream.pipeline.pictures import is_picture_input, plan_pictures
     from srstream.pipeline.summary import plan_summary
 
-    config = job_config(
-        model=model,
-        restore=restore,
-        detail=detail,
-        engine=engine,
-        precision=precision,
-        threads=threads,
-        max_memory=max_memory,
-        scale=scale,
-        height=height,
-        codec=codec,
-        crf=crf,
-        preset=preset,
-        start=start,
-        end=end,
-        salvage=salvage,
-        decoder=decoder,
-    )
+    config = options.config()
     if is_picture_input(source):
         pictures = plan_pictures(source, output, config)
         print(
@@ -214,17 +129,18 @@ def verify(
 
 
 @app.command()
+@with_job_options({"model", "threads"})
 def bench(
     source: Annotated[
         Path | None, typer.Argument(help="A video. [dim]default: one is made, 320x180[/]")
     ] = None,
-    model: Model = "fast",
+    *,
+    options: JobOptions,
     frames: Annotated[int, typer.Option(min=2, help="Frames a stage is measured on.")] = 60,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each stage.")] = 3,
     seconds: Annotated[
         float, typer.Option(min=0.1, max=600, help="Length of the clip that is made.")
     ] = 10.0,
-    threads: Threads = 0,
     command: Annotated[
         bool, typer.Option("--command/--no-command", help="Measure the whole command too.")
     ] = True,
@@ -237,13 +153,14 @@ def bench(
     from srstream.bench import as_text
     from srstream.bench import bench as measure
 
+    config = options.config()
     report = measure(
         source,
-        model,
+        config.model.name,
         num_frames=frames,
         repeats=repeats,
         seconds=seconds,
-        threads=threads,
+        threads=config.engine.threads,
         with_command=command,
         with_networks=networks,
     )

@@ -1,9 +1,17 @@
-"""The options of a job on the command line: their types, and the `JobConfig` that they come to."""
+"""The options of a job on the command line: what each is, and the `JobConfig` that they come to.
+
+A command takes them by one parameter, `options: JobOptions`, and the decorator `with_job_options`.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -11,119 +19,17 @@ from pydantic import ValidationError
 from srstream.config import DecoderName, EngineName, JobConfig, Precision
 from srstream.errors import UsageError
 
+_T = TypeVar("_T")
+
 Source = Annotated[Path, typer.Argument(help="The video, picture, folder or pattern to enhance.")]
 Output = Annotated[
     Path | None,
     typer.Option("-o", "--output", help="Name of the result. [dim]default: INPUT_4x beside it[/]"),
 ]
-Model = Annotated[str, typer.Option("--model", help="Network: speed against quality.")]
-Restore = Annotated[
-    str,
-    typer.Option("--restore", help="Mend what a codec has damaged: 0 to 1, or auto by the source."),
-]
-Detail = Annotated[
-    float, typer.Option("--detail", min=0, max=1, help="From faithful (0) to crisp (1).")
-]
-Scale = Annotated[
-    float | None, typer.Option("--scale", help="Factor on the input's size, at most the model's 4.")
-]
-Height = Annotated[int | None, typer.Option("--height", help="Rows of the output.")]
-Codec = Annotated[
-    str, typer.Option("--codec", help="Video encoder: auto, libx264, libx265, libsvtav1, ffv1 ...")
-]
-Crf = Annotated[float | None, typer.Option("--crf", help="Quality; lower is better and larger.")]
-Preset = Annotated[str | None, typer.Option("--preset", help="The encoder's speed preset.")]
-Start = Annotated[
-    float | None, typer.Option("--start", help="Begin here; seconds from the first video frame.")
-]
-End = Annotated[
-    float | None, typer.Option("--end", help="End here; seconds from the first video frame.")
-]
-EngineOption = Annotated[EngineName, typer.Option("--engine", help="Where the network runs.")]
-DecoderOption = Annotated[DecoderName, typer.Option("--decoder", help="What decodes the source.")]
-PrecisionOption = Annotated[
-    Precision, typer.Option("--precision", help="float32 is exact, the others are faster.")
-]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 takes all cores.")]
-MaxMemory = Annotated[
-    str | None, typer.Option("--max-memory", help="Memory the job may use, such as 800M or 2G.")
-]
-NoReuse = Annotated[
-    bool, typer.Option("--no-reuse", help="Compute also what is the same as in the last frame.")
-]
-ReuseThreshold = Annotated[
-    int,
-    typer.Option(
-        "--reuse-threshold",
-        min=0,
-        max=64,
-        help="Levels of 255 that count as the same; above 0 the result is no longer exact.",
-    ),
-]
-Salvage = Annotated[
-    bool, typer.Option("--salvage", help="Deliver the good part of a broken input (exit code 4).")
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an existing output, at the very end.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on standard output.")]
-
-
-_FIELDS: dict[str, tuple[str, str]] = {
-    "model": ("model", "name"),
-    "restore": ("model", "restore"),
-    "detail": ("model", "detail"),
-    "engine": ("engine", "name"),
-    "precision": ("engine", "precision"),
-    "threads": ("engine", "threads"),
-    "max_memory": ("engine", "max_memory_bytes"),
-    "no_reuse": ("reuse", "enabled"),
-    "reuse_threshold": ("reuse", "threshold"),
-    "scale": ("scaling", "scale"),
-    "height": ("scaling", "height"),
-    "codec": ("encode", "codec"),
-    "crf": ("encode", "crf"),
-    "preset": ("encode", "preset"),
-    "start": ("source", "start_seconds"),
-    "end": ("source", "end_seconds"),
-    "salvage": ("source", "salvage"),
-    "decoder": ("source", "decoder"),
-}
-"""Section and name of the setting that an option is."""
-
-
-def config_sections(options: dict[str, Any]) -> dict[str, Any]:
-    """Settings in the sections of `JobConfig`, not checked yet, from values of options.
-
-    Raises:
-        UsageError: a value cannot be read.
-    """
-    read = {
-        "restore": parse_restore,
-        "max_memory": parse_bytes,
-        "no_reuse": lambda no_reuse: not no_reuse,
-    }
-    sections: dict[str, Any] = {}
-    for option, value in options.items():
-        value = read[option](value) if option in read else value
-        if option == "deterministic":
-            sections[option] = value
-        else:
-            section, name = _FIELDS[option]
-            sections.setdefault(section, {})[name] = value
-    return sections
-
-
-def job_config(**options: Any) -> JobConfig:
-    """The checked settings of a job, from values of options.
-
-    Raises:
-        UsageError: an option is wrong, and which one.
-    """
-    try:
-        return JobConfig.model_validate(config_sections(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][-1]).removesuffix("_seconds").removesuffix("_bytes")
-        option = "--" + name.replace("_", "-")
-        raise UsageError(f"{option} {first['input']}: {first['msg'].lower()}.") from error
 
 
 def parse_bytes(text: str | None) -> int | None:
@@ -161,3 +67,158 @@ def parse_restore(text: str) -> float | str:
     if not 0 <= value <= 1:
         raise UsageError(f"--restore {text}: write a number from 0 to 1, or auto.")
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class _JobOption:
+    setting: str
+    """What it sets of `JobConfig`, and has its default from."""
+    kind: Any
+    """The type of its value. A bool is a flag: off unless given, whatever the setting's default."""
+    help: str
+    min: float | None = None
+    max: float | None = None
+    read: Callable[[Any], Any] = lambda value: value
+    """Makes the setting of the option's value."""
+
+    def parameter(self, name: str) -> inspect.Parameter:
+        """What Typer makes the option of."""
+        default = False if self.kind is bool else operator.attrgetter(self.setting)(JobConfig())
+        info = typer.Option(_flag(name), min=self.min, max=self.max, help=self.help)
+        return inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[self.kind, info],
+        )
+
+
+JOB_OPTIONS = {
+    "model": _JobOption("model.name", str, "Network: speed against quality."),
+    "restore": _JobOption(
+        "model.restore",
+        str,
+        "Mend what a codec has damaged: 0 to 1, or auto by the source.",
+        read=parse_restore,
+    ),
+    "detail": _JobOption("model.detail", float, "From faithful (0) to crisp (1).", min=0, max=1),
+    "scale": _JobOption(
+        "scaling.scale", float | None, "Factor on the input's size, at most the model's 4."
+    ),
+    "height": _JobOption("scaling.height", int | None, "Rows of the output."),
+    "codec": _JobOption(
+        "encode.codec", str, "Video encoder: auto, libx264, libx265, libsvtav1, ffv1 ..."
+    ),
+    "crf": _JobOption("encode.crf", float | None, "Quality; lower is better and larger."),
+    "preset": _JobOption("encode.preset", str | None, "The encoder's speed preset."),
+    "start": _JobOption(
+        "source.start_seconds", float | None, "Begin here; seconds from the first video frame."
+    ),
+    "end": _JobOption(
+        "source.end_seconds", float | None, "End here; seconds from the first video frame."
+    ),
+    "decoder": _JobOption("source.decoder", DecoderName, "What decodes the source."),
+    "engine": _JobOption("engine.name", EngineName, "Where the network runs."),
+    "precision": _JobOption(
+        "engine.precision", Precision, "float32 is exact, the others are faster."
+    ),
+    "threads": _JobOption("engine.threads", int, "CPU threads; 0 takes all cores.", min=0),
+    "max_memory": _JobOption(
+        "engine.max_memory_bytes",
+        str | None,
+        "Memory the job may use, such as 800M or 2G.",
+        read=parse_bytes,
+    ),
+    "no_reuse": _JobOption(
+        "reuse.enabled",
+        bool,
+        "Compute also what is the same as in the last frame.",
+        read=operator.not_,
+    ),
+    "reuse_threshold": _JobOption(
+        "reuse.threshold",
+        int,
+        "Levels of 255 that count as the same; above 0 the result is no longer exact.",
+        min=0,
+        max=64,
+    ),
+    "salvage": _JobOption(
+        "source.salvage", bool, "Deliver the good part of a broken input (exit code 4)."
+    ),
+    "deterministic": _JobOption(
+        "deterministic", bool, "Byte-reproducible result; a little slower."
+    ),
+}
+"""Every option by its name, in the order in which --help lists them."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """What was written on the command line, by the names of `JOB_OPTIONS`, and no defaults."""
+
+    given: dict[str, Any]
+
+    def sections(self) -> dict[str, Any]:
+        """Settings in the sections of `JobConfig`, not checked yet.
+
+        Raises:
+            UsageError: a value cannot be read.
+        """
+        sections: dict[str, Any] = {}
+        for name, value in self.given.items():
+            option = JOB_OPTIONS[name]
+            section, _, setting = option.setting.rpartition(".")
+            place = sections.setdefault(section, {}) if section else sections
+            place[setting] = option.read(value)
+        return sections
+
+    def config(self) -> JobConfig:
+        """The checked settings, with the defaults of `JobConfig`.
+
+        Raises:
+            UsageError: an option is wrong, and which one.
+        """
+        try:
+            return JobConfig.model_validate(self.sections())
+        except ValidationError as error:
+            first = error.errors()[0]
+            setting = ".".join(map(str, first["loc"]))
+            wrong = next(n for n in self.given if setting.startswith(JOB_OPTIONS[n].setting))
+            raise UsageError(f"{_flag(wrong)} {first['input']}: {first['msg'].lower()}.") from error
+
+
+def with_job_options(
+    names: Collection[str] = tuple(JOB_OPTIONS),
+) -> Callable[[Callable[..., _T]], Callable[..., _T]]:
+    """Give a command these options in place of its parameter `options: JobOptions`."""
+    own = [option.parameter(name) for name, option in JOB_OPTIONS.items() if name in names]
+    context_of = inspect.Parameter(
+        "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    )
+
+    def decorate(command: Callable[..., _T]) -> Callable[..., _T]:
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [context_of]
+        for parameter in signature.parameters.values():
+            parameters += own if parameter.name == "options" else [parameter]
+
+        @functools.wraps(command)
+        def with_options(context: typer.Context, **values: Any) -> _T:
+            job = {option.name: values.pop(option.name) for option in own}
+            given = {name: value for name, value in job.items() if _is_given(context, name)}
+            return command(**values, options=JobOptions(given))
+
+        # Typer reads the options off the signature.
+        with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return with_options
+
+    return decorate
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

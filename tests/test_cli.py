@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
+from srstream.config import JobConfig
 from srstream.errors import UsageError
 from srstream.media.demux import nvdec_fault
-from srstream.options import parse_bytes
+from srstream.options import JOB_OPTIONS, JobOptions, parse_bytes
 from tests import clips
 from tests.jobs import REPOSITORY, command, run
 
@@ -169,6 +170,32 @@ def test_help_reads_well(arguments: list[str]) -> None:
     if arguments[0] == "enhance":
         for option in ("--overwrite", "--crf", "--salvage", "--deterministic", "--max-memory"):
             assert option in helped.stdout
+
+
+def test_the_daemon_takes_the_options_of_enhance() -> None:
+    def told(command: str) -> list[str]:
+        """All that --help says of the options of a job."""
+        lines = run(command, "--help").stdout.splitlines()
+        begin = next(n for n, line in enumerate(lines) if "--model" in line)
+        end = next(n for n, line in enumerate(lines) if "--deterministic" in line)
+        return [" ".join(line.split()) for line in lines[begin : end + 1]]
+
+    text = "\n".join(told("enhance"))
+    assert all("--" + name.replace("_", "-") in text for name in JOB_OPTIONS)
+    assert told("submit") == told("enhance")
+
+
+def test_the_defaults_that_help_tells_are_those_of_a_job() -> None:
+    shown = {name: option.parameter(name).default for name, option in JOB_OPTIONS.items()}
+    assert JobOptions(shown).config() == JobOptions({}).config() == JobConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("threads", 5000), ("reuse_threshold", 65), ("start", -1), ("codec", 7)]
+)
+def test_an_option_that_is_wrong_is_named(name: str, value: int) -> None:
+    with pytest.raises(UsageError, match=f"^--{name.replace('_', '-')} {value}: "):
+        JobOptions({"model": "fast", name: value}).config()
 
 
 def test_completion_is_offered() -> None:

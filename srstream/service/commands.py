@@ -10,30 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from srstream.errors import UsageError
-from srstream.options import (
-    Codec,
-    Crf,
-    DecoderOption,
-    Detail,
-    End,
-    EngineOption,
-    Height,
-    Json,
-    MaxMemory,
-    Model,
-    NoReuse,
-    Output,
-    PrecisionOption,
-    Preset,
-    Restore,
-    ReuseThreshold,
-    Salvage,
-    Scale,
-    Start,
-    Threads,
-    config_sections,
-    job_config,
-)
+from srstream.options import JobOptions, Json, Output, Overwrite, with_job_options
 
 if TYPE_CHECKING:
     from srstream.service.client import Client
@@ -77,34 +54,13 @@ PriorityArgument = Annotated[
 
 
 @app.command()
+@with_job_options()
 def submit(
-    context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="The video to enhance.")],
+    *,
     output: Output = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing output, at the very end.")
-    ] = False,
-    model: Model = "fast",
-    restore: Restore = "auto",
-    detail: Detail = 0.0,
-    scale: Scale = None,
-    height: Height = None,
-    codec: Codec = "auto",
-    crf: Crf = None,
-    preset: Preset = None,
-    start: Start = None,
-    end: End = None,
-    decoder: DecoderOption = "cpu",
-    engine: EngineOption = "auto",
-    precision: PrecisionOption = "float32",
-    threads: Threads = 0,
-    max_memory: MaxMemory = None,
-    no_reuse: NoReuse = False,
-    reuse_threshold: ReuseThreshold = 0,
-    salvage: Salvage = False,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Byte-reproducible result; a little slower.")
-    ] = False,
+    overwrite: Overwrite = False,
+    options: JobOptions,
     priority: Annotated[
         int, typer.Option("--priority", min=-10, max=10, help="Higher ones go first.")
     ] = 0,
@@ -122,13 +78,12 @@ def submit(
     What is not given is as the daemon's configuration has it. With --wait the exit code is the
     job's: 0 done, 1 failed, 4 done in part.
     """
-    options = _given_job_options(context)
-    job_config(**options)
+    options.config()  # what is wrong is best said here
     with _client(address, client_key) as client:
         job = client.submit(
             source,
             output,
-            config=config_sections(options),
+            config=options.sections(),
             overwrite=overwrite,
             priority=priority,
             key=key,
@@ -401,19 +356,6 @@ def _ring(folder: Path | None, config: Path | None) -> KeyRing:
     from srstream.service.settings import keys_dir, load_settings
 
     return KeyRing(keys_dir(load_settings(config), config) if folder is None else folder)
-
-
-def _given_job_options(context: typer.Context) -> dict[str, Any]:
-    """What was written on the command line: all else is the daemon's to decide."""
-    others = {"source", "output", "overwrite", "priority", "key", "wait", "address", "client_key",
-              "as_json"}  # fmt: skip
-    return {
-        name: value
-        for name, value in context.params.items()
-        if name not in others
-        and (source := context.get_parameter_source(name)) is not None
-        and source.name == "COMMANDLINE"
-    }
 
 
 def _checked_states(states: Iterable[str]) -> Any:
