@@ -37,7 +37,7 @@ from srstream.pipeline.events import (
     printable,
 )
 from srstream.pipeline.failpoints import failpoint
-from srstream.pipeline.media_steps import InProcess, MediaSteps
+from srstream.pipeline.media_steps import Assemble, InProcess, MediaSteps, Verify
 from srstream.pipeline.plan import JobPlan, OpenEngine, fingerprint, make_plan
 from srstream.pipeline.store import JobStore, SegmentRecord, disk_errors, job_directory
 from srstream.pipeline.worker import (
@@ -334,19 +334,20 @@ class _Job:
         files = [record.file for record in store.segments() if record.file.pts]
         if not files:
             raise MediaError(f"{plan.source.path}: not one frame could be decoded.")
+        path, output = plan.source.path, store.assembled_path
+        assemble = Assemble(
+            source=plan.source,
+            plan=plan.output,
+            segments=tuple(files),
+            destination=output,
+            window=plan.window,
+        )
         with disk_errors("assembling the output", store.directory):
-            self._place.media.assemble(
-                plan.source,
-                plan.output,
-                files,
-                store.assembled_path,
-                plan.window,
-                _Throttle(self._on_event, "assembling"),
-            )
+            self._place.media.do(assemble, path, _Throttle(self._on_event, "assembling"))
         failpoint("output.assembled")
-        receipt = self._place.media.verify(
-            plan.source.path, store.assembled_path, plan.window, _NUM_VERIFY_SAMPLES
-        ).model_copy(update={"output": printable(self._output)})
+        verify = Verify(output=output, window=plan.window, sample=_NUM_VERIFY_SAMPLES)
+        receipt = self._place.media.do(verify, path)
+        receipt = receipt.model_copy(update={"output": printable(self._output)})
         partial = self._is_partial(outcome)
         self._on_event(
             Verified(

@@ -16,7 +16,7 @@ from typing import TextIO
 from srstream.errors import SrstreamError
 from srstream.media.errors import show_as
 from srstream.pipeline.decoder import die_with_parent
-from srstream.pipeline.media_steps import REPLIES, STEP, InProcess, Line, Opening, perform
+from srstream.pipeline.media_steps import STEP, Line, Opening
 from srstream.pipeline.sandbox import confine, seal
 
 PROGRESS_SECONDS = 0.25
@@ -44,13 +44,13 @@ def _send(output: TextIO, line: Line) -> None:
     print(line.model_dump_json(exclude_none=True), file=output, flush=True)
 
 
-def serve(opening: Opening, requests: TextIO, output: TextIO) -> None:
+def serve(opening: Opening, steps: TextIO, output: TextIO) -> None:
     """Do step after step until the parent has no more."""
     source = source_path(opening)
-    for text in requests:
-        request = STEP.validate_json(text)
+    for text in steps:
+        step = STEP.validate_json(text)
         try:
-            reply = perform(request, source, InProcess(), _Progress(output))
+            reply = step.perform(source, _Progress(output))
         except SrstreamError as error:
             text = str(error).replace(str(source), str(opening.source))
             _send(output, Line(error=(type(error).__name__, text)))
@@ -58,8 +58,7 @@ def serve(opening: Opening, requests: TextIO, output: TextIO) -> None:
             text = f"{opening.source}: reading it needs more memory than is allowed."
             _send(output, Line(error=("MediaError", text)))
         else:
-            adapter = REPLIES[request.step]
-            content = adapter.dump_json(reply, exclude_computed_fields=True).decode()
+            content = step.reply.dump_json(reply, exclude_computed_fields=True).decode()
             name = json.dumps(str(opening.source), ensure_ascii=False)[1:-1]
             _send(output, Line(reply=content.replace(str(source), name)))
 

@@ -11,10 +11,11 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -33,7 +34,7 @@ from srstream.media.types import (
     VideoInfo,
 )
 from srstream.media.verify import verify
-from srstream.models.table import ModelSpec, model_spec
+from srstream.models.table import model_spec
 from srstream.pipeline.compression import RestoreChoice, choose_restore
 from srstream.pipeline.decoder import bytes_read
 
@@ -45,92 +46,109 @@ _LARGEST_LINE_BYTES = 256 << 20
 _T = TypeVar("_T")
 
 
+class Step(BaseModel, Generic[_T]):
+    """One of the steps: what it is given, and what becomes of it.
+
+    It crosses to a child as JSON and its reply crosses back, so both are plain data. It raises what
+    the function of `media` that it calls raises.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    step: str
+    reply: ClassVar[TypeAdapter[Any]]
+    """Of the type that `perform` returns."""
+
+    @abstractmethod
+    def perform(self, source: Path, on_progress: OnProgress | None) -> _T:
+        """Do it, in this process."""
+
+
+class Probe(Step[SourceInfo]):
+    step: Literal["probe"] = "probe"
+    reply = TypeAdapter(SourceInfo)
+    config: SourceConfig
+
+    def perform(self, source: Path, on_progress: OnProgress | None) -> SourceInfo:
+        return probe(source, self.config)
+
+
+class Scan(Step[PacketIndex]):
+    step: Literal["scan"] = "scan"
+    reply = TypeAdapter(PacketIndex)
+    video: VideoInfo
+    deadline_seconds: float | None
+
+    def perform(self, source: Path, on_progress: OnProgress | None) -> PacketIndex:
+        return scan_packets(
+            source,
+            self.video,
+            deadline_seconds=self.deadline_seconds,
+            on_progress=on_progress,
+        )
+
+
+class ChooseRestore(Step[RestoreChoice]):
+    step: Literal["restore"] = "restore"
+    reply = TypeAdapter(RestoreChoice)
+    video: VideoInfo
+    index: PacketIndex
+    """Its keyframes are all that is read of it."""
+    config: JobConfig
+    """Its model is a network of the table."""
+
+    def perform(self, source: Path, on_progress: OnProgress | None) -> RestoreChoice:
+        spec = model_spec(self.config.model.name)
+        return choose_restore(source, self.video, self.index, self.config, spec)
+
+
+class Assemble(Step[None]):
+    step: Literal["assemble"] = "assemble"
+    reply = TypeAdapter(None)
+    source: SourceInfo
+    plan: OutputPlan
+    segments: tuple[SegmentFile, ...]
+    destination: Path
+    window: TimeWindow
+
+    def perform(self, source: Path, on_progress: OnProgress | None) -> None:
+        info = replace(self.source, path=source)
+        assemble(source, info, self.plan, self.segments, self.destination, self.window, on_progress)
+
+
+class Verify(Step[Receipt]):
+    step: Literal["verify"] = "verify"
+    reply = TypeAdapter(Receipt)
+    output: Path
+    window: TimeWindow
+    sample: int
+
+    def perform(self, source: Path, on_progress: OnProgress | None) -> Receipt:
+        return verify(source, self.output, window=self.window, sample=self.sample)
+
+
 class MediaSteps(Protocol):
-    """The steps; each raises what the function of the same name in `media` raises."""
+    """Who does the steps."""
 
-    def probe(self, source: Path, config: SourceConfig) -> SourceInfo: ...
-
-    def scan(
-        self,
-        source: Path,
-        video: VideoInfo,
-        deadline_seconds: float | None,
-        on_progress: OnProgress | None,
-    ) -> PacketIndex: ...
-
-    def restore(
-        self,
-        source: Path,
-        video: VideoInfo,
-        index: PacketIndex,
-        config: JobConfig,
-        spec: ModelSpec,
-    ) -> RestoreChoice: ...
-
-    def assemble(
-        self,
-        source: SourceInfo,
-        plan: OutputPlan,
-        segments: Sequence[SegmentFile],
-        destination: Path,
-        window: TimeWindow,
-        on_progress: OnProgress | None,
-    ) -> None: ...
-
-    def verify(self, source: Path, output: Path, window: TimeWindow, sample: int) -> Receipt: ...
+    def do(self, step: Step[_T], source: Path, on_progress: OnProgress | None = None) -> _T:
+        """Do a step with a source, and give what it returns."""
+        ...
 
 
 class InProcess:
-    """The steps as they are, in this process."""
+    """Does them here."""
 
-    def probe(self, source: Path, config: SourceConfig) -> SourceInfo:
-        return probe(source, config)
-
-    def scan(
-        self,
-        source: Path,
-        video: VideoInfo,
-        deadline_seconds: float | None,
-        on_progress: OnProgress | None,
-    ) -> PacketIndex:
-        return scan_packets(
-            source, video, deadline_seconds=deadline_seconds, on_progress=on_progress
-        )
-
-    def restore(
-        self,
-        source: Path,
-        video: VideoInfo,
-        index: PacketIndex,
-        config: JobConfig,
-        spec: ModelSpec,
-    ) -> RestoreChoice:
-        return choose_restore(source, video, index, config, spec)
-
-    def assemble(
-        self,
-        source: SourceInfo,
-        plan: OutputPlan,
-        segments: Sequence[SegmentFile],
-        destination: Path,
-        window: TimeWindow,
-        on_progress: OnProgress | None,
-    ) -> None:
-        assemble(source.path, source, plan, segments, destination, window, on_progress=on_progress)
-
-    def verify(self, source: Path, output: Path, window: TimeWindow, sample: int) -> Receipt:
-        return verify(source, output, window=window, sample=sample)
+    def do(self, step: Step[_T], source: Path, on_progress: OnProgress | None = None) -> _T:
+        return step.perform(source, on_progress)
 
 
 # --- the same in a child -----------------------------------------------------------------------
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Opening(_Request):
+class Opening(BaseModel):
     """The first line that a child is given: what it may touch."""
+
+    model_config = ConfigDict(frozen=True)
 
     source: Path
     """Its name, for texts and endings."""
@@ -141,51 +159,9 @@ class Opening(_Request):
     memory_bytes: int | None = None
 
 
-class ProbeStep(_Request):
-    step: Literal["probe"] = "probe"
-    config: SourceConfig
-
-
-class ScanStep(_Request):
-    step: Literal["scan"] = "scan"
-    video: VideoInfo
-    deadline_seconds: float | None
-
-
-class RestoreStep(_Request):
-    step: Literal["restore"] = "restore"
-    video: VideoInfo
-    index: PacketIndex
-    config: JobConfig
-    model: str
-
-
-class AssembleStep(_Request):
-    step: Literal["assemble"] = "assemble"
-    source: SourceInfo
-    plan: OutputPlan
-    segments: tuple[SegmentFile, ...]
-    destination: Path
-    window: TimeWindow
-
-
-class VerifyStep(_Request):
-    step: Literal["verify"] = "verify"
-    output: Path
-    window: TimeWindow
-    sample: int
-
-
-Step = ProbeStep | ScanStep | RestoreStep | AssembleStep | VerifyStep
-STEP: TypeAdapter[Step] = TypeAdapter(Annotated[Step, Field(discriminator="step")])
-
-REPLIES: dict[str, TypeAdapter[object]] = {
-    "probe": TypeAdapter(SourceInfo),
-    "scan": TypeAdapter(PacketIndex),
-    "restore": TypeAdapter(RestoreChoice),
-    "assemble": TypeAdapter(None),
-    "verify": TypeAdapter(Receipt),
-}
+AnyStep = Probe | Scan | ChooseRestore | Assemble | Verify
+STEP: TypeAdapter[AnyStep] = TypeAdapter(Annotated[AnyStep, Field(discriminator="step")])
+"""Every further line."""
 
 
 class Line(BaseModel):
@@ -193,28 +169,9 @@ class Line(BaseModel):
 
     progress: tuple[int, int | None] | None = None
     reply: str | None = None
-    """JSON, as `REPLIES` has it."""
+    """JSON, as the step's `reply` has it."""
     error: tuple[str, str] | None = None
     """Name of an srstream error, and its text."""
-
-
-def perform(
-    request: Step, source: Path, steps: InProcess, on_progress: OnProgress | None
-) -> object:
-    """Do one step; in the child."""
-    if isinstance(request, ProbeStep):
-        return steps.probe(source, request.config)
-    if isinstance(request, ScanStep):
-        return steps.scan(source, request.video, request.deadline_seconds, on_progress)
-    if isinstance(request, RestoreStep):
-        spec = model_spec(request.model)
-        return steps.restore(source, request.video, request.index, request.config, spec)
-    if isinstance(request, AssembleStep):
-        info = replace(request.source, path=source)
-        plan, segments = request.plan, request.segments
-        steps.assemble(info, plan, segments, request.destination, request.window, on_progress)
-        return None
-    return steps.verify(source, request.output, request.window, request.sample)
 
 
 class InChild:
@@ -249,51 +206,27 @@ class InChild:
         self._child: subprocess.Popen[bytes] | None = None
         self._pending = b""
 
-    def probe(self, source: Path, config: SourceConfig) -> SourceInfo:
-        return self._call(ProbeStep(config=config), SourceInfo)
+    def do(self, step: Step[_T], source: Path, on_progress: OnProgress | None = None) -> _T:
+        """Do a step with the source that is open; `source` is its name.
 
-    def scan(
-        self,
-        source: Path,
-        video: VideoInfo,
-        deadline_seconds: float | None,
-        on_progress: OnProgress | None,
-    ) -> PacketIndex:
-        request = ScanStep(video=video, deadline_seconds=deadline_seconds)
-        return self._call(request, PacketIndex, on_progress)
-
-    def restore(
-        self,
-        source: Path,
-        video: VideoInfo,
-        index: PacketIndex,
-        config: JobConfig,
-        spec: ModelSpec,
-    ) -> RestoreChoice:
-        keys_only = replace(index, pts=())  # all that is read of it; it can be long
-        request = RestoreStep(video=video, index=keys_only, config=config, model=spec.name)
-        return self._call(request, RestoreChoice)
-
-    def assemble(
-        self,
-        source: SourceInfo,
-        plan: OutputPlan,
-        segments: Sequence[SegmentFile],
-        destination: Path,
-        window: TimeWindow,
-        on_progress: OnProgress | None,
-    ) -> None:
-        request = AssembleStep(
-            source=source,
-            plan=plan,
-            segments=tuple(segments),
-            destination=destination,
-            window=window,
-        )
-        self._call(request, type(None), on_progress)
-
-    def verify(self, source: Path, output: Path, window: TimeWindow, sample: int) -> Receipt:
-        return self._call(VerifyStep(output=output, window=window, sample=sample), Receipt)
+        Raises:
+            HostileInputError: the child died of it every time.
+            InterruptedJobError: `is_aborted` said so.
+        """
+        for deaths in range(1, MAX_DEATHS + 1):
+            try:
+                return self._try(step, on_progress)
+            except (EOFError, BrokenPipeError):
+                self.close()
+                if deaths == MAX_DEATHS:
+                    raise HostileInputError(
+                        f"{self._opening.source}: reading it ended the process that did so "
+                        f"{deaths} times ({step.step}), so it may be hostile or memory too short."
+                    ) from None
+            except BaseException:
+                self.close()
+                raise
+        raise AssertionError
 
     def close(self) -> None:
         """End the child."""
@@ -307,30 +240,10 @@ class InChild:
                 with contextlib.suppress(BrokenPipeError):  # of what was not sent yet
                     pipe.close()
 
-    def _call(self, request: Step, kind: type[_T], on_progress: OnProgress | None = None) -> _T:
-        for deaths in range(1, MAX_DEATHS + 1):
-            try:
-                reply = self._try(request, on_progress)
-            except (EOFError, BrokenPipeError):
-                self.close()
-                if deaths == MAX_DEATHS:
-                    raise HostileInputError(
-                        f"{self._opening.source}: reading it ended the process that did so "
-                        f"{deaths} times ({request.step}), so it may be hostile or memory too "
-                        "short."
-                    ) from None
-                continue
-            except BaseException:
-                self.close()
-                raise
-            assert isinstance(reply, kind)
-            return reply
-        raise AssertionError
-
-    def _try(self, request: Step, on_progress: OnProgress | None) -> object:
+    def _try(self, step: Step[_T], on_progress: OnProgress | None) -> _T:
         child = self._child or self._start()
         assert child.stdin is not None
-        child.stdin.write(request.model_dump_json().encode() + b"\n")
+        child.stdin.write(step.model_dump_json().encode() + b"\n")
         child.stdin.flush()
         while True:
             line = Line.model_validate_json(self._read_line(child))
@@ -342,7 +255,8 @@ class InChild:
                 kind, text = line.error
                 raise getattr(errors, kind, MediaError)(text)
             else:
-                return REPLIES[request.step].validate_json(line.reply or "null")
+                reply: _T = step.reply.validate_json(line.reply or "null")
+                return reply
 
     def _start(self) -> subprocess.Popen[bytes]:
         with (self._opening.directory / "media.log").open("ab") as log:

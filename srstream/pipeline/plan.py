@@ -30,7 +30,14 @@ from srstream.media.types import (
 from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec, model_spec
 from srstream.pipeline.compression import RestoreChoice
-from srstream.pipeline.media_steps import InProcess, MediaSteps, OnProgress
+from srstream.pipeline.media_steps import (
+    ChooseRestore,
+    InProcess,
+    MediaSteps,
+    OnProgress,
+    Probe,
+    Scan,
+)
 from srstream.pipeline.worker import SegmentCuts
 
 MIN_SEGMENT_SECONDS = 2
@@ -117,7 +124,7 @@ def make_plan(
     spec = model_spec(config.model.name)
     if source.exists() and not source.is_file() and not source.is_dir():
         raise UsageError(f"{source}: this is no regular file; give a file that can be read twice.")
-    info = media.probe(source, config.source)
+    info = media.do(Probe(config=config.source), source)
     size = output_size(info.video, config.scaling, spec.scale)
     config, decoder_notes = _with_decoder(source, config)
     on_gpu = engine_name(config.engine, spec.name) == "tensorrt" and not config.deterministic
@@ -130,7 +137,8 @@ def make_plan(
         raise UsageError(f"{plan.path}: this is a folder; give the output a name in it.")
     if len(os.fsencode(plan.path.name)) > _MAX_NAME_BYTES:
         raise UsageError(f"{plan.path.name[:40]}...: this name is too long; give another with -o.")
-    index = media.scan(source, info.video, deadline_seconds, on_read)
+    scan = Scan(video=info.video, deadline_seconds=deadline_seconds)
+    index = media.do(scan, source, on_read)
     if index.truncated_at_seconds is not None and not config.source.salvage:
         raise TruncatedError(
             f"{source}: the file ends at {index.truncated_at_seconds:.3f} s, earlier than its "
@@ -139,7 +147,8 @@ def make_plan(
     if index.num_packets == 0 and index.is_complete:
         raise RefusedError(f"{source}: its video stream holds no packet.")
     window = time_window(info.video, index, config)
-    restore = media.restore(source, info.video, index, config, spec)
+    keys = replace(index, pts=())  # it can be long, and may have to cross to another process
+    restore = media.do(ChooseRestore(video=info.video, index=keys, config=config), source)
     engine, reason = open_engine(config.engine, restore.applied(config.model), spec)
     job = JobPlan(
         source=info,
