@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Self
 from srstream.errors import DiskFullError, JobError
 from srstream.media.types import SegmentFile
 from srstream.pipeline.failpoints import failpoint
+from srstream.pipeline.journal import open_journal
 
 _MAX_NAME_BYTES = 255
 _DAMAGED = " Use --restart to begin anew."
@@ -130,19 +131,12 @@ class JobStore:
                 for path in self.directory.glob("journal.sqlite*"):
                     path.unlink()
             with disk_errors("opening the journal", self.directory, _DAMAGED):
-                self._database = self._connect()
+                self._database = open_journal(
+                    self.directory / "journal.sqlite", _SCHEMA, any_thread=True
+                )
         except JobError:
             self._lock.close()
             raise
-
-    def _connect(self) -> sqlite3.Connection:
-        database = sqlite3.connect(
-            self.directory / "journal.sqlite", isolation_level=None, check_same_thread=False
-        )
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=FULL")
-        database.executescript(_SCHEMA)
-        return database
 
     def __enter__(self) -> Self:
         return self

@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 
 from srstream.config import JobConfig
 from srstream.errors import BusyError, DiskFullError, JobError, UsageError
+from srstream.pipeline.journal import open_journal
 from srstream.service.protocol import FINAL_STATES, Event, JobInfo, JobProgress, JobState
 
 EventKind = Literal["state", "segment", "note", "daemon"]
@@ -146,12 +147,7 @@ class JobQueue:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, isolation_level=None)
-            self._database.row_factory = sqlite3.Row
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=FULL")
-            self._database.executescript(_SCHEMA)
+            self._database = open_journal(path, _SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise JobError(
                 f"{path}: the queue cannot be opened ({error}). Move it away to begin with an "

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from srstream.errors import JobError
+from srstream.pipeline.journal import open_journal
 from srstream.service.settings import WatchFolder
 from srstream.service.watch_files import Found, Signature
 
@@ -93,12 +94,7 @@ class WatchJournal:
 
     def __init__(self, path: Path) -> None:
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, isolation_level=None)
-            self._database.row_factory = sqlite3.Row
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=FULL")
-            self._database.executescript(_SCHEMA)
+            self._database = open_journal(path, _SCHEMA)
             self._migrate()
         except (OSError, sqlite3.Error) as error:
             raise JobError(
