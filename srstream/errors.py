@@ -91,3 +91,9 @@ class InterruptedJobError(JobError):
     """The user interrupted the job; it can be resumed."""
 
     exit_code = 130
+
+
+def error_named(name: str) -> type[SrstreamError] | None:
+    """The error of this name, which came from another process; None if it is none of ours."""
+    found = globals().get(name)
+    return found if isinstance(found, type) and issubclass(found, SrstreamError) else None

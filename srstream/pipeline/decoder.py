@@ -7,10 +7,8 @@ it gets as a descriptor, it gives up all that it does not need (`sandbox.py`).
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,10 +26,9 @@ from srstream.frame import Frame
 from srstream.media.decode import Decoder
 from srstream.media.errors import sentence, show_as
 from srstream.media.types import TimeWindow, VideoInfo
+from srstream.pipeline.child import die_with_parent, start_child
 from srstream.pipeline.sandbox import confine, seal
 from srstream.pipeline.transport import FrameSender, endpoint
-
-_PR_SET_PDEATHSIG = 1
 
 
 class DecodeRequest(BaseModel):
@@ -109,17 +106,8 @@ def start_decoder(request: DecodeRequest, log: BinaryIO) -> subprocess.Popen[byt
     inherited = [request.directory_descriptor]
     if request.source_descriptor is not None:
         inherited.append(request.source_descriptor)
-    process = subprocess.Popen(
-        # -P: a file of the user's called av.py in the current folder must not be imported.
-        [sys.executable, "-P", "-m", "srstream.pipeline.decoder"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=log,
-        pass_fds=inherited,
-        # NumPy's threads would start before the child confines itself, and stay free.
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-        # Ctrl-C is the parent's to handle: a group of its own keeps the terminal's signal away.
-        process_group=0,
+    process = start_child(
+        "srstream.pipeline.decoder", inherited=inherited, stdout=subprocess.DEVNULL, log=log
     )
     assert process.stdin is not None
     try:
@@ -178,21 +166,6 @@ def run(request: DecodeRequest, sender: FrameSender) -> None:
                 raise
         finally:
             decoder.close()
-
-
-def bytes_read(pid: int) -> int:
-    """How many bytes a process has read so far: whether it gets on; 0 if that cannot be seen."""
-    try:
-        return int(Path(f"/proc/{pid}/io").read_text().split("rchar: ")[1].split()[0])
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        sys.exit(1)
 
 
 def _confine(request: DecodeRequest) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import TextIO
 
 from srstream.errors import SrstreamError
 from srstream.media.errors import show_as
-from srstream.pipeline.decoder import die_with_parent
+from srstream.pipeline.child import die_with_parent
 from srstream.pipeline.media_steps import STEP, Line, Opening
 from srstream.pipeline.sandbox import confine, seal
 

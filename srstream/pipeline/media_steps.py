@@ -10,7 +10,6 @@ import contextlib
 import os
 import select
 import subprocess
-import sys
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,9 +18,8 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from srstream import errors
 from srstream.config import JobConfig, SourceConfig
-from srstream.errors import HostileInputError, InterruptedJobError, MediaError
+from srstream.errors import HostileInputError, InterruptedJobError, MediaError, error_named
 from srstream.media.mux import assemble
 from srstream.media.probe import probe, scan_packets
 from srstream.media.receipt import Receipt
@@ -35,8 +33,8 @@ from srstream.media.types import (
 )
 from srstream.media.verify import verify
 from srstream.models.table import model_spec
+from srstream.pipeline.child import bytes_read, start_child
 from srstream.pipeline.compression import RestoreChoice, choose_restore
-from srstream.pipeline.decoder import bytes_read
 
 OnProgress = Callable[[int, int | None], None]
 
@@ -253,21 +251,18 @@ class InChild:
                     on_progress(*line.progress)
             elif line.error is not None:
                 kind, text = line.error
-                raise getattr(errors, kind, MediaError)(text)
+                raise (error_named(kind) or MediaError)(text)
             else:
                 reply: _T = step.reply.validate_json(line.reply or "null")
                 return reply
 
     def _start(self) -> subprocess.Popen[bytes]:
         with (self._opening.directory / "media.log").open("ab") as log:
-            self._child = child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "srstream.pipeline.media_child"],
-                stdin=subprocess.PIPE,
+            self._child = child = start_child(
+                "srstream.pipeline.media_child",
+                inherited=[self._opening.source_descriptor],
                 stdout=subprocess.PIPE,
-                stderr=log,
-                pass_fds=[self._opening.source_descriptor],
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-                process_group=0,
+                log=log,
             )
         assert child.stdin is not None
         child.stdin.write(self._opening.model_dump_json().encode() + b"\n")

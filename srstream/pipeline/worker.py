@@ -18,18 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from srstream import errors
-from srstream.errors import InterruptedJobError, MediaError, SrstreamError
+from srstream.errors import InterruptedJobError, MediaError, SrstreamError, error_named
 from srstream.frame import Frame
 from srstream.media.encode import SegmentEncoder
 from srstream.media.types import OutputVideo
-from srstream.pipeline.decoder import (
-    DecodeRequest,
-    bytes_read,
-    frame_hash,
-    opened_source,
-    start_decoder,
-)
+from srstream.pipeline.child import bytes_read
+from srstream.pipeline.decoder import DecodeRequest, frame_hash, opened_source, start_decoder
 from srstream.pipeline.store import JobStore, SegmentRecord, disk_errors
 from srstream.pipeline.transport import END, ERROR, FRAME, FrameReceiver
 
@@ -304,7 +298,7 @@ class Worker:
                     stopped_at_seconds=content["stopped_at_seconds"],
                 )
             elif kind == ERROR:
-                raise getattr(errors, content["kind"], MediaError)(content["text"])
+                raise (error_named(content["kind"]) or MediaError)(content["text"])
             elif kind == FRAME:
                 raise MediaError("the decoder sent a frame message that holds no frame")
 

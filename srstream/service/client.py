@@ -13,14 +13,12 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import zmq
 from pydantic import ValidationError
 
-from srstream import errors
-from srstream.errors import ServiceError, SrstreamError
+from srstream.errors import ServiceError, UsageError, error_named
 from srstream.service.keys import ClientKey
 from srstream.service.protocol import (
     FINAL_STATES,
@@ -80,22 +78,17 @@ class Client:
         self.address = default_address() if address is None else address
         self.timeout_seconds = timeout_seconds
         if not self.address.startswith(("ipc://", "tcp://")):
-            raise errors.UsageError(f"{self.address}: write ipc://PATH or tcp://HOST:PORT.")
+            raise UsageError(f"{self.address}: write ipc://PATH or tcp://HOST:PORT.")
         self._key = key if key is None or isinstance(key, ClientKey) else ClientKey.read(Path(key))
         if self.address.startswith("tcp://") and self._key is None:
-            raise errors.UsageError(f"{self.address}: TCP needs a key; see srstream keys new.")
+            raise UsageError(f"{self.address}: TCP needs a key; see srstream keys new.")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._connection: _Connection | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -277,7 +270,7 @@ class _Connection:
             self._socket.connect(address)
         except zmq.ZMQError as error:
             self._socket.close()
-            raise errors.UsageError(f"{address}: {error.strerror}.") from error
+            raise UsageError(f"{address}: {error.strerror}.") from error
 
     def close(self) -> None:
         self._socket.close()
@@ -424,10 +417,7 @@ def _result(reply: Reply) -> dict[str, Any]:
         return reply.result or {}
     if reply.error is None:
         raise ServiceError("the daemon refused, and did not say why.")
-    kind = getattr(errors, reply.error.kind, None)
-    if isinstance(kind, type) and issubclass(kind, SrstreamError):
-        raise kind(reply.error.text)
-    raise ServiceError(reply.error.text)
+    raise (error_named(reply.error.kind) or ServiceError)(reply.error.text)
 
 
 def _checked(kind: type[Answer], values: dict[str, Any]) -> Answer:

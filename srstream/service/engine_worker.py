@@ -26,7 +26,7 @@ from srstream.engines.contract import TileFormat
 from srstream.errors import SrstreamError
 from srstream.models.registry import resolved
 from srstream.models.table import model_spec
-from srstream.pipeline.decoder import die_with_parent
+from srstream.pipeline.child import die_with_parent
 from srstream.pipeline.events import Event
 from srstream.service import logs
 from srstream.service.fair import Round

@@ -18,8 +18,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from srstream import errors
-from srstream.errors import ConfigError, SrstreamError
+from srstream.errors import ConfigError, SrstreamError, error_named
 from srstream.service.endpoint import listen_tcp, listen_unix
 from srstream.service.link import Counts
 from srstream.service.protocol import FINAL_STATES, HealthInfo, JobState
@@ -133,9 +132,7 @@ class Metrics:
 
     def error(self, where: str, kind: str) -> None:
         """`kind` is the name of an srstream error; others count as `internal`."""
-        found = getattr(errors, kind, None)
-        is_ours = isinstance(found, type) and issubclass(found, SrstreamError)
-        self._errors.labels(where, kind if is_ours else "internal").inc()
+        self._errors.labels(where, kind if error_named(kind) else "internal").inc()
 
     def count(self, worker: str, told: Counts) -> None:
         """A worker's counts, which grow from its start on."""

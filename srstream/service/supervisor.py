@@ -19,7 +19,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from srstream import errors
 from srstream.errors import (
     ConfigError,
     DiskFullError,
@@ -27,6 +26,7 @@ from srstream.errors import (
     JobError,
     SrstreamError,
     UsageError,
+    error_named,
 )
 from srstream.models.registry import REGISTRY_VARIABLE
 from srstream.service import logs, policy, requests
@@ -414,7 +414,7 @@ class Supervisor:
             verdict = policy.after_stop(job)
             event = self._queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
         else:
-            kind = getattr(errors, ended.kind, EngineError)
+            kind = error_named(ended.kind) or EngineError
             verdict = policy.after_failure(job, kind, ended.text, self._settings.jobs)
             event = self._queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
             self._metrics.error("job", ended.kind)

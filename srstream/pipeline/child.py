@@ -1,0 +1,53 @@
+"""What every child process has in common that reads what nobody trusts."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+_PR_SET_PDEATHSIG = 1
+
+
+def start_child(
+    module: str, *, inherited: Sequence[int], stdout: int, log: BinaryIO
+) -> subprocess.Popen[bytes]:
+    """Start a module of srstream that confines itself; it is told on standard input what to do.
+
+    Args:
+        inherited: descriptors that the child shares.
+        stdout: as `subprocess` has it.
+        log: takes what the child and libav say on standard error.
+    """
+    return subprocess.Popen(
+        # -P: a file of the user's called av.py in the current folder must not be imported.
+        [sys.executable, "-P", "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=log,
+        pass_fds=inherited,
+        # NumPy's threads would start before the child confines itself, and stay free.
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        # Ctrl-C is the parent's to handle: a group of its own keeps the terminal's signal away.
+        process_group=0,
+    )
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        sys.exit(1)
+
+
+def bytes_read(pid: int) -> int:
+    """How many bytes a process has read so far: whether it gets on; 0 if that cannot be seen."""
+    try:
+        return int(Path(f"/proc/{pid}/io").read_text().split("rchar: ")[1].split()[0])
+    except (OSError, IndexError, ValueError):
+        return 0
