@@ -17,6 +17,7 @@ FILES = sorted([*(REPOSITORY / "srstream").rglob("*.py"), *(REPOSITORY / "traine
 RANKS = {
     "errors": 0,
     "config": 1,
+    "files": 1,
     "options": 2,
     "frame": 2,
     "color": 3,

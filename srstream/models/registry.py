@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from platformdirs import user_data_dir
 
 from srstream.config import ModelConfig
 from srstream.errors import UsageError, WeightsError
+from srstream.files import write_whole
 from srstream.models.table import MODELS, available_models
 
 REGISTRY_VARIABLE = "SRSTREAM_MODELS"
@@ -95,9 +95,10 @@ def add_model(source: Path, name: str | None = None, *, replace: bool = False) -
     folder = registry_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(model.weights_path, content)
-        _write(model.onnx_path, graph)
-        _write(folder / f"{name}.json", json.dumps(asdict(model), indent=1).encode())
+        write_whole(model.weights_path, content, 0o644)
+        write_whole(model.onnx_path, graph, 0o644)
+        about = json.dumps(asdict(model), indent=1).encode()
+        write_whole(folder / f"{name}.json", about, 0o644)
     except OSError as error:
         raise UsageError(f"{folder}: the registry cannot be written ({error.strerror})") from error
     return model
@@ -152,12 +153,3 @@ def resolved(model: ModelConfig) -> ModelConfig:
 def _what_there_is() -> str:
     names = [*available_models(), *(model.name for model in registered_models())]
     return f"there are: {', '.join(names)}."
-
-
-def _write(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
-        temporary.write(content)
-        temporary.flush()
-        os.fsync(temporary.fileno())
-    os.chmod(temporary.name, 0o644)
-    os.replace(temporary.name, path)

@@ -145,7 +145,7 @@ def enhance_file(
         )
         return _Job(plan, place, on_event, stop or StopSignal(), overwrite, restart, started).run()
     except SrstreamError as error:
-        resumable = plan is not None and _directory(plan, place).exists()
+        resumable = plan is not None and _directory(plan.output.path, place).exists()
         on_event(
             Failed(
                 kind=type(error).__name__,
@@ -451,13 +451,13 @@ class _Throttle:
         )
 
 
-def _directory(plan: JobPlan, workplace: Workplace) -> Path:
-    return workplace.directory or job_directory(plan.output.path)
+def _directory(output: Path, workplace: Workplace) -> Path:
+    return workplace.directory or job_directory(output)
 
 
 def _is_publishing(output: Path, workplace: Workplace) -> bool:
     """Whether an unfinished job of `output` was killed while it gave the output its name."""
-    directory = workplace.directory or job_directory(output)
+    directory = _directory(output, workplace)
     if not directory.exists():
         return False
     with JobStore(output, directory=directory, output_folder=workplace.output_folder) as store:

@@ -25,6 +25,7 @@ from srstream.errors import (
     SrstreamError,
     UsageError,
 )
+from srstream.files import fsync_path
 from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
 from srstream.media.types import OutputVideo, VideoInfo
 from srstream.models.registry import resolved
@@ -362,7 +363,7 @@ def _publish(destination: Path, data: bytes, overwrite: bool) -> None:
             temporary = None
         else:
             os.link(temporary, destination)
-        _sync_folder(folder)
+        fsync_path(folder)
     except FileExistsError as error:
         raise UsageError(
             f"{destination}: exists already; use --overwrite to replace it."
@@ -380,11 +381,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

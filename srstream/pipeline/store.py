@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from srstream.errors import DiskFullError, JobError
+from srstream.files import fsync_path
 from srstream.media.types import SegmentFile
 from srstream.pipeline.failpoints import failpoint
 from srstream.pipeline.journal import open_journal
@@ -78,15 +79,6 @@ def disk_errors(doing: str, place: Path, advice: str = "") -> Iterator[None]:
                 "Free some space and run the same command again: it resumes."
             ) from error
         raise JobError(f"{place}: {doing} failed ({error}).{advice}") from error
-
-
-def fsync_path(path: Path) -> None:
-    """Force a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class JobStore:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -28,6 +27,7 @@ from srstream.errors import (
     ResumeMismatchError,
     SrstreamError,
 )
+from srstream.files import write_whole
 from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec
 from srstream.pipeline.enhancer import Enhancer
@@ -323,7 +323,7 @@ def pinned_model(model: ModelConfig, directory: Path, *, renew: bool) -> ModelCo
         if network.weights is not None:
             _copy_safely(Path(network.weights), weights)
             network = network.model_copy(update={"weights": str(weights)})
-        _write_safely(network.model_dump_json().encode(), stated)
+        write_whole(stated, network.model_dump_json().encode())
     return network
 
 
@@ -331,12 +331,4 @@ def _copy_safely(source: Path, target: Path) -> None:
     for suffix in ("", ".int8.json"):
         beside = source.with_suffix(suffix) if suffix else source
         if beside.is_file():
-            _write_safely(beside.read_bytes(), target.with_suffix(suffix) if suffix else target)
-
-
-def _write_safely(content: bytes, target: Path) -> None:
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as temporary:
-        temporary.write(content)
-        temporary.flush()
-        os.fsync(temporary.fileno())
-    os.replace(temporary.name, target)
+            write_whole(target.with_suffix(suffix) if suffix else target, beside.read_bytes())

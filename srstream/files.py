@@ -1,0 +1,26 @@
+"""Files that are whole or not there, and that outlast a power cut."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def fsync_path(path: Path) -> None:
+    """Force a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """The file has this content and mode, or it is as it was before."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
+        temporary.write(content)
+        temporary.flush()
+        os.fchmod(temporary.fileno(), mode)
+        os.fsync(temporary.fileno())
+    os.replace(temporary.name, path)
