@@ -124,7 +124,9 @@ def test_its_command_runs_as_its_user_in_its_folders(tmp_path: Path) -> None:
     """A mount namespace of its own gives it the folders of the image."""
     script = f"""
         set -e
-        for folder in /mnt /srv /run /var/lib; do mount -t tmpfs tmpfs $folder; done
+        for folder in /mnt /run /var/lib; do mount -t tmpfs tmpfs $folder; done
+        mkdir /var/lib/volumes  # of the disk that has the state, as is usual
+        mount --bind /var/lib/volumes /srv
         for folder in etc root; do  # root's home may hold the interpreter: open to all in here
             mkdir -p /mnt/$folder/upper /mnt/$folder/work
             mount -t overlay overlay /$folder \

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,38 @@ def test_a_kill_between_publishing_and_tidying_is_noticed(tmp_path: Path) -> Non
         assert store.was_published()
         store.remove()
     assert os.listdir(tmp_path) == ["out.mp4"]
+
+
+PUBLISH = """
+import sys
+from pathlib import Path
+from srstream.pipeline.store import JobStore
+output, directory = Path(sys.argv[1]), Path(sys.argv[2])
+for content in (b"first", b"second"):
+    with JobStore(output, directory=directory, fresh=True) as store:
+        store.assembled_path.write_bytes(content)
+        store.publish(overwrite=content == b"second")
+        assert store.was_published()
+        store.remove()
+    assert output.read_bytes() == content
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts folders")
+def test_publishing_into_another_mount_of_the_same_file_system(tmp_path: Path) -> None:
+    """Nothing can be moved there although it is one device."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    subprocess.run(
+        [
+            *("unshare", "--mount", "--propagation", "private"),
+            *("bash", "-c", 'mount --bind "$0" "$0" && exec "$@"', folder),
+            *(sys.executable, "-c", PUBLISH, folder / "out.mp4", tmp_path / "job"),
+        ],
+        check=True,
+    )
+    assert [path.name for path in folder.iterdir()] == ["out.mp4"]
+    assert (folder / "out.mp4").read_bytes() == b"second"
 
 
 def test_an_older_output_is_not_taken_for_the_published_one(tmp_path: Path) -> None:

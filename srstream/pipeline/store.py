@@ -238,7 +238,8 @@ class JobStore:
     def publish(self, *, overwrite: bool) -> None:
         """Give the assembled output its name. Atomic; an existing file only with `overwrite`.
 
-        On another file system it is copied beside its name first.
+        Where it cannot be moved from the job's folder it is copied beside its name first. That is
+        so between file systems, and between two mounts of one, as containers and systemd make them.
 
         Raises:
             JobError: the output's name was taken meanwhile; the job is kept.
@@ -247,13 +248,21 @@ class JobStore:
             fsync_path(self.assembled_path)
             failpoint("output.fsynced")
             with self._open_output_folder() as folder:
-                ready = self._beside_output(folder)
-                self.put("publishing", _identity(os.stat(ready[0], dir_fd=ready[1])))
-                self.put("state", "publishing")
-                failpoint("output.publishing")
-                _give_name(ready, self.output, folder, overwrite=overwrite)
+                try:
+                    self._give_name((os.fspath(self.assembled_path), None), folder, overwrite)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
+                    self._give_name(self._copied_beside(folder), folder, overwrite)
                 os.fsync(folder)
         failpoint("output.published")
+
+    def _give_name(self, ready: _Entry, folder: int, overwrite: bool) -> None:
+        """Journaled before, so that a run that comes after a kill knows its own output."""
+        self.put("publishing", _identity(os.stat(ready[0], dir_fd=ready[1])))
+        self.put("state", "publishing")
+        failpoint("output.publishing")
+        _give_name(ready, self.output, folder, overwrite=overwrite)
 
     def was_published(self) -> bool:
         """Whether a run that was killed while publishing had already given the output its name."""
@@ -277,17 +286,14 @@ class JobStore:
         finally:
             os.close(folder)
 
-    def _beside_output(self, folder: int) -> _Entry:
-        """The assembled output, or its copy, on the output's own file system."""
-        assembled = self.assembled_path
-        if assembled.stat().st_dev == os.fstat(folder).st_dev:
-            return os.fspath(assembled), None
+    def _copied_beside(self, folder: int) -> _Entry:
+        """A copy of the assembled output in the output's folder."""
         name = part_name(self.directory)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with (
-            assembled.open("rb") as source,
+            self.assembled_path.open("rb") as source,
             open(os.open(name, flags, 0o666, dir_fd=folder), "wb") as copy,
         ):
             shutil.copyfileobj(source, copy, 1 << 20)
