@@ -159,9 +159,10 @@ class Gate:
     async def _forward(self, connection: socket.socket, client: _Client) -> None:
         """Connect to libzmq, then read what the client sends."""
         loop = asyncio.get_running_loop()
+        inner = _Side()
+        client.other, inner.other = inner, client
         try:
-            _, inner = await loop.create_unix_connection(_Side, str(self._inner))
-            client.other, inner.other = inner, client
+            await loop.create_unix_connection(lambda: inner, str(self._inner))
             await loop.connect_accepted_socket(lambda: client, connection)
         except OSError:
             connection.close()
@@ -190,20 +191,24 @@ class _Side(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self.other: _Side | None = None
         self._buffer = bytearray(_READ_BYTES)
+        self._early = b""
+        """libzmq's greeting, which comes before the client's end is there. To pause reading until
+        then is no way: a pause in `connection_made` does not last in Python 3.11.2, Debian 12's."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        if self.other is None:
-            self.transport.pause_reading()  # until there is someone to read for
-        elif self.other.transport is not None:
-            self.other.transport.resume_reading()
+        if self.other is not None and self.other._early:
+            self.transport.write(self.other._early)
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(memoryview(self._buffer)[:nbytes])
         if self.other is not None and self.other.transport is not None:
-            self.other.transport.write(bytes(memoryview(self._buffer)[:nbytes]))
+            self.other.transport.write(data)
+        else:
+            self._early += data
 
     def pause_writing(self) -> None:
         if self.other is not None and self.other.transport is not None:
