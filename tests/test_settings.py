@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from srstream.config import JobConfig
 from srstream.errors import ConfigError
+from srstream.service import settings
 from srstream.service.settings import ServiceSettings, WatchFolder, load_settings
 from tests.jobs import REPOSITORY
 
@@ -108,3 +109,17 @@ def test_a_wrong_one_is_refused_in_one_sentence(tmp_path: Path, text: str, words
     with pytest.raises(ConfigError) as refused:
         load_settings(path)
     assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_system_configuration_is_for_those_who_have_no_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = tmp_path / "etc/srstream.toml"
+    monkeypatch.setattr(settings, "SYSTEM_CONFIG", system)
+    monkeypatch.setenv("CONFIGURATION_DIRECTORY", str(tmp_path / "own"))
+    assert settings.system_config() is None
+    system.parent.mkdir()
+    system.touch()
+    assert settings.system_config() == system
+    (tmp_path / "own/keys").mkdir(parents=True)
+    assert settings.system_config() is None

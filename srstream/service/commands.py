@@ -266,7 +266,12 @@ KeysDir = Annotated[
     ),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="The daemon's configuration, to find its keys.")
+    Path | None,
+    typer.Option(
+        "--config",
+        help="The daemon's configuration, to find its keys. "
+        "[dim]default: this user's; if there is none, the system service's[/]",
+    ),
 ]
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="What the client is called.")]
 
@@ -353,9 +358,12 @@ def _client(address: str | None, client_key: Path | None, timeout: float = 10.0)
 
 def _ring(folder: Path | None, config: Path | None) -> KeyRing:
     from srstream.service.keys import KeyRing
-    from srstream.service.settings import keys_dir, load_settings
+    from srstream.service.settings import keys_dir, load_settings, system_config
 
-    return KeyRing(keys_dir(load_settings(config), config) if folder is None else folder)
+    if folder is None:
+        config = config or system_config()
+        folder = keys_dir(load_settings(config), config)
+    return KeyRing(folder)
 
 
 def _checked_states(states: Iterable[str]) -> Any:

@@ -261,7 +261,7 @@ def _give_to_owner_of(folder: Path, path: Path) -> None:
     """What root adds to the keys of a daemon must be that daemon's to read."""
     if os.geteuid() == 0:
         owner = folder.stat()
-        os.chown(path, owner.st_uid, owner.st_gid)
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _write_new(path: Path, values: dict[str, str], like: Path | None = None) -> None:

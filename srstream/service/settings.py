@@ -21,6 +21,7 @@ from srstream.config import JobConfig, Section
 from srstream.errors import ConfigError
 
 CONFIG_NAME = "srstream.toml"
+SYSTEM_CONFIG = Path("/etc/srstream") / CONFIG_NAME
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogForm = Literal["auto", "json", "console"]
@@ -240,6 +241,13 @@ def load_settings(path: Path | None) -> ServiceSettings:
             for item in error.errors(include_url=False)
         )
         raise ConfigError(f"{name}: {problems}.") from error
+
+
+def system_config() -> Path | None:
+    """The system service's configuration; None if there is none, or this user has a daemon too."""
+    own = default_config_dir()
+    has_own = any((own / name).exists() for name in (CONFIG_NAME, "keys"))
+    return SYSTEM_CONFIG if SYSTEM_CONFIG.exists() and not has_own else None
 
 
 def keys_dir(settings: ServiceSettings, path: Path | None) -> Path:
