@@ -94,15 +94,15 @@ clean:
 
 install: install-venv install-units
 
-# A staged environment must not know where it was staged.
+# A staged environment must not know where it was staged, and everyone must be able to run it.
 install-venv:
 	@case "$$(readlink -f "$$(command -v $(PYTHON))")" in /home/*|/root/*) \
 		echo "$(PYTHON) lies in a home folder, which the service cannot see; name another with" \
 			"PYTHON=/usr/bin/python3"; exit 1;; esac
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "srstream needs Python 3.11 or newer; name one with: make install PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
-	$(DESTDIR)$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+	umask 022; $(PYTHON) -m venv $(DESTDIR)$(PREFIX)
+	umask 022; $(DESTDIR)$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
 		$(PIP_ARGS) $(if $(filter gpu,$(PROFILE)),'.[tensorrt]',.)
 	$(if $(DESTDIR),grep -rlI "$(DESTDIR)" $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/pyvenv.cfg | xargs -r sed -i 's#$(DESTDIR)##g')
 
@@ -126,21 +126,29 @@ ifeq ($(DESTDIR),)
 	systemd-sysusers
 	systemd-tmpfiles --create /etc/tmpfiles.d/srstream.conf
 	systemctl daemon-reload
-	@echo "Name the folders of jobs in /etc/srstream/srstream.toml and in a drop-in (systemctl edit" \
-		"srstream), then: systemctl enable --now srstream.socket srstream.service"
+	@if systemctl --quiet is-active srstream.service; then \
+		echo "The daemon runs on as it was. To take what was installed: systemctl restart srstream"; \
+	else \
+		echo "Name the folders of jobs in /etc/srstream/srstream.toml and in a drop-in (systemctl edit" \
+			"srstream), then: systemctl enable --now srstream.socket srstream.service"; \
+	fi
 endif
 
 uninstall:
 ifeq ($(DESTDIR),)
-	-systemctl disable --now srstream.service srstream.socket 'srstream-worker@*.service'
+	-systemctl disable --now srstream.service srstream.socket
+	-systemctl disable srstream-worker@.service
+	-systemctl stop 'srstream-worker@*.service'
 endif
 	rm -f $(UNITS)/srstream.service $(UNITS)/srstream.socket $(UNITS)/srstream-worker@.service \
 		$(UNITS)/srstream.service.d/hardening-*.conf $(UNITS)/srstream-worker@.service.d/hardening-gpu.conf \
 		$(DESTDIR)/etc/sysusers.d/srstream.conf $(DESTDIR)/etc/tmpfiles.d/srstream.conf \
 		$(DESTDIR)/etc/srstream/srstream.toml.example
-	-rmdir $(UNITS)/srstream.service.d $(UNITS)/srstream-worker@.service.d 2>/dev/null
+	rmdir $(UNITS)/srstream.service.d $(UNITS)/srstream-worker@.service.d 2>/dev/null || true
 	test ! -e $(DESTDIR)$(PREFIX)/pyvenv.cfg || rm -rf $(DESTDIR)$(PREFIX)
 ifeq ($(DESTDIR),)
+	rm -rf /run/srstream /run/srstream-worker
 	systemctl daemon-reload
-	@echo "Kept: /etc/srstream, /var/lib/srstream, /var/cache/srstream and the user srstream."
+	@echo "Kept: /etc/srstream, drop-ins of yours, /var/lib/srstream, /var/lib/srstream-worker," \
+		"/var/cache/srstream and the user srstream."
 endif

@@ -2,12 +2,12 @@
 # A systemd of its own, as PID 1 in namespaces, over an overlay of this machine's root: what it
 # changes is gone when it ends, except in the folder of results.
 #
-# Usage (as root): unshare -mpfCiu --propagation private systemd.sh UNITS RESULTS BIND...
-#   UNITS    folder laid over /, as `make install-units DESTDIR=UNITS` fills it
+# Usage (as root): unshare -mpfCiu --propagation private systemd.sh LAYER RESULTS BIND...
+#   LAYER    folder that is laid over /, such as `make install-units DESTDIR=LAYER` fills
 #   RESULTS  folder seen as /results; its driver.sh is run, and systemd ends when that has
-#   BIND     folders that the hardened service is to see although they lie in a home folder
+#   BIND     folders that are to be seen although they lie in /tmp
 set -e
-units=$1 results=$2
+layer=$1 results=$2
 shift 2
 
 base=$(mktemp -d)
@@ -38,9 +38,14 @@ for folder in "$@"; do  # /tmp is another one by now
     mount --bind "$folder" "$root/$folder"
 done
 
+# Videos and the queue on one file system, as on most machines; overlays look like several.
+mount -t tmpfs -o mode=755 tmpfs "$root/srv"
+mkdir -p "$root/srv/state" "$root/var/lib/srstream"
+mount --bind "$root/srv/state" "$root/var/lib/srstream"
+
 # None of this machine's own services.
 rm -rf "$root"/{usr/lib,lib,etc}/systemd/system/*.wants
-cp -r "$units/etc" "$root/"
+cp -r "$layer/." "$root/"
 system=$root/etc/systemd/system
 cat >"$system/driver.service" <<END
 [Unit]
@@ -52,21 +57,13 @@ Type=oneshot
 ExecStart=/bin/bash /results/driver.sh
 StandardOutput=file:/results/driver.log
 StandardError=inherit
-TimeoutStartSec=240
+TimeoutStartSec=600
 END
 cat >"$system/driver.target" <<END
 [Unit]
 DefaultDependencies=no
 Wants=driver.service systemd-journald.service
 END
-mkdir -p "$system/srstream.service.d"
-printf '[Service]\nReadWritePaths=/srv/video\n%s\n' "${*:+BindReadOnlyPaths=$*}" \
-    >"$system/srstream.service.d/folders.conf"
-mkdir -p "$root/srv/video"
-cp "$results"/input.* "$root/srv/video/"
-chroot "$root" systemd-sysusers /etc/sysusers.d/srstream.conf
-chroot "$root" systemd-tmpfiles --create /etc/tmpfiles.d/srstream.conf
-chroot "$root" chown -R srstream:srstream /srv/video
 
 cd "$root"
 mkdir -p old

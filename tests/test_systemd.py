@@ -1,6 +1,6 @@
 """The units: clean, tight, installed where they belong, and the daemon runs under them.
 
-The last of these takes a real systemd, started as PID 1 of namespaces (`systemd.sh`).
+The last of these take a real systemd, started as PID 1 of namespaces (`systemd.sh`).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from srstream.pipeline.sandbox import landlock_abi
+from tests import clips
 from tests.jobs import REPOSITORY
 
 MAX_EXPOSURE = {"cpu": 1.5, "gpu": 2.0}
@@ -117,7 +119,15 @@ def test_a_staged_install_runs_where_it_is_moved_to(tmp_path: Path) -> None:
     assert (stage / "etc/systemd/system/srstream.service").exists()
 
 
+PRELUDE = """
+about() { systemctl show --value -p "$1" "${2:-srstream.service}"; }
+note() { echo "$1: $2" >>/results/found; }
+wait_for() { for _ in $(seq 240); do [ -e "$1" ] && return; sleep 0.5; done; return 1; }
+"""
+
 DRIVER = """
+systemd-sysusers
+systemd-tmpfiles --create /etc/tmpfiles.d/srstream.conf
 cat >/tmp/job.py <<'END'
 import json, sys, time, zmq
 socket = zmq.Context().socket(zmq.REQ)
@@ -145,9 +155,6 @@ source = os.open("/srv/video/input.mp4", os.O_RDONLY)
 print(*confine(readable=[source], memory_bytes=None), *seal(), sep="; ")
 END
 echo "confined: $(cd PACKAGES && PYTHON /tmp/confined.py)" >>/results/found
-about() { systemctl show --value -p "$1" srstream.service; }
-note() { echo "$1: $2" >>/results/found; }
-wait_for() { for _ in $(seq 240); do [ -e "$1" ] && return; sleep 0.5; done; return 1; }
 mkdir -p /srv/video/{new,done,failed} /run/systemd/system/srstream.service.d
 cp /srv/video/input.mp4 /srv/video/new/clip.mp4
 echo 'no video' >/srv/video/new/broken.mp4
@@ -197,12 +204,7 @@ def home_folders() -> list[Path]:
     return [path for path in wanted if path.parts[1] in ("home", "root", "tmp")]
 
 
-@pytest.mark.long
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("profile", MAX_EXPOSURE)
-def test_the_daemon_runs_under_a_real_systemd(
-    tmp_path: Path, sample_clip: Path, profile: str
-) -> None:
+def skip_without_systemd() -> None:
     if os.geteuid() != 0 or not Path("/lib/systemd/systemd").exists():
         pytest.skip("it takes root, and an installed systemd")
     tried = subprocess.run(
@@ -212,9 +214,38 @@ def test_the_daemon_runs_under_a_real_systemd(
     )
     if tried.returncode != 0:
         pytest.skip("no namespaces can be made here")
-    units, results = tmp_path / "units", tmp_path / "results"
-    install_units(units, profile)
-    (units / "etc/srstream/srstream.toml").write_text(
+
+
+def boot(layer: Path, results: Path, driver: str, *binds: Path) -> tuple[dict[str, str], str]:
+    """What `driver` noted in a systemd of its own (`systemd.sh`), and what was printed there."""
+    results.mkdir()
+    (results / "driver.sh").write_text(PRELUDE + driver)
+    subprocess.run(
+        ["unshare", "-mpfCiu", "--propagation", "private", "bash"]
+        + [str(REPOSITORY / "tests/systemd.sh"), str(layer), str(results)]
+        + [str(path) for path in binds],
+        capture_output=True,
+        check=False,
+    )
+    found = dict(line.split(": ", 1) for line in (results / "found").read_text().splitlines())
+    return found, (results / "driver.log").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("profile", MAX_EXPOSURE)
+def test_the_daemon_runs_under_a_real_systemd(
+    tmp_path: Path, sample_clip: Path, profile: str
+) -> None:
+    skip_without_systemd()
+    layer, results = tmp_path / "layer", tmp_path / "results"
+    units = install_units(layer, profile)
+    binds = home_folders()
+    (units / "srstream.service.d/folders.conf").write_text(
+        "[Service]\nReadWritePaths=/srv/video\n"
+        + "".join(f"BindReadOnlyPaths={path}\n" for path in binds)
+    )
+    (layer / "etc/srstream/srstream.toml").write_text(
         """
 [security]
 read_roots = ["/srv/video"]
@@ -228,19 +259,10 @@ settle_seconds = 1
 end_seconds = 0.5
 """
     )
-    results.mkdir()
-    shutil.copy(sample_clip, results / "input.mp4")
+    (layer / "srv/video").mkdir(parents=True)
+    shutil.copy(sample_clip, layer / "srv/video/input.mp4")
     driver = DRIVER.replace("PYTHON", sys.executable).replace("PACKAGES", str(REPOSITORY))
-    (results / "driver.sh").write_text(driver)
-    subprocess.run(
-        ["unshare", "-mpfCiu", "--propagation", "private", "bash"]
-        + [str(REPOSITORY / "tests/systemd.sh"), str(units), str(results)]
-        + [str(path) for path in home_folders()],
-        capture_output=True,
-        check=False,
-    )
-    log = (results / "driver.log").read_text()
-    found = dict(line.split(": ", 1) for line in (results / "found").read_text().splitlines())
+    found, log = boot(layer, results, driver, *binds)
     journal = [json.loads(line) for line in (results / "journal").read_text().splitlines()]
     text = "\n".join(str(entry["MESSAGE"]) for entry in journal)
     names = ["no_new_privs", "rlimits", "seccomp", "sealed"]
@@ -274,3 +296,195 @@ end_seconds = 0.5
     lines = [e for e in journal if str(e["MESSAGE"]).startswith("{")]
     assert {"6"} <= {entry["PRIORITY"] for entry in lines}
     assert any(json.loads(entry["MESSAGE"]).get("job") for entry in lines)
+
+
+SOURCES = (
+    *("pyproject.toml", "README.md", "LICENSE", "Makefile"),
+    *("srstream", "trainer", "systemd", "configs"),
+)
+
+INSTALL_DRIVER = r"""
+export HOME=/root
+srstream=/opt/srstream/bin/srstream
+second='--address ipc:///run/srstream-worker/1/control.sock'
+over_tcp='--address tcp://127.0.0.1:7711 --client-key /home/ann/ann.key'
+units=/etc/systemd/system
+as() { runuser -u "$1" -- "${@:2}" 2>&1; }
+state() { systemctl show --value -p ActiveState,SubState,UnitFileState "$1" | xargs; }
+files() { find /etc /opt /usr /var -xdev -path /var/log -prune -o -print | sort; }
+install() { (umask 077; make install PYTHON=SYSTEM_PYTHON); note "$1" $?; }
+job() { # OUTPUT, OPTION...
+    as ann $srstream submit /srv/video/input.mp4 -o /srv/video/out/$1 --wait "${@:2}" >/tmp/said
+    echo "$? $(grep -o 'done, .*' /tmp/said)"
+    cat /tmp/said >&2
+}
+num_jobs() { as ann $srstream jobs "$@" | grep -c done; }
+may_write() { # UNIT
+    mkdir -p $units/$1.d
+    printf '[Service]\nReadWritePaths=/srv/video/out\n' >$units/$1.d/override.conf
+    systemctl daemon-reload
+}
+useradd --create-home ann; useradd bob
+mkdir -p /srv/video/out
+cd /root/source
+files >/tmp/before
+
+# Everything in its place, nothing runs.
+install install
+note loaded "$(systemctl show -p LoadState --value srstream.{service,socket} srstream-worker@1 |
+    xargs)"
+note installed "$(state srstream.service), $(state srstream.socket)"
+note folders "$(stat -c '%a %U' /run/srstream /etc/srstream /etc/srstream/keys | xargs)"
+
+# Step by step as docs/operations.md has it.
+chown srstream:srstream /srv/video/out
+sed -i 's#^read_roots.*#read_roots = ["/srv/video"]#
+    s#^write_roots.*#write_roots = ["/srv/video/out"]#' /etc/srstream/srstream.toml
+may_write srstream.service
+systemctl enable --now srstream.socket srstream.service; note enable $?
+usermod -aG srstream ann
+note enabled "$(state srstream.service), $(state srstream.socket)"
+note socket "$(stat -c '%a %U %G' /run/srstream/control.sock)"
+note health "$(as ann $srstream health | xargs)"
+note 'health asked by a stranger' "$(as bob $srstream health)"
+note job "$(job one.mp4)"
+as ann $srstream verify /srv/video/input.mp4 /srv/video/out/one.mp4 >/results/receipt
+note verify $?
+systemctl reload srstream; note reload "$? $(about ActiveState)"
+
+# A key, and the network that it is for.
+(cd /; as srstream $srstream keys new ann -o /var/lib/srstream/ann.key)
+note keys "$(cd /etc/srstream/keys && stat -c '%a %U %n' server.toml clients/* | xargs)"
+mv /var/lib/srstream/ann.key /home/ann; chown ann: /home/ann/ann.key
+sed -i 's/^#control_tcp.*/control_tcp = "tcp:\/\/127.0.0.1:7711"/' /etc/srstream/srstream.toml
+printf '%s\n' PrivateNetwork=no 'RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6' \
+    IPAddressAllow=127.0.0.0/8 >>$units/srstream.service.d/override.conf
+systemctl daemon-reload; systemctl restart srstream; note restart $?
+note 'health over TCP' "$(as ann $srstream health $over_tcp | xargs)"
+
+# One more daemon.
+sed '/^control_tcp/d' /etc/srstream/srstream.toml >/etc/srstream/worker-1.toml
+may_write srstream-worker@.service
+systemctl enable --now srstream-worker@1; note 'enable a second' $?
+note 'the second' "$(state srstream-worker@1)"
+note 'device of the second' "$(as ann $srstream health $second | grep -o 'on .*')"
+note 'socket of the second' "$(stat -c '%a %U %G' /run/srstream-worker/1/control.sock)"
+note 'job of the second' "$(job two.mp4 $second)"
+note 'jobs of each' "$(num_jobs) $(num_jobs $second)"
+note 'state of each' "$(stat -c '%a %U' /var/lib/srstream /var/lib/srstream-worker/1 | xargs)"
+
+# A newer version, while the daemon runs.
+sed -i 's/^version = .*/version = "99.0"/' pyproject.toml
+configured=$(sha256sum /etc/srstream/srstream.toml) pid=$(about MainPID)
+install upgrade
+note version "$($srstream --version)"
+[ "$configured" = "$(sha256sum /etc/srstream/srstream.toml)" ] && note configuration kept
+[ "$pid" = "$(about MainPID)" ] && note daemon 'runs on'
+note 'job of the old daemon' "$(job three.mp4)"
+systemctl restart srstream 'srstream-worker@*'; note 'restart after an upgrade' $?
+note 'job of the new one' "$(job four.mp4)"
+note 'jobs of all' "$(num_jobs)"
+
+make uninstall; note uninstall $?
+note units "$(systemctl list-units --all --plain --no-legend 'srstream*' | xargs)"
+note processes "$(pgrep -u srstream)"
+note runtime "$(ls -d /run/srstream* 2>/dev/null)"
+note user "$(id -nG ann)"
+note outputs "$(ls /srv/video/out | xargs)"
+note queue "$(ls /var/lib/srstream/*.sqlite)"
+files | comm -13 /tmp/before - >/results/left
+make uninstall; note 'uninstall again' $?
+journalctl --no-pager -o cat >>/results/driver.log
+"""
+
+KEPT = r"""
+    (/var/cache/srstream | /var/lib/srstream-worker) (/.*)?
+    | /etc/srstream | /etc/srstream/(srstream|worker-1)\.toml
+    | /etc/srstream/keys (/server\.toml | /clients (/ann\.toml)?)?
+    | /etc/systemd/system/srstream(-worker@)?\.service\.d (/override\.conf)?
+    | /etc/(sysusers|tmpfiles)\.d | /etc/systemd/system/(multi-user|sockets)\.target\.wants
+"""
+
+
+def skip_without_packages(folder: Path) -> None:
+    """pip is asked for what the build needs, as `make install` will."""
+    subprocess.run([SYSTEM_PYTHON, "-m", "venv", str(folder)], check=True)
+    done = subprocess.run(
+        [folder / "bin/pip", "download", "--no-deps", "-d", str(folder), "hatchling"],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.skip("pip reaches no index of packages")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_documented_steps_from_install_to_uninstall(tmp_path: Path) -> None:
+    skip_without_systemd()
+    if not Path(SYSTEM_PYTHON).exists() or not can_make_an_environment():
+        pytest.skip(f"{SYSTEM_PYTHON} is no Python 3.11 that can make environments")
+    skip_without_packages(tmp_path / "probe")
+    layer, results = tmp_path / "layer", tmp_path / "results"
+    (layer / "srv/video").mkdir(parents=True)
+    clips.cfr(layer / "srv/video/input.mp4", frames=20)
+    source = layer / "root/source"
+    source.mkdir(parents=True)
+    for name in SOURCES:
+        if (REPOSITORY / name).is_dir():
+            shutil.copytree(
+                REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        else:
+            shutil.copy(REPOSITORY / name, source)
+    given = [(name, value) for name, value in os.environ.items() if name.startswith("PIP_")]
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in given)
+    driver = exports + INSTALL_DRIVER.replace("SYSTEM_PYTHON", SYSTEM_PYTHON)
+    found, log = boot(layer, results, driver)
+    well = "well: 0 jobs run, 0 wait, 0 paused engine-0 on auto: ready"
+    done = "0 done, /srv/video/out"
+    assert found == {
+        "install": "0",
+        "loaded": "loaded loaded loaded",
+        "installed": "inactive dead disabled, inactive dead disabled",
+        "folders": "755 srstream 755 root 700 srstream",
+        "enable": "0",
+        "enabled": "active running enabled, active running enabled",
+        "socket": "660 srstream srstream",
+        "health": well,
+        "health asked by a stranger": "srstream: /run/srstream/control.sock: Permission denied.",
+        "job": f"{done}/one.mp4",
+        "verify": "0",
+        "reload": "0 active",
+        "keys": "600 srstream server.toml 600 srstream clients/ann.toml",
+        "restart": "0",
+        "health over TCP": well,
+        "enable a second": "0",
+        "the second": "active running enabled",
+        "device of the second": "on cuda:1: ready",
+        "socket of the second": "660 srstream srstream",
+        "job of the second": f"{done}/two.mp4",
+        "jobs of each": "1 1",
+        "state of each": "700 srstream 700 srstream",
+        "upgrade": "0",
+        "version": "99.0",
+        "configuration": "kept",
+        "daemon": "runs on",
+        "job of the old daemon": f"{done}/three.mp4",
+        "restart after an upgrade": "0",
+        "job of the new one": f"{done}/four.mp4",
+        "jobs of all": "3",
+        "uninstall": "0",
+        "units": "",
+        "processes": "",
+        "runtime": "",
+        "user": "ann srstream",
+        "outputs": "four.mp4 one.mp4 three.mp4 two.mp4",
+        "queue": "/var/lib/srstream/jobs.sqlite",
+        "uninstall again": "0",
+    }, log
+    receipt = json.loads((results / "receipt").read_text())
+    assert (receipt["num_frames_in"], receipt["num_frames_out"]) == (20, 20)
+    left = (results / "left").read_text().splitlines()
+    assert "/var/lib/srstream-worker/1/jobs.sqlite" in left
+    assert [path for path in left if not re.fullmatch(KEPT, path, re.VERBOSE)] == []
