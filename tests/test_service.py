@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from srstream.engines.table import can_run
 from tests import clips
 from tests.daemon import FINAL, Daemon, wait_for
 from tests.jobs import file_hash, run, video_times
@@ -200,11 +201,18 @@ def test_a_worker_that_answers_but_does_not_advance_is_replaced(tmp_path: Path) 
         assert video_times(daemon.outputs / "long.mp4") == video_times(source)
 
 
-def test_an_engine_that_cannot_start_ends_the_daemon(tmp_path: Path) -> None:
-    lines = "[workers]\nmax_restarts = 1\n[defaults.engine]\nname = 'tensorrt'"
-    daemon = Daemon(tmp_path, lines)
+@pytest.mark.skipif(can_run("tensorrt"), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "lines",
+    ["devices = ['cuda:0']", "[defaults.engine]\nname = 'tensorrt'"],
+    ids=["device", "engine"],
+)
+def test_an_engine_that_cannot_start_ends_the_daemon(tmp_path: Path, lines: str) -> None:
+    """Never is another taken, or another device, than the one that was named."""
+    daemon = Daemon(tmp_path, f"[workers]\nmax_restarts = 1\n{lines}")
     process = daemon.launch()
     assert process.wait(60) not in (0, None)
+    assert "engine 'tensorrt' needs" in daemon.log()
     assert "Traceback" not in daemon.log()
 
 

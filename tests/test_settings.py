@@ -93,6 +93,7 @@ def test_the_environment_stands_above_the_file(monkeypatch: pytest.MonkeyPatch) 
     [
         ("nonsense = 1", "nonsense"),
         ("[jobs]\nmax_running = 0", "jobs.max_running"),
+        ("[workers]\ndevices = ['cuda']", "workers.devices.0"),
         ("[jobs", "not valid TOML"),
         ("[security]\nread_roots = ['in']", "not an absolute path"),
         (WATCH.replace("/a", "a"), "not an absolute path"),

@@ -20,7 +20,7 @@ from typing import Any
 
 from srstream.config import EngineConfig, JobConfig, ModelConfig
 from srstream.engines.contract import Engine
-from srstream.engines.table import choose_engine
+from srstream.engines.table import choose_engine, cpu_engine_name
 from srstream.errors import (
     InterruptedJobError,
     RefusedError,
@@ -78,8 +78,11 @@ class EnginePool:
 
     def open(self, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
         """The engine for a model, and why that one; counted as used once more."""
-        if config.name == "auto" and self._device == "cpu":
-            config = config.model_copy(update={"name": "openvino"})
+        if config.name == "auto" and self._device != "auto":
+            # Who named a device wants no other: without its engine the worker does not start.
+            on_gpu = self._device.startswith("cuda")
+            name = "tensorrt" if on_gpu else cpu_engine_name(config, spec.name)
+            config = config.model_copy(update={"name": name})
         with self._lock:
             key = config, model
             if key not in self._open:

@@ -125,7 +125,7 @@ class JobSettings(Section):
 class WorkerSettings(Section):
     """The engine workers."""
 
-    devices: tuple[str, ...] = Field(
+    devices: tuple[Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d{1,2})$")], ...] = Field(
         ("auto",), min_length=1, max_length=16, description="auto, cpu, cuda:0 ...; one worker each"
     )
     stall_seconds: float = Field(
