@@ -89,10 +89,12 @@ retry_seconds = 0.2
             self.process.wait()
 
     def stop(self, timeout: float = 30.0) -> int:
-        """SIGTERM; its exit code."""
+        """SIGTERM; its exit code. Nothing in its log is a surprise of Python's own."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout)
+        code = self.process.wait(timeout)
+        assert "Unknown child process" not in self.log()
+        return code
 
     def ask(self, op: str, *, wait: float = 10.0, **fields: Any) -> dict[str, Any]:
         """One request and its whole reply.

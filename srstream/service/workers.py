@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -131,8 +133,8 @@ class EngineProcess:
 
     def kill(self) -> None:
         """End it at once."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+        if self._process is not None:
+            _kill(self._process)
 
     def stall(self, stall_seconds: float, silence_seconds: float) -> str | None:
         """Why it has to be replaced, if it has."""
@@ -209,8 +211,7 @@ class EngineProcess:
         """The worker is gone or must go; its jobs are handed back."""
         process, self._process = self._process, None
         assert process is not None
-        if process.returncode is None:
-            process.kill()
+        _kill(process)
         status = await process.wait()
         if self._writer is not None:
             self._writer.close()
@@ -222,3 +223,14 @@ class EngineProcess:
                 "engine worker %s ended (status %s)", self.name, status, extra={"worker": self.name}
             )
         await self._on_death(self, orders)
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill a child if it lives.
+
+    `process.kill` would take away the status of one that has just died by itself, which asyncio
+    then looks for in vain.
+    """
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
