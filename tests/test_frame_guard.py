@@ -8,9 +8,11 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.test_frames_worker import WorkerProcess, frames, open_stream, worker
@@ -88,12 +90,58 @@ def test_a_message_without_end_is_cut_off(
     worker: WorkerProcess, stream_beside: list[float]
 ) -> None:
     before = resident_bytes(worker.process.pid)
-    with connected(worker.sockets.frames_path) as ours, pytest.raises(OSError):
-        ours.sendall(part(b"FRAME"))
-        megabyte = part(bytes(np.random.default_rng(1).bytes(MIB)))
-        for _ in range(8192):
-            ours.sendall(megabyte)
+    for size in (MIB, 0):
+        with connected(worker.sockets.frames_path) as ours, pytest.raises(OSError):
+            ours.sendall(part(b"FRAME"))
+            another = part(bytes(np.random.default_rng(1).bytes(size)))
+            for _ in range(8192):
+                ours.sendall(another)
+            assert ours.recv(1) == b"", "it was not cut"
+            raise OSError
+        assert resident_bytes(worker.process.pid) < before + 128 * MIB
     wait_until_below(1.1 * before, resident_bytes, worker.process.pid)
+
+
+def test_who_says_nothing_right_is_cut_off(worker: WorkerProcess) -> None:
+    with connected(worker.sockets.frames_path) as ours:
+        answered = b""
+        for number in range(1, 100):
+            ours.sendall(b"\x00\x04GIVE")
+            while answered.count(b"is no kind of message") < number:
+                answered += ours.recv(4096)
+        ours.sendall(b"\x00\x04GIVE")
+        with suppress(ConnectionError):
+            while ours.recv(4096):
+                pass
+
+
+def test_unfinished_messages_of_many_are_bounded_together(worker: WorkerProcess) -> None:
+    pid, path = worker.process.pid, worker.sockets.frames_path
+    with open_stream(worker) as stream:
+        assert len(list(stream.enhance(frames(20)))) == 20
+        before = resident_bytes(pid)
+        with ExitStack() as held:
+            for _ in range(12):
+                ours = held.enter_context(connected(path))
+                ours.sendall(part(b"FRAME") + 40 * part(bytes(MIB)))
+            assert resident_bytes(pid) < before + 200 * MIB
+            assert len(list(stream.enhance(frames(20)))) == 20
+        wait_until_below(1.1 * before, resident_bytes, pid)
+
+
+def gates_of(pid: int) -> list[psutil.Process]:
+    children = psutil.Process(pid).children()
+    return [child for child in children if "srstream.service.frame_gate" in child.cmdline()]
+
+
+def test_a_gate_that_dies_is_replaced_and_none_outlives_its_worker(worker: WorkerProcess) -> None:
+    (gate,) = gates_of(worker.process.pid)
+    gate.kill()
+    with open_stream(worker) as stream:
+        assert len(list(stream.enhance(frames(5)))) == 5
+    (gate,) = gates_of(worker.process.pid)
+    worker.kill()
+    gate.wait(5)
 
 
 def test_an_unfinished_message_of_a_client_that_goes_leaves_nothing(
@@ -103,8 +151,9 @@ def test_an_unfinished_message_of_a_client_that_goes_leaves_nothing(
         assert len(list(stream.enhance(frames(20)))) == 20
     before = resident_bytes(worker.process.pid)
     with connected(worker.sockets.frames_path) as ours:
-        for _ in range(100):
+        for _ in range(60):  # a few more would end the connection
             ours.sendall(part(bytes(MIB)))
+        assert resident_bytes(worker.process.pid) > before + 30 * MIB
     wait_until_below(1.1 * before, resident_bytes, worker.process.pid)
 
 

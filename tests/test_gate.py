@@ -15,12 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srstream.service.client import Client
-from srstream.service.gate import FrameCounter, FrameError
+from srstream.service.gate import FrameCounter, FrameError, GateLimits
 from tests.control import Daemon, daemon
 
 GREETING = (
     b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 )  # signature, version, mechanism, as-server and filler
+LIMITS = GateLimits(
+    max_parts=64,
+    max_part_bytes=1 << 16,
+    max_message_bytes=1 << 17,
+    max_unfinished_bytes=1 << 20,
+    max_message_seconds=1.0,
+    messages_per_second=1000.0,
+)
 READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
 
 
@@ -32,7 +40,7 @@ def frame(body: bytes, *, more: bool = False, command: bool = False, long: bool 
 
 
 def feed(*pieces: bytes) -> None:
-    counter = FrameCounter()
+    counter = FrameCounter(LIMITS)
     for piece in pieces:
         counter.feed(memoryview(piece))
 

@@ -30,9 +30,10 @@ from srstream.service.endpoint import (
     listen_unix,
     lock_socket,
 )
-from srstream.service.gate import Gate
+from srstream.service.gate import Gate, GateLimits
 from srstream.service.keys import KeyRing
 from srstream.service.protocol import (
+    MAX_MESSAGE_BYTES,
     ErrorInfo,
     Event,
     Reply,
@@ -49,6 +50,14 @@ log = structlog.get_logger(__name__)
 LOCAL = "local"
 
 _INNER_NAME = "control.zmq"  # the ROUTER's own, behind the gate; nobody else can connect to it
+_GATE_LIMITS = GateLimits(
+    max_parts=64,  # a request has 1 or 2
+    max_part_bytes=MAX_MESSAGE_BYTES,
+    max_message_bytes=2 * MAX_MESSAGE_BYTES,
+    max_unfinished_bytes=4 << 20,
+    max_message_seconds=30.0,
+    messages_per_second=2000.0,
+)
 _NUM_WAITING = 16  # connections that are let through to be told that there is no room
 _MAX_PENDING = 256
 _MAX_PENDING_BYTES = 256 << 10
@@ -128,7 +137,8 @@ class ControlServer:
                 listener = _inherited(listen_fd)
             self._listeners.append(listener)
             inner = path.with_name(_INNER_NAME)
-            self._gate = Gate(listener, inner, self._settings.max_clients + _NUM_WAITING)
+            most = self._settings.max_clients + _NUM_WAITING
+            self._gate = Gate(listener, inner, most, _GATE_LIMITS)
             self._add_endpoint(auth.LOCAL_DOMAIN, listen_unix(inner, 0o600, None), auth.guard_local)
             if self._settings.control_tcp is not None:
                 self._bind_tcp(self._settings.control_tcp)

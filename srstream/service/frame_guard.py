@@ -1,34 +1,38 @@
-"""Connections of the data socket that take too much: too many of them, and messages without end.
+"""Connections of the data socket that take too much: too many, or of nonsense, or without end.
 
 libzmq keeps all parts of a message until the last one has come, bounds each part only, and can cut
-no single peer off. So the connections' descriptors are watched from outside.
+no single peer off. So the connections' descriptors are watched from outside. What comes over ipc
+has been counted before (`frame_gate.py`); over TCP this is all.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import resource
 import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from srstream.service.endpoint import resident_bytes, return_memory
+from srstream.service.logs import FewLines
+
 logger = logging.getLogger(__name__)
+logger.addFilter(FewLines(30))
 
 MAX_GROWTH_BYTES = 64 << 20
 """By which this process may grow before somebody is looked for."""
+
+MAX_FAULTS = 100
+"""Messages of a connection that are answered with an ERROR; with the last one it ends."""
 
 _LOOK_SECONDS, _HURRIED_LOOK_SECONDS = 0.1, 0.02
 _MAX_SEEN_SENDING = 25
 _TRIM_SECONDS = 0.5
 _FORGET_SECONDS = 5.0
-_LOG_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -37,6 +41,7 @@ class _Connection:
 
     inode: int
     num_seen_sending: int = 0
+    num_faults: int = 0
 
 
 class ConnectionGuard:
@@ -59,7 +64,7 @@ class ConnectionGuard:
         self._connections: dict[int, _Connection] = {}
         self._baseline_bytes = resident_bytes()
         self._grown_since: float | None = None
-        self._next_look = self._next_trim = self._next_refusal = 0.0
+        self._next_look = self._next_trim = 0.0
 
     def close(self) -> None:
         """Before the router is closed."""
@@ -81,6 +86,16 @@ class ConnectionGuard:
         if connection is not None:
             connection.num_seen_sending = 0
 
+    def saw_fault(self, part: zmq.Frame) -> None:
+        """A message of `part`'s connection was against the protocol."""
+        descriptor = int(part.get(zmq.SRCFD))
+        connection = self._connections.get(descriptor)
+        if connection is not None:
+            connection.num_faults += 1
+            if connection.num_faults >= MAX_FAULTS:
+                logger.warning("a connection was cut: %d wrong messages", MAX_FAULTS)
+                self._cut(descriptor)
+
     def look(self) -> None:
         """Take note of who has come and gone, and cut off whoever must be; cheap, so call often."""
         while self.monitor.poll(0):
@@ -98,15 +113,8 @@ class ConnectionGuard:
         with suppress(OSError):  # it may be gone already
             self._connections[descriptor] = _Connection(os.fstat(descriptor).st_ino)
         if len(self._connections) > self._max_connections:
-            self._log_refusal()
-            self._cut(descriptor)
-
-    def _log_refusal(self) -> None:
-        """Once a minute: a client that is refused tries again ten times a second."""
-        now = time.monotonic()
-        if now >= self._next_refusal:
-            self._next_refusal = now + _LOG_SECONDS
             logger.warning("connections are refused: %d are open", self._max_connections)
+            self._cut(descriptor)
 
     def _look_at_memory(self, now: float) -> None:
         if not self._has_grown():
@@ -155,14 +163,3 @@ def _is_sending(descriptor: int) -> bool:
             return bool(ours.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except OSError:
         return False
-
-
-def resident_bytes() -> int:
-    """Memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def return_memory() -> None:
-    """Give back to the system what glibc keeps for later; other C libraries have no such call."""
-    with suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

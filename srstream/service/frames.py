@@ -4,18 +4,17 @@ One thread (`run`) owns the socket and never waits for anything else; each sessi
 thread of its own (`frame_session.py`). So a client that is slow, dead or hostile costs the others
 nothing but its share of the engine, and that only as long as it takes its results.
 
-Who may connect is decided by the socket's file mode, or over TCP by CURVE. libzmq hands a message
-on when its last part is there; what a peer sends until then is watched by `frame_guard.py`.
+Who may connect is decided by the socket's file mode, or over TCP by CURVE. Over ipc a process of
+its own (`frame_gate.py`) lets through only messages of few parts, and only so many; over TCP, where
+nothing can be counted, messages without end are watched for by `frame_guard.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import grp
 import logging
 import os
-import tempfile
+import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -24,6 +23,9 @@ from pathlib import Path
 import zmq
 
 from srstream.errors import ConfigError, RefusedError, ServiceError, SrstreamError
+from srstream.frame import MAX_PLANES
+from srstream.service.endpoint import listen_unix, lock_socket
+from srstream.service.frame_gate import GateProcess
 from srstream.service.frame_guard import ConnectionGuard
 from srstream.service.frame_protocol import (
     BYE,
@@ -46,9 +48,12 @@ from srstream.service.frame_session import (
     SessionLimits,
     error_message,
 )
+from srstream.service.gate import GateLimits
+from srstream.service.logs import FewLines
 from srstream.service.settings import SocketSettings
 
 logger = logging.getLogger(__name__)
+logger.addFilter(FewLines(120))
 
 SEND_QUEUE = 4
 """Messages for one peer that libzmq keeps when the peer does not read."""
@@ -56,13 +61,18 @@ SEND_QUEUE = 4
 RECEIVE_QUEUE = 16
 """Messages of one peer that libzmq keeps until they are looked at."""
 
+HANDSHAKE_MS = 5_000
+
 MAX_SCALE = 4
 
 WINDOW_FRAMES, WINDOW_BYTES = 24, 32 << 20
 """Input that a session may have waiting; two frames always may."""
 
-TURN_MESSAGES = 64
+TURN_MESSAGES, TURN_SECONDS = 64, 0.002
 """Received at the most before the sessions are looked after again; skipped parts: 32 times that."""
+
+MAX_UNFINISHED_BYTES = 128 << 20
+"""Of messages on their way through the gate; two of the largest always may be."""
 
 MIN_TICK_MS, MAX_TICK_MS = 1, 200
 
@@ -133,7 +143,9 @@ class FramesServer:
         self._context = context or zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self._guard: ConnectionGuard | None = None
-        self._descriptors: list[int] = []
+        self._gate: GateProcess | None = None
+        self._listeners: list[socket.socket] = []
+        self._lock: int | None = None
         self._wake_descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._sessions: dict[bytes, FrameSession] = {}
         self._ending: list[FrameSession] = []
@@ -149,8 +161,8 @@ class FramesServer:
         """Opens the sockets.
 
         Raises:
-            ConfigError: another daemon has them, TCP is wanted without CURVE, or the address, the
-                group or the folder cannot be had.
+            ServiceError: another daemon has them, or they cannot be made.
+            ConfigError: TCP is wanted without CURVE, or its address cannot be had.
         """
         try:
             self._bind()
@@ -159,23 +171,31 @@ class FramesServer:
             raise
 
     def _bind(self) -> None:
-        folder = self._settings.runtime_dir
-        try:
-            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._descriptors.append(_locked(folder / f"{self._settings.frames_path.name}.lock"))
-            self._socket = self._new_socket()
-            self._guard = ConnectionGuard(self._socket, self._settings.max_clients)
-            bound = bind_ipc(
-                self._socket,
-                self._settings.frames_path,
-                mode=self._settings.mode,
-                group=self._settings.group,
-            )
-            self._descriptors.append(bound)
-        except (OSError, zmq.ZMQError) as error:
-            raise ConfigError(f"{self._settings.frames_path}: {error.strerror}.") from error
+        path = self._settings.frames_path
+        self._lock = lock_socket(path)
+        self._listeners = [
+            listen_unix(self._inner_path, 0o600, None),
+            listen_unix(path, self._settings.mode, self._settings.group),
+        ]
+        inner, listener = self._listeners
+        self._socket = self._new_socket()
+        self._guard = ConnectionGuard(self._socket, self._settings.max_clients)
+        self._socket.setsockopt(zmq.USE_FD, os.dup(inner.fileno()))  # libzmq closes it
+        self._socket.bind(f"ipc://{self._inner_path}")
+        self._socket.setsockopt(zmq.USE_FD, -1)
         if self._settings.frames_tcp is not None:
             self._bind_tcp(self._socket, self._settings.frames_tcp)
+        limits = gate_limits(self._max_part_bytes)
+        self._gate = GateProcess(listener, self._inner_path, self._settings.max_clients, limits)
+
+    @property
+    def _inner_path(self) -> Path:
+        """The ROUTER's own, behind the gate; nobody else can connect to it."""
+        return self._settings.frames_path.with_name("frames.zmq")
+
+    @property
+    def _max_part_bytes(self) -> int:
+        return max(2 * self.limits.max_pixels, MAX_TEXT_BYTES)
 
     def _new_socket(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)
@@ -183,7 +203,8 @@ class FramesServer:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.SNDHWM, SEND_QUEUE)
         socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
-        socket.setsockopt(zmq.MAXMSGSIZE, max(2 * self.limits.max_pixels, MAX_TEXT_BYTES))
+        socket.setsockopt(zmq.MAXMSGSIZE, self._max_part_bytes)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         return socket
 
     def _bind_tcp(self, socket: zmq.Socket[bytes], address: str) -> None:
@@ -240,7 +261,8 @@ class FramesServer:
 
     def run(self) -> None:
         """Serves until `close`; clients that are there then are told that the daemon ends."""
-        assert self._socket is not None and self._guard is not None, "bind comes first"
+        assert self._socket is not None and self._gate is not None, "bind comes first"
+        assert self._guard is not None
         self._finished.clear()
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
@@ -252,8 +274,12 @@ class FramesServer:
                 poller.poll(min(most_ms, self._guard.look_ms))
                 self._forget_wakes()
                 self._guard.look()
-                self._receive(self._socket, self._guard)
+                self._gate.look()
+                began = time.monotonic()
+                num_faults = self._receive(self._socket, self._guard)
                 self._look_after_sessions(self._socket)
+                if num_faults:  # as long again for the threads that compute
+                    time.sleep(min(time.monotonic() - began, TURN_SECONDS))
         finally:
             self._shut_down(self._socket)
             self._finished.set()
@@ -271,12 +297,20 @@ class FramesServer:
             self._guard = None
         if self._socket is not None:
             self._socket.close()
-            self._settings.frames_path.unlink(missing_ok=True)
             self._socket = None
         if self._owns_context:
             self._context.term()
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        if self._gate is not None:
+            self._gate.close()
+            self._gate = None
+        if self._listeners:
+            self._settings.frames_path.unlink(missing_ok=True)
+            self._inner_path.unlink(missing_ok=True)
+        while self._listeners:
+            self._listeners.pop().close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _wake(self) -> None:
         os.eventfd_write(self._wake_descriptor, 1)
@@ -285,18 +319,25 @@ class FramesServer:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake_descriptor)
 
-    def _receive(self, socket: zmq.Socket[bytes], guard: ConnectionGuard) -> None:
-        for _ in range(TURN_MESSAGES):
+    def _receive(self, socket: zmq.Socket[bytes], guard: ConnectionGuard) -> int:
+        """A turn's messages, of each peer one after the other; how many were wrong."""
+        num_messages = num_faults = 0
+        end = time.monotonic() + TURN_SECONDS
+        while num_messages < TURN_MESSAGES and time.monotonic() < end:
             try:
                 peer = socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return
+                break
+            num_messages += 1
             parts = self._rest_of_message(socket, peer)
             guard.saw_message(peer)
             try:
                 self._handle(peer.bytes, parts)
             except SrstreamError as error:
+                num_faults += 1
                 self._refuse(socket, peer.bytes, error)
+                guard.saw_fault(peer)
+        return num_faults
 
     def _rest_of_message(
         self, socket: zmq.Socket[bytes], first: zmq.Frame
@@ -422,13 +463,17 @@ class FramesServer:
     @staticmethod
     def _send(socket: zmq.Socket[bytes], peer: bytes, message: Parts) -> str:
         """`sent`, `full` (the peer does not read) or `gone`."""
-        try:
-            socket.send_multipart([peer, *message], zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            return "full"
-        except zmq.ZMQError:
-            return "gone"
-        return "sent"
+        for _ in range(2):
+            try:
+                socket.send_multipart([peer, *message], zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                # libzmq looks once a millisecond whether there is room again, or when asked this.
+                socket.get(zmq.EVENTS)
+            except zmq.ZMQError:
+                return "gone"
+            else:
+                return "sent"
+        return "full"
 
     def _beat(self, socket: zmq.Socket[bytes]) -> None:
         """An empty credit now and then: it comes back at once where the client is gone."""
@@ -457,54 +502,13 @@ class FramesServer:
         self._reap()
 
 
-def bind_ipc(socket: zmq.Socket[bytes], path: Path, *, mode: int, group: str | None) -> int:
-    """Binds at `path`, which nobody can reach before mode and group are as they should be.
-
-    It is bound in a folder of its own and then renamed, which also replaces the file of a daemon
-    that was killed. Through a descriptor, since a socket's path may have 107 bytes only.
-
-    Returns:
-        The descriptor, to be closed after the socket: libzmq removes the name that it bound, and
-        that must not come to mean another folder.
-
-    Raises:
-        ConfigError: there is no such group, or it cannot be given to it.
-        OSError: the folder cannot be written.
-    """
-    folder = Path(tempfile.mkdtemp(prefix=".frames.", dir=path.parent))
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    made = folder / "s"
-    try:
-        socket.bind(f"ipc:///proc/self/fd/{descriptor}/s")
-        os.chmod(made, mode)
-        if group is not None:
-            _give_to_group(made, group)
-        os.rename(made, path)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    finally:
-        made.unlink(missing_ok=True)
-        folder.rmdir()
-    return descriptor
-
-
-def _give_to_group(path: Path, group: str) -> None:
-    try:
-        os.chown(path, -1, grp.getgrnam(group).gr_gid)
-    except KeyError:
-        raise ConfigError(f"sockets.group: there is no group {group!r}.") from None
-    except PermissionError:
-        raise ConfigError(f"sockets.group: the daemon is no member of {group!r}.") from None
-
-
-def _locked(path: Path) -> int:
-    """A descriptor that holds the lock for as long as it is open, whatever kills the process."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigError(f"{path}: another daemon serves this socket.") from None
-    return descriptor
+def gate_limits(max_part_bytes: int) -> GateLimits:
+    """What a client's frames need, and little more."""
+    return GateLimits(
+        max_parts=64,
+        max_part_bytes=max_part_bytes,
+        max_message_bytes=MAX_PLANES * max_part_bytes + (64 << 10),
+        max_unfinished_bytes=max(MAX_UNFINISHED_BYTES, 2 * MAX_PLANES * max_part_bytes),
+        max_message_seconds=30.0,
+        messages_per_second=4000.0,
+    )

@@ -4,29 +4,46 @@ libzmq hands a message on when its last part has come, and bounds neither their 
 sum; once it has them, taking them out again stops the daemon for a moment. So parts are counted
 before it, in the frames of ZMTP 3 (https://rfc.zeromq.org/spec/23). Frames of CURVE are encrypted
 and cannot be counted.
+
+A turn in the loop reads little where frames begin, since small ones take the longest to follow,
+and a connection that sends very many messages is read more slowly: so others wait for little.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import structlog
+logger = logging.getLogger(__name__)
 
-from srstream.service.protocol import MAX_MESSAGE_BYTES
-
-log = structlog.get_logger(__name__)
-
-_MAX_PARTS = 64  # a request has 1 or 2; some more get an error for an answer
-_MAX_BYTES = 2 * MAX_MESSAGE_BYTES
-_READ_BYTES = 16 << 10  # at once, so that others have a turn
+_SMALL_READ_BYTES, _LARGE_READ_BYTES = 2 << 10, 64 << 10
+_MAX_AHEAD = 256  # messages of a connection that are read as fast as they come
 _GREETING_BYTES = 64
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _LOG_SECONDS = 60.0
 _PAUSE_SECONDS = 0.5
+_SWEEP_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class GateLimits:
+    """What may pass."""
+
+    max_parts: int
+    """Of a message; a few more than are ever right, so that those get an answer."""
+    max_part_bytes: int
+    max_message_bytes: int
+    max_unfinished_bytes: int
+    """Of all messages that are on their way; beyond, the one that began first is ended."""
+    max_message_seconds: float
+    """From the first byte of a message to its last."""
+    messages_per_second: float
+    """Of one connection, in the long run; more wait with their sender."""
 
 
 class FrameError(Exception):
@@ -36,12 +53,23 @@ class FrameError(Exception):
 class FrameCounter:
     """Follows the frames of one direction of a connection, and keeps none of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: GateLimits) -> None:
+        self._limits = limits
         self._greeting = bytearray()
         self._header = bytearray()
-        self._num_left = 0
         self._num_parts = 0
         self._num_bytes = 0
+        self._is_last = False
+        self.num_left = 0
+        """Bytes that are to come of a part."""
+        self.num_messages = 0
+        """That have come to their end."""
+        self.num_commands = 0
+
+    @property
+    def num_unfinished_bytes(self) -> int:
+        """What has come of a message whose end has not."""
+        return self._num_bytes - self.num_left if self._num_parts else 0
 
     def feed(self, data: memoryview) -> None:
         """Count what is in the next bytes.
@@ -52,10 +80,12 @@ class FrameCounter:
         position = self._skip_greeting(data)
         end = len(data)
         while position < end:
-            if self._num_left:
-                taken = min(self._num_left, end - position)
-                self._num_left -= taken
+            if self.num_left:
+                taken = min(self.num_left, end - position)
+                self.num_left -= taken
                 position += taken
+                if not self.num_left and self._is_last:
+                    self._end_message()
                 continue
             # A header that lies whole in the data, as nearly all do, is read where it lies.
             flags = data[position] if not self._header else self._header[0]
@@ -71,7 +101,7 @@ class FrameCounter:
                     return
                 length = int.from_bytes(self._header[1:], "big")
                 self._header.clear()
-            self._count(flags, length)
+            self._begin_part(flags, length)
 
     def _skip_greeting(self, data: memoryview) -> int:
         missing = _GREETING_BYTES - len(self._greeting)
@@ -85,30 +115,46 @@ class FrameCounter:
             raise FrameError("another mechanism than NULL")
         return min(missing, len(data))
 
-    def _count(self, flags: int, length: int) -> None:
-        if length > MAX_MESSAGE_BYTES:
+    def _begin_part(self, flags: int, length: int) -> None:
+        limits = self._limits
+        if length > limits.max_part_bytes:
             raise FrameError("a part too large")
-        self._num_left = length
+        self.num_left = length
         if flags & _COMMAND:
+            self.num_commands += 1
             return
         self._num_parts += 1
         self._num_bytes += length
-        if self._num_parts > _MAX_PARTS or self._num_bytes > _MAX_BYTES:
+        if self._num_parts > limits.max_parts or self._num_bytes > limits.max_message_bytes:
             raise FrameError("a message of too many parts")
-        if not flags & _MORE:
-            self._num_parts = self._num_bytes = 0
+        self._is_last = not flags & _MORE
+        if self._is_last and not length:
+            self._end_message()
+
+    def _end_message(self) -> None:
+        self._num_parts = self._num_bytes = 0
+        self._is_last = False
+        self.num_messages += 1
 
 
 class Gate:
     """Takes connections at one unix socket and forwards them to another, where libzmq listens."""
 
-    def __init__(self, listener: socket.socket, inner: Path, max_connections: int) -> None:
+    def __init__(
+        self, listener: socket.socket, inner: Path, max_connections: int, limits: GateLimits
+    ) -> None:
         """`listener` stays its owner's."""
         self._listener = listener
         self._inner = inner
         self._max_connections = max_connections
+        self.limits = limits
+        self.buffer = memoryview(bytearray(_LARGE_READ_BYTES))
+        """Of whoever reads; nothing stays in it."""
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
         self._clients: set[_Client] = set()
+        self._unfinished: dict[_Client, _Unfinished] = {}
+        self._num_unfinished_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._logged_at = -_LOG_SECONDS
         self._num_ended = 0
@@ -118,12 +164,23 @@ class Gate:
         self._loop = asyncio.get_running_loop()
         self._listener.setblocking(False)
         self._loop.add_reader(self._listener, self._accept)
+        self._sweep()
+
+    @property
+    def num_connections(self) -> int:
+        return len(self._clients)
+
+    def stop(self) -> None:
+        """Take no more connections."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._listener)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._loop = self._sweeper = None
 
     def close(self) -> None:
         """End all connections."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_reader(self._listener)
-        self._loop = None
+        self.stop()
         for task in self._tasks:
             task.cancel()
         for client in list(self._clients):
@@ -154,12 +211,12 @@ class Gate:
 
     def _go_on(self) -> None:
         if self._loop is not None:
-            self.start()
+            self._loop.add_reader(self._listener, self._accept)
 
     async def _forward(self, connection: socket.socket, client: _Client) -> None:
         """Connect to libzmq, then read what the client sends."""
         loop = asyncio.get_running_loop()
-        inner = _Side()
+        inner = _Side(self)
         client.other, inner.other = inner, client
         try:
             await loop.create_unix_connection(lambda: inner, str(self._inner))
@@ -171,14 +228,51 @@ class Gate:
 
     def forget(self, client: _Client) -> None:
         self._clients.discard(client)
+        self.take_note(client, 0)
+
+    def take_note(self, client: _Client, num_unfinished_bytes: int) -> None:
+        """How much of a message has come whose end has not."""
+        known = self._unfinished.get(client)
+        if known is None:
+            if not num_unfinished_bytes:
+                return
+            known = self._unfinished[client] = _Unfinished(time.monotonic())
+        self._num_unfinished_bytes += num_unfinished_bytes - known.num_bytes
+        known.num_bytes = num_unfinished_bytes
+        if not num_unfinished_bytes:
+            del self._unfinished[client]
+        elif self._num_unfinished_bytes > self.limits.max_unfinished_bytes:
+            self.cut(next(iter(self._unfinished)), "too much that was not finished")
+
+    def cut(self, client: _Client, reason: str) -> None:
+        """End a connection, and say why at most once a minute."""
+        self.note(reason)
+        client.end()
+        self.forget(client)
 
     def note(self, reason: str) -> None:
-        """Log why a connection was ended, at most once a minute."""
         self._num_ended += 1
         now = time.monotonic()
         if now - self._logged_at >= _LOG_SECONDS:
-            log.warning("connections ended", num_ended=self._num_ended, reason=reason)
+            logger.warning("connections ended: %d; the last one: %s", self._num_ended, reason)
             self._logged_at, self._num_ended = now, 0
+
+    def _sweep(self) -> None:
+        """End the messages that take too long."""
+        oldest = time.monotonic() - self.limits.max_message_seconds
+        for client, unfinished in list(self._unfinished.items()):
+            if unfinished.begun < oldest:
+                self.cut(client, "a message that was not finished in time")
+        if self._loop is not None:
+            self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+
+@dataclass(slots=True)
+class _Unfinished:
+    """A message of which a part has come."""
+
+    begun: float
+    num_bytes: int = 0
 
 
 class _Side(asyncio.BufferedProtocol):
@@ -187,36 +281,55 @@ class _Side(asyncio.BufferedProtocol):
     What the other end does not take is not read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
         self.transport: asyncio.Transport | None = None
         self.other: _Side | None = None
-        self._buffer = bytearray(_READ_BYTES)
+        self._is_full = False
+        self._is_resting = False
         self._early = b""
-        """libzmq's greeting, which comes before the client's end is there. To pause reading until
-        then is no way: a pause in `connection_made` does not last in Python 3.11.2, Debian 12's."""
+        """libzmq's greeting, where it comes before the client's end is there: in Python 3.11.2,
+        Debian 12's, a pause in `connection_made` does not last."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(0)
         if self.other is not None and self.other._early:
             self.transport.write(self.other._early)
+        self.read_or_wait()
+        if self.other is not None:
+            self.other.read_or_wait()
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._buffer
+    def read_or_wait(self) -> None:
+        """Read if there is somebody who takes it."""
+        if self.transport is None:
+            return
+        other = self.other
+        if self._is_resting or other is None or other.transport is None or other._is_full:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._gate.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        data = bytes(memoryview(self._buffer)[:nbytes])
+        data = bytes(self._gate.buffer[:nbytes])
         if self.other is not None and self.other.transport is not None:
             self.other.transport.write(data)
         else:
             self._early += data
 
     def pause_writing(self) -> None:
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.pause_reading()
+        self._be_full(True)
 
     def resume_writing(self) -> None:
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.resume_reading()
+        self._be_full(False)
+
+    def _be_full(self, is_full: bool) -> None:
+        self._is_full = is_full
+        if self.other is not None:
+            self.other.read_or_wait()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.other is not None and self.other.transport is not None:
@@ -227,18 +340,44 @@ class _Client(_Side):
     """The end towards a client."""
 
     def __init__(self, gate: Gate) -> None:
-        super().__init__()
-        self._gate = gate
-        self._counter = FrameCounter()
+        super().__init__(gate)
+        self._counter = FrameCounter(gate.limits)
+        self._num_ahead = 0.0
+        self._counted_at = time.monotonic()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Within a large part there is nothing to follow."""
+        return self._gate.buffer[: max(_SMALL_READ_BYTES, self._counter.num_left)]
 
     def buffer_updated(self, nbytes: int) -> None:
+        counter = self._counter
+        num_messages, num_commands = counter.num_messages, counter.num_commands
         try:
-            self._counter.feed(memoryview(self._buffer)[:nbytes])
+            counter.feed(self._gate.buffer[:nbytes])
         except FrameError as error:
-            self._gate.note(str(error))
-            self.end()
+            self._gate.cut(self, str(error))
             return
         super().buffer_updated(nbytes)
+        if counter.num_messages > num_messages:
+            self._gate.take_note(self, 0)
+        self._gate.take_note(self, counter.num_unfinished_bytes)
+        self._pace(counter.num_messages - num_messages + counter.num_commands - num_commands)
+
+    def _pace(self, num_messages: int) -> None:
+        """Rest, where more has come than may in the long run."""
+        if not num_messages:
+            return
+        now, rate = time.monotonic(), self._gate.limits.messages_per_second
+        self._num_ahead = max(0.0, self._num_ahead - rate * (now - self._counted_at))
+        self._num_ahead, self._counted_at = self._num_ahead + num_messages, now
+        if self._num_ahead > _MAX_AHEAD:
+            self._rest(True)
+            seconds = (self._num_ahead - _MAX_AHEAD) / rate
+            asyncio.get_running_loop().call_later(seconds, self._rest, False)
+
+    def _rest(self, is_resting: bool) -> None:
+        self._is_resting = is_resting
+        self.read_or_wait()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._gate.forget(self)

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar
@@ -122,6 +123,29 @@ def in_this_context(work: Callable[_P, _T]) -> Callable[_P, _T]:
 def redacted(text: str) -> str:
     """Without the passwords and tokens of URLs in it."""
     return _SECRET.sub(rf"\1{_HIDDEN}", _PASSWORD.sub(rf"\1:{_HIDDEN}@", text))
+
+
+class FewLines(logging.Filter):
+    """For a logger whose lines clients cause: so many a minute, then how many were left out.
+
+    Errors always pass.
+    """
+
+    def __init__(self, num_a_minute: int) -> None:
+        super().__init__()
+        self._num_a_minute = num_a_minute
+        self._minute_ends = 0.0
+        self._num_lines = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now >= self._minute_ends:
+            num_left_out = self._num_lines - self._num_a_minute
+            if num_left_out > 0:
+                record.msg = f"{record.msg} ({num_left_out} lines before it were left out)"
+            self._minute_ends, self._num_lines = now + 60.0, 0
+        self._num_lines += 1
+        return record.levelno >= logging.ERROR or self._num_lines <= self._num_a_minute
 
 
 class _LineHandler(logging.Handler):
