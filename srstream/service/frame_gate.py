@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import select
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from srstream.errors import ServiceError
 from srstream.service.gate import Gate, GateLimits
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ logger = logging.getLogger(__name__)
 _DRAIN_SECONDS = 2.0
 """For what was said last to reach the clients."""
 
-_RESTART_SECONDS = 1.0
+_START_SECONDS, _RESTART_SECONDS = 30.0, 1.0
 _MAX_SAID_BYTES = 4096
 
 
@@ -36,6 +38,9 @@ class GateProcess:
     Args:
         listener: where clients connect.
         inner: where libzmq listens.
+
+    Raises:
+        ServiceError: it does not start.
     """
 
     def __init__(
@@ -51,6 +56,9 @@ class GateProcess:
         self._next_start = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._start()
+        if not select.select([self._link], [], [], _START_SECONDS)[0] or not self._link.recv(1):
+            self.close()
+            raise ServiceError("the gate of the data socket does not start.")
 
     def look(self) -> None:
         """Log what it says, and replace it if it has died; cheap, so call often."""
@@ -89,7 +97,8 @@ class GateProcess:
         except BlockingIOError:
             return
         if said:
-            logger.warning("%s", said.decode(errors="replace").strip())
+            if text := said.decode(errors="replace").strip():
+                logger.warning("%s", text)
             return
         assert self._process is not None
         self._link.close()
@@ -102,6 +111,7 @@ async def _serve(link: socket.socket, gate: Gate) -> None:
     """Until the other process closes the link or dies."""
     gate.start()
     link.setblocking(False)
+    link.send(b"\n")
     with suppress(OSError):
         await asyncio.get_running_loop().sock_recv(link, 1)
     gate.stop()
