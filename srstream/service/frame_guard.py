@@ -29,6 +29,9 @@ MAX_GROWTH_BYTES = 64 << 20
 MAX_FAULTS = 100
 """Messages of a connection that are answered with an ERROR; with the last one it ends."""
 
+_MAX_OFFENDERS = 4096
+"""Remembered; the oldest is forgotten first."""
+
 _LOOK_SECONDS, _HURRIED_LOOK_SECONDS = 0.1, 0.02
 _MAX_SEEN_SENDING = 25
 _TRIM_SECONDS = 0.5
@@ -41,6 +44,14 @@ class _Connection:
 
     inode: int
     num_seen_sending: int = 0
+
+
+@dataclass(slots=True)
+class _Offender:
+    """A connection by the name that libzmq gave it, which is given once."""
+
+    descriptor: int
+    inode: int
     num_faults: int = 0
 
 
@@ -62,6 +73,7 @@ class ConnectionGuard:
         self._max_growth_bytes = max_growth_bytes
         self.monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._connections: dict[int, _Connection] = {}
+        self._offenders: dict[bytes, _Offender] = {}
         self._baseline_bytes = resident_bytes()
         self._grown_since: float | None = None
         self._next_look = self._next_trim = 0.0
@@ -88,13 +100,20 @@ class ConnectionGuard:
 
     def saw_fault(self, part: zmq.Frame) -> None:
         """A message of `part`'s connection was against the protocol."""
-        descriptor = int(part.get(zmq.SRCFD))
-        connection = self._connections.get(descriptor)
-        if connection is not None:
-            connection.num_faults += 1
-            if connection.num_faults >= MAX_FAULTS:
-                logger.warning("a connection was cut: %d wrong messages", MAX_FAULTS)
-                self._cut(descriptor)
+        name = part.bytes
+        # Not by the descriptor: what a connection that is gone has left in the queue would count
+        # for the next one, which has the same.
+        offender = self._offenders.get(name)
+        if offender is None:
+            descriptor = int(part.get(zmq.SRCFD))
+            offender = self._offenders[name] = _Offender(descriptor, _inode_of(descriptor))
+            if len(self._offenders) > _MAX_OFFENDERS:
+                del self._offenders[next(iter(self._offenders))]
+        offender.num_faults += 1
+        if offender.num_faults >= MAX_FAULTS:
+            logger.warning("a connection was cut: %d wrong messages", MAX_FAULTS)
+            del self._offenders[name]
+            _shut_down(offender.descriptor, offender.inode)
 
     def look(self) -> None:
         """Take note of who has come and gone, and cut off whoever must be; cheap, so call often."""
@@ -110,8 +129,7 @@ class ConnectionGuard:
             self._next_look = now + self._look_seconds
 
     def _accept(self, descriptor: int) -> None:
-        with suppress(OSError):  # it may be gone already
-            self._connections[descriptor] = _Connection(os.fstat(descriptor).st_ino)
+        self._connections[descriptor] = _Connection(_inode_of(descriptor))
         if len(self._connections) > self._max_connections:
             logger.warning("connections are refused: %d are open", self._max_connections)
             self._cut(descriptor)
@@ -150,10 +168,23 @@ class ConnectionGuard:
 
     def _cut(self, descriptor: int) -> None:
         connection = self._connections.pop(descriptor, None)
-        with suppress(OSError):
-            if connection is not None and os.fstat(descriptor).st_ino == connection.inode:
-                with socket.socket(fileno=os.dup(descriptor)) as ours:
-                    ours.shutdown(socket.SHUT_RDWR)
+        if connection is not None:
+            _shut_down(descriptor, connection.inode)
+
+
+def _inode_of(descriptor: int) -> int:
+    """0 where it is closed already."""
+    with suppress(OSError):
+        return os.fstat(descriptor).st_ino
+    return 0
+
+
+def _shut_down(descriptor: int, inode: int) -> None:
+    """End a connection, if the descriptor still is that one's."""
+    with suppress(OSError):
+        if os.fstat(descriptor).st_ino == inode:
+            with socket.socket(fileno=os.dup(descriptor)) as ours:
+                ours.shutdown(socket.SHUT_RDWR)
 
 
 def _is_sending(descriptor: int) -> bool:
