@@ -1,9 +1,9 @@
 """Jobs after jobs on a running daemon: does its memory grow, does it keep files open?
 
-    python benchmarks/soak.py --minutes 120 [--clip FILE] [--json FILE]
+    python benchmarks/soak.py --minutes 120 [--clip FILE] [--excerpt SECONDS] [--json FILE]
 
-Starts `srstream serve` in a folder of its own, submits a clip again and again, and every half
-minute reads resident memory and open descriptors of supervisor and engine workers. The first tenth
+Starts `srstream serve` in a folder of its own, submits a clip again and again, and four times
+a minute reads resident memory and open descriptors of supervisor and engine workers. The first tenth
 of the time is warming up; growth is the last tenth's median against the second's.
 """
 
@@ -23,7 +23,7 @@ import psutil
 
 from srstream import Client
 
-SAMPLE_SECONDS = 30.0
+SAMPLE_SECONDS = 15.0
 REPOSITORY = Path(__file__).parent.parent
 CLIP = REPOSITORY / "samples" / "nasa_13013.mp4"
 
@@ -41,7 +41,9 @@ def measure(process: psutil.Process) -> dict[str, float]:
     }
 
 
-def soak(home: Path, clip: Path, minutes: float) -> tuple[list[dict[str, float]], int]:
+def soak(
+    home: Path, clip: Path, minutes: float, excerpt: float
+) -> tuple[list[dict[str, float]], int]:
     """The samples, and how many jobs were done."""
     for name in ("in", "out"):
         (home / name).mkdir()
@@ -64,7 +66,7 @@ def soak(home: Path, clip: Path, minutes: float) -> tuple[list[dict[str, float]]
                     source,
                     home / "out" / "out.mp4",
                     overwrite=True,
-                    config={"source": {"end_seconds": 2.0}},
+                    config={"source": {"end_seconds": excerpt}},
                 )
                 ended = client.wait(job.id)
                 if ended.state != "done":
@@ -101,11 +103,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--clip", type=Path, default=CLIP)
+    parser.add_argument("--excerpt", type=float, default=2.0, help="seconds that a job enhances")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     os.environ.setdefault("PYTHONPATH", str(REPOSITORY))
     with tempfile.TemporaryDirectory(prefix="soak-") as home:
-        samples, num_jobs = soak(Path(home), arguments.clip, arguments.minutes)
+        samples, num_jobs = soak(Path(home), arguments.clip, arguments.minutes, arguments.excerpt)
     print(f"{num_jobs} jobs in {arguments.minutes:g} minutes, {len(samples)} samples")
     print("| of | second tenth | last tenth | growth |")
     print("| --- | ---: | ---: | ---: |")
