@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py --minutes 120 [--clip FILE] [--excerpt SECONDS] [--json FILE]
 
-Starts `srstream serve` in a folder of its own, submits a clip again and again, and four times
-a minute reads resident memory and open descriptors of supervisor and engine workers. The first tenth
+Starts `srstream serve` in a folder of its own, submits a clip again and again, and four times a
+minute reads resident memory and open descriptors of supervisor and engine workers. The first tenth
 of the time is warming up; growth is the last tenth's median against the second's.
 """
 
