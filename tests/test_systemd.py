@@ -394,7 +394,7 @@ note processes "$(pgrep -u srstream)"
 note runtime "$(ls -d /run/srstream* 2>/dev/null)"
 note user "$(id -nG ann)"
 note outputs "$(ls /srv/video/out | xargs)"
-note queue "$(ls /var/lib/srstream/*.sqlite)"
+note queue "$(cd /var/lib/srstream && ls *.sqlite | xargs)"
 files | comm -13 /tmp/before - >/results/left
 make uninstall; note 'uninstall again' $?
 journalctl --no-pager -o cat >>/results/driver.log
@@ -483,7 +483,7 @@ def test_the_documented_steps_from_install_to_uninstall(tmp_path: Path) -> None:
         "runtime": "",
         "user": "ann srstream",
         "outputs": "four.mp4 one.mp4 three.mp4 two.mp4",
-        "queue": "/var/lib/srstream/jobs.sqlite",
+        "queue": "jobs.sqlite watch.sqlite",
         "uninstall again": "0",
     }, log
     receipt = json.loads((results / "receipt").read_text())
