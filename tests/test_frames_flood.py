@@ -15,6 +15,8 @@ from srstream.service.link import Ready
 from tests.test_frame_guard import resident_bytes
 from tests.test_frames_worker import WorkerProcess
 
+pytestmark = pytest.mark.long  # waits are measured: no other tests may run beside these
+
 MOST_SECONDS = 0.1
 """That a client may wait longer than without a flood."""
 
@@ -178,7 +180,6 @@ def test_nonsense_hurts_nobody(worker: WorkerProcess, tmp_path: Path) -> None:
     assert_flood_hurts_nobody(worker, tmp_path, NONSENSE, 6000)
 
 
-@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_very_much_nonsense_hurts_nobody(worker: WorkerProcess, tmp_path: Path) -> None:
     assert_flood_hurts_nobody(worker, tmp_path, NONSENSE, 100_000)
