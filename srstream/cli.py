@@ -19,7 +19,6 @@ import typer
 
 from srstream.errors import InterruptedJobError, SrstreamError
 from srstream.options import (
-    JOB_OPTIONS,
     JobOptions,
     Json,
     Output,
@@ -78,7 +77,7 @@ def enhance(
 
 
 @app.command()
-@with_job_options(JOB_OPTIONS.keys() - {"no_reuse", "reuse_threshold", "deterministic"})
+@with_job_options()
 def plan(
     source: Source,
     *,

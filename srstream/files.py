@@ -17,10 +17,16 @@ def fsync_path(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """The file has this content and mode, or it is as it was before."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
-        temporary.write(content)
-        temporary.flush()
-        os.fchmod(temporary.fileno(), mode)
-        os.fsync(temporary.fileno())
-    os.replace(temporary.name, path)
+    """The file has this content and mode, or it is as it was before, and nothing else is left."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    fsync_path(path.parent)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from srstream.service.link import Ready
 from tests.test_frame_guard import resident_bytes
-from tests.test_frames_worker import WorkerProcess
+from tests.test_frames_worker import WorkerProcess, running_worker
 
 pytestmark = pytest.mark.long  # waits are measured: no other tests may run beside these
 
@@ -99,12 +98,8 @@ for _ in range(int(sys.argv[2])):
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[WorkerProcess]:
-    worker = WorkerProcess(tmp_path, max_frame_sessions=8)
-    try:
-        worker.wait_for(lambda message: isinstance(message, Ready))
+    with running_worker(tmp_path, max_frame_sessions=8) as worker:
         yield worker
-    finally:
-        worker.kill()
 
 
 def waits_during(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -91,14 +92,21 @@ class WorkerProcess:
         self._connection.close()
 
 
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[WorkerProcess]:
-    worker = WorkerProcess(tmp_path, max_frame_sessions=2)
+@contextmanager
+def running_worker(folder: Path, *, max_frame_sessions: int) -> Iterator[WorkerProcess]:
+    """One that is ready."""
+    worker = WorkerProcess(folder, max_frame_sessions)
     try:
         worker.wait_for(lambda m: isinstance(m, Ready))
         yield worker
     finally:
         worker.kill()
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[WorkerProcess]:
+    with running_worker(tmp_path, max_frame_sessions=2) as worker:
+        yield worker
 
 
 def frames(count: int) -> list[Frame]:
