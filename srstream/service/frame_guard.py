@@ -35,6 +35,8 @@ _MAX_OFFENDERS = 4096
 _LOOK_SECONDS, _HURRIED_LOOK_SECONDS = 0.1, 0.02
 _MAX_SEEN_SENDING = 25
 _TRIM_SECONDS = 0.5
+_TRIM_AFTER_SECONDS = 3.0
+"""So long after a connection has ended libzmq frees what it had sent of a message."""
 _FORGET_SECONDS = 5.0
 
 
@@ -76,7 +78,7 @@ class ConnectionGuard:
         self._offenders: dict[bytes, _Offender] = {}
         self._baseline_bytes = resident_bytes()
         self._grown_since: float | None = None
-        self._next_look = self._next_trim = 0.0
+        self._next_look = self._next_trim = self._trim_until = 0.0
 
     def close(self) -> None:
         """Before the router is closed."""
@@ -117,13 +119,14 @@ class ConnectionGuard:
 
     def look(self) -> None:
         """Take note of who has come and gone, and cut off whoever must be; cheap, so call often."""
+        now = time.monotonic()
         while self.monitor.poll(0):
             event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
             if event["event"] == zmq.EVENT_ACCEPTED:
                 self._accept(event["value"])
             else:
                 self._connections.pop(event["value"], None)
-        now = time.monotonic()
+                self._trim_until = now + _TRIM_AFTER_SECONDS
         if now >= self._next_look:
             self._look_at_memory(now)
             self._next_look = now + self._look_seconds
@@ -135,12 +138,13 @@ class ConnectionGuard:
             self._cut(descriptor)
 
     def _look_at_memory(self, now: float) -> None:
-        if not self._has_grown():
-            self._grown_since = None
-            return
-        if now >= self._next_trim:
+        has_grown = self._has_grown()
+        if now >= self._next_trim and (has_grown or now < self._trim_until):
             self._next_trim = now + _TRIM_SECONDS
             return_memory()
+        if not has_grown:
+            self._grown_since = None
+            return
         if self._grown_since is None:
             self._grown_since = now
             for connection in self._connections.values():
