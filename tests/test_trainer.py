@@ -213,7 +213,9 @@ def test_training_lowers_the_loss_and_exports(tmp_path, pictures, validation_pic
     assert 3.0 <= progress.elapsed_seconds < 6.0
     lines = [json.loads(line) for line in (run_dir / "log.jsonl").open()]
     assert [line["event"] for line in lines] == ["start", "validate", "finish"]
-    assert load_weights(run_dir / BEST_NAME).spec == MODELS["fast"]
+    best = load_weights(run_dir / BEST_NAME)
+    assert best.spec == MODELS["fast"]
+    assert best.recipe.startswith(f"pixel loss l1, {progress.iteration} iterations in 0.00 h")
     (panel,) = (run_dir / "panels").iterdir()
     assert cv2.imread(str(panel)).shape == (3 * 256, 3 * 256, 3)
     assert list((run_dir / "tensorboard").iterdir())
@@ -287,6 +289,11 @@ def test_a_generator_s_body_is_trained_first_and_then_grown(
 
     grown = load_base(whole / BEST_NAME, spec_of(generator_config(3)))
     assert "grown from 1 to 3 blocks" in grown.recipe
+    assert grown.recipe.count("pixel loss l1, 2 iterations") == 2  # the thin one's are told too
+    longer = config.model_copy(update={"pixel": PixelSection(iterations=3)})
+    start_run(longer, pictures, whole, validation_dir=validation_pictures, resume=True)
+    resumed = load_base(whole / BEST_NAME, spec_of(config))
+    assert "going on from (pixel loss l1, 2 iter" in resumed.recipe
     small = load_base(whole / BEST_NAME, spec_of(config))
     lr = torch.rand(1, 3, 9, 7)
     with torch.no_grad():

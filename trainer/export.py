@@ -41,7 +41,7 @@ from trainer.evaluate import (
     model_upscaler,
     score,
 )
-from trainer.networks import TrainedNetwork, folded, new_network, spec_of
+from trainer.networks import TrainedNetwork, folded, saved_network, spec_of
 from trainer.recipe import recipe
 from trainer.state import CHECKPOINT_NAME, Progress, load_state, part, write_atomically
 
@@ -79,10 +79,7 @@ def load_run(run_dir: Path) -> Run:
     tensors, metadata = load_state(path)
     config = TrainConfig.model_validate(metadata["config"])
     average = part(tensors, "average")
-    # A run that went on from folded weights has no BN, whatever its config says.
-    has_norms = any("_norm." in name for name in average)
-    section = config.network.model_copy(update={"batch_norm": has_norms})
-    network = new_network(spec_of(config), section=section)
+    network = saved_network(spec_of(config), config.network, average)
     network.load_state_dict(average)
     base = metadata.get("base")
     return Run(config, Progress.of(metadata), metadata["pictures"], base, folded(network))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +65,17 @@ def new_network(
     if not isinstance(network, Generator):
         raise ConfigError(f"[network] thin_tail: {spec.name!r} has no tail to be replaced")
     return ThinTailed(network)
+
+
+def saved_network(
+    spec: TrainedSpec, section: NetworkSection, names: Iterable[str]
+) -> TrainedNetwork:
+    """One that a checkpoint's tensors of these names fit.
+
+    A run that went on from folded weights has no BN, whatever its config says.
+    """
+    has_norms = any("_norm." in name for name in names)
+    return new_network(spec, section=section.model_copy(update={"batch_norm": has_norms}))
 
 
 def load_base(path: Path, spec: TrainedSpec) -> Weights:

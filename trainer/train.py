@@ -20,14 +20,22 @@ from trainer.config import RunSection, StageSection, TrainConfig
 from trainer.data import Pair, PatchSampler
 from trainer.guards import Guard, check_finite
 from trainer.journal import CLOCKS, Clock, Journal, StopFlag, Timer, duration
-from trainer.networks import TrainedNetwork, folded, new_network, spec_of, weights_bytes
+from trainer.networks import (
+    TrainedNetwork,
+    folded,
+    new_network,
+    saved_network,
+    spec_of,
+    weights_bytes,
+)
 from trainer.planes import Picture
-from trainer.recipe import fraction_done
+from trainer.recipe import fraction_done, recipe
 from trainer.stages import make_stage
 from trainer.state import (
     CHECKPOINT_NAME,
     Progress,
     load_state,
+    part,
     restore,
     save_state,
     state_tensors,
@@ -85,7 +93,10 @@ def train(
         seed=config.seed + fabric.global_rank,
         shifts=any(section.steadiness_weight for section in stages),
     )
-    network = new_network(spec_of(config), base, config.network)
+    if resumed:
+        network = saved_network(spec_of(config), config.network, part(resumed[0], "average"))
+    else:
+        network = new_network(spec_of(config), base, config.network)
     average = copy.deepcopy(network).requires_grad_(False).eval().to(fabric.device)
     progress = Progress.of(resumed[1]) if resumed else Progress()
     stage = make_stage(stages[progress.stage], fabric, network, average)
@@ -105,11 +116,10 @@ def train(
     checkpoint_timer = Timer(run.checkpoint_minutes * 60)
     validation_timer = Timer(run.validate_minutes * 60, now)
     log_timer = Timer(run.log_seconds)
-    header = {
-        "config": config.model_dump(mode="json"),
-        "pictures": names,
-        "base": None if base is None else base.recipe,
-    }
+    base_recipe = None if base is None else base.recipe
+    if resumed:
+        base_recipe = resumed[1].get("base")
+    header = {"config": config.model_dump(mode="json"), "pictures": names, "base": base_recipe}
 
     def checkpoint() -> None:
         states = gathered(sampler.state())
@@ -127,8 +137,8 @@ def train(
             journal.write("validate", **{name: round(n, 4) for name, n in measures.items()})
             best = max(past.get("score", -math.inf) for past in history)
             if is_first and measures.get("score") == best:
-                content = weights_bytes(plain, f"iteration {progress.iteration} of a run")
-                write_atomically(run_dir / BEST_NAME, content)
+                made_by = recipe(config, progress, base_recipe)
+                write_atomically(run_dir / BEST_NAME, weights_bytes(plain, made_by))
         if panel is not None:
             journal.panel(panel(plain))
 
