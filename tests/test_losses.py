@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from trainer.config import PixelSection
 from trainer.losses import (
     content_loss,
     discriminator_loss,
@@ -15,6 +16,7 @@ from trainer.losses import (
     steadiness_loss,
     unit_content_loss,
 )
+from trainer.stages import plane_loss
 
 
 def test_the_unit_content_loss_sees_direction_only():
@@ -109,3 +111,12 @@ def test_grid_loss_sees_a_pattern_and_neither_shift_nor_noise():
     )
     noise = 0.01 * torch.randn_like(real)
     assert grid_loss(real + noise, real, 4) < 3e-6
+
+
+def test_colour_counts_beside_rgb_where_it_is_asked_for():
+    true = torch.rand(2, 3, 8, 8)
+    brighter, redder = true + 0.1, true + torch.tensor([0.1, 0, 0]).view(1, 3, 1, 1)
+    plain, coloured = PixelSection(), PixelSection(colour_weight=2.0)
+    for made, added in ((brighter, 0.0), (redder, 0.1 * (0.168736 + 0.5) / 2)):
+        difference = plane_loss((made,), (true,), coloured) - plane_loss((made,), (true,), plain)
+        assert float(difference) == pytest.approx(2 * added, abs=1e-6)

@@ -112,7 +112,7 @@ class AdversarialStage:
         losses = {"adversarial": generator_loss(made_logits, real_logits, section.adversary)}
         losses["content"] = self._content(made, real)
         if section.pixel_weight:
-            losses["pixel"] = plane_loss(sr, batch.hr, section.chroma_weight)
+            losses["pixel"] = plane_loss(sr, batch.hr, section)
         if section.ldl_weight:
             with torch.no_grad():
                 steady = to_rgb(self.average(batch.lr_BCHW), self.colour)

@@ -140,6 +140,12 @@ class StageSection(Section):
     chroma_weight: float = Field(
         default=0.5, ge=0, le=10, description="of the loss on U and V, where a model makes them"
     )
+    colour_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="RGB models: of the loss on U and V of the result, beside that on R, G and B",
+    )
     steadiness_weight: float = Field(
         default=0.0,
         ge=0,
@@ -189,18 +195,18 @@ class AdversarialSection(StageSection):
         default="standard",
         description="binary cross-entropy, or that of real against the mean of made ones",
     )
-    perceptual: Literal["vgg19", "vgg16", "random_vgg", "discriminator"] = Field(
-        default="vgg19", description="whose features the content loss compares"
+    perceptual: Literal["vgg19", "vgg16", "random_vgg", "efficientnet_lite2", "discriminator"] = (
+        Field(default="vgg19", description="whose features the content loss compares")
     )
     perceptual_layers: tuple[str, ...] = Field(
-        default=("conv5_4",), min_length=1, description="of them, taken behind their ReLU"
+        default=("conv5_4",), min_length=1, description="of VGG, taken behind their ReLU"
     )
     perceptual_weights: Path | None = Field(
         default=None, description="file of the feature network's ImageNet weights"
     )
     perceptual_form: Literal["squared", "unit"] = Field(
         default="squared",
-        description="of VGG's features: the paper's squared error, or that of unit-length features "
+        description="of features: the paper's squared error, or that of unit-length features "
         "(LPIPS without learned weights)",
     )
     content_weight: float = Field(default=1.0, ge=0, description="of the features' squared error")

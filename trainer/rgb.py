@@ -14,6 +14,15 @@ _FROM_YUV = (
     (255 / 219, 1.772 * 255 / 224, 0.0),
 )
 
+# The same standard's differences from luma, scaled to [-0.5, 0.5] for RGB in [0, 1].
+_TO_CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+
+
+def to_chroma(rgb_B3HW: Tensor) -> Tensor:
+    """(B, 2, H, W), U and V of RGB in [0, 1], about [-0.5, 0.5] (ITU-R BT.601-7)."""
+    matrix = torch.tensor(_TO_CHROMA, dtype=rgb_B3HW.dtype, device=rgb_B3HW.device)
+    return torch.einsum("oi,bihw->bohw", matrix, rgb_B3HW)
+
 
 def to_rgb(planes: Planes, colour: Colour) -> Tensor:
     """(B, 3, H, W), RGB in about [0, 1], not clamped; a luma model's picture is grey.

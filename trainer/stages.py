@@ -20,6 +20,7 @@ from trainer.config import AdversarialSection, PixelSection, StageSection
 from trainer.data import Batch
 from trainer.losses import steadiness_loss
 from trainer.networks import TrainedNetwork
+from trainer.rgb import to_chroma
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -72,7 +73,7 @@ class PixelStage:
         set_rate(optimiser, section.learning_rate * rate_factor)
         sr = self.network(fast_layout(batch.lr_BCHW))
         distance = functional.l1_loss if section.loss == "l1" else functional.mse_loss
-        losses = {"pixel": plane_loss(sr, batch.hr, section.chroma_weight, distance)}
+        losses = {"pixel": plane_loss(sr, batch.hr, section, distance)}
         total = losses["pixel"]
         if batch.shifted is not None:
             losses["steadiness"] = steadiness(self.network, sr, batch)
@@ -82,12 +83,17 @@ class PixelStage:
 
 
 def plane_loss(
-    sr: Planes, hr: Planes, chroma_weight: float, distance: Distance = functional.l1_loss
+    sr: Planes, hr: Planes, section: StageSection, distance: Distance = functional.l1_loss
 ) -> Tensor:
-    """The distance of the first plane group, and so much of the second's."""
+    """The distance of the first plane group, and the section's share of that of colour.
+
+    Colour is the second group, or what the first one's U and V are where it is RGB.
+    """
     loss = distance(sr[0], hr[0])
     for made, true in zip(sr[1:], hr[1:], strict=True):
-        loss = loss + chroma_weight * distance(made, true)
+        loss = loss + section.chroma_weight * distance(made, true)
+    if section.colour_weight and sr[0].shape[1] == 3:
+        loss = loss + section.colour_weight * distance(to_chroma(sr[0]), to_chroma(hr[0]))
     return loss
 
 
