@@ -290,10 +290,6 @@ def test_a_generator_s_body_is_trained_first_and_then_grown(
     grown = load_base(whole / BEST_NAME, spec_of(generator_config(3)))
     assert "grown from 1 to 3 blocks" in grown.recipe
     assert grown.recipe.count("pixel loss l1, 2 iterations") == 2  # the thin one's are told too
-    longer = config.model_copy(update={"pixel": PixelSection(iterations=3)})
-    start_run(longer, pictures, whole, validation_dir=validation_pictures, resume=True)
-    resumed = load_base(whole / BEST_NAME, spec_of(config))
-    assert "going on from (pixel loss l1, 2 iter" in resumed.recipe
     small = load_base(whole / BEST_NAME, spec_of(config))
     lr = torch.rand(1, 3, 9, 7)
     with torch.no_grad():
@@ -304,6 +300,11 @@ def test_a_generator_s_body_is_trained_first_and_then_grown(
     for run in (thin, whole):
         made = method_of(str(run)).upscale(lr_picture.lr)
         assert made.rgb_HW3().shape == lr_picture.hr_HW3.shape
+    longer = config.model_copy(update={"pixel": PixelSection(iterations=3)})
+    start_run(longer, pictures, whole, validation_dir=validation_pictures, resume=True)
+    resumed = load_base(whole / BEST_NAME, spec_of(config))
+    assert "going on from (pixel loss l1, 2 iter" in resumed.recipe
+
     with pytest.raises(UsageError, match="num_blocks, thin_tail is for comparisons"):
         export(thin, pictures, [], tmp_path / "weights")
     with pytest.raises(UsageError, match="num_blocks"):
