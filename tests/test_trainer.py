@@ -33,7 +33,7 @@ from trainer.config import PixelSection, TrainConfig, load_config
 from trainer.data import PatchSampler, find_pictures, load_pairs, read_rgb
 from trainer.degrade import bicubic_resize
 from trainer.evaluate import bicubic_upscaler, load_test_set, score
-from trainer.export import export
+from trainer.export import export, load_run
 from trainer.guards import TrainingCollapsedError
 from trainer.methods import method_of
 from trainer.networks import load_base, new_network, spec_of
@@ -301,9 +301,14 @@ def test_a_generator_s_body_is_trained_first_and_then_grown(
         made = method_of(str(run)).upscale(lr_picture.lr)
         assert made.rgb_HW3().shape == lr_picture.hr_HW3.shape
     longer = config.model_copy(update={"pixel": PixelSection(iterations=3)})
+    best = load_base(whole / BEST_NAME, spec_of(config))
+    with (whole / "log.jsonl").open("a") as log:
+        log.write('{"event": "validate", "iteration": 2, "score": 99.0}\n{"event": "val')
     start_run(longer, pictures, whole, validation_dir=validation_pictures, resume=True)
-    resumed = load_base(whole / BEST_NAME, spec_of(config))
-    assert "going on from (pixel loss l1, 2 iter" in resumed.recipe
+    assert load_base(whole / BEST_NAME, spec_of(config)).recipe == best.recipe  # 99 was better
+    resumed = load_run(whole)
+    assert resumed.progress.iteration == 3
+    assert "going on from (pixel loss l1, 2 iter" in resumed.recipe()
 
     with pytest.raises(UsageError, match="num_blocks, thin_tail is for comparisons"):
         export(thin, pictures, [], tmp_path / "weights")

@@ -20,7 +20,7 @@ from trainer.state import Progress
 
 log = logging.getLogger(__name__)
 
-PANEL_DIR = "panels"
+LOG_NAME, PANEL_DIR = "log.jsonl", "panels"
 
 
 class StopFlag:
@@ -100,7 +100,7 @@ class Journal:
             "elapsed_seconds": round(self._progress.elapsed_seconds, 1),
             **fields,
         }
-        with (self._run_dir / "log.jsonl").open("a") as file:
+        with (self._run_dir / LOG_NAME).open("a") as file:
             file.write(json.dumps(line) + "\n")
         log.info("%s", line)
         if self._writer is not None:
@@ -124,6 +124,20 @@ class Journal:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def past_validations(run_dir: Path, iteration: int) -> list[dict[str, float]]:
+    """What `validate` lines of a run's log say, as far as `iteration`; a torn line says nothing."""
+    path, found = run_dir / LOG_NAME, []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if line["event"] == "validate" and line["iteration"] <= iteration:
+            known = {"event", "iteration", "elapsed_seconds"}
+            found.append({name: n for name, n in line.items() if name not in known})
+    return found
 
 
 def duration(seconds: float) -> str:

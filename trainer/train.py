@@ -19,7 +19,15 @@ from srstream.models.checkpoint import Weights
 from trainer.config import RunSection, StageSection, TrainConfig
 from trainer.data import Pair, PatchSampler
 from trainer.guards import Guard, check_finite
-from trainer.journal import CLOCKS, Clock, Journal, StopFlag, Timer, duration
+from trainer.journal import (
+    CLOCKS,
+    Clock,
+    Journal,
+    StopFlag,
+    Timer,
+    duration,
+    past_validations,
+)
 from trainer.networks import (
     TrainedNetwork,
     folded,
@@ -112,7 +120,8 @@ def train(
     is_first = fabric.is_global_zero
     journal = Journal(run_dir, progress, tensorboard=run.tensorboard, is_silent=not is_first)
     now = CLOCKS[run.clock]
-    clock, guard, history = Clock(now), Guard(), list[Measures]()
+    clock, guard = Clock(now), Guard()
+    history = past_validations(run_dir, progress.iteration) if resumed else list[Measures]()
     checkpoint_timer = Timer(run.checkpoint_minutes * 60)
     validation_timer = Timer(run.validate_minutes * 60, now)
     log_timer = Timer(run.log_seconds)
