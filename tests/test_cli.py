@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,9 +13,12 @@ import cv2
 import numpy as np
 import pytest
 
-from srstream.config import JobConfig
+import srstream
+from srstream.config import JobConfig, ModelConfig
 from srstream.errors import UsageError
 from srstream.media.demux import nvdec_fault
+from srstream.models import table
+from srstream.models.table import weights_path
 from srstream.options import JOB_OPTIONS, JobOptions, parse_bytes
 from tests import clips
 from tests.jobs import REPOSITORY, command, run
@@ -108,9 +112,15 @@ def test_what_cannot_work_ends_with_a_sentence_and_code_2(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4"]
 
 
-def test_a_model_without_weights_names_those_with(tmp_path: Path) -> None:
-    failed = run("enhance", clips.cfr(tmp_path / "in.mp4"), "--model", "srgan")
-    assert failed.returncode in (1, 2) and "fast" in failed.stderr
+def test_a_model_without_weights_names_those_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(weights_path("fast"), tmp_path)
+    source = clips.cfr(tmp_path / "in.mp4")
+    monkeypatch.setattr(table, "WEIGHTS_DIR", tmp_path)
+    with pytest.raises(UsageError, match=r"--model srgan: .* there are: fast\."):
+        srstream.enhance(source, config=JobConfig(model=ModelConfig(name="srgan")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fast.onnx", "in.mp4"]
 
 
 def test_plan_says_all_and_writes_nothing(tmp_path: Path) -> None:

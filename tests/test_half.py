@@ -82,7 +82,8 @@ def test_half_precision_is_close_to_the_reference(name, bits, tmp_path):
 @pytest.mark.parametrize("name", available_models())
 def test_shipped_weights_in_half_precision(name):
     spec = model_spec(name)
-    tile = TileFormat((48, 64), 8, 1 if spec.colour == "rgb" else None)
+    side = 48 if isinstance(spec.network, Stack) else 20  # float16 is slow on a CPU
+    tile = TileFormat((side, side + 16), 8, 1 if spec.colour == "rgb" else None)
     planes = picture(tile.shape, 8, spec.form.num_input_planes)
     for made, true in zip(*both(ModelConfig(name=name), spec, tile, planes), strict=True):
         assert psnr(made.astype(float), true.astype(float), 0) >= MIN_DB
