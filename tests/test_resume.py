@@ -8,13 +8,18 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
+from srstream.frame import ColorSpec, PlaneLayout
+from srstream.media.types import PacketIndex, TimeWindow, VideoInfo
+from srstream.models.table import model_spec
 from srstream.pipeline.failpoints import STEPS
+from srstream.pipeline.plan import MAX_SEGMENT_MACS, cut_segments, longest_segment
 from srstream.pipeline.store import job_directory
 from tests.jobs import file_hash, run, start, video_times
 
@@ -200,3 +205,32 @@ def test_an_existing_output_is_not_touched(source: Path, tmp_path: Path) -> None
     assert output.read_bytes() == b"mine"
     assert run("enhance", source, "-o", output, "--overwrite").returncode == 0
     assert video_times(output) == video_times(source)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "seconds"),
+    [
+        ("fast", (1920, 1080), 10),  # as long as they may be
+        (
+            "srgan",
+            (320, 180),
+            MAX_SEGMENT_MACS / (1e3 * model_spec("srgan").kmac_per_pixel * 320 * 180 * 25),
+        ),
+        ("srgan", (1920, 1080), 1),
+    ],
+)
+def test_the_slower_the_network_the_less_a_kill_costs(model, size, seconds):
+    base = Fraction(1, 1000)
+    layout, color = PlaneLayout("yuv", 8, 1, 1), ColorSpec(1, 1, 1, False, 1)
+    video = VideoInfo(0, "raw", "raw", *size, layout, color, base, Fraction(25), Fraction(1))
+    pts = tuple(range(0, 60_000, 40))
+    index = PacketIndex(pts, (0,), len(pts), True, None, "")
+    longest = longest_segment(video, model_spec(model))
+    assert longest == pytest.approx(seconds)
+    starts = cut_segments(video, index, TimeWindow(None, None), longest).starts
+    assert starts == tuple(range(0, 60_000, int(1000 * seconds)))
+    # Where the source has keyframes, segments begin at them, and none is longer.
+    index = PacketIndex(pts, pts[::37], len(pts), True, None, "")
+    starts = cut_segments(video, index, TimeWindow(None, None), longest).starts
+    assert max(np.diff(starts)) <= 1000 * seconds
+    assert set(pts[::37]) & set(starts[1:]) or seconds == 1

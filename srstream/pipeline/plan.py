@@ -42,6 +42,9 @@ from srstream.pipeline.worker import SegmentCuts
 
 MIN_SEGMENT_SECONDS = 2
 MAX_SEGMENT_SECONDS = 10
+MAX_SEGMENT_MACS = 12e12
+"""Of the network, in a segment of more than a second: some two minutes of two cores, which is what
+a kill may cost where frames take seconds."""
 
 # Bits per output pixel that libx264 needs at its default quality: a quiet clip, and a lively one.
 _LOW_BITS_PER_PIXEL = 0.01
@@ -159,7 +162,7 @@ def make_plan(
         engine_reason=reason,
         restore=restore,
         window=window,
-        cuts=cut_segments(info.video, index, window),
+        cuts=cut_segments(info.video, index, window, longest_segment(info.video, spec)),
         config=config,
     )
     _check_disk(job, plan.path.parent)
@@ -244,10 +247,19 @@ def time_window(video: VideoInfo, index: PacketIndex, config: JobConfig) -> Time
     return window
 
 
-def cut_segments(video: VideoInfo, index: PacketIndex, window: TimeWindow) -> SegmentCuts:
-    """Segments start at keyframes of the source and last 2 to 10 seconds."""
-    shortest = int(MIN_SEGMENT_SECONDS / video.time_base)
-    longest = int(MAX_SEGMENT_SECONDS / video.time_base)
+def longest_segment(video: VideoInfo, model: ModelSpec) -> float:
+    """In seconds: 10, or for large frames and networks what `MAX_SEGMENT_MACS` are enough for."""
+    macs_a_second = 1e3 * model.kmac_per_pixel * video.width * video.height
+    macs_a_second *= float(video.frame_rate or 25)
+    return min(max(MAX_SEGMENT_MACS / macs_a_second, 1.0), MAX_SEGMENT_SECONDS)
+
+
+def cut_segments(
+    video: VideoInfo, index: PacketIndex, window: TimeWindow, longest_seconds: float
+) -> SegmentCuts:
+    """Segments start at keyframes of the source and last 2 seconds or more, where they may."""
+    longest = max(int(Fraction(longest_seconds) / video.time_base), 1)
+    shortest = min(int(MIN_SEGMENT_SECONDS / video.time_base), longest)
     if index.has_timestamps:
         first, last = index.pts[0] if index.pts else 0, index.pts[-1] if index.pts else 0
         keys = index.key_pts
