@@ -14,6 +14,7 @@ from trainer.losses import (
     grid_loss,
     ldl_loss,
     steadiness_loss,
+    texture_loss,
     unit_content_loss,
 )
 from trainer.stages import plane_loss
@@ -120,3 +121,18 @@ def test_colour_counts_beside_rgb_where_it_is_asked_for():
     for made, added in ((brighter, 0.0), (redder, 0.1 * (0.168736 + 0.5) / 2)):
         difference = plane_loss((made,), (true,), coloured) - plane_loss((made,), (true,), plain)
         assert float(difference) == pytest.approx(2 * added, abs=1e-6)
+
+
+def test_texture_loss_sees_how_strong_detail_is_and_not_where_it_lies():
+    wave = torch.sin(torch.arange(96) * 1.1)
+    real = 0.5 + 0.2 * (wave[:, None] * wave[None, :]).expand(2, 3, 96, 96)
+    moved = real.roll(3, dims=3)
+    fainter = 0.5 + 0.6 * (real - 0.5)
+    assert float(texture_loss(real, real)) == 0
+    assert float(texture_loss(moved, real)) < 0.1 * float(texture_loss(fainter, real))
+    assert float(torch.nn.functional.l1_loss(moved, real)) > float(
+        torch.nn.functional.l1_loss(fainter, real)
+    )
+    flat = torch.full((1, 1, 32, 32), 0.5, requires_grad=True)
+    texture_loss(flat, real[:1, :1, :32, :32]).backward()
+    assert flat.grad.isfinite().all()

@@ -21,6 +21,7 @@ from trainer.losses import (
     generator_loss,
     grid_loss,
     ldl_loss,
+    texture_loss,
     unit_content_loss,
 )
 from trainer.networks import TrainedNetwork
@@ -119,6 +120,8 @@ class AdversarialStage:
             losses["ldl"] = ldl_loss(made, steady, real)
         if section.grid_weight:
             losses["grid"] = grid_loss(made, real, GRID_SCALE)
+        if section.texture_weight:
+            losses["texture"] = texture_loss(made, real)
         if batch.shifted is not None:
             losses["steadiness"] = steadiness(self.network, sr, batch)
         return losses
@@ -145,5 +148,6 @@ class AdversarialStage:
             "pixel": section.pixel_weight,
             "ldl": section.ldl_weight * risen,
             "grid": section.grid_weight,
+            "texture": section.texture_weight,
             "steadiness": section.steadiness_weight,
         }

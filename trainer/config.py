@@ -222,6 +222,11 @@ class AdversarialSection(StageSection):
     grid_weight: float = Field(
         default=0.0, ge=0, description="of the pattern that PixelShuffle's phases leave"
     )
+    texture_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="of how far the local strength of detail is off, wherever it lies",
+    )
     ramp: float = Field(
         default=0.0,
         ge=0,

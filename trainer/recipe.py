@@ -50,6 +50,7 @@ def losses(section: StageSection) -> str:
         features = "the discriminator's features"
     extras = {
         "pixel l1": section.pixel_weight, "LDL": section.ldl_weight, "grid": section.grid_weight,
+        "texture": section.texture_weight,
     }  # fmt: skip
     added = "".join(f" + {weight:g} {name}" for name, weight in extras.items() if weight)
     return (
