@@ -22,7 +22,7 @@ LDL_WINDOW = 7
 
 GRID_WINDOW = 8
 
-TEXTURE_BANDS, TEXTURE_WINDOW = 3, 8
+TEXTURE_OCTAVES, TEXTURE_WINDOW = 3, 8
 
 
 def content_loss(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
@@ -114,17 +114,19 @@ def grid_loss(made: Tensor, real: Tensor, scale: int) -> Tensor:
 
 
 def texture_loss(made: Tensor, real: Tensor) -> Tensor:
-    """How far the local strength of fine, middling and coarse detail is off.
+    """How far the local strength of detail is off, but for the finest.
 
     Each channel is taken apart into octaves (a Laplacian pyramid by averages of 2x2); compared are
-    the root mean squares in windows of 8x8 samples of each, by mean absolute difference. Where
+    the root mean squares in windows of 8x8 samples of the second and third, by mean absolute
+    difference. (Nothing is known of the finest one, and strength there comes out as a mesh.) Where
     detail lies within a window makes no difference, so that what cannot be known need not be drawn
     faintly, as it is for a mean error's sake (such statistics: Portilla and Simoncelli, IJCV 2000;
     as a loss, of features' Gram matrices: Sajjadi et al., EnhanceNet, ICCV 2017). Sides are
     32 at least.
     """
     differences = []
-    for _ in range(TEXTURE_BANDS):
+    made, real = functional.avg_pool2d(made, 2), functional.avg_pool2d(real, 2)
+    for _ in range(1, TEXTURE_OCTAVES):
         (made, made_strength), (real, real_strength) = _octave(made), _octave(real)
         differences.append(functional.l1_loss(made_strength, real_strength))
     return torch.stack(differences).mean()
