@@ -79,7 +79,13 @@ def colour_engine(request, tmp_path_factory):
     return repeating_engine(request.param, tmp_path_factory)
 
 
-@pytest.fixture(scope="module", params=["nearest", *COLOUR_SPECS, *available_models()])
+SHIPPED = [
+    pytest.param(name, marks=pytest.mark.long if model_spec(name).kmac_per_pixel > 1000 else ())
+    for name in available_models()
+]
+
+
+@pytest.fixture(scope="module", params=["nearest", *COLOUR_SPECS, *SHIPPED])
 def any_engine(request, nearest, tmp_path_factory):
     if request.param == "nearest":
         return nearest
