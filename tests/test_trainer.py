@@ -235,7 +235,16 @@ def test_training_lowers_the_loss_and_exports(tmp_path, pictures, validation_pic
     assert "unfinished" not in card
     assert f"{reached.psnr_db:.2f}" in card
     assert (output / "fast.onnx").is_file()
-    assert load_weights(output / "fast.safetensors").recipe.startswith("pixel loss l1")
+    weights = load_weights(output / "fast.safetensors")
+    assert weights.recipe.startswith("pixel loss l1")
+    own, other = weights.tensors, load_weights(weights_path("fast", ".safetensors")).tensors
+    both = tmp_path / "both"
+    shipped = weights_path("fast", ".safetensors")
+    export(run_dir, pictures, [], both, "crisp", mix=shipped, mix_share=0.25)
+    made = load_weights(both / "fast.crisp.safetensors")
+    for name, tensor in made.tensors.items():
+        np.testing.assert_allclose(tensor, 0.75 * own[name] + 0.25 * other[name], atol=1e-6)
+    assert made.recipe.startswith("0.25 of (") and ") and 0.75 of (pixel loss l1" in made.recipe
     listing = (output / "fast.pictures.txt").read_text().split()
     assert listing[1::2] == ["made/a.png", "made/b.png"]
 

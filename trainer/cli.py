@@ -192,12 +192,28 @@ def export(
         list[Path] | None,
         typer.Option("--clip", help="video to measure on at four CRFs; may be given repeatedly"),
     ] = None,
+    mix: Annotated[
+        Path | None, typer.Option(help="safetensors weights to mix in; with --mix-share")
+    ] = None,
+    mix_share: Annotated[
+        float, typer.Option(min=0, max=1, help="how much of the result they are")
+    ] = 0.0,
     note: Annotated[str, typer.Option(help="a paragraph for the card")] = "",
 ) -> None:
     """Write a run's averaged weights as ONNX and safetensors, with a measured model card."""
     from trainer.export import export as export_run
 
-    scores = export_run(run_dir, data, test_sets, output, weight_set, clips=clips or [], note=note)
+    scores = export_run(
+        run_dir,
+        data,
+        test_sets,
+        output,
+        weight_set,
+        clips=clips or [],
+        mix=mix,
+        mix_share=mix_share,
+        note=note,
+    )
     print_scores(run_dir.name, scores)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from srstream.config import Precision
 from srstream.engines.int8 import SUFFIX, ranges_json
 from srstream.engines.openvino import HINTS, import_openvino
 from srstream.errors import UsageError, WeightsError
-from srstream.models.checkpoint import Weights, safetensors_bytes
+from srstream.models.checkpoint import Weights, load_weights, safetensors_bytes
 from srstream.models.networks import (
     Generator,
     Network,
@@ -93,15 +93,19 @@ def export(
     weight_set: WeightSet = "faithful",
     *,
     clips: Sequence[Path] = (),
+    mix: Path | None = None,
+    mix_share: float = 0.0,
     note: str = "",
 ) -> dict[str, tuple[Score, Score]]:
     """Writes `STEM.onnx`, `.safetensors`, `.md` and `.pictures.txt`.
 
     Returns what the ONNX file reached on each test set, and on each clip at each of `CLIP_CRFS`,
-    measured through OpenVINO, beside what bicubic reaches. `note` goes into the card.
+    measured through OpenVINO, beside what bicubic reaches. `mix_share` of what is written comes
+    from the weights `mix`, of a run that this one went on from or that began where it did (Wang et
+    al., "Deep Network Interpolation", CVPR 2019). `note` goes into the card.
 
     Raises:
-        WeightsError: OpenVINO and PyTorch disagree.
+        WeightsError: OpenVINO and PyTorch disagree, or `mix` is of another network.
     """
     run = load_run(run_dir)
     if deviations := run.config.network.deviations():
@@ -113,12 +117,15 @@ def export(
         raise UsageError(f"{run_dir}: {run.config.model} is a baseline, which no engine runs")
     spec = run.network.spec
     half = isinstance(run.network, Generator)  # 1.5 million weights: 3 MB instead of 6
-    tensors = network_tensors(run.network)
+    weights = Weights(spec, network_tensors(run.network), run.recipe())
+    if mix is not None:
+        weights = mixed(weights, load_weights(mix, spec), mix_share)
     if half:
-        tensors = {name: t.astype(np.float16).astype(np.float32) for name, t in tensors.items()}
-    weights = Weights(spec, tensors, run.recipe())
+        rounded = {n: t.astype(np.float16).astype(np.float32) for n, t in weights.tensors.items()}
+        weights = replace(weights, tensors=rounded)
     onnx_bytes = onnx_model(weights, half=half).SerializeToString(deterministic=True)
-    check_parity(network_from_weights(weights), openvino_planes(onnx_bytes))
+    network = network_from_weights(weights)
+    check_parity(network, openvino_planes(onnx_bytes))
 
     upscale = model_upscaler(openvino_planes(onnx_bytes), spec)
     scores = {}
@@ -143,13 +150,23 @@ def export(
     card = model_card(weights, weight_set, run.config, data_dir, run.pictures, scores, hashes, note)
     files[f"{stem}.md"] = card.encode()
     # Bound to the graph by its hash; `srtrain calibrate` may write it anew, so no card has its own.
-    if isinstance(run.network, UpscalingStack):
+    if isinstance(network, UpscalingStack):
         seen = sample_pictures(find_pictures(data_dir))
-        ranges = activation_ranges(run.network, seen)
+        ranges = activation_ranges(network, seen)
         files[f"{stem}{SUFFIX}"] = ranges_json(onnx_bytes, ranges, len(seen)).encode()
     for name, content in files.items():
         write_atomically(output_dir / name, content)
     return scores
+
+
+def mixed(weights: Weights, others: Weights, share: float) -> Weights:
+    """The mean of two sets of weights of one network, `share` of it the others'."""
+    tensors = {
+        name: ((1.0 - share) * tensor + share * others.tensors[name]).astype(np.float32)
+        for name, tensor in weights.tensors.items()
+    }
+    recipe = f"{share:g} of ({others.recipe}) and {1.0 - share:g} of ({weights.recipe})"
+    return Weights(weights.spec, tensors, recipe)
 
 
 def openvino_planes(onnx_bytes: bytes) -> PlaneFunction:
