@@ -19,6 +19,7 @@ from srstream.models.table import ModelSpec, WeightSet, available_sets, weights_
 RESTORE_BY_QUANTISER: dict[str, tuple[tuple[float, float], ...]] = {
     "fast": ((19.0, 0.0), (22.0, 0.1), (27.0, 0.25), (28.0, 0.85), (33.0, 1.0)),
     "balanced": ((17.0, 0.0), (19.0, 0.2), (22.0, 0.35), (27.0, 0.35), (28.0, 0.85), (33.0, 1.0)),
+    "srgan": ((5.0, 0.0), (12.0, 0.25), (22.0, 0.3), (28.0, 0.5), (31.0, 0.7), (35.0, 1.0)),
 }
 """For each model: (x264's quantiser, `--restore`), straight lines between; docs/evaluation.md."""
 
