@@ -48,8 +48,10 @@ NUM_PACKETS_LOOKED_AT = 300
 MAX_FRAME_RATE = 1000
 
 
-def probe(path: Path, config: SourceConfig) -> SourceInfo:
+def probe(path: Path, config: SourceConfig, *, video_index: int | None = None) -> SourceInfo:
     """Everything that is known of a source before its frames are decoded; a handful are.
+
+    `video_index` is the stream that is meant; without it, `pick_video` chooses.
 
     Raises:
         UsageError: the path is missing or a directory.
@@ -58,7 +60,10 @@ def probe(path: Path, config: SourceConfig) -> SourceInfo:
     """
     with open_source(path, config.max_pixels, max_streams=config.max_streams) as container:
         _refuse_long(path, container, config)
-        stream = pick_video(path, container)
+        if video_index is None:
+            stream = pick_video(path, container)
+        else:
+            (stream,) = (s for s in container.streams.video if s.index == video_index)
         context = stream.codec_context
         _refuse_giant(path, context.width, context.height, config)
         looked = _look(path, container, stream, config)

@@ -64,9 +64,9 @@ def verify(
     """
     window = window or TimeWindow()
     source = probe(source_path, _CONFIG)
-    output = probe(output_path, _CONFIG)
     with open_source(output_path, MAX_PIXELS) as container:
         video_index = enhanced_index(source, container)
+    output = probe(output_path, _CONFIG, video_index=video_index)
     found = _Video(output_path, video_index)
     expected = _times_of_packets(source, window)
     comparison = _compare(source, found, expected, window, sample)
