@@ -123,6 +123,18 @@ def test_a_model_without_weights_names_those_with(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fast.onnx", "in.mp4"]
 
 
+def test_an_excerpt_of_a_file_with_two_videos_is_verified(
+    tmp_path: Path, sample_clip: Path
+) -> None:
+    """The second video, which is copied, begins without a keyframe; it is not looked at."""
+    done = run(
+        *("enhance", sample_clip, "-o", tmp_path / "out.mkv"),
+        *("--model", "fast", "--start", "4", "--end", "4.4"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "verified: 12 of 12 frames, 6 of 6 streams" in done.stderr
+
+
 def test_plan_says_all_and_writes_nothing(tmp_path: Path) -> None:
     source = clips.many_streams(tmp_path / "in.mkv")
     planned = run("plan", source)

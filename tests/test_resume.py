@@ -233,4 +233,5 @@ def test_the_slower_the_network_the_less_a_kill_costs(model, size, seconds):
     index = PacketIndex(pts, pts[::37], len(pts), True, None, "")
     starts = cut_segments(video, index, TimeWindow(None, None), longest).starts
     assert max(np.diff(starts)) <= 1000 * seconds
-    assert set(pts[::37]) & set(starts[1:]) or seconds == 1
+    if seconds > 2:  # or else keyframes, 1.48 s apart, are not reached
+        assert set(starts) <= set(pts[::37])

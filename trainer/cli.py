@@ -196,13 +196,15 @@ def export(
         Path | None, typer.Option(help="safetensors weights to mix in; with --mix-share")
     ] = None,
     mix_share: Annotated[
-        float, typer.Option(min=0, max=1, help="how much of the result they are")
-    ] = 0.0,
+        float | None, typer.Option(min=0, max=1, help="how much of the result they are")
+    ] = None,
     note: Annotated[str, typer.Option(help="a paragraph for the card")] = "",
 ) -> None:
     """Write a run's averaged weights as ONNX and safetensors, with a measured model card."""
     from trainer.export import export as export_run
 
+    if (mix is None) != (mix_share is None):
+        raise UsageError("--mix and --mix-share go together: which weights, and how much of them")
     scores = export_run(
         run_dir,
         data,
@@ -211,7 +213,7 @@ def export(
         weight_set,
         clips=clips or [],
         mix=mix,
-        mix_share=mix_share,
+        mix_share=mix_share or 0.0,
         note=note,
     )
     print_scores(run_dir.name, scores)

@@ -26,7 +26,7 @@ Picture = NDArray[np.uint8]
 LEFT_SITED, CENTRE_SITED = 0.0, 0.5
 """Where along x a 4:2:0 chroma sample lies, in luma samples from the left one of its two."""
 
-_FROM_RGB = np.array(
+FROM_RGB = np.array(
     [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]
 )
 """BT.601, from RGB in 0 to 1 to Y - 16, U - 128 and V - 128 (ITU-R BT.601-7, section 2.5)."""
@@ -39,14 +39,14 @@ def round_to_codes(values: NDArray[np.floating]) -> Codes:
 
 def yuv444(rgb_HW3: Picture) -> NDArray[np.float64]:
     """(3, H, W): Y in 16 to 235, U and V in 16 to 240, not rounded."""
-    u, v = (rgb_HW3 @ (weights / 255.0) + 128.0 for weights in _FROM_RGB[1:])
+    u, v = (rgb_HW3 @ (weights / 255.0) + 128.0 for weights in FROM_RGB[1:])
     return np.stack([luma_bt601(rgb_HW3), u, v])
 
 
 def rgb_of(yuv_3HW: NDArray[np.float64]) -> Codes:
     """(3, H, W) RGB of BT.601 in limited range."""
     offset = np.array([16.0, 128.0, 128.0])
-    mix = np.linalg.inv(_FROM_RGB / 255.0)
+    mix = np.linalg.inv(FROM_RGB / 255.0)
     return round_to_codes(np.einsum("oi,ihw->ohw", mix, yuv_3HW - offset[:, None, None]))
 
 

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from srstream.models.networks import Planes
 from srstream.models.table import Colour
+from trainer.planes import FROM_RGB
 
 # ITU-R BT.601-7: RGB of Y - 16, U - 128 and V - 128 in limited range, all on the scale 0 to 255.
 _FROM_YUV = (
@@ -14,13 +15,10 @@ _FROM_YUV = (
     (255 / 219, 1.772 * 255 / 224, 0.0),
 )
 
-# The same standard's differences from luma, scaled to [-0.5, 0.5] for RGB in [0, 1].
-_TO_CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
-
 
 def to_chroma(rgb_B3HW: Tensor) -> Tensor:
     """(B, 2, H, W), U and V of RGB in [0, 1], about [-0.5, 0.5] (ITU-R BT.601-7)."""
-    matrix = torch.tensor(_TO_CHROMA, dtype=rgb_B3HW.dtype, device=rgb_B3HW.device)
+    matrix = torch.tensor(FROM_RGB[1:] / 224, dtype=rgb_B3HW.dtype, device=rgb_B3HW.device)
     return torch.einsum("oi,bihw->bohw", matrix, rgb_B3HW)
 
 
