@@ -19,6 +19,7 @@ from srstream.frame import PlaneLayout
 from srstream.media.containers import Container, canonical_codec, carried_codecs
 from srstream.media.errors import ffmpeg_text
 from srstream.media.layouts import layout_of
+from srstream.media.siting import LOCATION_NAMES, states_siting
 from srstream.media.types import HdrMetadata, OutputVideo, VideoInfo
 
 PACKED_FORMATS = frozenset({"rgb24", "bgr0", "bgra", "ya8"})
@@ -43,7 +44,6 @@ DEFAULT_CQ = 19
 SIDE_LIMITS = {"libsvtav1": (16384, 8704), "libvpx-vp9": (65535, 65535)}
 """Largest (width, height) of encoders that cannot be asked without taking gigabytes."""
 
-_CHROMA_NAMES = ("unspecified", "left", "center", "topleft", "top", "bottomleft", "bottom")
 _MAX_TRIAL_PIXELS = 1 << 21
 _NVENC_TRIAL_SIDE = 256
 """NVENC refuses pictures under 145x49."""
@@ -211,8 +211,9 @@ def configure(
     context.thread_count = threads
     context.flags |= CodecFlags.closed_gop | (CodecFlags.bitexact if deterministic else 0)
     options = dict(video.options)
-    if 0 < color.chroma_location < len(_CHROMA_NAMES) and video.layout.kind == "yuv":
-        options["chroma_sample_location"] = _CHROMA_NAMES[color.chroma_location]
+    codec = canonical_codec(video.codec)
+    if color.chroma_location and states_siting(codec, video.layout, color.chroma_location):
+        options["chroma_sample_location"] = LOCATION_NAMES[color.chroma_location]
     context.options = options | _thread_options(video.codec, options, threads, deterministic)
 
 

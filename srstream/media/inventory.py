@@ -31,8 +31,10 @@ from srstream.media.demux import Clock, ReadFault, is_picture, open_source, read
 from srstream.media.errors import sentence
 from srstream.media.languages import QUICKTIME_LANGUAGES, spelled_language
 from srstream.media.layouts import layout_of
+from srstream.media.meaning import same_tag, tag_losses
 from srstream.media.mux import Placing
 from srstream.media.receipt import PictureReceipt, StreamReceipt
+from srstream.media.siting import same_siting, states_siting
 from srstream.media.types import SourceInfo, StreamInfo, StreamPlan
 
 MAX_PIXELS = 2**31 - 1
@@ -173,7 +175,8 @@ def compare_streams(
                 result.problems.append(f"{describe(info)} is missing")
                 continue
             partner = output.streams[index]
-            result.problems += _differences(info, plan, partner, kind)
+            result.problems += _differences(info, plan, partner)
+            result.losses += _label_losses(info, plan, partner, kind)
             result.problems += _tag_differences(
                 before.streams[plan.index], now.streams[index], kind
             )
@@ -181,7 +184,7 @@ def compare_streams(
                 result.problems += _count_differences(info, fact_in, fact_out, kind)
             if offset is not None and plan.type == "audio":
                 result.largest_offset_change = max(result.largest_offset_change, abs(offset))
-        result.problems += _global_differences(before, now, kind)
+        result.losses += tag_losses(before.metadata, now.metadata)
     return result
 
 
@@ -265,10 +268,10 @@ def compare_pictures(
             f"the range became {_range(now.full_range)}, the source's is "
             f"{_range(before.full_range)}"
         )
-    old, new = before.chroma_location, now.chroma_location
-    if old not in (0, new) and not before.pix_fmt.startswith(("gray", "gbr", "rgb", "bgr")):
+    old, new, layout = before.chroma_location, now.chroma_location, layout_of(now.pix_fmt)
+    if not same_siting(old, new, layout) and layout_of(before.pix_fmt).kind == "yuv":
         message = f"chroma siting became {new}, the source says {old}"
-        (problems if codec in ("h264", "hevc") else losses).append(message)
+        (problems if states_siting(codec, layout, old) else losses).append(message)
     if not _same_aspect(before.sample_aspect_ratio, now.sample_aspect_ratio):
         problems.append(
             f"the pixel aspect became {now.sample_aspect_ratio}, the source's is "
@@ -387,9 +390,7 @@ def _offset_change(
     return (now - video[1]) - (before - video[0])
 
 
-def _differences(
-    info: StreamInfo, plan: StreamPlan, partner: StreamInfo, kind: Container
-) -> list[str]:
+def _differences(info: StreamInfo, plan: StreamPlan, partner: StreamInfo) -> list[str]:
     found = []
     wanted = canonical_codec(plan.output_codec or plan.codec)
     now = canonical_codec(partner.codec)
@@ -397,13 +398,23 @@ def _differences(
     same = wanted == now or {wanted, now} <= {"mp1", "mp2", "mp3"}
     if plan.action != "enhance" and plan.type != "attachment" and not same:
         found.append(f"{describe(info)} became {now}")
-    unsaid = kind.name == "mov" and _language(info) not in QUICKTIME_LANGUAGES
-    if _language(info) != _language(partner) and plan.type != "attachment" and not unsaid:
-        found.append(
-            f"{describe(info)}: its language became {_language(partner)}, the source says "
-            f"{_language(info)}"
-        )
-    if kind.name == "mkv" and info.title and info.title != partner.title:
+    old, new = _language(info), _language(partner)
+    if plan.type != "attachment" and "und" not in (old, new) and old != new:
+        # Another language is another stream; none is only a label less.
+        found.append(f"{describe(info)}: its language became {new}, the source says {old}")
+    return found
+
+
+def _label_losses(
+    info: StreamInfo, plan: StreamPlan, partner: StreamInfo, kind: Container
+) -> list[str]:
+    """What a stream is no longer called; no reason to refuse it."""
+    found = []
+    language = _language(info)
+    unsaid = kind.name == "mov" and language not in QUICKTIME_LANGUAGES  # announced as such
+    if plan.type != "attachment" and language != "und" == _language(partner) and not unsaid:
+        found.append(f"{describe(info)}: its language is not there")
+    if kind.name == "mkv" and info.title and not same_tag("title", info.title, partner.title or ""):
         found.append(f"{describe(info)}: its title became {partner.title!r}")
     return found
 
@@ -429,18 +440,6 @@ def _count_differences(
     if least <= now.num_packets:
         return []
     return [f"{describe(info)} holds {now.num_packets} packets, the source {before.num_packets}"]
-
-
-def _global_differences(before: InputContainer, now: InputContainer, kind: Container) -> list[str]:
-    old = {k.lower(): v for k, v in before.metadata.items()}
-    new = {k.lower(): v for k, v in now.metadata.items()}
-    found = []
-    for key in ("title", "artist", "comment", "creation_time"):
-        if key == "creation_time" and old.get(key, "").startswith("1970-01-01T00:00:00"):
-            continue  # Not a time, but MP4's word for none.
-        if key in old and old[key] != new.get(key):
-            found.append(f"the tag {key} became {new.get(key)!r}, the source says {old[key]!r}")
-    return found
 
 
 def compare_chapters(

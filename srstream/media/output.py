@@ -27,6 +27,7 @@ from srstream.media.containers import (
     losses_of,
     plan_streams,
 )
+from srstream.media.siting import siting_loss
 from srstream.media.types import HdrMetadata, OutputPlan, OutputVideo, SourceInfo, StreamPlan
 
 
@@ -65,6 +66,7 @@ def plan_output(
             *choice.losses,
             *losses_of(source, streams, container),
             *_hdr_losses(source, choice),
+            *_siting_losses(source, choice),
         ),
         notes=(*choice.notes, *_notes(source, container, named, streams)),
     )
@@ -175,6 +177,14 @@ def _hdr_losses(source: SourceInfo, choice: EncoderChoice) -> list[str]:
             f"HDR mastering metadata is left out: {choice.codec} cannot be given it; libx265 can."
         ]
     return []
+
+
+def _siting_losses(source: SourceInfo, choice: EncoderChoice) -> list[str]:
+    location = source.video.color.chroma_location
+    if source.video.layout.kind != "yuv":
+        return []
+    loss = siting_loss(canonical_codec(choice.codec), choice.layout, location)
+    return [] if loss is None else [loss]
 
 
 def _notes(

@@ -9,7 +9,8 @@ from av.container import InputContainer
 from av.stream import Stream
 
 from srstream.media.containers import Container
-from srstream.media.languages import spelled_language
+from srstream.media.languages import spelled_language, three_letters
+from srstream.media.meaning import iso_time
 from srstream.media.types import SourceInfo
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ _ABOUT_THE_STREAM = frozenset(
 def container_tags(container: InputContainer, kind: Container) -> dict[str, str]:
     """The source's own tags, without those about its file."""
     tags = {k: v for k, v in container.metadata.items() if k.lower() not in _ABOUT_THE_FILE}
+    tags = _with_clear_times(tags)
     if kind.name in ("mp4", "mov"):
         # libav reports a location once more for each of its languages.
         tags = {k: v for k, v in tags.items() if not k.startswith("location-")}
@@ -65,6 +67,8 @@ def stream_tags(
         tags[key] = value
     if kind.name == "mov" and "language" in tags:
         tags["language"] = spelled_language(tags["language"])
+    elif kind.name == "mp4" and "language" in tags:
+        tags["language"] = three_letters(tags["language"])
     title = tags.get("title") or tags.get("TITLE")
     if kind.name in ("mp4", "mov") and title and "handler_name" not in tags:
         # MP4 tracks have no title; every tool shows the handler's name as one.
@@ -73,7 +77,11 @@ def stream_tags(
         handler = tags.pop("handler_name", "")
         if handler and not title and not _is_standard_handler(handler):
             tags["title"] = handler
-    return tags
+    return _with_clear_times(tags)
+
+
+def _with_clear_times(tags: dict[str, str]) -> dict[str, str]:
+    return {k: iso_time(v) if k.lower() == "creation_time" else v for k, v in tags.items()}
 
 
 def chapters_in_window(

@@ -1,0 +1,67 @@
+"""Where chroma samples lie between those of luma, and which formats can state it.
+
+Only subsampled chroma lies anywhere. H.264 and HEVC state its place for 4:2:0 alone (ITU-T H.264,
+E.2.1: `chroma_loc_info_present_flag` is to be 0 for any other format), AV1 two of six places, the
+other codecs none; Matroska's ChromaSiting elements reach neither encoder nor decoder here. What a
+decoder then says is its own default, not a change that anybody made.
+"""
+
+from __future__ import annotations
+
+from srstream.frame import PlaneLayout
+
+LOCATION_NAMES = ("unspecified", "left", "center", "topleft", "top", "bottomleft", "bottom")
+"""AVChromaLocation, by number, as libav's encoders take it."""
+
+_ANY = frozenset(range(1, 7))
+_STATED_FOR_420 = {"h264": _ANY, "hevc": _ANY, "av1": frozenset({1, 3})}
+_FIXED = {"mpeg1video": 2, "mpeg2video": 1, "mpeg4": 1}
+"""Those of 4:2:0 that never lie anywhere else."""
+
+_PLACES = {1: (0, 1), 2: (1, 1), 3: (0, 0), 4: (1, 0), 5: (0, 2), 6: (1, 2)}
+"""(right, down) from the luma sample above and left of it, in halves of a luma sample."""
+
+
+def states_siting(codec: str, layout: PlaneLayout, location: int) -> bool:
+    """Whether a stream of `codec` (its canonical name) can say that its chroma lies there."""
+    if not _is_subsampled(layout) or (layout.log2_chroma_w, layout.log2_chroma_h) != (1, 1):
+        return False
+    return location in _STATED_FOR_420.get(codec, ()) or location == _FIXED.get(codec)
+
+
+def same_siting(before: int, now: int, layout: PlaneLayout) -> bool:
+    """Whether two of libav's chroma locations are one in a format; an unspecified one is any.
+
+    Where only columns are halved, rows cannot be shifted: left, topleft and bottomleft are one.
+    """
+    if not _is_subsampled(layout) or before not in _PLACES or before == now:
+        return True
+    if now not in _PLACES:
+        return False
+    across = not layout.log2_chroma_w or _PLACES[before][0] == _PLACES[now][0]
+    down = not layout.log2_chroma_h or _PLACES[before][1] == _PLACES[now][1]
+    return across and down
+
+
+def siting_loss(codec: str, layout: PlaneLayout, location: int) -> str | None:
+    """What is to be said where an output cannot say where its chroma lies; None where it can.
+
+    Nothing is said where the format's own default (left, as nearly all video) is the place.
+    """
+    default = _FIXED.get(codec, 1)
+    is_stated = states_siting(codec, layout, location)
+    if is_stated or same_siting(location, default, layout):
+        return None
+    return (
+        f"{codec} cannot state that {_name_of(layout)} chroma lies {LOCATION_NAMES[location]}; "
+        f"players assume {LOCATION_NAMES[default]}."
+    )
+
+
+def _is_subsampled(layout: PlaneLayout) -> bool:
+    return layout.kind == "yuv" and bool(layout.log2_chroma_w or layout.log2_chroma_h)
+
+
+def _name_of(layout: PlaneLayout) -> str:
+    names = {(1, 1): "4:2:0", (1, 0): "4:2:2", (2, 0): "4:1:1", (2, 2): "4:1:0", (0, 1): "4:4:0"}
+    return names.get((layout.log2_chroma_w, layout.log2_chroma_h), "such")
