@@ -23,7 +23,6 @@ from typing import Any, get_args
 import av
 import cv2
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from srstream.config import EncodeConfig, EngineConfig, JobConfig, ModelConfig, Precision
@@ -37,6 +36,7 @@ from srstream.media.encode import SegmentEncoder
 from srstream.models.table import ModelSpec, available_models, model_spec
 from srstream.pipeline.enhancer import Enhancer
 from srstream.pipeline.plan import JobPlan, make_plan
+from srstream.terminal import plain_console
 
 CLIP_SIZE, CLIP_RATE = (320, 180), 25
 """Of the clip that is made where none is given."""
@@ -387,16 +387,16 @@ def as_text(report: Report) -> str:
         networks.add_row(
             n.model, n.engine, f"{n.fps:.2f}", f"{n.gflops:.0f}", f"{n.share_of_gemm:.2f}"
         )
-    console = Console(width=100)
+    console = plain_console(width=100)
     with console.capture() as capture:
         console.print(
             f"{report.clip}, model {report.model}, {report.cores} cores; float32 matrix product "
-            f"{report.gemm_gflops:.0f} GFLOP/s\n"
+            f"{report.gemm_gflops:.0f} GFLOP/s"
         )
+        console.print()
         console.print(stages)
-        console.print(
-            f"\nall cores always busy: {report.fps_if_all_cores_were_always_busy:.1f} fps"
-        )
+        console.print()
+        console.print(f"all cores always busy: {report.fps_if_all_cores_were_always_busy:.1f} fps")
         if report.command_fps is not None:
             console.print(
                 f"srstream enhance: {report.command_fps:.1f} fps, "
@@ -404,8 +404,9 @@ def as_text(report: Report) -> str:
                 f"at most {report.command_memory_mib:.0f} MiB"
             )
         if report.networks:
-            console.print("")
+            console.print()
             console.print(networks)
         for sentence in report.advice:
-            console.print(f"\n- {sentence}")
+            console.print()
+            console.print(f"- {sentence}")
     return capture.get().rstrip("\n")

@@ -27,6 +27,7 @@ from srstream.options import (
     with_job_options,
 )
 from srstream.service import commands as service
+from srstream.terminal import run_app, show, show_json, tell
 
 app = typer.Typer(
     name="srstream",
@@ -97,14 +98,16 @@ def plan(
     config = options.config()
     if is_picture_input(source):
         pictures = plan_pictures(source, output, config)
-        print(
-            json.dumps([picture.as_json() for picture in pictures], indent=2)
-            if as_json
-            else render_pictures(pictures)
-        )
+        if as_json:
+            show_json(json.dumps([picture.as_json() for picture in pictures], indent=2))
+        else:
+            show(*render_pictures(pictures))
         return
     summary = plan_summary(source, output, config, device=device)
-    print(summary.model_dump_json(by_alias=True, indent=2) if as_json else render_summary(summary))
+    if as_json:
+        show_json(summary.model_dump_json(by_alias=True, indent=2))
+    else:
+        show(*render_summary(summary))
 
 
 @app.command()
@@ -123,7 +126,7 @@ def verify(
     from srstream.media.verify import verify as make_receipt
 
     receipt = make_receipt(source, output, sample=sample)
-    print(receipt.model_dump_json(by_alias=True, indent=2))
+    show_json(receipt.model_dump_json(by_alias=True, indent=2))
     raise typer.Exit(0 if receipt.ok else 1)
 
 
@@ -163,7 +166,10 @@ def bench(
         with_command=command,
         with_networks=networks,
     )
-    print(json.dumps(report.as_json(), indent=2) if as_json else as_text(report))
+    if as_json:
+        show_json(json.dumps(report.as_json(), indent=2))
+    else:
+        show(*as_text(report).split("\n"))
 
 
 service.add_to(app)
@@ -193,9 +199,9 @@ def list_models(
 
     entries = model_entries()
     if as_json:
-        print(json.dumps(entries, indent=2))
+        show_json(json.dumps(entries, indent=2))
     else:
-        print(as_table(entries))
+        show(*as_table(entries).split("\n"))
 
 
 @models_app.command("show")
@@ -204,7 +210,10 @@ def show_model(name: ModelName, as_json: Json = False) -> None:
     from srstream.model_list import describe, model_entry
 
     entry = model_entry(name)
-    print(json.dumps(entry, indent=2) if as_json else describe(entry))
+    if as_json:
+        show_json(json.dumps(entry, indent=2))
+    else:
+        show(*describe(entry).split("\n"))
 
 
 @models_app.command("add")
@@ -220,12 +229,12 @@ def add_model(
 ) -> None:
     """Make weights of one's own available as --model NAME."""
     if of_service:
-        print(f"{service.add_model(weights, name, replace, address, client_key)}: registered")
+        show(f"{service.add_model(weights, name, replace, address, client_key)}: registered")
         return
     from srstream.models import registry
 
     model = registry.add_model(weights, name, replace=replace)
-    print(f"{model.name}: weights for {model.network}; use them with --model {model.name}")
+    show(f"{model.name}: weights for {model.network}; use them with --model {model.name}")
 
 
 models_app.command("use")(service.use_model)
@@ -236,7 +245,7 @@ def remove_model(name: ModelName) -> None:
     """Forget a model of one's own and delete its files."""
     from srstream.models import registry
 
-    print(f"{registry.remove_model(name).name}: removed")
+    show(f"{registry.remove_model(name).name}: removed")
 
 
 @app.command()
@@ -255,7 +264,7 @@ def _version(value: bool) -> None:
     if value:
         from importlib.metadata import version
 
-        print(version("srstream"))
+        show(version("srstream"))
         raise typer.Exit
 
 
@@ -274,7 +283,7 @@ def main() -> None:
     from srstream.console import print_error
 
     try:
-        app(standalone_mode=True)
+        run_app(app)
     except SrstreamError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
@@ -303,9 +312,9 @@ def _enhance_pictures(
     exit_code = 0
     for result in enhance_pictures(source, output, config, overwrite=overwrite):
         if as_json:
-            print(json.dumps(result.as_event()), flush=True)
+            show_json(json.dumps(result.as_event()))
         elif result.error is None:
-            print(f"{result.source} -> {result.destination}", file=sys.stderr)
+            tell(f"{result.source} -> {result.destination}")
         if result.error is not None:
             print_error(str(result.error))
             exit_code = max(exit_code, result.error.exit_code)
@@ -322,10 +331,9 @@ def _signals(stop: Any, reporter: Any) -> Iterator[None]:
     def soon(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, at_once)
         stop.request()
-        print(
+        tell(
             "srstream: finishing the segment under way; Ctrl-C again stops at once. "
-            "Both can be resumed.",
-            file=sys.stderr,
+            "Both can be resumed."
         )
 
     former = {

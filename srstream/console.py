@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -28,6 +26,7 @@ from srstream.pipeline.events import (
     Started,
     Verified,
 )
+from srstream.terminal import plain_console, show_json, tell
 
 if TYPE_CHECKING:
     from srstream.pipeline.pictures import PicturePlan
@@ -55,14 +54,14 @@ class JsonReporter:
         pass
 
     def __call__(self, event: Event) -> None:
-        print(json.dumps(event.model_dump(mode="json", by_alias=True)), flush=True)
+        show_json(json.dumps(event.model_dump(mode="json", by_alias=True)))
 
 
 class ConsoleReporter:
     """Sentences and progress on standard error; standard output stays free for data."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = plain_console(stderr=True)
         self._bar: Bar | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0
@@ -70,10 +69,10 @@ class ConsoleReporter:
     def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._bar = Bar(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[speed]}"),
+                TextColumn("{task.fields[speed]}", markup=False),
                 console=self._console,
                 transient=True,
             )
@@ -100,7 +99,7 @@ class ConsoleReporter:
 
     def say(self, text: str) -> None:
         """One sentence."""
-        self._console.print(text, markup=False)
+        self._console.print(text)
 
     def _started(self, event: Started) -> None:
         self.say(
@@ -153,16 +152,16 @@ class ConsoleReporter:
 
 def print_error(text: str) -> None:
     """The one sentence with which a failed command ends."""
-    print(f"srstream: {text}", file=sys.stderr)
+    tell(f"srstream: {text}")
 
 
-def render_pictures(plans: list[PicturePlan]) -> str:
+def render_pictures(plans: list[PicturePlan]) -> list[str]:
     """One line for each picture."""
-    return "\n".join(
+    return [
         f"{plan.source}: {plan.header.width}x{plan.header.height} to "
         f"{plan.destination}: {plan.width}x{plan.height}"
         for plan in plans
-    )
+    ]
 
 
 def knobs(restore: float, reason: str, detail: float) -> str:
@@ -170,7 +169,7 @@ def knobs(restore: float, reason: str, detail: float) -> str:
     return f"restore {restore:g} ({reason}), detail {detail:g}"
 
 
-def render_summary(summary: PlanSummary) -> str:
+def render_summary(summary: PlanSummary) -> list[str]:
     """The summary as lines to read."""
     duration = format_seconds(summary.duration_seconds)
     time_needed = format_seconds(summary.estimated_seconds)
@@ -210,4 +209,4 @@ def render_summary(summary: PlanSummary) -> str:
         lines.append("the file is long: frames and time are those of the part read in a second")
     lines += [f"note: {note}" for note in summary.notes]
     lines += [f"loss: {loss}" for loss in summary.losses] or ["nothing of the file is lost"]
-    return "\n".join(lines)
+    return lines

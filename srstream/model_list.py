@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from srstream.errors import UsageError
@@ -18,6 +17,7 @@ from srstream.models.table import (
     weights_path,
     weights_stem,
 )
+from srstream.terminal import plain_console
 
 Entry = dict[str, Any]
 """One model, as `--json` prints it."""
@@ -80,7 +80,7 @@ def _entry(name: str, spec: ModelSpec, sets: list[Any], recipe: str) -> Entry:
 
 
 def _rendered(table: Table) -> str:
-    console = Console(width=110)
+    console = plain_console(width=110)
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip("\n")

@@ -18,6 +18,7 @@ RANKS = {
     "errors": 0,
     "config": 1,
     "files": 1,
+    "terminal": 1,
     "options": 2,
     "frame": 2,
     "color": 3,

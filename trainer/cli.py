@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
 from srstream.config import Precision
 from srstream.errors import SrstreamError, UsageError
 from srstream.models.table import WeightSet
+from srstream.terminal import plain_console, run_app, show, tell, visible
 from trainer.card import figures
 from trainer.config import load_config
 from trainer.evaluate import Score
@@ -114,7 +114,7 @@ def evaluate(
         subsampled=subsampled,
         judge=_judge(lpips, lpips_heads) if judge else None,
     )
-    Console(soft_wrap=True).print(comparison.markdown(), end="", highlight=False, markup=False)
+    show(*comparison.markdown().rstrip("\n").split("\n"))
     for path in save or []:
         comparison.save(path)
 
@@ -127,7 +127,7 @@ def calibrate(
     """Measure what a network needs to run in 8 bits (`srstream enhance --precision int8`)."""
     from trainer.calibrate import calibrate as write_ranges
 
-    Console(soft_wrap=True).print(str(write_ranges(weights, data)), highlight=False)
+    show(str(write_ranges(weights, data)))
 
 
 @app.command()
@@ -159,7 +159,7 @@ def finetune(
         tuple(videos), base, output, hours, tuple(originals or ()), seed, threads, resume
     )
     outcome = run_finetune(task)
-    typer.echo(
+    show(
         f"{outcome.weights}: {outcome.gain_db:+.2f} dB over {base} on held-out frames; the report "
         f"is {outcome.report}. Use it: srstream models add {outcome.weights}"
     )
@@ -176,7 +176,7 @@ def sparse(
 
     dictionaries = learn_dictionaries(load_sparse_config(config), data)
     save_dictionaries(dictionaries, output)
-    typer.echo(f"{output}: {dictionaries.recipe}")
+    show(f"{output}: {dictionaries.recipe}")
 
 
 @app.command()
@@ -245,16 +245,25 @@ def print_scores(title: str, scores: dict[str, tuple[Score, Score]]) -> None:
     table = Table("set", "pictures", "PSNR (dB)", "SSIM", "bicubic PSNR", "bicubic SSIM")
     for name, (reached, baseline) in scores.items():
         table.add_row(name, *figures(reached, baseline))
-    Console().print(f"{title}, on luma", table)
+    console = plain_console(width=100)
+    console.print(f"{title}, on luma")
+    console.print(table)
+
+
+def _spell_out(record: logging.LogRecord) -> bool:
+    record.msg, record.args = visible(record.getMessage()), ()
+    return True
 
 
 def main() -> None:
     """The console script."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler()])
+    handler = RichHandler(console=plain_console())
+    handler.addFilter(_spell_out)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
-        app()
+        run_app(app)
     except SrstreamError as error:
-        typer.echo(f"srtrain: {error}", err=True)
+        tell(f"srtrain: {error}")
         raise SystemExit(error.exit_code) from error
 
 

@@ -35,6 +35,7 @@ from srstream.media.demux import (
 from srstream.media.errors import libav_errors, sentence
 from srstream.media.probe import probe
 from srstream.media.types import VideoInfo
+from srstream.terminal import show, tell
 
 Rgb = npt.NDArray[np.uint8]
 """(H, W, 3), full range, upright."""
@@ -210,9 +211,9 @@ def main(
     try:
         side_by_side(source, output, picture, at)
     except SrstreamError as error:
-        typer.echo(f"srstream: {error}", err=True)
+        tell(f"srstream: {error}")
         sys.exit(error.exit_code)
-    typer.echo(picture)
+    show(str(picture))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import typer
 
 from srstream.errors import UsageError
 from srstream.options import JobOptions, Json, Output, Overwrite, with_job_options
+from srstream.terminal import show, show_json
 
 if TYPE_CHECKING:
     from srstream.service.client import Client
@@ -92,7 +93,7 @@ def submit(
             _print_model(job, as_json, job.id)
             return
         if not as_json:
-            print(job.id, flush=True)
+            show(job.id)
         job = client.wait(job.id)
     _print_model(job, as_json, _sentence(job))
     raise typer.Exit(_exit_code(job))
@@ -116,13 +117,13 @@ def jobs(
     with _client(address, client_key) as client:
         if job is not None:
             info = client.status(job)
-            _print_model(info, as_json, _details(info))
+            _print_model(info, as_json, *_details(info))
             return
         found = client.list(*_checked_states(state or ()), limit=limit)
     if as_json:
-        print(json.dumps([info.model_dump(mode="json") for info in found], indent=2))
+        show_json(json.dumps([info.model_dump(mode="json") for info in found], indent=2))
     else:
-        print(_table(found))
+        show(*_table(found))
 
 
 @app.command()
@@ -144,7 +145,7 @@ def watch(
         if job is not None and after < 0 and client.status(job).state in FINAL_STATES:
             return
         for event in client.watch(job, after=after):
-            print(event.model_dump_json() if as_json else _event_line(event), flush=True)
+            _print_model(event, as_json, _event_line(event), indent=None)
             if job is not None and event.data.get("state") in FINAL_STATES:
                 return
 
@@ -222,7 +223,7 @@ def reload(address: Address = None, client_key: Key = None, as_json: Json = Fals
         result = client.reload()
     later = ", ".join(result.get("needs_restart") or ())
     text = "reloaded" + (f"; {later}: from the next start on" if later else "")
-    print(json.dumps(result) if as_json else text)
+    _print(result, as_json, text)
 
 
 def list_models(address: str | None, client_key: Path | None, as_json: bool) -> None:
@@ -230,10 +231,10 @@ def list_models(address: str | None, client_key: Path | None, as_json: bool) -> 
     with _client(address, client_key) as client:
         result = client.models()
     if as_json:
-        print(json.dumps(result, indent=2))
+        show_json(json.dumps(result, indent=2))
         return
     for model in result["models"]:
-        print(model["name"] + (" (default)" if model["name"] == result["default"] else ""))
+        show(model["name"] + (" (default)" if model["name"] == result["default"] else ""))
 
 
 def add_model(
@@ -256,7 +257,7 @@ def use_model(
     """Make a model the daemon's default."""
     with _client(address, client_key) as client:
         result = client.use_model(name, running=running)
-    print(json.dumps(result) if as_json else f"{name}: the default from now on")
+    _print(result, as_json, f"{name}: the default from now on")
 
 
 KeysDir = Annotated[
@@ -302,7 +303,7 @@ def new_key(
         raise
     told = {"name": name, "public": key.public, "file": str(path)}
     text = f"{name}: allowed; give {path} to the client, by a way that nobody else can read"
-    print(json.dumps(told) if as_json else text)
+    _print(told, as_json, text)
 
 
 # One key in 85 begins with a dash.
@@ -326,7 +327,7 @@ def allow_key(
     ring = _ring(keys_dir, config)
     ring.allow(name, public)
     told = {"name": name, "public": public, "server": ring.public}
-    print(json.dumps(told) if as_json else f"{name}: allowed; the server's key is {ring.public}")
+    _print(told, as_json, f"{name}: allowed; the server's key is {ring.public}")
 
 
 @keys_app.command("revoke")
@@ -335,7 +336,7 @@ def revoke_key(
 ) -> None:
     """Let a client in no more; a running daemon notices at once."""
     _ring(keys_dir, config).revoke(name)
-    print(json.dumps({"name": name, "revoked": True}) if as_json else f"{name}: revoked")
+    _print({"name": name, "revoked": True}, as_json, f"{name}: revoked")
 
 
 @keys_app.command("list")
@@ -343,11 +344,11 @@ def list_keys(keys_dir: KeysDir = None, config: ConfigFile = None, as_json: Json
     """Who is let in, and the server's public key."""
     ring = _ring(keys_dir, config)
     if as_json:
-        print(json.dumps({"server": ring.public, "clients": ring.names()}, indent=2))
+        show_json(json.dumps({"server": ring.public, "clients": ring.names()}, indent=2))
         return
-    print(f"{ring.public}  (the server)")
+    show(f"{ring.public}  (the server)")
     for name, public in ring.names().items():
-        print(f"{public}  {name}")
+        show(f"{public}  {name}")
 
 
 def _client(address: str | None, client_key: Path | None, timeout: float = 10.0) -> Client:
@@ -378,8 +379,18 @@ def _checked_states(states: Iterable[str]) -> Any:
     return states
 
 
-def _print_model(model: Any, as_json: bool, text: str) -> None:
-    print(model.model_dump_json(indent=2) if as_json else text)
+def _print_model(model: Any, as_json: bool, *lines: str, indent: int | None = 2) -> None:
+    if as_json:
+        show_json(model.model_dump_json(indent=indent))
+    else:
+        show(*lines)
+
+
+def _print(data: Any, as_json: bool, text: str) -> None:
+    if as_json:
+        show_json(json.dumps(data))
+    else:
+        show(text)
 
 
 def _exit_code(job: JobInfo) -> int:
@@ -400,18 +411,18 @@ def _how_far(job: JobInfo) -> str:
     return f"{job.num_segments_done}/{job.num_segments}"
 
 
-def _table(found: Iterable[JobInfo]) -> str:
+def _table(found: Iterable[JobInfo]) -> list[str]:
     lines = [f"{'job':<14} {'state':<11} {'prio':>4} {'segments':>9}  input"]
     lines += [
         f"{job.id:<14} {job.state:<11} {job.priority:>4} {_how_far(job):>9}  {job.input}"
         for job in found
     ]
-    return "\n".join(lines)
+    return lines
 
 
-def _details(job: JobInfo) -> str:
+def _details(job: JobInfo) -> list[str]:
     values = job.model_dump(mode="json", exclude_none=True)
-    return "\n".join(f"{name.replace('_', ' '):<18} {value}" for name, value in values.items())
+    return [f"{name.replace('_', ' '):<18} {value}" for name, value in values.items()]
 
 
 def _event_line(event: Event) -> str:

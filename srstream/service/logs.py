@@ -21,6 +21,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from srstream.service.settings import LogSettings
+from srstream.terminal import visible
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -52,7 +53,6 @@ _SECRET = re.compile(
     r"[^&;#\s\"'<>]+",
     re.IGNORECASE,
 )
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def configure(settings: LogSettings, **fields: str) -> None:
@@ -223,7 +223,7 @@ def _redacted_value(value: Any) -> Any:
 def _without_control_characters(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """A file's name must not steer the terminal; JSON escapes them anyway."""
     return {
-        name: _CONTROL.sub("\N{REPLACEMENT CHARACTER}", value) if isinstance(value, str) else value
+        name: visible(value) if isinstance(value, str) and name != "exception" else value
         for name, value in event.items()
     }
 
