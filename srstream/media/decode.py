@@ -41,10 +41,14 @@ from srstream.media.demux import (
 )
 from srstream.media.errors import ffmpeg_text, libav_errors, sentence
 from srstream.media.layouts import extract_planes
+from srstream.media.skipped import SkippedPackets
 from srstream.media.types import VideoInfo
 
 NUM_PACKETS_BEFORE_START = 8
 """A resumed decode begins at least so many packets early, so that filters have their context."""
+
+_NEVER_ANEW = frozenset({"smc"})
+"""Codecs with keyframes that are not enough: those of libav's smc use the colours last used."""
 
 
 @dataclass(slots=True)
@@ -193,10 +197,12 @@ class Decoder:
     def _first_packet(self) -> int:
         """The number of the packet to decode from, so that `start_pts` on comes out exactly.
 
-        0 (the beginning) where packets carry no time, and for alpha in WebM, whose keyframes are
-        not those of the picture.
+        0 (the beginning) where packets carry no time, for alpha in WebM, whose keyframes are not
+        those of the picture, and for codecs whose keyframes need what came before.
         """
         if self._start_pts is None or not self._is_timed or has_webm_alpha(self._stream):
+            return 0
+        if self._video.codec in _NEVER_ANEW:
             return 0
         keys: list[int] = []
         for number, packet in self._numbered():
@@ -226,14 +232,17 @@ class Decoder:
 
     def _packets(self, first_packet: int) -> Iterator[Packet[Stream]]:
         clock = Clock(self._video.time_base)
+        skipped = SkippedPackets(self._stream)
         number = 0
         for packet in self._read():
             if isinstance(packet, ReadFault):
                 self._fault(packet.error, None)
                 continue
             clock.correct(packet)
-            if number >= first_packet:
-                yield packet
+            if number < first_packet:
+                skipped.skip(packet)
+            else:
+                yield skipped.give(packet) if number == first_packet else packet
             number += 1
 
     def _decoded(self, first_packet: int) -> Iterator[VideoFrame]:

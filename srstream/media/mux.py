@@ -25,6 +25,7 @@ from srstream.media.demux import Clock, ReadFault, is_shown, open_source, read_p
 from srstream.media.errors import libav_errors
 from srstream.media.matroska import ASPECT_TITLE_PAD, write_aspect
 from srstream.media.segments import SegmentCheck, check_segments, open_segment, video_packets
+from srstream.media.skipped import SkippedPackets
 from srstream.media.tags import chapters_in_window, container_tags, needs_free_tags, stream_tags
 from srstream.media.types import (
     OutputPlan,
@@ -132,6 +133,7 @@ class _Copied:
     stream: Stream | None
     converter: Converter | None
     clock: Clock
+    skipped: SkippedPackets
     is_picture: bool = False
     last_dts: int | None = None
 
@@ -232,7 +234,8 @@ class _Assembly:
         if not isinstance(template, AudioStream) or converter is None:
             added.time_base = template.time_base
         self._describe(added, template)
-        self._copied[template.index] = _Copied(stream, converter, clock)
+        skipped = SkippedPackets(template)
+        self._copied[template.index] = _Copied(stream, converter, clock, skipped)
 
     def _describe(self, stream: Stream, template: Stream, is_enhanced: bool = False) -> None:
         stream.disposition = template.disposition
@@ -296,7 +299,9 @@ class _Assembly:
             copied = self._copied[packet.stream_index]
             copied.clock.correct(packet)
             if not self._place(packet, copied):
+                copied.skipped.skip(packet)
                 continue
+            packet = copied.skipped.give(packet)
             if copied.converter is not None:
                 made = copied.converter.push(packet)
             else:

@@ -125,7 +125,9 @@ def _frame_at(
 ) -> tuple[float, VideoFrame]:
     """(its time, the frame) nearest to `seconds`; `container` is fresh."""
     time_base = stream.time_base
-    if time_base and has_timestamps(container) and container.duration:
+    # A palette comes once, with a packet that a search would leave out.
+    has_palette = stream.codec_context.pix_fmt == "pal8"
+    if time_base and has_timestamps(container) and container.duration and not has_palette:
         with libav_errors(path, "cannot be searched", seconds):
             # libav searches by decode time, which may lie before the time of display.
             wanted = int((seconds - SEEK_MARGIN_SECONDS) / time_base)

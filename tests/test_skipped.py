@@ -1,0 +1,168 @@
+"""Excerpts of files that say something once: every frame is that of Debian's ffmpeg from the start.
+
+Palettes come with the first packet or with the one that changes them, and parameter sets with the
+first packet of a part; the decode of an excerpt skips those packets.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.packet import Packet
+from av.stream import Stream
+from clips import picture, to_frame
+
+from srstream.config import SourceConfig
+from srstream.media.decode import Decoder
+from srstream.media.probe import probe
+
+SOURCE = SourceConfig()
+RATE = Fraction(1, 25)
+NUM_FRAMES = 50
+LATE = 46
+"""Number of the frame that excerpts begin with."""
+
+
+def _palette(seed: int) -> np.ndarray:
+    """256 random opaque colours, as PyAV takes them: A, R, G, B."""
+    colors = np.random.default_rng(seed).integers(0, 256, (256, 4)).astype(np.uint8)
+    colors[:, 0] = 255
+    return colors
+
+
+def _indexed(index: int, palette: np.ndarray) -> av.VideoFrame:
+    codes = (picture(index, 64, 48).sum(axis=2) // 5 % 256).astype(np.uint8)
+    return av.VideoFrame.from_ndarray((codes, palette), format="pal8")
+
+
+def _write_palettes(path: Path, codec: str, changes_at: int | None = None) -> Path:
+    """Frames of colours from a palette, another one from frame `changes_at` on."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "pal8"
+        stream.codec_context.gop_size = 5
+        for n in range(NUM_FRAMES):
+            is_second = changes_at is not None and n >= changes_at
+            frame = _indexed(n, _palette(2 if is_second else 1))
+            frame.pts, frame.time_base = n, RATE
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def _frames_of_ffmpeg(path: Path, pix_fmt: str) -> bytes:
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-i",
+        str(path),
+        "-map",
+        "0:v:0",
+        "-fps_mode",
+        "passthrough",
+    ]
+    command += ["-f", "rawvideo", "-pix_fmt", pix_fmt, "-"]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+def _late_frames(path: Path) -> tuple[bytes, int]:
+    """Samples of the frames from `LATE` on as an excerpt gives them, and the first packet used."""
+    info = probe(path, SOURCE)
+    whole = Decoder(path, info.video, SOURCE)
+    pts = [frame.pts for frame in whole.frames()]
+    whole.close()
+    assert len(pts) == NUM_FRAMES
+    decoder = Decoder(path, info.video, SOURCE, start_pts=pts[LATE])
+    first = decoder._first_packet()
+    frames = list(decoder.frames())
+    decoder.close()
+    assert [frame.pts for frame in frames] == pts[LATE:]
+    if info.video.layout.kind == "rgb":  # planes are G, B, R
+        pictures = [np.dstack([f.planes[2], f.planes[0], f.planes[1]]) for f in frames]
+        return b"".join(picture.tobytes() for picture in pictures), first
+    return b"".join(plane.tobytes() for f in frames for plane in f.planes), first
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "changes_at"),
+    [
+        ("raw.avi", "rawvideo", None),
+        ("changing.avi", "rawvideo", 20),
+        ("raw.mov", "rawvideo", None),
+        ("smc.mov", "smc", None),
+        ("png.mov", "png", 20),
+        ("gif.gif", "gif", None),
+    ],
+)
+def test_an_excerpt_has_the_palette_that_holds(
+    tmp_path: Path, name: str, codec: str, changes_at: int | None
+) -> None:
+    path = _write_palettes(tmp_path / name, codec, changes_at)
+    expected = _frames_of_ffmpeg(path, "rgb24")
+    late, first = _late_frames(path)
+    size = 64 * 48 * 3
+    assert len(expected) == NUM_FRAMES * size
+    assert late == expected[LATE * size :]
+    if codec not in ("gif", "smc"):  # whose pictures refer to the first
+        assert first > (changes_at or 0)  # the packet with the palette was left out
+
+
+def _encoded(codec: str, options: str, first: int) -> list[Packet[Stream]]:
+    context = av.CodecContext.create(codec, "w")
+    context.width, context.height, context.pix_fmt = 64, 48, "yuv420p"
+    context.time_base, context.framerate = RATE, Fraction(25)
+    context.gop_size, context.thread_count = 5, 1
+    context.options = {f"{codec[3:]}-params": f"{options}:keyint=5:open-gop=0:log-level=none"}
+    packets = []
+    for n in range(NUM_FRAMES // 2):
+        frame = to_frame(picture(first + n), "yuv420p", None)
+        frame.pts, frame.time_base = first + n, RATE
+        packets += context.encode(frame)
+    return packets + context.encode(None)
+
+
+def _said_once(
+    packets: list[Packet[Stream]], is_header: Callable[[bytes], bool]
+) -> Iterator[Packet[Stream]]:
+    """The packets without the parameter sets of all but the first."""
+    for n, packet in enumerate(packets):
+        units = [unit for unit in re.split(b"\0\0\0?\1", bytes(packet)) if unit]
+        kept = [unit for unit in units if n == 0 or not is_header(unit)]
+        bare: Packet[Stream] = av.Packet(b"".join(b"\0\0\0\1" + unit for unit in kept))
+        bare.pts, bare.dts, bare.time_base = packet.pts, packet.dts, packet.time_base
+        bare.is_keyframe = packet.is_keyframe
+        yield bare
+
+
+@pytest.mark.parametrize(
+    ("codec", "is_header"),
+    [
+        ("libx264", lambda unit: unit[0] & 31 in (7, 8)),  # ITU-T H.264, table 7-1
+        ("libx265", lambda unit: unit[0] >> 1 & 63 in (32, 33, 34)),  # ITU-T H.265, table 7-1
+    ],
+)
+def test_an_excerpt_has_the_parameter_sets_that_hold(
+    tmp_path: Path, codec: str, is_header: Callable[[bytes], bool]
+) -> None:
+    path = tmp_path / "parts.ts"
+    with av.open(str(path), "w", format="mpegts") as container:
+        stream = container.add_mux_stream({"libx264": "h264", "libx265": "hevc"}[codec])
+        stream.time_base = RATE
+        for first, options in ((0, "qp=16"), (NUM_FRAMES // 2, "qp=34")):
+            for packet in _said_once(_encoded(codec, options, first), is_header):
+                packet.stream = stream
+                container.mux(packet)
+    expected = _frames_of_ffmpeg(path, "yuv420p")
+    late, first = _late_frames(path)
+    size = 64 * 48 * 3 // 2
+    assert len(expected) == NUM_FRAMES * size
+    assert late == expected[LATE * size :]
+    assert first > NUM_FRAMES // 2  # the packet with the second part's headers was left out
