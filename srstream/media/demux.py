@@ -25,6 +25,7 @@ from av.video.stream import VideoStream
 
 from srstream.errors import MediaError, RefusedError, SrstreamError, UsageError
 from srstream.media.errors import libav_errors, sentence
+from srstream.media.packed import Unpacker
 
 CLOCK_WRAP = 1 << 33
 """MPEG-TS and -PS count 90 kHz in 33 bits (ISO/IEC 13818-1, 2.4.2)."""
@@ -289,24 +290,33 @@ def read_packets(
     """The packets of `streams` (all if none are named), in file order; a failed read is retried.
 
     Ends at the end of the file or after eight failures in a row, whose last is yielded too.
-    Empty packets, which a decoder would take for the end, are left out. `deadline` is a
-    `time.monotonic()` after which no more is read.
+    Empty packets, which a decoder would take for the end, are left out; MPEG-4 that is packed comes
+    unpacked. `deadline` is a `time.monotonic()` after which no more is read.
     """
     faults = 0
+    unpackers = {s.index: Unpacker(s) for s in streams or container.streams if _may_be_packed(s)}
     while faults < MAX_FAULTS_IN_A_ROW:
         try:
             for packet in container.demux(*streams):
                 if packet.size:
                     faults = 0
-                    yield packet
+                    unpacker = unpackers.get(packet.stream_index)
+                    yield from [packet] if unpacker is None else unpacker.push(packet)
                 if deadline is not None and time.monotonic() > deadline:
                     return
+            for unpacker in unpackers.values():
+                yield from unpacker.drain()
             return
         except av.FFmpegError as error:
             if error.errno == errno.EAGAIN:
                 continue
             faults += 1
             yield ReadFault(error)
+
+
+def _may_be_packed(stream: Stream) -> bool:
+    context = stream.codec_context
+    return stream.type == "video" and context is not None and context.name == "mpeg4"
 
 
 def is_shown(packet: Packet[Stream], codec: str) -> bool:
