@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 EngineName = Literal["auto", "openvino", "pytorch", "tensorrt", "ncnn"]
 Precision = Literal["float32", "bfloat16", "int8"]
 DecoderName = Literal["cpu", "nvdec", "auto"]
+
+
+ENCODER_NAMES = {
+    "h264": "libx264", "h.264": "libx264", "avc": "libx264", "avc1": "libx264", "x264": "libx264",
+    "hevc": "libx265", "h265": "libx265", "h.265": "libx265", "hvc1": "libx265", "x265": "libx265",
+    "av1": "libsvtav1", "av01": "libsvtav1", "svtav1": "libsvtav1", "svt-av1": "libsvtav1",
+    "vp9": "libvpx-vp9", "libvpx_vp9": "libvpx-vp9", "vp8": "libvpx", "prores": "prores_ks",
+    "nvenc": "h264_nvenc", "nvenc_h264": "h264_nvenc", "nvenc_hevc": "hevc_nvenc",
+    "mpeg2": "mpeg2video",
+}  # fmt: skip
+"""Encoders by the names of their codecs and by others that people use. libav would take some of
+these too, but no table of settings knows them."""
 
 
 class Section(BaseModel):
@@ -72,10 +84,17 @@ class EncodeConfig(Section):
 
     codec: str = Field(
         "auto",
-        description="libav encoder name (libx264, libx265, libsvtav1, ffv1, ...); auto chooses",
+        description="encoder or codec (libx264 or h264, libx265, libsvtav1, ...); auto chooses",
     )
     crf: float | None = Field(None, ge=0, le=63, description="constant quality; codec's scale")
     preset: str | None = Field(None, description="encoder preset; codec's own names")
+
+    @field_validator("codec")
+    @classmethod
+    def _one_name(cls, codec: str) -> str:
+        """The encoder's own name, whatever it was called."""
+        name = codec.strip().lower()
+        return ENCODER_NAMES.get(name, name)
 
 
 class SourceConfig(Section):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import clips
 import pytest
-from outputs import make_output
 
 from srstream.media.languages import spelled_language
 from srstream.media.meaning import find_tag, same_tag, tag_losses
 from srstream.media.verify import verify
+from tests import clips
+from tests.outputs import make_output
 
 TIME = "2016-05-31T17:01:35.000000Z"
 

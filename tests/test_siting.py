@@ -8,14 +8,14 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import clips
 import pytest
-from outputs import make_output
 
 from srstream.config import EncodeConfig, JobConfig
 from srstream.frame import PlaneLayout
 from srstream.media.siting import same_siting
 from srstream.media.verify import verify
+from tests import clips
+from tests.outputs import make_output
 
 YUV420, YUV422 = PlaneLayout("yuv", 8, 1, 1), PlaneLayout("yuv", 8, 1, 0)
 

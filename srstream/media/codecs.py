@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -16,7 +17,7 @@ from av.video.codeccontext import VideoCodecContext
 from srstream.config import EncodeConfig
 from srstream.errors import MediaError, RefusedError
 from srstream.frame import PlaneLayout
-from srstream.media.containers import Container, canonical_codec, carried_codecs
+from srstream.media.containers import MKV, Container, canonical_codec, carried_codecs
 from srstream.media.errors import ffmpeg_text
 from srstream.media.layouts import layout_of
 from srstream.media.siting import LOCATION_NAMES, states_siting
@@ -28,7 +29,14 @@ PACKED_FORMATS = frozenset({"rgb24", "bgr0", "bgra", "ya8"})
 HDR_TRANSFERS = (16, 18)
 """SMPTE ST 2084 (PQ) and ARIB STD-B67 (HLG)."""
 
-DEFAULT_CRF = {"libx264": 18, "libx264rgb": 12, "libx265": 18, "libsvtav1": 28, "libvpx-vp9": 24}
+DEFAULT_CRF = {
+    "libx264": 18,
+    "libx264rgb": 12,
+    "libx265": 18,
+    "libsvtav1": 28,
+    "libvpx-vp9": 24,
+    "libvpx": 10,
+}
 DEFAULT_PRESET = {
     "libx264": "veryfast",
     "libx264rgb": "veryfast",
@@ -40,6 +48,20 @@ DEFAULT_PRESET = {
 }
 DEFAULT_CQ = 19
 """NVENC's constant quality, in place of a CRF."""
+
+QUANTISER = 3
+"""Of MPEG's older relatives, which have no CRF and would else be given 200 kbit/s."""
+
+_QUANTISED = frozenset(
+    {
+        "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v2", "msmpeg4v3", "flv1", "h261", "h263",
+        "h263p", "wmv1", "wmv2", "mjpeg", "rv10", "rv20",
+    }
+)  # fmt: skip
+_QUANTISERS_PER_LAMBDA = 118  # FF_QP2LAMBDA
+
+HDR_KEEPERS = frozenset({"libx264", "libx265", "libsvtav1"})
+"""Encoders that can be given static HDR metadata, by options of their own."""
 
 SIDE_LIMITS = {"libsvtav1": (16384, 8704), "libvpx-vp9": (65535, 65535)}
 """Largest (width, height) of encoders that cannot be asked without taking gigabytes."""
@@ -82,7 +104,10 @@ def choose_encoder(
             notes.append("Encoded with h264_nvenc, on the GPU; --codec libx264 for x264.")
         else:
             notes.append(f"Encoded with libx264: {fault}.")
-    _require_encoder(codec)
+    codec = _require_encoder(codec)
+    if codec == "libx264" and wanted.kind == "rgb":
+        codec = "libx264rgb"
+        notes.append("Encoded with libx264rgb, since the source is RGB.")
     pix_fmt, layout = _nearest_format(codec, wanted)
     losses = []
     if wanted.has_alpha and not layout.has_alpha:
@@ -244,16 +269,22 @@ def _auto_codec(video: VideoInfo, container: Container | None) -> str:
     return "libx265" if layout.bits == 12 or not ffv1_fits else "ffv1"
 
 
-def _require_encoder(codec: str) -> None:
+def _require_encoder(codec: str) -> str:
+    """The encoder's own name, for which libav also takes a codec's.
+
+    Raises:
+        RefusedError: there is none.
+    """
     try:
-        kind = Codec(codec, "w").type
+        encoder = Codec(codec, "w")
     except ValueError:
         raise RefusedError(
             f"This FFmpeg has no encoder {codec!r}; use libx264, libx265, libsvtav1, ffv1 or "
             "prores_ks."
         ) from None
-    if kind != "video":
+    if encoder.type != "video":
         raise RefusedError(f"{codec} is no video encoder; use libx264, for instance.")
+    return str(encoder.name)
 
 
 def _formats(codec: str) -> Iterator[tuple[str, PlaneLayout]]:
@@ -321,19 +352,52 @@ def _fixed_options(codec: str, layout: PlaneLayout, hdr: HdrMetadata) -> dict[st
         # x264 takes 6 off the quality of chroma that is as large as luma, and flat colour then
         # drifts by more than a level from frame to frame.
         offset = ":chroma-qp-offset=-12" if _is_444(layout) else ""
-        return {"x264-params": f"open-gop=0{offset}"}
+        return {"x264-params": f"open-gop=0{offset}{_hdr_options(codec, hdr)}"}
     if codec == "libx265":
-        params = "open-gop=0:info=0:log-level=none"
-        if hdr.mastering_display:
-            params += f":hdr10=1:master-display={hdr.mastering_display}"
-        if hdr.content_light_level:
-            params += ":max-cll={},{}".format(*hdr.content_light_level)
-        return {"x265-params": params}
+        return {"x265-params": f"open-gop=0:info=0:log-level=none{_hdr_options(codec, hdr)}"}
+    if codec == "libsvtav1":
+        # Without a colon in front; threads follow when the encoder is opened.
+        params = _hdr_options(codec, hdr).removeprefix(":")
+        return {"svtav1-params": params} if params else {}
     if codec == "libvpx-vp9":
         return {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "5"}
+    if codec == "libvpx":
+        # Its CRF holds only beneath a bit rate, which this one never reaches.
+        return {"b": "1G", "deadline": "good", "cpu-used": "5"}
     if codec == "ffv1":
         return {"level": "3", "slicecrc": "1", "g": "1"}
+    if canonical_codec(codec) in _QUANTISED:
+        quality = str(QUANTISER * _QUANTISERS_PER_LAMBDA)
+        # These close their groups only where they look for no scene changes.
+        return {"flags": "+qscale", "global_quality": quality, "sc_threshold": "1000000000"}
     return {}
+
+
+def _hdr_options(codec: str, hdr: HdrMetadata) -> str:
+    """Static HDR metadata as `:name=value` for each part that is there."""
+    display, light = hdr.mastering_display, hdr.content_light_level
+    names = {
+        "libx264": ("mastering-display", "cll"),
+        "libx265": ("hdr10=1:master-display", "max-cll"),
+        "libsvtav1": ("mastering-display", "content-light"),
+    }
+    if codec not in names:
+        return ""
+    if display and codec == "libsvtav1":
+        display = _in_nits(display)
+    parts = [f":{names[codec][0]}={display}" if display else ""]
+    parts += [":{}={},{}".format(names[codec][1], *light) if light else ""]
+    return "".join(parts)
+
+
+def _in_nits(display: str) -> str:
+    """x265's whole numbers (units of 0.00002 and 0.0001 cd/m2) as SVT-AV1's own ones."""
+
+    def scaled(found: re.Match[str]) -> str:
+        unit = 10_000 if found[1] == "L" else 50_000
+        return f"{found[1]}({int(found[2]) / unit:.8g},{int(found[3]) / unit:.8g})"
+
+    return re.sub(r"(WP|[GBRL])\((\d+),(\d+)\)", scaled, display)
 
 
 def _is_444(layout: PlaneLayout) -> bool:
@@ -351,7 +415,9 @@ def _thread_options(
     if codec == "libsvtav1":
         # SVT-AV1 writes pages of settings to stderr unless its own variable forbids it.
         os.environ.setdefault("SVT_LOG", "1")
-        return {"svtav1-params": f"lp={threads}"} if threads else {}
+        params = [options.get("svtav1-params", ""), f"lp={threads}" if threads else ""]
+        params = [part for part in params if part]
+        return {"svtav1-params": ":".join(params)} if params else {}
     return {}
 
 
@@ -362,9 +428,11 @@ def check_carried(codec: str, container: Container) -> None:
         RefusedError: it does not.
     """
     if canonical_codec(codec) not in carried_codecs(container):
+        fits_matroska = canonical_codec(codec) in carried_codecs(MKV)
+        advice = "name an output that ends in .mkv or " if fits_matroska else ""
         raise RefusedError(
-            f"{container.label} cannot carry {canonical_codec(codec)} video; name an output that "
-            "ends in .mkv or choose another --codec."
+            f"{container.label} cannot carry {canonical_codec(codec)} video; {advice}choose "
+            "another --codec."
         )
 
 

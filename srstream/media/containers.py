@@ -57,6 +57,10 @@ _NOT_IN_PRACTICE = {
 }
 
 
+# The muxer lists these and then refuses to write their header.
+_ON_PAPER = {"mov": {"av1", "flac", "opus", "vp8", "vp9"}, "matroska": {"rv10", "rv20"}}
+
+
 def container_for(path: Path) -> Container:
     """The container that an output's extension names.
 
@@ -101,7 +105,8 @@ def muxed_codecs(muxer: str) -> frozenset[str]:
     """Canonical names of all that one of libav's muxers takes."""
     # Nothing is written before the header is, so the path stays untouched.
     container = av.open(os.devnull, "w", format=muxer)
-    return frozenset(canonical_codec(name) for name in container.supported_codecs)
+    listed = frozenset(canonical_codec(name) for name in container.supported_codecs)
+    return listed - _ON_PAPER.get(muxer, set())
 
 
 def plan_streams(source: SourceInfo, container: Container) -> tuple[StreamPlan, ...]:

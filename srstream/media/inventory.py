@@ -41,6 +41,8 @@ MAX_PIXELS = 2**31 - 1
 
 DEPTH_LIMITS = {"h264": 10, "hevc": 12, "av1": 10, "vp9": 8, "ffv1": 16, "prores": 10}
 ALPHA_CODECS = frozenset({"ffv1"})
+FIXED_MATRICES = {"vp8": 5, "mjpeg": 5}
+"""BT.601's, where a codec knows no other (RFC 6386, 9.2; JFIF)."""
 
 _PRIMING_SECONDS = Fraction(1, 10)
 _KEPT_DISPOSITIONS = {
@@ -261,7 +263,9 @@ def compare_pictures(
     for name in ("primaries", "transfer", "matrix"):
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
-            problems.append(f"colour {name} became {new}, the source says {old}")
+            message = f"colour {name} became {new}, the source says {old}"
+            is_fixed = name == "matrix" and new == FIXED_MATRICES.get(codec)
+            (losses if is_fixed else problems).append(message)
     is_rgb = layout_of(before.pix_fmt).kind == "rgb" == layout_of(now.pix_fmt).kind
     if bool(before.full_range) != bool(now.full_range) and not is_rgb:
         problems.append(

@@ -9,7 +9,7 @@ from srstream.config import JobConfig
 from srstream.errors import RefusedError
 from srstream.frame import ColorSpec, PlaneLayout
 from srstream.media.codecs import (
-    HDR_TRANSFERS,
+    HDR_KEEPERS,
     EncoderChoice,
     check_carried,
     check_encoder,
@@ -111,7 +111,7 @@ def _output_video(
     source: SourceInfo, config: JobConfig, choice: EncoderChoice, size: tuple[int, int]
 ) -> OutputVideo:
     video = source.video
-    hdr = video.hdr if choice.codec == "libx265" else HdrMetadata()
+    hdr = video.hdr if choice.codec in HDR_KEEPERS else HdrMetadata()
     width, height = _on_chroma_grid(size, choice.layout, choice.pix_fmt)
     return OutputVideo(
         codec=choice.codec,
@@ -172,7 +172,7 @@ def _default_path(
 def _hdr_losses(source: SourceInfo, choice: EncoderChoice) -> list[str]:
     video = source.video
     has_static = bool(video.hdr.mastering_display or video.hdr.content_light_level)
-    if has_static and video.color.transfer in HDR_TRANSFERS and choice.codec != "libx265":
+    if has_static and choice.codec not in HDR_KEEPERS:
         return [
             f"HDR mastering metadata is left out: {choice.codec} cannot be given it; libx265 can."
         ]
