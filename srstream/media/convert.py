@@ -1,6 +1,7 @@
 """Streams that the output container cannot carry as they are: subtitle text and audio.
 
-Text subtitles are rewritten packet by packet. Audio is decoded and encoded again.
+Text subtitles are rewritten packet by packet, or cue by cue where cues may not overlap. Audio is
+decoded and encoded again.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Protocol
 
 import av
@@ -19,6 +21,7 @@ from av.stream import Stream
 from av.subtitles.stream import SubtitleStream
 
 from srstream.errors import EncodeError
+from srstream.media.cues import Cue
 
 AUDIO_BITS_PER_CHANNEL = {"aac": 96_000, "libopus": 64_000, "flac": 0}
 
@@ -35,7 +38,15 @@ Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
 
 _TIME_FIELDS_OF_ASS = 8
 _HTML_TAGS = re.compile(r"</?(?:[bius]|font|c|v|lang|ruby|rt)(?:[ .][^>]*)?>|<\d[\d:.]*>")
-_ASS_CODES = re.compile(r"\{\\?[^}]*\}")
+_ASS_CODES = re.compile(r"\{[^}]*\}")
+_ASS_DRAWINGS = re.compile(r"\{[^}]*\\p[1-9][^}]*\}.*?(?=\{[^}]*\\p0|$)", re.DOTALL)
+"""Shapes, which are numbers and letters without meaning to a reader."""
+
+_OVERRIDES = re.compile(r"\{\\[^}]*\}")
+"""ASS codes as they stray into other formats, where other braces are text."""
+
+_MAX_TEXT_BYTES = 65535
+"""Of a sample of mov_text, whose length has 16 bits."""
 
 
 class Converter(Protocol):
@@ -60,6 +71,8 @@ class TextConverter:
     def __init__(self, output: OutputContainer, codec: str, target: str) -> None:
         self._read = _READERS[codec]
         self._write = _WRITERS[target]
+        self.overlaps = target != "mov_text"
+        """Whether the output shows several cues at a time; of others `push` gives what overlaps."""
         if target == "mov_text":
             # The encoder is not used, but it makes the sample description that players expect.
             stream = output.add_stream("mov_text")
@@ -70,8 +83,8 @@ class TextConverter:
             self.stream = output.add_mux_stream(target)
 
     def push(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
-        text = self._read(bytes(packet)).strip("\r\n")
-        if not text.strip():
+        text = self._text(packet)
+        if not text:
             return []
         converted: Packet[Stream] = av.Packet(self._write(text))
         converted.time_base = packet.time_base
@@ -83,6 +96,30 @@ class TextConverter:
 
     def drain(self) -> list[Packet[Stream]]:
         return []
+
+    def cue(self, packet: Packet[Stream]) -> Cue | None:
+        """What a packet of the source shows and when, in its time base; None without a time."""
+        start = packet.pts if packet.pts is not None else packet.dts
+        if start is None:
+            return None
+        end = start + packet.duration if packet.duration else None
+        return Cue(start, end, self._text(packet))
+
+    def packet(self, cue: Cue, time_base: Fraction) -> Packet[Stream]:
+        """A packet for the output, of a cue with an end."""
+        assert cue.end is not None
+        made: Packet[Stream] = av.Packet(self._write(cue.text))
+        made.time_base = time_base
+        made.pts = made.dts = cue.start
+        made.duration = cue.end - cue.start
+        made.is_keyframe = True
+        made.stream = self.stream
+        return made
+
+    def _text(self, packet: Packet[Stream]) -> str:
+        """The words, "" where there are none."""
+        text = self._read(bytes(packet)).strip("\r\n")
+        return text if text.strip() else ""
 
 
 _USUAL_LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
@@ -171,7 +208,7 @@ def _read_mov_text(data: bytes) -> str:
 def _read_ass(data: bytes) -> str:
     """Matroska's form of an ASS event: nine fields, of which the last is the text."""
     fields = data.decode("utf-8", "replace").split(",", _TIME_FIELDS_OF_ASS)
-    text = _ASS_CODES.sub("", fields[-1])
+    text = _ASS_CODES.sub("", _ASS_DRAWINGS.sub("", fields[-1]))
     return text.replace(r"\N", "\n").replace(r"\n", "\n").replace(r"\h", "\u00a0")
 
 
@@ -188,13 +225,15 @@ def _write_subrip(text: str) -> bytes:
 
 
 def _write_mov_text(text: str) -> bytes:
-    plain = _ASS_CODES.sub("", _HTML_TAGS.sub("", text)).encode()[:65535]
+    plain = _OVERRIDES.sub("", _HTML_TAGS.sub("", text)).encode()
+    if len(plain) > _MAX_TEXT_BYTES:
+        plain = plain[:_MAX_TEXT_BYTES].decode(errors="ignore").encode()
     return len(plain).to_bytes(2, "big") + plain
 
 
 def _write_webvtt(text: str) -> bytes:
     escaped = text.replace("&", "&amp;")
-    return _ASS_CODES.sub("", re.sub(r"</?font[^>]*>", "", escaped)).encode()
+    return _OVERRIDES.sub("", re.sub(r"</?font[^>]*>", "", escaped)).encode()
 
 
 _READERS: dict[str, Callable[[bytes], str]] = {

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import lcm
+from math import ceil, lcm
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +19,9 @@ from av.video.stream import VideoStream
 
 from srstream.errors import EncodeError
 from srstream.media.codecs import nominal_rate
-from srstream.media.containers import CONTAINERS, canonical_codec
-from srstream.media.convert import Converter, make_converter
+from srstream.media.containers import CONTAINERS, TEXT_CODECS, canonical_codec
+from srstream.media.convert import Converter, TextConverter, make_converter
+from srstream.media.cues import Cue, one_at_a_time, with_ends
 from srstream.media.demux import Clock, ReadFault, is_shown, open_source, read_packets
 from srstream.media.errors import libav_errors
 from srstream.media.matroska import ASPECT_TITLE_PAD, write_aspect
@@ -42,6 +43,8 @@ _MAX_PIXELS = 2**31 - 1
 _MAX_TIMESCALE = 2**31 - 1
 _MAX_FASTSTART_BYTES = 8 << 30
 _NUM_FIRST_PACKETS = 40
+_MAX_TEXT_DISORDER = 5
+"""Seconds by which a cue may come in the file after one that is shown later."""
 
 
 def assemble(
@@ -91,6 +94,23 @@ class Placing:
     start: Fraction | None
     end: Fraction | None
 
+    def cue(self, cue: Cue, base: Fraction) -> Cue | None:
+        """A cue with an end, in ticks of `base` seconds, as the output shows it; None if not.
+
+        One that is on the screen when the excerpt begins or ends is cut there.
+        """
+        assert cue.end is not None
+        start, end = cue.start * base, cue.end * base
+        if self.start is not None:
+            start = max(start, self.start)
+        if self.end is not None:
+            end = min(end, self.end)
+        start, end = max(start - self.shift, Fraction(0)), end - self.shift
+        if end <= start:
+            return None
+        first = round(start / base)
+        return Cue(first, max(round(end / base), first + 1), cue.text)
+
 
 def placing_of(source_path: Path, video: VideoInfo, first_pts: int, window: TimeWindow) -> Placing:
     """How an output lies against its source, whose first frame taken is shown at `first_pts`.
@@ -134,7 +154,8 @@ class _Copied:
     converter: Converter | None
     clock: Clock
     skipped: SkippedPackets
-    is_picture: bool = False
+    is_text: bool
+    """Cues need not come in order; no container of theirs has a clock that jumps."""
     last_dts: int | None = None
 
 
@@ -154,6 +175,7 @@ class _Assembly:
         self._container = CONTAINERS[plan.container]
         self._placing = placing
         self._copied: dict[int, _Copied] = {}
+        self._texts: dict[int, TextConverter] = {}
         self._pictures: list[Packet[Stream]] = []
 
     # Streams
@@ -234,8 +256,12 @@ class _Assembly:
         if not isinstance(template, AudioStream) or converter is None:
             added.time_base = template.time_base
         self._describe(added, template)
+        if isinstance(converter, TextConverter) and not converter.overlaps:
+            self._texts[template.index] = converter
+            return
         skipped = SkippedPackets(template)
-        self._copied[template.index] = _Copied(stream, converter, clock, skipped)
+        is_text = stream_plan.codec in TEXT_CODECS
+        self._copied[template.index] = _Copied(stream, converter, clock, skipped, is_text)
 
     def _describe(self, stream: Stream, template: Stream, is_enhanced: bool = False) -> None:
         stream.disposition = template.disposition
@@ -273,7 +299,8 @@ class _Assembly:
         self._output.mux(self._pictures)
         done = 0
         video = self._timed(video_packets(segments, check, base, shift))
-        for _, packet in heapq.merge(video, self._copies(), key=lambda item: item[0]):
+        others = self._copies(), *self._cues()
+        for _, packet in heapq.merge(video, *others, key=lambda item: item[0]):
             is_video = packet.stream_index == self._video.index
             self._output.mux_one(packet)
             if is_video:
@@ -293,11 +320,10 @@ class _Assembly:
         streams = [self._input.streams[n] for n in self._copied]
         if not streams:
             return
-        for packet in read_packets(self._input, *streams):
-            if isinstance(packet, ReadFault):
-                continue
+        for packet in self._in_order(read_packets(self._input, *streams)):
             copied = self._copied[packet.stream_index]
-            copied.clock.correct(packet)
+            if not copied.is_text:
+                copied.clock.correct(packet)
             if not self._place(packet, copied):
                 copied.skipped.skip(packet)
                 continue
@@ -312,6 +338,53 @@ class _Assembly:
         for copied in self._copied.values():
             if copied.converter is not None:
                 yield from ((_moment(p), p) for p in copied.converter.drain())
+
+    def _in_order(self, packets: Iterator[Packet[Stream] | ReadFault]) -> Iterator[Packet[Stream]]:
+        """The packets, those of text by their times, as muxers want them.
+
+        What comes more than `_MAX_TEXT_DISORDER` late stays late.
+        """
+        held: list[tuple[Fraction, int, Packet[Stream]]] = []
+        newest = Fraction(0)
+        for number, packet in enumerate(packets):
+            if isinstance(packet, ReadFault):
+                continue
+            newest = max(newest, _moment(packet))
+            if self._copied[packet.stream_index].is_text:
+                heapq.heappush(held, (_moment(packet), number, packet))
+            else:
+                yield packet
+            while held and held[0][0] <= newest - _MAX_TEXT_DISORDER:
+                yield heapq.heappop(held)[2]
+        while held:
+            yield heapq.heappop(held)[2]
+
+    def _cues(self) -> list[Iterator[tuple[Fraction, Packet[Any]]]]:
+        """Packets of each text stream whose cues must not overlap, with the output's times.
+
+        Where one is cut depends on all, so all are read before.
+        """
+        found: dict[int, list[Cue]] = {index: [] for index in self._texts}
+        if not found:
+            return []
+        with open_source(self._source.path, _MAX_PIXELS) as container:
+            for packet in read_packets(container, *(container.streams[n] for n in found)):
+                if isinstance(packet, ReadFault):
+                    continue
+                cue = self._texts[packet.stream_index].cue(packet)
+                if cue is not None:
+                    found[packet.stream_index].append(cue)
+        return [self._swept(self._texts[index], cues, index) for index, cues in found.items()]
+
+    def _swept(
+        self, converter: TextConverter, cues: list[Cue], index: int
+    ) -> Iterator[tuple[Fraction, Packet[Any]]]:
+        base = self._input.streams[index].time_base or Fraction(1, 1000)
+        last = int(Fraction(self._source.duration_seconds or 0) / base)
+        placed = [self._placing.cue(cue, base) for cue in with_ends(cues, last)]
+        for cue in one_at_a_time([cue for cue in placed if cue is not None]):
+            packet = converter.packet(cue, base)
+            yield _moment(packet), packet
 
     def _place(self, packet: Packet[Stream], copied: _Copied) -> bool:
         """Move a packet to the output's time; False if it is not wanted there."""
@@ -330,6 +403,9 @@ class _Assembly:
             cut = int((start - moment) / base)
             packet.pts = packet.dts = stamp + cut
             packet.duration = max((packet.duration or 0) - cut, 1)
+        if packet.stream.type == "subtitle" and end is not None and moment + length > end:
+            stamp = packet.pts if packet.pts is not None else stamp
+            packet.duration = max(ceil(end / base) - stamp, 1)
         shift = round(self._placing.shift / base)
         packet.pts = None if packet.pts is None else packet.pts - shift
         packet.dts = None if packet.dts is None else packet.dts - shift
