@@ -71,14 +71,14 @@ def tile_of(shape, bits, seed=0):
 
 def reference(path, tile, bits):
     """The network in ONNX's own evaluator, in float, and the codes the contract asks for."""
-    peak = (1 << bits) - 1
-    unit = (tile[None, None] / peak).astype(np.float32)
-    (sr,) = ReferenceEvaluator(onnx.load(path)).run(None, {"y": unit})
-    return np.clip(sr[0, 0].astype(np.float64) * peak, 0, peak)
+    unit = 255 << (bits - 8)  # what a network was trained on: codes of 8 bits in limited range
+    values = (tile[None, None] / unit).astype(np.float32)
+    (sr,) = ReferenceEvaluator(onnx.load(path)).run(None, {"y": values})
+    return np.clip(sr[0, 0].astype(np.float64) * unit, 0, (1 << bits) - 1)
 
 
 def colour_reference(path, planes, tile, colour):
-    """Likewise for several planes; RGB models are given RGB, converted by hand."""
+    """Likewise for several planes: RGB, or Y, U, V in limited range, converted by hand."""
     peak = (1 << tile.bits) - 1
     values = np.stack(planes).astype(np.float64)
     luma, chroma = (code_range(tile.bits, tile.full_range, is_chroma=c) for c in (False, True))
@@ -90,9 +90,14 @@ def colour_reference(path, planes, tile, colour):
         (sr,) = ReferenceEvaluator(onnx.load(path)).run(None, {"rgb": rgb[None].astype("f4")})
         yuv = np.einsum("oi,ihw->ohw", rgb_to_yuv_matrix(tile.matrix), sr[0].astype(np.float64))
         return list(np.clip(yuv * spans + zeros, 0, peak))
-    feed = {"yuv": (values[None] / peak).astype("f4")}
+    # What a network was trained on: codes of 8 bits in limited range, divided by 255.
+    gains = np.array([219.0, 224.0, 224.0])[:, None, None] / spans
+    normal = (values - zeros) * gains + np.array([16.0, 128.0, 128.0])[:, None, None]
+    feed = {"yuv": (normal[None] / 255).astype("f4")}
     results = ReferenceEvaluator(onnx.load(path)).run(None, feed)
-    return [np.clip(plane * float(peak), 0, peak) for group in results for plane in group[0]]
+    made = [plane.astype(np.float64) for group in results for plane in group[0]]
+    columns = zip(made, (16.0, 128.0, 128.0), gains.ravel(), zeros.ravel(), strict=True)
+    return [np.clip((255 * m - n) / g + z, 0, peak) for m, n, g, z in columns]
 
 
 HERE = ["openvino", "pytorch", "ncnn"]

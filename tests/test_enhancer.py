@@ -39,6 +39,7 @@ LIMITED = ColorSpec(1, 1, 1, False, 1)
 
 
 FAST = model_spec("fast")
+ALPHA10 = PlaneLayout("yuv", 10, 1, 1, has_alpha=True)
 
 
 def engine_of(path, folder, threads=2, spec=FAST):
@@ -242,9 +243,8 @@ def test_tiles_and_memory_bound_change_nothing(made, monkeypatch):
     )
     enhancer = Enhancer(made, video(layout), output(layout), max_memory_bytes=budget)
     tiled = [done for frame in frames for done in enhancer.push(frame)] + enhancer.drain()
-    (tile, *others) = enhancer._sessions
-    tile_shape = tile.shape
-    assert not others
+    assert {tile.full_range for tile in enhancer._sessions} == {False, True}  # luma's and alpha's
+    (tile_shape,) = {tile.shape for tile in enhancer._sessions}
     assert tile_shape[0] * tile_shape[1] <= 1600
     for one, other in zip(whole, tiled, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one.planes, other.planes, strict=True))
@@ -338,6 +338,31 @@ def test_opaque_alpha_stays_opaque_and_any_other_is_enhanced(nearest):
     assert len(without.planes) == 3
     added = enhance(nearest, without, output(layout, width=1536, height=896))
     assert (added.planes[3] == 255).all()
+
+
+@pytest.mark.parametrize("layout", [PlaneLayout("rgb", 8, has_alpha=True), ALPHA10], ids=str)
+def test_alpha_is_0_and_opaque_where_it_was_and_knows_no_knob(layout, tmp_path):
+    """A sample whose neighbours are all 0, or all opaque, stays that; whatever the knobs say."""
+    peak = (1 << layout.bits) - 1
+    disc = np.zeros((HEIGHT, WIDTH), layout.dtype)
+    cv2.circle(disc, (40, 30), 20, peak, -1)
+    disc = cv2.blur(disc, (2, 2))
+    planes = [*noise_frame(replace(layout, has_alpha=False)).planes, disc]
+    made = []
+    for knobs in ({}, {"restore": 0.5}, {"restore": 1.0}):
+        engine = OpenVinoEngine(
+            EngineConfig(threads=1), ModelConfig(name="fast", **knobs), FAST, cache_dir=tmp_path
+        )
+        made.append(enhance(engine, frame_of(planes, layout), output(layout)).planes[-1])
+    neighbours = np.ones((3, 3), np.uint8)
+    for alpha in made:
+        for level, of in ((0, cv2.dilate), (peak, cv2.erode)):
+            kept = np.kron(of(disc, neighbours) == level, np.ones((4, 4), bool))
+            assert kept.sum() > 5000
+            assert (alpha[kept] == level).all()
+        assert np.abs(smaller(alpha, disc.shape) - disc).mean() < 4 * (peak / 255)
+    assert np.array_equal(made[1], made[2])
+    assert not np.array_equal(made[0], made[1])  # the faithful weights are sharper than bicubic
 
 
 def test_rgb_is_kept_where_the_network_repeats_pixels(nearest):

@@ -36,7 +36,7 @@ MIN_DB = 50.0
 
 def half_session(model, spec, tile):
     network = blended_network(blend_of(model, spec), spec).half()
-    program = TileProgram(network, tile, torch.device("cpu"))
+    program = TileProgram(network, tile, spec.colour, torch.device("cpu"))
     return RingSession(tile, spec.form, HostDevice(), lambda i, o, stream: program(i, o))
 
 

@@ -2,8 +2,8 @@
 
 A tile is one plane for each input plane of the model's colour form, all (H, W) = (rows, columns) of
 the luma grid; a result is one plane for each output plane, (scale H, scale W), where U and V of a
-`yuv420` model have half of Y's scale. An `rgb` model is given and gives Y, U, V too: the conversion
-from and to RGB is part of the engine's graph.
+`yuv420` model have half of Y's scale. All are codes of Y, U, V in the range of the file. What the
+network is given is another thing (`TileFormat.to_network`), and a part of the engine's graph.
 """
 
 from __future__ import annotations
@@ -16,12 +16,40 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from srstream.color import code_range, rgb_to_yuv_matrix
+from srstream.color import CodeRange, code_range, rgb_to_yuv_matrix
 from srstream.errors import EngineError
 from srstream.frame import Plane
 from srstream.models.table import COLOUR_FORMS, Colour, ColourForm
 
 Matrix = NDArray[np.float64]
+
+NETWORK_PEAK = 255.0
+"""Networks on Y, U, V are trained on codes of 8 bits in limited range, divided by this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """`mix` (n, n) times the planes plus `offset` (n,)."""
+
+    mix: Matrix
+    offset: Matrix
+
+    @property
+    def gains(self) -> Matrix | None:
+        """Of each plane, (n,), where none is mixed with another."""
+        gains: Matrix = np.diag(self.mix).copy()
+        return gains if np.array_equal(self.mix, np.diag(gains)) else None
+
+    def inverse(self) -> Affine:
+        """What undoes it."""
+        gains = self.gains
+        mix = np.linalg.inv(self.mix) if gains is None else np.diag(1.0 / gains)
+        return Affine(np.asarray(mix, np.float64), -mix @ self.offset)
+
+    def of_planes(self, first: int, num_planes: int) -> Affine:
+        """For some of the planes, which must not be mixed with the others."""
+        kept = slice(first, first + num_planes)
+        return Affine(self.mix[kept, kept], self.offset[kept])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +85,8 @@ class Capabilities:
     in some ten thousand may then round to the code beside it."""
     max_tile_side: int | None = None
     """Rows and columns that a tile may have; None: any number."""
+    mixes_sets: bool = False
+    """A knob is turned: the weights are a mixture of several sets."""
     is_deterministic: bool = True
     """The same tile gives the same result, whatever else runs beside it."""
 
@@ -74,29 +104,48 @@ class TileFormat:
     bits: int
     """8 to 16: codes are 0 to 2**bits - 1, uint8 (8 bits) or uint16."""
     matrix: int | None = None
-    """H.273 matrix of Y, U, V; `rgb` models need it, the others see the codes as they are."""
+    """H.273 matrix of Y, U, V; `rgb` models need it, the others see Y, U, V whatever it is."""
     full_range: bool = False
-    """Of Y, U, V; for `rgb` models."""
+    """Of Y, U, V."""
 
     @property
     def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
         """Of the codes."""
         return np.dtype(np.uint8) if self.bits <= 8 else np.dtype(np.uint16)
 
-    def rgb_to_yuv(self) -> tuple[Matrix, Matrix]:
-        """(3, 3) and (3,): from RGB in [0, 1] to Y, U, V as codes / peak."""
-        assert self.matrix is not None
+    def to_network(self, colour: Colour) -> Affine:
+        """From codes to what a network of this colour form was trained on, nothing clipped.
+
+        R, G, B in [0, 1], or Y, U, V as codes of 8 bits in limited range, divided by 255.
+        """
         luma = code_range(self.bits, self.full_range)
         chroma = code_range(self.bits, self.full_range, is_chroma=True)
-        spans = np.array([luma.span, chroma.span, chroma.span]) / luma.peak
-        zeros = np.array([luma.zero, chroma.zero, chroma.zero]) / luma.peak
-        return spans[:, None] * rgb_to_yuv_matrix(self.matrix), zeros
+        zeros, spans = _columns(luma, chroma)
+        if colour == "rgb":
+            assert self.matrix is not None
+            mix = np.linalg.inv(rgb_to_yuv_matrix(self.matrix)) / spans
+            return Affine(mix, -mix @ zeros)
+        normal_zeros, normal_spans = _columns(
+            code_range(8, False), code_range(8, False, is_chroma=True)
+        )
+        gains = normal_spans / spans
+        planes = slice(COLOUR_FORMS[colour].num_input_planes)
+        return Affine(
+            np.diag(gains[planes]) / NETWORK_PEAK,
+            (normal_zeros - gains * zeros)[planes] / NETWORK_PEAK,
+        )
 
-    def yuv_to_rgb(self) -> tuple[Matrix, Matrix]:
-        """(3, 3) and (3,): from Y, U, V as codes / peak to RGB in [0, 1]."""
-        mix, zeros = self.rgb_to_yuv()
-        inverse: Matrix = np.linalg.inv(mix).astype(np.float64)
-        return inverse, -inverse @ zeros
+    def from_network(self, colour: Colour) -> Affine:
+        """From what a network makes to codes, neither rounded nor clamped."""
+        return self.to_network(colour).inverse()
+
+
+def _columns(luma: CodeRange, chroma: CodeRange) -> tuple[Matrix, Matrix]:
+    """Zeros and spans of Y, U, V."""
+    return (
+        np.array([luma.zero, chroma.zero, chroma.zero]),
+        np.array([luma.span, chroma.span, chroma.span]),
+    )
 
 
 def check_tile(tile: Sequence[Plane], wanted: TileFormat, form: ColourForm) -> None:

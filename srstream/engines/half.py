@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from srstream.engines.contract import Matrix, TileFormat
+from srstream.engines.contract import Affine, TileFormat
+from srstream.models.table import COLOUR_FORMS, Colour
 
 HalfNetwork = Callable[[Tensor], Sequence[Tensor]]
 """(1, planes, H, W) float16 to a tensor of the same kind for each group of output planes."""
@@ -20,25 +21,26 @@ HalfNetwork = Callable[[Tensor], Sequence[Tensor]]
 class TileProgram:
     """A network between the codes of one format of tiles."""
 
-    def __init__(self, network: HalfNetwork, tile: TileFormat, device: torch.device) -> None:
+    def __init__(
+        self, network: HalfNetwork, tile: TileFormat, colour: Colour, device: torch.device
+    ) -> None:
         self.network = network
         self.peak = float(2**tile.bits - 1)
-        self.to_rgb = self.to_yuv = None
-        if tile.matrix is not None:
-            self.to_rgb = _on(device, *tile.yuv_to_rgb())
-            self.to_yuv = _on(device, *tile.rgb_to_yuv())
+        self._to_network = _on(device, tile.to_network(colour))
+        to_codes, first = tile.from_network(colour), 0
+        self._to_codes = []
+        for group in COLOUR_FORMS[colour].outputs:
+            self._to_codes.append(_on(device, to_codes.of_planes(first, group.num_planes)))
+            first += group.num_planes
 
     @torch.inference_mode()
     def __call__(self, codes_CHW: Tensor, outputs: Sequence[Tensor]) -> None:
         """Enlarges a tile into buffers for codes, (planes, sH, sW) each."""
-        x = _from_codes(codes_CHW)[None] * (1.0 / self.peak)
-        if self.to_rgb is not None:
-            x = _mixed(x, *self.to_rgb)
-        for group, output in zip(self.network(x.half().contiguous()), outputs, strict=True):
-            y = group.float()
-            if self.to_yuv is not None:
-                y = _mixed(y, *self.to_yuv)
-            _put_codes(output, torch.round(y[0] * self.peak).clamp_(0.0, self.peak))
+        x = _mapped(_from_codes(codes_CHW)[None], *self._to_network)
+        groups = self.network(x.half().contiguous())
+        for group, to_codes, output in zip(groups, self._to_codes, outputs, strict=True):
+            y = _mapped(group.float(), *to_codes)
+            _put_codes(output, torch.round(y[0]).clamp_(0.0, self.peak))
 
 
 def _from_codes(codes: Tensor) -> Tensor:
@@ -54,12 +56,12 @@ def _put_codes(output: Tensor, rounded: Tensor) -> None:
     output.copy_(rounded)
 
 
-def _mixed(planes_B3HW: Tensor, mix: Tensor, offset: Tensor) -> Tensor:
-    return torch.einsum("oi,bihw->bohw", mix, planes_B3HW) + offset[:, None, None]
+def _mapped(planes_BCHW: Tensor, mix: Tensor, offset: Tensor) -> Tensor:
+    return torch.einsum("oi,bihw->bohw", mix, planes_BCHW) + offset[:, None, None]
 
 
-def _on(device: torch.device, mix: Matrix, offset: Matrix) -> tuple[Tensor, Tensor]:
+def _on(device: torch.device, affine: Affine) -> tuple[Tensor, Tensor]:
     return (
-        torch.from_numpy(mix).float().to(device),
-        torch.from_numpy(offset).float().to(device),
+        torch.from_numpy(affine.mix).float().to(device),
+        torch.from_numpy(affine.offset).float().to(device),
     )

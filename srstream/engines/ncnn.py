@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srstream.config import EngineConfig, ModelConfig
-from srstream.engines.contract import Capabilities, Matrix, TileFormat
+from srstream.engines.contract import Affine, Capabilities, TileFormat
 from srstream.engines.ncnn_graph import INPUT_NAME, OUTPUT_NAMES, ncnn_network
 from srstream.engines.openvino import available_threads
 from srstream.engines.threads import ThreadSession, check_format
@@ -88,6 +88,7 @@ class NcnnEngine:
             colour=spec.colour,
             scale=spec.scale,
             halo=spec.halo,
+            mixes_sets=blend.mixes_sets,
             activation_bytes_per_pixel=4
             * max(spec.network.activation_channels, 16)
             * LIVE_ACTIVATIONS[type(spec.network)],
@@ -107,15 +108,12 @@ class NcnnEngine:
         self._net.clear()
 
     def _run(self, codes_CHW: Plane, tile: TileFormat) -> list[Plane]:
-        peak = np.float32(2**tile.bits - 1)
-        x = codes_CHW * (1 / peak)
-        if tile.matrix is not None:
-            x = _mixed(x, *tile.yuv_to_rgb())
+        colour, peak = self.capabilities.colour, np.float32(2**tile.bits - 1)
+        to_codes = tile.from_network(colour)
+        x = _mapped(codes_CHW.astype(np.float32), tile.to_network(colour))
         planes: list[Plane] = []
-        for y in self._forward(np.ascontiguousarray(x, np.float32)):
-            if tile.matrix is not None:
-                y = _mixed(y, *tile.rgb_to_yuv())
-            y *= peak
+        for group in self._forward(np.ascontiguousarray(x)):
+            y = _mapped(group, to_codes.of_planes(len(planes), len(group)))
             np.rint(y, out=y)
             np.clip(y, 0, peak, out=y)
             planes += [plane.astype(tile.dtype) for plane in y]
@@ -185,6 +183,9 @@ def _without_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _mixed(planes_CHW: Floats, mix: Matrix, offset: Matrix) -> Floats:
-    mixed = np.tensordot(mix.astype(np.float32), planes_CHW, axes=1)
-    return mixed + offset.astype(np.float32)[:, None, None]
+def _mapped(planes_CHW: Floats, affine: Affine) -> Floats:
+    gains, offset = affine.gains, affine.offset.astype(np.float32)[:, None, None]
+    if gains is not None:
+        return planes_CHW * gains.astype(np.float32)[:, None, None] + offset
+    mixed: Floats = np.tensordot(affine.mix.astype(np.float32), planes_CHW, axes=1) + offset
+    return mixed

@@ -25,16 +25,16 @@ import numpy as np
 from platformdirs import user_cache_dir
 
 from srstream.config import EngineConfig, ModelConfig, Precision
-from srstream.engines.contract import Capabilities, Matrix, Ticket, TileFormat, check_tile
+from srstream.engines.contract import Affine, Capabilities, Matrix, Ticket, TileFormat, check_tile
 from srstream.engines.int8 import quantise, ranges_of
 from srstream.errors import EngineError, WeightsError
 from srstream.frame import Plane
 from srstream.models.blend import Blend, WeightFile, blend_of
-from srstream.models.table import ColourForm, ModelSpec, PlaneGroup
+from srstream.models.table import COLOUR_FORMS, Colour, ModelSpec, PlaneGroup
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 """Raise it when the graph built around the network changes: cached blobs are then left alone."""
 
 MAX_CACHED_GRAPHS = 200
@@ -118,6 +118,7 @@ class OpenVinoEngine:
             colour=spec.colour,
             scale=spec.scale,
             halo=spec.halo,
+            mixes_sets=self.blend.mixes_sets,
             activation_bytes_per_pixel=4
             * max(spec.network.activation_channels, 16)
             * LIVE_ACTIVATIONS,
@@ -167,7 +168,7 @@ class OpenVinoEngine:
         if self.ranges is not None:
             quantise(network, self.ranges)
         try:
-            graph = integer_graph(self.openvino, network, tile, self.capabilities.form)
+            graph = integer_graph(self.openvino, network, tile, self.capabilities.colour)
         except (RuntimeError, IndexError, AttributeError) as error:
             raise WeightsError(
                 f"{self.weights}: isn't a {self.capabilities.scale}x network on "
@@ -264,7 +265,7 @@ def _constants(network: Any) -> dict[str, Any]:
     }
 
 
-def integer_graph(openvino: Any, network: Any, tile: TileFormat, form: ColourForm) -> Any:
+def integer_graph(openvino: Any, network: Any, tile: TileFormat, colour: Colour) -> Any:
     """Wraps a float network: codes in, codes out.
 
     Input (1, planes, H, W), u8 or u16; H and W stay open for tiles of any shape. For each plane
@@ -273,39 +274,37 @@ def integer_graph(openvino: Any, network: Any, tile: TileFormat, form: ColourFor
     are of the input's type, or i32 for tiles of any shape.
     """
     ops = importlib.import_module("openvino.opset13")
-    peak = float(2**tile.bits - 1)
+    form = COLOUR_FORMS[colour]
+    to_codes = tile.from_network(colour)
     integer = openvino.Type.u8 if tile.bits <= 8 else openvino.Type.u16
     sides = tile.shape or (-1, -1)
     shape = openvino.PartialShape([1, form.num_input_planes, *sides])
     codes = ops.parameter(shape, integer)
-    unit = ops.multiply(
-        ops.convert(codes, openvino.Type.f32), ops.constant(np.array(1 / peak, np.float32))
-    )
-    if tile.matrix is not None:
-        mix, offset = tile.yuv_to_rgb()
-        unit = _mixed(ops, unit, mix, offset)
+    values = _mapped(ops, ops.convert(codes, openvino.Type.f32), tile.to_network(colour))
     network.reshape(shape)
     for target in network.input(0).get_target_inputs():
-        target.replace_source_output(unit.output(0))
+        target.replace_source_output(values.output(0))
     if len(network.outputs) != len(form.outputs):
         raise RuntimeError(f"it has {len(network.outputs)} outputs")
     outputs = []
+    first = 0
     for output, group in zip(network.outputs, form.outputs, strict=True):
         result = output.get_node().input_value(0)
         made = [s * group.scale if s > 0 else -1 for s in sides]
         expected = openvino.PartialShape([1, group.num_planes, *made])
         if not result.get_partial_shape().compatible(expected):
             raise RuntimeError(f"an output has the shape {result.get_partial_shape()}")
-        ends_with_shuffle = tile.matrix is None and _is_pixel_shuffle(
+        group_to_codes = to_codes.of_planes(first, group.num_planes)
+        first += group.num_planes
+        # What is done to each plane alone may be done before the planes' shuffle.
+        ends_with_shuffle = group_to_codes.gains is not None and _is_pixel_shuffle(
             result.get_node(), group.scale
         )
+        repeat = group.scale**2 if ends_with_shuffle else 1
         if ends_with_shuffle:
             result = result.get_node().input_value(0)
-        if tile.matrix is not None:
-            mix, offset = tile.rgb_to_yuv()
-            result = _mixed(ops, result, mix, offset)
-        scaled = ops.multiply(result, ops.constant(np.array(peak, np.float32)))
-        rounded = ops.clamp(ops.round(scaled, "half_to_even"), 0.0, peak)
+        mapped = _mapped(ops, result, group_to_codes, repeat)
+        rounded = ops.clamp(ops.round(mapped, "half_to_even"), 0.0, float(2**tile.bits - 1))
         # Where the shape is open OpenVINO's conversion to 8 or 16 bits takes a tenth of the whole
         # time, the one to 32 none; the session makes codes of them.
         converted = ops.convert(rounded, integer if tile.shape else openvino.Type.i32)
@@ -315,11 +314,27 @@ def integer_graph(openvino: Any, network: Any, tile: TileFormat, form: ColourFor
     return openvino.Model(outputs, [codes], "srstream")
 
 
-def _mixed(ops: Any, planes: Any, mix: Matrix, offset: Matrix) -> Any:
-    """A 1x1 convolution with constants."""
-    kernel = ops.constant(mix.astype(np.float32)[:, :, None, None])
-    convolved = ops.convolution(planes, kernel, [1, 1], [0, 0], [0, 0], [1, 1])
-    return ops.add(convolved, ops.constant(offset.astype(np.float32)[None, :, None, None]))
+def _mapped(ops: Any, planes: Any, affine: Affine, repeat: int = 1) -> Any:
+    """With constants: one gain, a gain for each plane, or a 1x1 convolution, and what is added.
+
+    `repeat`: how many channels of each plane follow one another.
+    """
+    gains = affine.gains
+    if gains is None:
+        kernel = ops.constant(affine.mix.astype(np.float32)[:, :, None, None])
+        mapped = ops.convolution(planes, kernel, [1, 1], [0, 0], [0, 0], [1, 1])
+    else:
+        mapped = ops.multiply(planes, _column(ops, gains, repeat))
+    if not affine.offset.any():
+        return mapped
+    return ops.add(mapped, _column(ops, affine.offset, repeat))
+
+
+def _column(ops: Any, values: Matrix, repeat: int) -> Any:
+    """A constant for each channel, or one where all are alike."""
+    if (values == values[0]).all():
+        return ops.constant(np.array(values[0], np.float32))
+    return ops.constant(np.repeat(values, repeat).astype(np.float32)[None, :, None, None])
 
 
 def _is_pixel_shuffle(node: Any, scale: int) -> bool:

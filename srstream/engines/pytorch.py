@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from srstream.config import EngineConfig, ModelConfig
-from srstream.engines.contract import Capabilities, Matrix, TileFormat
+from srstream.engines.contract import Affine, Capabilities, TileFormat
 from srstream.engines.threads import ThreadSession, check_format
 from srstream.frame import Plane
 from srstream.models.blend import blend_of
@@ -47,6 +47,7 @@ class PyTorchEngine:
             colour=spec.colour,
             scale=spec.scale,
             halo=spec.halo,
+            mixes_sets=blend.mixes_sets,
             activation_bytes_per_pixel=4
             * max(spec.network.activation_channels, 16)
             * LIVE_ACTIVATIONS,
@@ -66,20 +67,19 @@ class PyTorchEngine:
 
     def run(self, codes_CHW: Plane, tile: TileFormat) -> list[Plane]:
         """(planes, H, W) of codes to the output planes."""
-        peak = float(2**tile.bits - 1)
+        colour, peak = self.capabilities.colour, float(2**tile.bits - 1)
+        to_codes = tile.from_network(colour)
         codes = torch.from_numpy(codes_CHW.astype(np.int32))[None]
         with torch.inference_mode():
-            x = codes.to(self.device).float() * (1.0 / peak)
-            if tile.matrix is not None:
-                x = _mixed(x, *tile.yuv_to_rgb())
-            planes = []
+            x = _mapped(codes.to(self.device).float(), tile.to_network(colour))
+            planes: list[Plane] = []
             for group in self.network(x):
-                y = _mixed(group, *tile.rgb_to_yuv()) if tile.matrix is not None else group
-                rounded = torch.round(y * peak).clamp(0.0, peak).cpu().numpy()
+                y = _mapped(group, to_codes.of_planes(len(planes), group.shape[1]))
+                rounded = torch.round(y).clamp(0.0, peak).cpu().numpy()
                 planes += [plane.copy() for plane in rounded[0].astype(tile.dtype)]
         return planes
 
 
-def _mixed(planes_B3HW: Tensor, mix: Matrix, offset: Matrix) -> Tensor:
-    kernel, shift = (torch.from_numpy(m).to(planes_B3HW) for m in (mix, offset))
-    return torch.einsum("oi,bihw->bohw", kernel, planes_B3HW) + shift[:, None, None]
+def _mapped(planes_BCHW: Tensor, affine: Affine) -> Tensor:
+    mix, offset = (torch.from_numpy(m).to(planes_BCHW) for m in (affine.mix, affine.offset))
+    return torch.einsum("oi,bihw->bohw", mix, planes_BCHW) + offset[:, None, None]

@@ -85,6 +85,7 @@ class TensorRtEngine:
             colour=spec.colour,
             scale=spec.scale,
             halo=spec.halo,
+            mixes_sets=blend.mixes_sets,
             activation_bytes_per_pixel=bytes_per_pixel,
             num_streams=1,
             num_threads=1,
@@ -119,7 +120,7 @@ class TensorRtEngine:
     def _session(self, engine: Any, tile: TileFormat) -> RingSession:
         assert tile.shape is not None
         network = BuiltNetwork(engine, tile.shape, self.device.device)
-        program = TileProgram(network, tile, self.device.device)
+        program = TileProgram(network, tile, self.capabilities.colour, self.device.device)
 
         def execute(codes: Tensor, outputs: Sequence[Tensor], stream: torch.cuda.Stream) -> None:
             with torch.cuda.stream(stream):

@@ -45,6 +45,11 @@ class Blend:
         return self.files[0].path
 
     @property
+    def mixes_sets(self) -> bool:
+        """Whether a knob is turned."""
+        return len(self.files) > 1
+
+    @property
     def sha256(self) -> str:
         """Of everything that decides the weights; of one file alone, its own."""
         first, *others = self.files

@@ -2,8 +2,8 @@
 
 Shapes: B batch, C planes or channels, H and W height and width; `lr_BCHW` is the input. A network
 returns a tuple with one (B, planes, scale H, scale W) for each plane group of its model's colour
-form. Values are float, code / (2**bits - 1) in whatever range the video has (limited or full),
-RGB full range in [0, 1]; the output is not clamped.
+form. Values are float: codes of 8 bits in limited range divided by 255, or RGB in [0, 1]; neither
+is clamped (`engines.contract.TileFormat.to_network`).
 """
 
 from typing import cast

@@ -1,7 +1,7 @@
 """The ONNX graph of a folded network, written operator by operator.
 
 Input `y`, `yuv` or `rgb` (after the model's colour form): float32 (batch, planes, height, width),
-code / (2**bits - 1) in whatever range the video has, RGB in [0, 1]. Output `sr`, and `chroma_sr`
+codes of 8 bits in limited range divided by 255, or RGB in [0, 1]. Output `sr`, and `chroma_sr`
 where U and V come out at half of Y's size: float32 (batch, planes, scale height, scale width), not
 clamped. Batch, height and width are dynamic.
 """

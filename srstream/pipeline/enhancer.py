@@ -1,9 +1,11 @@
 """The stage that enlarges frames, in order: what the model makes, and the rest by bicubic.
 
-Y, and an alpha plane that isn't opaque, go through the network tile by tile. A luma model leaves U
-and V to bicubic; the others are given U and V on the luma grid, and what they make of them is
-brought to where the output's chroma samples sit. RGB becomes 16-bit Y, U, V on its way. Everything
-that the engine doesn't do happens here while the engine works on the next tiles.
+Y goes through the network tile by tile, and an alpha plane that isn't opaque does where the weights
+are those of one set: what mends codecs' damage or makes detail up has no business there, and such
+alpha is enlarged by bicubic. A luma model leaves U and V to bicubic; the others are given U and V
+on the luma grid, and what they make of them is brought to where the output's chroma samples sit.
+RGB becomes 16-bit Y, U, V on its way. Everything that the engine doesn't do happens here while the
+engine works on the next tiles.
 
 Of a frame that resembles the last one only the rectangles that changed are computed (`reuse.py`).
 """
@@ -453,21 +455,25 @@ class Enhancer:
         return index != 0 or is_full_range(job.color, job.layout)
 
     def _tile_format(self, job: _Job, index: int, grid: TileGrid, bits: int) -> TileFormat:
+        tile = TileFormat(grid.tile_shape, bits, full_range=self._is_full_range(job, index))
         if self._engine.capabilities.colour != "rgb":
-            return TileFormat(grid.tile_shape, bits)
+            return tile
         matrix = job.color.matrix if job.layout.kind == "yuv" else colour.BT601
         if job.frame.layout.kind == "rgb":
             matrix = self._matrix_for_rgb()
-        full_range = self._is_full_range(job, index)
-        return TileFormat(grid.tile_shape, bits, matrix, full_range)
+        return replace(tile, matrix=matrix)
 
     def _planes_to_enlarge(self, job: _Job) -> list[int]:
-        """Luma, and alpha if it goes out and says anything."""
-        if not (job.layout.has_alpha and self._output.layout.has_alpha):
+        """Luma, and alpha if it goes out, says anything and is the weights' business."""
+        if self._engine.capabilities.mixes_sets or not self._shows_alpha(job):
             return [0]
-        alpha = job.layout.num_planes - 1
-        peak = (1 << job.layout.bits) - 1
-        return [0] if int(job.planes[alpha].min()) == peak else [0, alpha]
+        return [0, job.layout.num_planes - 1]
+
+    def _shows_alpha(self, job: _Job) -> bool:
+        """Whether there is alpha, it goes out, and it isn't opaque all over."""
+        if not (job.layout.has_alpha and self._output.layout.has_alpha):
+            return False
+        return int(job.planes[-1].min()) < (1 << job.layout.bits) - 1
 
     def _session(self, key: TileFormat) -> Session:
         if key not in self._sessions:
@@ -696,13 +702,27 @@ class Enhancer:
         )
 
     def _alpha(self, job: _Job) -> Plane:
-        index = job.layout.num_planes - 1
-        if job.layout.has_alpha and index in job.enlarged:
-            return self._fitted(job, index)
+        """Nowhere beyond what the source's own and its eight neighbours are: 0 and opaque stay."""
         shape = job.placing.height, job.placing.width
         layout = self._output.layout
-        opaque: Plane = np.full(shape, (1 << layout.bits) - 1, layout.dtype)
-        return opaque
+        if not self._shows_alpha(job):
+            opaque: Plane = np.full(shape, (1 << layout.bits) - 1, layout.dtype)
+            return opaque
+        source = colour.convert_codes(
+            job.planes[-1], code_range(job.layout.bits, True), code_range(layout.bits, True)
+        )
+        index = job.layout.num_planes - 1
+        if index in job.enlarged:
+            plane = self._fitted(job, index)
+        else:
+            plane = colour.upscale_plane(source, shape, peak=(1 << layout.bits) - 1)
+        neighbours = np.ones((3, 3), np.uint8)
+        bounds: list[Any] = [
+            cv2.resize(of(source, neighbours), shape[::-1], interpolation=cv2.INTER_NEAREST)
+            for of in (cv2.erode, cv2.dilate)
+        ]
+        clipped: Plane = plane.clip(*bounds)
+        return clipped
 
     def _letterboxed(self, placing: _Placing, planes: Sequence[Plane]) -> list[Plane]:
         output = self._output
