@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import cv2
@@ -134,6 +135,12 @@ def test_the_same_seed_gives_the_same_pairs_and_the_cache_too(folder, tmp_path, 
         for a, b in zip(first, other, strict=True):
             assert np.array_equal(a.lr[0][1], b.lr[0][1])
             assert all(np.array_equal(p, q) for p, q in zip(a.hr, b.hr, strict=True))
+            assert a.severity == b.severity
+    for pair in first:  # their names say what was done to them
+        crf = re.search(r" crf([\d.]+) ", pair.name)
+        expected = 0.0 if crf is None else min(max((float(crf[1]) - 18) / 18, 0.0), 1.0)
+        assert pair.severity == pytest.approx(expected)
+    assert len({pair.severity for pair in first}) > 3
 
 
 def test_p_and_b_frames_are_kept_before_i():
@@ -213,7 +220,7 @@ def test_a_degraded_run_trains_and_resumes_on_the_same_clips(folder, tmp_path):
     assert whole[1]["pictures"] == parts[1]["pictures"]
     assert any("@" in name for name in whole[1]["pictures"])
     assert all(torch.isfinite(t).all() for t in parts[0].values() if t.is_floating_point())
-    assert clips.CACHE_FORMAT == 1
+    assert clips.CACHE_FORMAT == 2
 
 
 def test_videos_in_the_data_folder_are_trained_on_too(tmp_path, caplog):

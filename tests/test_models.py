@@ -177,6 +177,39 @@ def test_a_network_to_tune_begins_where_its_weights_are(spec):
     assert all(parameter.requires_grad for parameter in tuned.parameters())
 
 
+@pytest.mark.parametrize("spec", SPECS[:4], ids=lambda spec: spec.name)
+def test_flat_weights_and_their_means_leave_flat_input_as_it_is(spec):
+    """Whatever their layers hold: new ones, ones made of others, and any mean of both.
+
+    Beyond the halo; the edges see the zeros that convolutions are padded with.
+    """
+    torch.manual_seed(1)
+    others = random_weights(spec)
+    ends = [training_network(spec, flat=True), network_to_tune(others, flat=True)]
+    with torch.no_grad():
+        for network in ends:
+            for parameter in network.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.03 * torch.randn_like(parameter)
+    folded = [fold(network) for network in ends]
+    mean = fold(ends[0])
+    for name, value in mean.state_dict().items():
+        value.copy_(0.3 * folded[0].state_dict()[name] + 0.7 * folded[1].state_dict()[name])
+    side = 2 * spec.halo + 1
+    for network in (*ends, *folded, mean):
+        for grey in (0.1, 1.0):
+            lr_BCHW = torch.full((1, spec.form.num_input_planes, side, side), grey)
+            with torch.no_grad():
+                groups = zip(network(lr_BCHW), spec.form.outputs, strict=True)
+            for made, group in groups:
+                inside = slice(spec.halo * group.scale, -spec.halo * group.scale)
+                assert (made[..., inside, inside] - grey).abs().max() < 1e-4
+    with torch.no_grad():  # a check that can fail: the weights that it was made of do respond
+        made = network_from_weights(others)(torch.full_like(lr_BCHW, 0.5))[0]
+    middle = made.shape[-1] // 2
+    assert (made[..., middle, middle] - 0.5).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_the_halo_is_the_receptive_field_radius(spec):
     """One pixel changed: the output changes no farther than `halo` pixels from it.

@@ -29,7 +29,7 @@ from srstream.models.table import (
 from trainer.cli import evaluate
 from trainer.clipset import automatic_restore, load_test_clip
 from trainer.codec import x264_at
-from trainer.config import PixelSection, TrainConfig, load_config
+from trainer.config import DataSection, NetworkSection, PixelSection, TrainConfig, load_config
 from trainer.data import PatchSampler, find_pictures, load_pairs, read_rgb
 from trainer.degrade import bicubic_resize
 from trainer.evaluate import bicubic_upscaler, load_test_set, score
@@ -85,6 +85,17 @@ def validation_pictures(tmp_path):
     return folder
 
 
+KNOB = """
+sample_knob = true
+[network]
+flat = true
+[degradation]
+codecs = ["libx264"]
+clips_per_picture = 1
+frames_per_clip = 4
+[data.augmentation]
+"""
+
 TWO_STAGES = """
 [adversarial]
 iterations = {iterations}
@@ -117,25 +128,28 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("text", "killed_at"),
+    ("text", "killed_at", "base"),
     [
-        (TINY_RUN.format(iterations=50), 10),
+        (TINY_RUN.format(iterations=50), 10, None),
         # The second stage has begun: its discriminator and both optimisers must come back.
-        (TINY_RUN.format(iterations=6) + TWO_STAGES.format(iterations=30), 20),
+        (TINY_RUN.format(iterations=6) + TWO_STAGES.format(iterations=30), 20, None),
+        # The weights that it is mixed with must come back, and they aren't given again.
+        (TINY_RUN.format(iterations=50).replace("[run]", KNOB + "[run]"), 10, "fast"),
     ],
-    ids=["pixel", "adversarial"],
+    ids=["pixel", "adversarial", "knob"],
 )
 def test_a_run_resumed_after_sigkill_equals_an_uninterrupted_one(
-    tmp_path, pictures, text, killed_at
+    tmp_path, pictures, text, killed_at, base
 ):
     """Weights, averages, optimisers, random states: bit for bit."""
     config = tmp_path / "tiny.toml"
     config.write_text(text)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = ["train", config, "--data", pictures, "--run-dir"]
-    last = start_run(load_config(config), pictures, whole).iteration
+    given = None if base is None else weights_path(base, ".safetensors")
+    last = start_run(load_config(config), pictures, whole, base=given).iteration
 
-    process = start(*arguments, killed)
+    process = start(*arguments, killed, *([] if given is None else ["--base", given]))
     while iteration_in(killed) < killed_at:
         assert process.poll() is None
         time.sleep(0.005)
@@ -369,6 +383,22 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
         load_state(path)
 
 
+def test_a_knob_without_damage_or_without_another_end_is_refused(tmp_path, pictures):
+    with pytest.raises(ValueError, match="needs a"):
+        TrainConfig(model="fast", pixel=PixelSection(iterations=1, sample_knob=True))
+    path = tmp_path / "knob.toml"
+    path.write_text(TINY_RUN.format(iterations=1).replace("[run]", KNOB + "[run]"))
+    with pytest.raises(UsageError, match="use --base"):
+        start_run(load_config(path), pictures, tmp_path / "run")
+
+
+def test_a_generator_cannot_be_flat(tmp_path, pictures):
+    config = generator_config(1)
+    config = config.model_copy(update={"network": NetworkSection(num_blocks=1, flat=True)})
+    with pytest.raises(ConfigError, match="has no anchor"):
+        start_run(config, pictures, tmp_path / "run")
+
+
 def test_without_a_length_no_run_starts(tmp_path, pictures):
     with pytest.raises(UsageError, match="--hours"):
         start_run(TrainConfig(model="fast", pixel=PixelSection()), pictures, tmp_path / "run")
@@ -388,7 +418,7 @@ def test_the_learning_rate_rises_and_falls_once():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_patches_are_aligned_and_repeat_from_a_saved_state(pictures, name, caplog):
-    pairs = load_pairs(pictures, MODELS[name], patch_size=12)
+    pairs = load_pairs(pictures, MODELS[name], DataSection(patch_size=12))
     assert [pair.name for pair in pairs] == ["made/a.png", "made/b.png"]
     assert "small.png: 200x40 is smaller than a patch of 48" in caplog.text
     sampler = PatchSampler(pairs, patch_size=12, batch_size=64, seed=0)
@@ -410,7 +440,7 @@ def test_patches_are_aligned_and_repeat_from_a_saved_state(pictures, name, caplo
 
 @pytest.mark.parametrize("name", MODELS)
 def test_shifted_crops_show_the_same_places(pictures, name):
-    pairs = load_pairs(pictures, MODELS[name], patch_size=16)
+    pairs = load_pairs(pictures, MODELS[name], DataSection(patch_size=16))
     sampler = PatchSampler(pairs, patch_size=16, batch_size=4, seed=0, shifts=True)
     offsets = set()
     for _ in range(30):
@@ -427,10 +457,10 @@ def test_shifted_crops_show_the_same_places(pictures, name):
 
 
 def test_all_eight_orientations_occur(pictures):
-    pairs = load_pairs(pictures, MODELS["fast"], patch_size=20)[1:]  # 96x80: one column
+    pairs = load_pairs(pictures, MODELS["fast"], DataSection(patch_size=20))[1:]
     sampler = PatchSampler(pairs, patch_size=20, batch_size=256, seed=0)
     lr_B1HW = sampler.next_batch().lr_BCHW
-    ((_, lr_1HW),) = pairs[0].lr
+    ((_, lr_1HW),) = pairs[0].lr  # 96x80 in high resolution: one column
     assert lr_1HW.shape == (1, 24, 20)
     seen = torch.stack([patch[0] for patch in lr_B1HW])
     for top in range(5):
@@ -447,7 +477,7 @@ def test_a_folder_without_usable_pictures_is_refused(tmp_path, caplog):
         find_pictures(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(UsageError, match="no picture is at least 48"):
-        load_pairs(tmp_path, MODELS["fast"], patch_size=12)
+        load_pairs(tmp_path, MODELS["fast"], DataSection(patch_size=12))
     assert "broken.png: cannot be decoded" in caplog.text
 
 

@@ -44,7 +44,7 @@ from trainer.state import write_atomically
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 SIDE_MULTIPLE = 8
 
 FALLBACK_CODEC = "libx264"
@@ -237,11 +237,12 @@ def pairs_of_clip(
             random, codecs or [FALLBACK_CODEC], section.min_crf, section.max_crf
         )
     clip = through_codec([as_yuv420(frame) for frame in small], hr, settings)
+    severity = 0.0 if settings is None else section.severity(settings.crf)
     for index in kept_frames(clip.picture_types, section.kept_frames, random):
         how = "clean" if settings is None else f"{settings} {clip.picture_types[index]}"
         planes = decoded_input(clip.lr[index], spec.colour)
         targets = target_planes(clip.hr[index], spec.colour)
-        yield Pair(f"{name}.{index} {how}", ((1.0, planes),), targets)
+        yield Pair(f"{name}.{index} {how}", ((1.0, planes),), targets, severity)
 
 
 def degraded_frames(
@@ -301,8 +302,8 @@ def _write_cache(path: Path, pairs: list[Pair]) -> None:
         tensors[f"{index}.lr"] = np.ascontiguousarray(pair.lr[0][1])
         tensors |= {f"{index}.hr{n}": np.ascontiguousarray(p) for n, p in enumerate(pair.hr)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = json.dumps([pair.name for pair in pairs])
-    write_atomically(path, save(tensors, {"names": names}))
+    told = json.dumps([[pair.name, pair.severity] for pair in pairs])
+    write_atomically(path, save(tensors, {"pairs": told}))
 
 
 def _read_cache(path: Path) -> list[Pair] | None:
@@ -314,7 +315,7 @@ def _read_cache(path: Path) -> list[Pair] | None:
     try:
         tensors = load_file(path)
         with safe_open(path, framework="np") as file:
-            names = json.loads(file.metadata()["names"])
+            told = json.loads(file.metadata()["pairs"])
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         log.warning("%s: the kept clips cannot be read (%s); making them again", path, error)
         return None
@@ -324,6 +325,7 @@ def _read_cache(path: Path) -> list[Pair] | None:
             name,
             ((1.0, tensors[f"{index}.lr"]),),
             tuple(tensors[f"{index}.hr{group}"] for group in range(num_groups)),
+            severity,
         )
-        for index, name in enumerate(names)
+        for index, (name, severity) in enumerate(told)
     ]

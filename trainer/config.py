@@ -44,11 +44,51 @@ class NetworkSection(Section):
         description="srgan: one 3x3 convolution in place of upsampling and tail, to train the body "
         "for half the price; --base takes the body to the whole network",
     )
+    flat: bool = Field(
+        default=False,
+        description="stacks: flat input comes out flat and unshifted by construction: the taps of "
+        "the last convolution add up to zero; the same network to whoever runs it",
+    )
 
     def deviations(self) -> list[str]:
         """What makes it another network than the table's."""
-        made_alike = {"batch_norm", "signed_input"}
+        made_alike = {"batch_norm", "signed_input", "flat"}
         return [name for name in self.model_dump(exclude_defaults=True) if name not in made_alike]
+
+
+class AugmentationSection(Section):
+    """What files have and rounded photographs lack: each share is of the patches.
+
+    Planes stay in the networks' own form, luma at 16 to 235 of 255.
+    """
+
+    dark_share: float = Field(
+        default=0.15, ge=0, le=1, description="black to white brought to 1..24 to 32..120"
+    )
+    bright_share: float = Field(
+        default=0.1, ge=0, le=1, description="black to white brought to 120..208 to 225..254"
+    )
+    wide_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="black to white brought to 1..16 to 235..254, beyond the nominal range",
+    )
+    full_range_share: float = Field(
+        default=0.25, ge=0, le=1, description="low resolution rounded as full-range 8 bits are"
+    )
+    ten_bit_share: float = Field(default=0.15, ge=0, le=1, description="rounded as 10 bits are")
+    unrounded_share: float = Field(
+        default=0.1, ge=0, le=1, description="not rounded; the rest as limited-range 8 bits are"
+    )
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        tones = self.dark_share + self.bright_share + self.wide_share
+        roundings = self.full_range_share + self.ten_bit_share + self.unrounded_share
+        if max(tones, roundings) > 1 + 1e-9:
+            raise ValueError("the shares of tones, or those of roundings, are more than the whole")
+        return self
 
 
 class DataSection(Section):
@@ -61,6 +101,9 @@ class DataSection(Section):
     subsampled_chroma: bool = Field(
         default=False,
         description="RGB models: low resolution goes through 4:2:0, as nearly all video has",
+    )
+    augmentation: AugmentationSection | None = Field(
+        default=None, description="without it, patches are what limited-range 8 bits hold"
     )
 
 
@@ -97,12 +140,25 @@ class DegradationSection(Section):
     jpeg_share: float = Field(
         default=0.05, ge=0, le=1, description="of the clips, each frame a JPEG picture first"
     )
+    faithful_crf: float = Field(
+        default=18, ge=0, le=51, description="sample_knob: up to here --restore 0 is right"
+    )
+    restore_crf: float = Field(
+        default=36, ge=0, le=51, description="sample_knob: from here on --restore 1 is"
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.min_crf > self.max_crf or self.kept_frames > self.frames_per_clip:
             raise ValueError("min_crf above max_crf, or kept_frames above frames_per_clip")
+        if self.faithful_crf >= self.restore_crf:
+            raise ValueError("faithful_crf is not below restore_crf")
         return self
+
+    def severity(self, crf: float) -> float:
+        """Which position of `--restore`, 0 to 1, a CRF on x264's scale calls for."""
+        along = (crf - self.faithful_crf) / (self.restore_crf - self.faithful_crf)
+        return min(max(along, 0.0), 1.0)
 
 
 class StageSection(Section):
@@ -165,6 +221,11 @@ class PixelSection(StageSection):
 
     loss: Literal["l1", "mse"] = Field(
         default="l1", description="mean absolute or mean squared difference of code values / 255"
+    )
+    sample_knob: bool = Field(
+        default=False,
+        description="with [degradation] and --base: fit not the network but, in each batch, the "
+        "mean of it and the base at a drawn position of --restore, to damage of that severity",
     )
 
 
@@ -282,6 +343,11 @@ class TrainConfig(Section):
         """Those that the run has, in order."""
         return tuple(stage for stage in (self.pixel, self.adversarial) if stage is not None)
 
+    @property
+    def samples_knob(self) -> bool:
+        """Whether batches are for drawn positions of `--restore`."""
+        return self.pixel is not None and self.pixel.sample_knob
+
     def with_hours(self, hours: float) -> Self:
         """The same run with another length, shared evenly by its stages."""
         names = [name for name in ("pixel", "adversarial") if getattr(self, name) is not None]
@@ -302,6 +368,12 @@ class TrainConfig(Section):
     def _something_to_do(self) -> Self:
         if not self.stages:
             raise ValueError("a run needs a [pixel] or an [adversarial] stage")
+        return self
+
+    @model_validator(mode="after")
+    def _knob_has_damage(self) -> Self:
+        if self.samples_knob and self.degradation is None:
+            raise ValueError("sample_knob needs a [degradation] table: damage of every severity")
         return self
 
     @model_validator(mode="after")

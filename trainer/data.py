@@ -1,7 +1,7 @@
 """Pictures in memory and random patches of them.
 
 Shapes: a low-resolution picture is (C, H, W), C the model's input planes; the original is one
-(planes, scale H, scale W) for each plane group of its colour form. Both are uint8 in memory and, in
+(planes, scale H, scale W) for each plane group of its colour form. Both are codes in memory and, in
 a batch, float32, code values / 255.
 """
 
@@ -21,13 +21,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srstream.errors import UsageError
-from trainer.degrade import downscale, resize_matrix, to_uint8
+from trainer.augment import Augmentation
+from trainer.config import DataSection
+from trainer.degrade import downscale, downscale_exactly, resize_matrix, to_uint8
 from trainer.networks import TrainedSpec
-from trainer.planes import Codes, input_variants, target_planes
+from trainer.planes import (
+    Codes,
+    InputCodes,
+    Values,
+    code_values,
+    input_variants,
+    target_planes,
+)
 
 log = logging.getLogger(__name__)
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+KNOB_REACH = 0.1
+"""How far a pair's severity may be from the position of `--restore` that its batch is for."""
 
 VIDEO_SUFFIXES = {
     ".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg",
@@ -40,9 +52,11 @@ class Pair:
     """One picture at both resolutions."""
 
     name: str
-    lr: tuple[tuple[float, Codes], ...]
+    lr: tuple[tuple[float, InputCodes], ...]
     """What low resolution may look like, (C, H, W) each, with the share of patches it is to get."""
     hr: tuple[Codes, ...]
+    severity: float = 0.0
+    """Of what a codec did to it: the position of `--restore` that it calls for."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,11 +65,14 @@ class Pair:
         return height, width
 
 
-def clean_pair(
-    name: str, rgb_HW3: NDArray[np.uint8], spec: TrainedSpec, *, subsampled_chroma: bool = False
-) -> Pair:
-    """A picture, sides multiples of twice the scale, and its antialiased bicubic at 1 / scale."""
-    lr = input_variants(downscale(rgb_HW3, spec.scale), spec.colour, subsampled=subsampled_chroma)
+def clean_pair(name: str, rgb_HW3: NDArray[np.uint8], spec: TrainedSpec, data: DataSection) -> Pair:
+    """A picture, sides multiples of twice the scale, and its antialiased bicubic at 1 / scale.
+
+    Low resolution is rounded to 8 bits, unless augmentation is to round each patch.
+    """
+    exact = data.augmentation is not None
+    small = downscale_exactly(rgb_HW3, spec.scale) if exact else downscale(rgb_HW3, spec.scale)
+    lr = input_variants(small, spec.colour, subsampled=data.subsampled_chroma, exact=exact)
     return Pair(name, lr, target_planes(rgb_HW3, spec.colour))
 
 
@@ -73,6 +90,8 @@ class Batch(NamedTuple):
     lr_BCHW: Tensor
     hr: tuple[Tensor, ...]
     shifted: Shifted | None = None
+    knob: float | None = None
+    """Which position of `--restore` it is for."""
 
 
 def find_pictures(folder: Path) -> list[Path]:
@@ -111,15 +130,13 @@ def crop_to_multiple(rgb_HW3: NDArray[np.uint8], multiple: int) -> NDArray[np.ui
     return rgb_HW3[: height - height % multiple, : width - width % multiple]
 
 
-def load_pairs(
-    folder: Path, spec: TrainedSpec, patch_size: int, *, subsampled_chroma: bool = False
-) -> list[Pair]:
+def load_pairs(folder: Path, spec: TrainedSpec, data: DataSection) -> list[Pair]:
     """All pictures of the folder, decoded and downscaled once.
 
     A picture smaller than one patch, or one that can't be decoded, is named in the log and left
     out; `UsageError` if none remains.
     """
-    pairs = []
+    pairs, patch_size = [], data.patch_size
     for path in find_pictures(folder):
         try:
             rgb = crop_to_multiple(read_rgb(path), 2 * spec.scale)
@@ -134,7 +151,7 @@ def load_pairs(
             )  # fmt: skip
             continue
         name = path.relative_to(folder).as_posix()
-        pairs.append(clean_pair(name, rgb, spec, subsampled_chroma=subsampled_chroma))
+        pairs.append(clean_pair(name, rgb, spec, data))
     if not pairs:
         raise UsageError(
             f"{folder}: no picture is at least {patch_size * spec.scale} pixels wide and high"
@@ -147,7 +164,8 @@ class PatchSampler:
 
     Pictures are drawn in proportion to their area, positions uniformly, and each patch is
     flipped and turned into one of its eight orientations. With `shifts` every batch comes with its
-    `Shifted` self, as Eilertsen et al. (CVPR 2019) train for steadiness in time.
+    `Shifted` self, as Eilertsen et al. (CVPR 2019) train for steadiness in time. With `knobs` each
+    batch is for a position of `--restore`, drawn evenly, and of pairs whose severity is about that.
     """
 
     def __init__(
@@ -158,13 +176,16 @@ class PatchSampler:
         batch_size: int,
         seed: int,
         shifts: bool = False,
+        knobs: bool = False,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.pairs = pairs
         self.patch_size = patch_size
         self.batch_size = batch_size
-        self.shifts = shifts
-        areas = np.array([np.prod(pair.shape) for pair in pairs], dtype=np.float64)
-        self._cumulative_area = np.cumsum(areas / areas.sum())
+        self.shifts, self.knobs = shifts, knobs
+        self.augmentation = augmentation
+        self._areas = np.array([np.prod(pair.shape) for pair in pairs], dtype=np.float64)
+        self._severities = np.array([pair.severity for pair in pairs])
         self._cumulative_shares = [
             np.cumsum([share for share, _ in pair.lr]) / sum(share for share, _ in pair.lr)
             for pair in pairs
@@ -172,11 +193,13 @@ class PatchSampler:
         self._random = np.random.Generator(np.random.PCG64(seed))
 
     def next_batch(self) -> Batch:
-        patches = [self._next_patch() for _ in range(self.batch_size)]
+        knob = float(self._random.random()) if self.knobs else None
+        cumulative_area = self._cumulative_area(knob)
+        patches = [self._next_patch(cumulative_area) for _ in range(self.batch_size)]
         lr_BCHW = _to_batch([patch.lr for patch in patches])
         groups = zip(*(patch.hr for patch in patches), strict=True)
         shifted = self._shifted(patches) if self.shifts else None
-        return Batch(lr_BCHW, tuple(_to_batch(group) for group in groups), shifted)
+        return Batch(lr_BCHW, tuple(_to_batch(group) for group in groups), shifted, knob)
 
     def state(self) -> str:
         return json.dumps(self._random.bit_generator.state)
@@ -184,8 +207,16 @@ class PatchSampler:
     def set_state(self, state: str) -> None:
         self._random.bit_generator.state = json.loads(state)
 
-    def _next_patch(self) -> _Patch:
-        index = _draw(self._cumulative_area, self._random)
+    def _cumulative_area(self, knob: float | None) -> NDArray[np.float64]:
+        """Of the pairs that are for this position: within `KNOB_REACH`, or the nearest."""
+        areas = self._areas
+        if knob is not None:
+            distances = np.abs(self._severities - knob)
+            areas = np.where(distances <= max(KNOB_REACH, float(distances.min())), areas, 0.0)
+        return np.cumsum(areas / areas.sum())
+
+    def _next_patch(self, cumulative_area: NDArray[np.float64]) -> _Patch:
+        index = _draw(cumulative_area, self._random)
         pair = self.pairs[index]
         variant = _draw(self._cumulative_shares[index], self._random)
         height, width = pair.shape
@@ -194,13 +225,15 @@ class PatchSampler:
         left = int(self._random.integers(width - size + 1))
         orientation = int(self._random.integers(8))
 
-        def cut(planes: Codes) -> Codes:
+        def cut(planes: InputCodes) -> InputCodes:
             scale = planes.shape[1] // height
             rows = slice(top * scale, (top + size) * scale)
             columns = slice(left * scale, (left + size) * scale)
             return _orient(planes[:, rows, columns], orientation)
 
-        return _Patch(cut(pair.lr[variant][1]), tuple(cut(planes) for planes in pair.hr))
+        lr = code_values(cut(pair.lr[variant][1]))
+        hr = tuple(code_values(cut(planes)) for planes in pair.hr)
+        return _Patch(*(self.augmentation(lr, hr, self._random) if self.augmentation else (lr, hr)))
 
     def _shifted(self, patches: Sequence[_Patch]) -> Shifted:
         """One offset for the batch; low resolution is one pixel smaller, its border mirrored."""
@@ -226,11 +259,11 @@ class PatchSampler:
 
 
 class _Patch(NamedTuple):
-    lr: Codes
-    hr: tuple[Codes, ...]
+    lr: Values
+    hr: tuple[Values, ...]
 
 
-def _shrunk(planes: Codes, size: int, scale: int) -> Codes:
+def _shrunk(planes: Values, size: int, scale: int) -> Codes:
     """The first `size` x `size` low-resolution pixels of high-resolution planes."""
     side = size * scale
     shrink = resize_matrix(side, size)
@@ -242,10 +275,10 @@ def _draw(cumulative: NDArray[np.float64], random: np.random.Generator) -> int:
     return min(int(drawn), len(cumulative) - 1)
 
 
-def _orient(patch_CHW: Codes, orientation: int) -> Codes:
+def _orient(patch_CHW: InputCodes, orientation: int) -> InputCodes:
     turned = np.rot90(patch_CHW, orientation % 4, axes=(1, 2))
     return turned[:, :, ::-1] if orientation >= 4 else turned
 
 
-def _to_batch(patches: Sequence[Codes]) -> Tensor:
+def _to_batch(patches: Sequence[Values] | Sequence[Codes]) -> Tensor:
     return torch.from_numpy(np.stack(patches)).float().div_(255.0)

@@ -59,7 +59,12 @@ def to_uint8(picture: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 def downscale(rgb_HW3: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
     """The low-resolution RGB picture, uint8. Both sides must be multiples of `scale`."""
+    return to_uint8(downscale_exactly(rgb_HW3, scale))
+
+
+def downscale_exactly(rgb_HW3: NDArray[np.uint8], scale: int) -> NDArray[np.float64]:
+    """The same, neither rounded nor clipped."""
     height, width = rgb_HW3.shape[:2]
     if height % scale or width % scale:
         raise ValueError(f"{width}x{height} is no multiple of {scale}")
-    return to_uint8(bicubic_resize(rgb_HW3, height // scale, width // scale))
+    return bicubic_resize(rgb_HW3, height // scale, width // scale)

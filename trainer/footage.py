@@ -22,7 +22,7 @@ from srstream.media.probe import probe
 from srstream.media.quantiser import measure_compression
 from srstream.media.scan import scan_packets
 from trainer.clips import SIDE_MULTIPLE, decoded_frames, frame_to_rgb, pairs_of_clip
-from trainer.config import CodecName, DegradationSection
+from trainer.config import CodecName, DataSection, DegradationSection
 from trainer.data import Pair, clean_pair
 from trainer.degrade import SCALE
 from trainer.networks import TrainedSpec
@@ -158,16 +158,16 @@ def video_pairs(
     folder: Path,
     spec: TrainedSpec,
     section: DegradationSection | None,
+    data: DataSection,
     *,
-    patch_size: int,
     seed: int,
-    subsampled_chroma: bool = False,
 ) -> Iterator[Pair]:
     """Pairs of the sharp and varied moments of all videos; clean ones without a `section`.
 
     A video that cannot be read or is smaller than a patch is named in the log and left out.
     """
     window = WINDOW if section is None else section.window
+    patch_size = data.patch_size
     for number, video in enumerate(videos):
         random = np.random.Generator(np.random.PCG64([seed, number]))
         try:
@@ -180,7 +180,7 @@ def video_pairs(
                 name = f"{video.relative_to(folder).as_posix()}@{moment.first_frame}"
                 if section is None:
                     middle = frames[MOMENT_FRAMES // 2]
-                    yield clean_pair(name, middle, spec, subsampled_chroma=subsampled_chroma)
+                    yield clean_pair(name, middle, spec, data)
                 else:
                     yield from pairs_of_clip(name, frames, spec, section, random)
         except MediaError as error:

@@ -20,7 +20,7 @@ from srstream.models.networks import (
     network_to_tune,
 )
 from srstream.models.networks import training_network as model_network
-from srstream.models.table import ModelSpec, ResidualGenerator, model_spec
+from srstream.models.table import ModelSpec, ResidualGenerator, Stack, model_spec
 from trainer.baselines import BASELINES, BaselineNetwork, BaselineSpec, baseline_network
 from trainer.config import NetworkSection, TrainConfig
 from trainer.thin_tail import ThinTailed
@@ -34,7 +34,9 @@ def spec_of(config: TrainConfig) -> TrainedSpec:
     if config.model in BASELINES:
         return BASELINES[config.model]
     spec = model_spec(config.model)
-    changes = config.network.model_dump(exclude_none=True, exclude={"batch_norm", "thin_tail"})
+    changes = config.network.model_dump(
+        exclude_none=True, exclude={"batch_norm", "thin_tail", "flat"}
+    )
     colour = changes.pop("colour", spec.colour)
     try:
         return replace(spec, colour=colour, network=replace(spec.network, **changes))
@@ -55,10 +57,14 @@ def new_network(
         return baseline_network(spec.name)
     if base is not None and base.spec != spec:
         raise ConfigError(f"--base holds weights of {base.spec.name!r}, not of {spec.name!r}")
+    if section.flat and not isinstance(spec.network, Stack):
+        raise ConfigError(
+            f"[network] flat: {spec.name!r} has no anchor that a flat input could come out by"
+        )
     network = (
-        model_network(spec, batch_norm=section.batch_norm)
+        model_network(spec, batch_norm=section.batch_norm, flat=section.flat)
         if base is None
-        else network_to_tune(base)
+        else network_to_tune(base, flat=section.flat)
     )
     if not section.thin_tail:
         return network

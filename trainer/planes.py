@@ -4,7 +4,8 @@ Y, U and V are BT.601 in limited range, 8 bits: what the literature measures lum
 a video has makes little difference to a network that never sees RGB.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -16,6 +17,17 @@ from srstream.quality import luma_bt601
 
 Codes = NDArray[np.uint8]
 """(planes, H, W)."""
+
+FineCodes = NDArray[np.uint16]
+"""(planes, H, W), in 256ths of a code: what is not rounded to codes yet."""
+
+InputCodes = NDArray[np.unsignedinteger[Any]]
+"""Either of them."""
+
+Values = NDArray[np.float32]
+"""(planes, H, W), code values."""
+
+FRACTIONS = 256
 
 Yuv = tuple[Codes, Codes, Codes]
 """A 4:2:0 frame: (H, W) and twice (H / 2, W / 2)."""
@@ -32,12 +44,23 @@ FROM_RGB = np.array(
 """BT.601, from RGB in 0 to 1 to Y - 16, U - 128 and V - 128 (ITU-R BT.601-7, section 2.5)."""
 
 
-def round_to_codes(values: NDArray[np.floating]) -> Codes:
+def round_to_codes(values: NDArray[Any]) -> Codes:
     """Rounded half up and clipped, as MATLAB converts."""
     return np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)
 
 
-def yuv444(rgb_HW3: Picture) -> NDArray[np.float64]:
+def fine_codes(values: NDArray[Any]) -> FineCodes:
+    """Rounded to a 256th of a code and clipped."""
+    return np.round(np.clip(values, 0, 255) * FRACTIONS).astype(np.uint16)
+
+
+def code_values(planes: InputCodes) -> Values:
+    """Of whole codes, or of fine ones."""
+    values = planes.astype(np.float32)
+    return values / np.float32(FRACTIONS) if planes.dtype == np.uint16 else values
+
+
+def yuv444(rgb_HW3: Picture | NDArray[np.float64]) -> NDArray[np.float64]:
     """(3, H, W): Y in 16 to 235, U and V in 16 to 240, not rounded."""
     u, v = (rgb_HW3 @ (weights / 255.0) + 128.0 for weights in FROM_RGB[1:])
     return np.stack([luma_bt601(rgb_HW3), u, v])
@@ -45,32 +68,43 @@ def yuv444(rgb_HW3: Picture) -> NDArray[np.float64]:
 
 def rgb_of(yuv_3HW: NDArray[np.float64]) -> Codes:
     """(3, H, W) RGB of BT.601 in limited range."""
+    return round_to_codes(rgb_values(yuv_3HW))
+
+
+def rgb_values(yuv_3HW: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The same, not rounded and not clipped."""
     offset = np.array([16.0, 128.0, 128.0])
     mix = np.linalg.inv(FROM_RGB / 255.0)
-    return round_to_codes(np.einsum("oi,ihw->ohw", mix, yuv_3HW - offset[:, None, None]))
+    return np.asarray(np.einsum("oi,ihw->ohw", mix, yuv_3HW - offset[:, None, None]))
 
 
 def input_variants(
-    lr_HW3: Picture, colour: Colour, *, subsampled: bool = False
-) -> tuple[tuple[float, Codes], ...]:
+    lr_HW3: Picture | NDArray[np.float64],
+    colour: Colour,
+    *,
+    subsampled: bool = False,
+    exact: bool = False,
+) -> tuple[tuple[float, InputCodes], ...]:
     """What a model may be given of a low-resolution picture, each with its share of the patches.
 
     A `yuv420` model is given chroma that was brought to the luma grid from 4:2:0 in either usual
-    siting, and now and then from 4:4:4. So is an `rgb` model with `subsampled`.
+    siting, and now and then from 4:4:4. So is an `rgb` model with `subsampled`. With `exact` all
+    are fine codes, rounded nowhere on the way.
     """
+    codes: Callable[[NDArray[Any]], InputCodes] = fine_codes if exact else round_to_codes
     if colour == "luma":
-        return ((1.0, round_to_codes(luma_bt601(lr_HW3))[None]),)
+        return ((1.0, codes(luma_bt601(lr_HW3))[None]),)
     if colour == "rgb" and not subsampled:
-        return ((1.0, np.ascontiguousarray(lr_HW3.transpose(2, 0, 1))),)
+        return ((1.0, np.ascontiguousarray(codes(lr_HW3).transpose(2, 0, 1))),)
     yuv_3HW = yuv444(lr_HW3)
     variants = (
-        (0.5, chroma_through_420(yuv_3HW, LEFT_SITED)),
-        (0.35, chroma_through_420(yuv_3HW, CENTRE_SITED)),
-        (0.15, round_to_codes(yuv_3HW)),
+        (0.5, chroma_through_420(yuv_3HW, LEFT_SITED, exact=exact)),
+        (0.35, chroma_through_420(yuv_3HW, CENTRE_SITED, exact=exact)),
+        (0.15, codes(yuv_3HW)),
     )
     if colour == "yuv420":
         return variants
-    return tuple((share, rgb_of(planes.astype(np.float64))) for share, planes in variants)
+    return tuple((share, codes(rgb_values(code_values(planes)))) for share, planes in variants)
 
 
 def target_planes(hr_HW3: Picture, colour: Colour) -> tuple[Codes, ...]:
@@ -101,10 +135,13 @@ def halve(plane_HW: NDArray[np.float64], siting: float) -> NDArray[np.float64]:
     )
 
 
-def chroma_through_420(yuv_3HW: NDArray[np.float64], siting: float) -> Codes:
+def chroma_through_420(
+    yuv_3HW: NDArray[np.float64], siting: float, *, exact: bool = False
+) -> InputCodes:
     """What a model is given of a 4:2:0 video: U and V halved, rounded and brought back."""
-    halved = [round_to_codes(halve(plane, siting)) for plane in yuv_3HW[1:]]
-    return on_luma_grid([round_to_codes(yuv_3HW[0]), *halved], siting)
+    codes: Callable[[NDArray[Any]], InputCodes] = fine_codes if exact else round_to_codes
+    halved = [codes(halve(plane, siting)) for plane in yuv_3HW[1:]]
+    return on_luma_grid([codes(yuv_3HW[0]), *halved], siting)
 
 
 def as_yuv420(rgb_HW3: Picture) -> Yuv:
@@ -123,12 +160,15 @@ def decoded_input(planes: Sequence[Codes], colour: Colour) -> Codes:
     return yuv if colour == "yuv420" else rgb_of(yuv.astype(np.float64))
 
 
-def on_luma_grid(planes: Sequence[Codes], siting: float) -> Codes:
+PlaneCodes = TypeVar("PlaneCodes", bound=InputCodes)
+
+
+def on_luma_grid(planes: Sequence[PlaneCodes], siting: float) -> PlaneCodes:
     """(3, H, W) of the three planes of a 4:2:0 frame, (H, W) and twice (H / 2, W / 2)."""
     y_HW, *chroma = planes
     height, width = y_HW.shape
+    peak = int(np.iinfo(y_HW.dtype).max)
     rows = Sampling.between(height, height, stride_in=2, shift_in=CENTRE_SITED)
     columns = Sampling.between(width, width, stride_in=2, shift_in=siting)
-    return np.stack(
-        [y_HW, *(resample_plane(plane, (height, width), rows, columns, 255) for plane in chroma)]
-    )
+    brought = [resample_plane(c, (height, width), rows, columns, peak) for c in chroma]
+    return cast(PlaneCodes, np.stack([y_HW, *brought]))

@@ -14,6 +14,12 @@ def recipe(config: TrainConfig, progress: Progress, base: str | None) -> str:
         for section, (iterations, seconds) in zip(config.stages, lengths, strict=False)
     ]
     data = config.data
+    if config.network.flat:
+        parts.append("flat input stays flat by construction")
+    if data.augmentation is not None:
+        shares = data.augmentation.model_dump().items()
+        told = ", ".join(f"{name.removesuffix('_share')} {share:.0%}" for name, share in shares)
+        parts.append(f"patches varied: {told.replace('_', ' ')}")
     if config.run.precision != "32-true":
         parts.append(f"precision {config.run.precision}")
     parts.append(
@@ -24,6 +30,11 @@ def recipe(config: TrainConfig, progress: Progress, base: str | None) -> str:
         parts.append(
             f"low resolution through {codecs} at CRF {config.degradation.min_crf:g} to "
             f"{config.degradation.max_crf:g}, {config.degradation.clean_share:.0%} clean"
+        )
+    if config.degradation is not None and config.samples_knob:
+        parts.append(
+            "trained as means with the weights it went on from, even at CRF "
+            f"{config.degradation.faithful_crf:g} and whole at {config.degradation.restore_crf:g}"
         )
     done = fraction_done(progress, config.stages[progress.stage])
     if done < 1.0:

@@ -65,9 +65,7 @@ def _pairs(config: TrainConfig, data_dir: Path, spec: TrainedSpec, run_dir: Path
     section, data = config.degradation, config.data
     pairs: list[Pair] = []
     if pictures and section is None:
-        pairs += load_pairs(
-            data_dir, spec, data.patch_size, subsampled_chroma=data.subsampled_chroma
-        )
+        pairs += load_pairs(data_dir, spec, data)
     elif pictures and section is not None:
         pairs += degraded_pairs(
             data_dir,
@@ -77,15 +75,7 @@ def _pairs(config: TrainConfig, data_dir: Path, spec: TrainedSpec, run_dir: Path
             seed=config.seed,
             cache_dir=run_dir / CLIPS_DIR,
         )
-    pairs += video_pairs(
-        videos,
-        data_dir,
-        spec,
-        section,
-        patch_size=data.patch_size,
-        seed=config.seed,
-        subsampled_chroma=data.subsampled_chroma,
-    )
+    pairs += video_pairs(videos, data_dir, spec, section, data, seed=config.seed)
     if not pairs:
         raise UsageError(f"{data_dir}: no video there shows anything to train on")
     return pairs

@@ -12,14 +12,16 @@ from typing import Protocol, cast
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 from torch.optim import Adam, Optimizer
 
-from srstream.models.networks import Planes
+from srstream.errors import ConfigError
+from srstream.models.networks import Generator, Planes, UpscalingStack, folded_tensors
 from trainer.config import AdversarialSection, PixelSection, StageSection
 from trainer.data import Batch
 from trainer.losses import steadiness_loss
-from trainer.networks import TrainedNetwork
+from trainer.networks import TrainedNetwork, folded
 from trainer.rgb import to_chroma
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -57,13 +59,42 @@ def make_stage(
     return PixelStage(section, fabric, network)
 
 
+class Knobbed(nn.Module):
+    """A weighted mean of folded weights that stay and of a network in training, as one network."""
+
+    def __init__(self, faithful: UpscalingStack | Generator, network: TrainedNetwork) -> None:
+        super().__init__()
+        self.faithful, self.network = faithful.requires_grad_(False), network
+
+    def forward(self, lr_BCHW: Tensor, knob: float) -> Planes:
+        """What the mean makes: at 0 that of the weights that stay, at 1 of those in training."""
+        assert isinstance(self.network, UpscalingStack | Generator)
+        trained = folded_tensors(self.network)
+        mean = {
+            name: torch.lerp(value, trained[name], knob)
+            for name, value in self.faithful.state_dict().items()
+        }
+        planes: Planes = functional_call(self.faithful, mean, (lr_BCHW,))
+        return planes
+
+
 class PixelStage:
-    """Fits the network to the originals, pixel by pixel."""
+    """Fits the network to the originals, pixel by pixel.
+
+    With `sample_knob` what is fitted is its mean with the weights that it began with.
+    """
 
     def __init__(self, section: PixelSection, fabric: Fabric, network: TrainedNetwork) -> None:
         self.section, self.fabric = section, fabric
-        self.network, optimiser = fabric.setup(network, adam(network, section))
         self.modules: dict[str, nn.Module] = {}
+        fitted: nn.Module = network
+        if section.sample_knob:
+            faithful = folded(network)
+            if not isinstance(faithful, UpscalingStack | Generator):
+                raise ConfigError(f"[pixel] sample_knob: {network.spec.name!r} has no such knob")
+            fitted = Knobbed(faithful, network)
+            self.modules["faithful"] = faithful
+        self.network, optimiser = fabric.setup(fitted, adam(network, section))
         self.optimisers = {"optimiser": cast(Optimizer, optimiser)}
 
     def step(
@@ -71,12 +102,13 @@ class PixelStage:
     ) -> tuple[dict[str, Tensor], Planes]:
         section, optimiser = self.section, self.optimisers["optimiser"]
         set_rate(optimiser, section.learning_rate * rate_factor)
-        sr = self.network(fast_layout(batch.lr_BCHW))
+        knob = () if batch.knob is None else (batch.knob,)
+        sr = self.network(fast_layout(batch.lr_BCHW), *knob)
         distance = functional.l1_loss if section.loss == "l1" else functional.mse_loss
         losses = {"pixel": plane_loss(sr, batch.hr, section, distance)}
         total = losses["pixel"]
         if batch.shifted is not None:
-            losses["steadiness"] = steadiness(self.network, sr, batch)
+            losses["steadiness"] = steadiness(self.network, sr, batch, *knob)
             total = total + section.steadiness_weight * losses["steadiness"]
         descend(self.fabric, total, self.network, optimiser, section.clip_norm)
         return detached(losses), tuple(planes.detach() for planes in sr)
@@ -97,10 +129,10 @@ def plane_loss(
     return loss
 
 
-def steadiness(network: nn.Module, sr: Planes, batch: Batch) -> Tensor:
+def steadiness(network: nn.Module, sr: Planes, batch: Batch, *knob: float) -> Tensor:
     """How far two views of the same place disagree, on the first plane group."""
     assert batch.shifted is not None
-    again = network(fast_layout(batch.shifted.lr_BCHW))
+    again = network(fast_layout(batch.shifted.lr_BCHW), *knob)
     return steadiness_loss(sr[0], again[0], batch.shifted.offset, border=STEADINESS_BORDER)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from srstream.errors import UsageError
 from srstream.models.checkpoint import Weights
+from trainer.augment import Augmentation
 from trainer.config import RunSection, StageSection, TrainConfig
 from trainer.data import Pair, PatchSampler
 from trainer.guards import Guard, check_finite
@@ -93,13 +94,21 @@ def train(
     torch.set_num_threads(run.num_threads)
     torch.manual_seed(config.seed)
 
+    if config.samples_knob and base is None and not resumed:
+        raise UsageError(
+            "sample_knob mixes the network with the weights that it goes on from; use --base"
+        )
     names = [pair.name for pair in pairs]
+    tones = config.data.augmentation
+    augmentation = None if tones is None else Augmentation(tones, spec_of(config).colour)
     sampler = PatchSampler(
         pairs,
         patch_size=config.data.patch_size,
         batch_size=config.data.batch_size,
         seed=config.seed + fabric.global_rank,
         shifts=any(section.steadiness_weight for section in stages),
+        knobs=config.samples_knob,
+        augmentation=augmentation,
     )
     if resumed:
         network = saved_network(spec_of(config), config.network, part(resumed[0], "average"))

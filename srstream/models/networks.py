@@ -33,12 +33,18 @@ class EdgeBlock(nn.Module):
 
     The branches carry no biases but the plain one's: the edge masks sum to zero, so a bias before
     them vanishes, and every other adds to the same constant.
+
+    With `zero_sum` the nine taps of each kernel add up to zero and there is no bias, whatever the
+    branches hold: constant channels give zero.
     """
 
     edge_masks: Tensor
 
-    def __init__(self, num_in: int, num_out: int, expansion: int = 2) -> None:
+    def __init__(
+        self, num_in: int, num_out: int, expansion: int = 2, *, zero_sum: bool = False
+    ) -> None:
         super().__init__()
+        self.zero_sum = zero_sum
         num_middle = expansion * num_out
         self.plain = nn.Conv2d(num_in, num_out, 3)
         self.expand = nn.Conv2d(num_in, num_middle, 1, bias=False)
@@ -48,6 +54,8 @@ class EdgeBlock(nn.Module):
         self.edge_scales = nn.Parameter(torch.randn(3, num_out) * 1e-3)
         masks = torch.tensor([SOBEL_X, SOBEL_Y, LAPLACIAN])
         self.register_buffer("edge_masks", masks, persistent=False)
+        if zero_sum:
+            nn.init.zeros_(cast(Tensor, self.plain.bias)).requires_grad_(False)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """The one 3x3 kernel (out, in, 3, 3) and bias (out,) that the branches amount to."""
@@ -57,14 +65,18 @@ class EdgeBlock(nn.Module):
         along_edges = torch.einsum(
             "eoi,eo,ehw->oihw", self.edge_points, self.edge_scales, self.edge_masks
         )
-        return self.plain.weight + through_middle + along_edges, cast(Tensor, self.plain.bias)
+        kernel = self.plain.weight + through_middle + along_edges
+        bias = cast(Tensor, self.plain.bias)
+        if self.zero_sum:
+            return kernel - kernel.mean(dim=(2, 3), keepdim=True), torch.zeros_like(bias)
+        return kernel, bias
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         kernel, bias = self.folded()
         return functional.conv2d(x_BCHW, kernel, bias, padding=1)
 
     def forward_branches(self, x_BCHW: Tensor) -> Tensor:
-        """The same, branch by branch: what `folded` is tested against."""
+        """The same, branch by branch, without `zero_sum`: what `folded` is tested against."""
         padded = functional.pad(x_BCHW, (1, 1, 1, 1))
         total: Tensor = self.plain(padded) + self.squeeze(self.expand(padded))
         for points, scales, mask in zip(
@@ -80,17 +92,21 @@ class UpscalingStack(nn.Module):
     """3x3 convolutions with PReLU between, the nearest-neighbour anchor, and a PixelShuffle.
 
     The last convolution so learns the difference to the input repeated `scale` x `scale` times.
+    With `flat`, of a network in training, its taps add up to zero and it has no bias: whatever the
+    layers before it do, flat input comes out flat and unshifted, but for the edges that zeros are
+    padded to. All of that is linear, so it holds for every weighted mean of such networks.
     """
 
-    def __init__(self, spec: ModelSpec, *, reparameterised: bool) -> None:
+    def __init__(self, spec: ModelSpec, *, reparameterised: bool, flat: bool = False) -> None:
         super().__init__()
         assert isinstance(spec.network, Stack)
         self.spec = spec
+        channels = spec.network.layer_channels(spec.form)
         self.convolutions = nn.ModuleList(
-            EdgeBlock(num_in, num_out)
+            EdgeBlock(num_in, num_out, zero_sum=flat and layer == len(channels) - 1)
             if reparameterised
             else nn.Conv2d(num_in, num_out, 3, padding=1)
-            for num_in, num_out in spec.network.layer_channels(spec.form)
+            for layer, (num_in, num_out) in enumerate(channels)
         )
         self.activations = nn.ModuleList(
             varied_prelu(width, layer) for layer, width in enumerate(spec.network.widths)
@@ -229,9 +245,10 @@ def _norm(channels: int, batch_norm: bool) -> nn.Module:
 Network = UpscalingStack | Generator
 
 
-def training_network(spec: ModelSpec, *, batch_norm: bool = True) -> Network:
+def training_network(spec: ModelSpec, *, batch_norm: bool = True, flat: bool = False) -> Network:
     """The network as it is trained: with re-parameterised blocks, or with BN.
 
+    `flat`: of a stack, see `UpscalingStack`; a generator, which has no anchor, cannot be so made.
     A generator without BN (EDSR: Lim et al., CVPR Workshops 2017) folds to the same network. Its
     residual branches begin at a tenth, so that a high learning rate does not throw it off.
     """
@@ -242,7 +259,7 @@ def training_network(spec: ModelSpec, *, batch_norm: bool = True) -> Network:
                 for block in generator.blocks:
                     cast(ResidualBlock, block).second.weight.mul_(0.1)
         return generator
-    network = UpscalingStack(spec, reparameterised=True)
+    network = UpscalingStack(spec, reparameterised=True, flat=flat)
     last = edge_blocks(network)[-1]
     with torch.no_grad():  # begin close to the anchor, so that the first gradients are small
         last.plain.weight.mul_(0.1)
@@ -251,21 +268,23 @@ def training_network(spec: ModelSpec, *, batch_norm: bool = True) -> Network:
     return network
 
 
-def network_to_tune(weights: Weights) -> Network:
+def network_to_tune(weights: Weights, *, flat: bool = False) -> Network:
     """The network as it is trained, computing what these folded weights do.
 
+    With `flat` it does so but for their response to flat input, which is taken out.
     A generator has no BN any more: it was folded, and a tuned network keeps its statistics.
     """
     if isinstance(weights.spec.network, ResidualGenerator):
         return network_from_weights(weights).train().requires_grad_(True)
-    network = training_network(weights.spec)
+    network = training_network(weights.spec, flat=flat)
     plain = network_from_weights(weights)
     assert isinstance(network, UpscalingStack) and isinstance(plain, UpscalingStack)
     with torch.no_grad():
         for block, convolution in zip(edge_blocks(network), plain.convolutions, strict=True):
             kernel, _ = block.folded()
             block.plain.weight += cast(nn.Conv2d, convolution).weight - kernel
-            cast(Tensor, block.plain.bias).copy_(cast(Tensor, convolution.bias))
+            if not block.zero_sum:
+                cast(Tensor, block.plain.bias).copy_(cast(Tensor, convolution.bias))
     network.activations.load_state_dict(plain.activations.state_dict())
     return network
 
@@ -286,20 +305,27 @@ def fold(network: Network) -> Network:
     """The plain network that computes what a trained one does at inference."""
     plain = plain_network(network.spec)
     with torch.no_grad():
-        if isinstance(network, Generator):
-            plain.load_state_dict(_folded_norms(network))
-        else:
-            assert isinstance(plain, UpscalingStack)
-            for block, convolution in zip(edge_blocks(network), plain.convolutions, strict=True):
-                kernel, bias = block.folded()
-                convolution.load_state_dict({"weight": kernel, "bias": bias})
-            plain.activations.load_state_dict(network.activations.state_dict())
+        plain.load_state_dict(folded_tensors(network))
     return plain.eval()
+
+
+def folded_tensors(network: Network) -> dict[str, Tensor]:
+    """The plain network's tensors by name; gradients go through them to those in training."""
+    if isinstance(network, Generator):
+        return _folded_norms(network)
+    tensors: dict[str, Tensor] = {
+        f"activations.{name}": value for name, value in network.activations.named_parameters()
+    }
+    for layer, block in enumerate(edge_blocks(network)):
+        kernel, bias = block.folded()
+        tensors |= {f"convolutions.{layer}.weight": kernel, f"convolutions.{layer}.bias": bias}
+    return tensors
 
 
 def _folded_norms(network: Generator) -> dict[str, Tensor]:
     """The state without BN: each is put into the convolution before it."""
-    state = {name: value for name, value in network.state_dict().items() if "_norm." not in name}
+    trained = network.state_dict(keep_vars=True)
+    state = {name: value for name, value in trained.items() if "_norm." not in name}
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             convolution = name.removesuffix("_norm")

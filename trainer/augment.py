@@ -1,0 +1,120 @@
+"""What files have and rounded photographs lack: dark and bright scenes, values beyond the nominal
+range, and the roundings of full range and of 10 bits.
+
+Planes are float32 code values of 255 in the networks' own form: luma at 16 to 235, chroma at 128 +-
+112, RGB at 0 to 255. They are mapped as a camera's exposure or a wrong range would, straight, so
+that low resolution stays that of the original, whatever made it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from srstream.models.table import Colour
+from trainer.config import AugmentationSection
+from trainer.planes import Values
+
+BLACK, WHITE, GREY = 16.0, 235.0, 128.0
+
+TONES = {
+    "dark": ((1.0, 24.0), (32.0, 120.0)),
+    "bright": ((120.0, 208.0), (225.0, 254.0)),
+    "wide": ((1.0, 16.0), (235.0, 254.0)),
+}
+"""Between which luma codes black and white are drawn. BT.601 leaves 0 and 255 to signalling."""
+
+MAX_CHROMA_GAIN = 126 / 112
+"""Chroma then goes from 2 to 254."""
+
+
+class Line(NamedTuple):
+    """A straight map of code values."""
+
+    gain: float
+    offset: float
+
+    def __call__(self, values: Values) -> Values:
+        return np.asarray(self.gain * values + self.offset, np.float32)
+
+
+class Tone(NamedTuple):
+    """What is done to luma and to chroma, or to R, G and B alike."""
+
+    luma: Line
+    chroma: Line
+
+    @classmethod
+    def between(cls, black: float, white: float, colour: Colour) -> Tone:
+        """Black and white brought to these luma codes; in RGB, as far as it goes."""
+        gain = (white - black) / (WHITE - BLACK)
+        if colour == "rgb":
+            low, high = (255 * (c - BLACK) / (WHITE - BLACK) for c in (black, white))
+            low, high = max(low, 0.0), min(high, 255.0)
+            line = Line((high - low) / 255, low)
+            return cls(line, line)
+        chroma_gain = min(gain, MAX_CHROMA_GAIN)
+        return cls(Line(gain, black - gain * BLACK), Line(chroma_gain, GREY - chroma_gain * GREY))
+
+
+class Augmentation:
+    """A tone for each patch and a rounding for its low resolution, drawn by their shares."""
+
+    def __init__(self, section: AugmentationSection, colour: Colour) -> None:
+        self.section, self.colour = section, colour
+
+    def __call__(
+        self, lr: Values, hr: tuple[Values, ...], random: np.random.Generator
+    ) -> tuple[Values, tuple[Values, ...]]:
+        """A patch's planes at both resolutions, changed alike; only `lr` is rounded."""
+        tone = self._tone(random)
+        if tone is not None:
+            lr = self._by_plane(lr, tone)
+            if self.colour == "yuv420":
+                hr = (tone.luma(hr[0]), tone.chroma(hr[1]))
+            else:
+                hr = tuple(tone.luma(planes) for planes in hr)
+        step = self._step(random)
+        return (self._rounded(lr, *step) if step else lr), hr
+
+    def _tone(self, random: np.random.Generator) -> Tone | None:
+        """None leaves the patch as it is."""
+        section = self.section
+        shares = section.dark_share, section.bright_share, section.wide_share
+        drawn = _drawn(shares, random)
+        black, white = (random.uniform(*end) for end in list(TONES.values())[drawn or 0])
+        return None if drawn is None else Tone.between(black, white, self.colour)
+
+    def _step(self, random: np.random.Generator) -> tuple[float, float] | None:
+        """Between two codes of luma and of chroma; None does not round."""
+        section = self.section
+        shares = section.unrounded_share, section.full_range_share, section.ten_bit_share
+        drawn = _drawn(shares, random)
+        if drawn == 0:
+            return None
+        if self.colour == "rgb":
+            return (255 / 1023,) * 2 if drawn == 2 else (1.0, 1.0)
+        return {1: (219 / 255, 224 / 255), 2: (0.25, 0.25), None: (1.0, 1.0)}[drawn]
+
+    def _by_plane(self, lr: Values, tone: Tone) -> Values:
+        return np.concatenate([tone.luma(lr[:1]), tone.chroma(lr[1:])])
+
+    def _rounded(self, lr: Values, luma_step: float, chroma_step: float) -> Values:
+        if self.colour == "rgb":
+            return _to_steps(lr, luma_step, 0.0)
+        return np.concatenate(
+            [_to_steps(lr[:1], luma_step, BLACK), _to_steps(lr[1:], chroma_step, GREY)]
+        )
+
+
+def _to_steps(values: Values, step: float, origin: float) -> Values:
+    """Rounded half up to whole steps from `origin`."""
+    steps = np.floor((values - origin) / step + 0.5)
+    return np.asarray(origin + step * steps, np.float32)
+
+
+def _drawn(shares: tuple[float, ...], random: np.random.Generator) -> int | None:
+    """The index of one of the shares, or None for what they leave."""
+    index = int(np.searchsorted(np.cumsum(shares), random.random(), side="right"))
+    return index if index < len(shares) else None
