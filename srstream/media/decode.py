@@ -25,6 +25,7 @@ from srstream.config import SourceConfig
 from srstream.errors import DecodeError, MediaError
 from srstream.frame import Frame
 from srstream.media.color import frame_color
+from srstream.media.cropping import cropped_planes
 from srstream.media.deinterlace import Deinterlacer
 from srstream.media.demux import (
     MAX_FAULTS_IN_A_ROW,
@@ -406,11 +407,16 @@ class Decoder:
         seconds = self._seconds(source)
         with libav_errors(self._path, f"cannot read {picture.format.name} pictures", seconds):
             layout, planes = extract_planes(picture, with_alpha=video.layout.has_alpha)
+        width, height = picture.width, picture.height
+        # Where the size changes, the container's word does not hold any more.
+        if video.crop and video.crop.size_of(width, height) == (video.width, video.height):
+            planes = cropped_planes(planes, layout, (width, height), video.crop)
+            width, height = video.width, video.height
         return Frame(
             planes=planes,
             layout=layout,
-            width=picture.width,
-            height=picture.height,
+            width=width,
+            height=height,
             pts=source.pts or 0,
             time_base=video.time_base,
             duration=source.duration or 0,

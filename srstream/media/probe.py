@@ -28,6 +28,7 @@ from srstream.media.color import (
     known_code,
     mastering_display,
 )
+from srstream.media.cropping import container_crop
 from srstream.media.demux import (
     ReadFault,
     has_timestamps,
@@ -273,12 +274,14 @@ def _video_info(container: InputContainer, stream: VideoStream, looked: _Looked)
     if not has_timestamps(container) and 0 < (context.framerate or 0) <= MAX_FRAME_RATE:
         rate = context.framerate  # the stream's own; a raw demuxer assumes 25
     sar = stream.sample_aspect_ratio
+    crop = container_crop(container, stream, frame.width, frame.height)
+    width, height = crop.size_of(frame.width, frame.height)
     return VideoInfo(
         index=stream.index,
         codec=context.codec.canonical_name,
         pix_fmt=frame.format.name,
-        width=frame.width,
-        height=frame.height,
+        width=width,
+        height=height,
         layout=layout_of(frame.format.name, with_alpha=looked.has_alpha),
         color=frame_color(frame, header),
         time_base=stream.time_base or Fraction(1, 90000),
@@ -289,6 +292,7 @@ def _video_info(container: InputContainer, stream: VideoStream, looked: _Looked)
         is_interlaced=looked.is_interlaced,
         hdr=looked.hdr,
         bit_rate=context.bit_rate or None,
+        crop=crop,
     )
 
 
@@ -356,6 +360,12 @@ def _warnings(
     if others:
         found.append(
             f"The file has {len(others) + 1} video streams; number {stream.index} is enhanced."
+        )
+    if video.crop:
+        frame = looked.frame
+        found.append(
+            f"The file shows {video.width}x{video.height} of its {frame.width}x{frame.height} "
+            "pixels; what it hides is left out."
         )
     if video.is_interlaced:
         found.append("The video is interlaced; it is deinterlaced (bwdif) before it is enhanced.")

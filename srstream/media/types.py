@@ -39,9 +39,30 @@ class HdrMetadata:
 
 
 @dataclass(frozen=True, slots=True)
+class Crop:
+    """Columns and rows of decoded pictures that the container hides, in samples of luma."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.left or self.top or self.right or self.bottom)
+
+    def size_of(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of what is left of a picture."""
+        return width - self.left - self.right, height - self.top - self.bottom
+
+
+WHOLE = Crop()
+
+
+@dataclass(frozen=True, slots=True)
 class VideoInfo:
     """The video stream that is enhanced.
 
+    `width` and `height` are those of what is shown, without what `crop` takes from each picture.
     `rotation_degrees` is counter-clockwise as libav gives it and `display_matrix` holds the nine
     16.16/2.30 fixed-point numbers behind it. `time_base` is the one in which all `pts` of the job
     count. `frame_rate` is only an estimate for show and for streams without timestamps.
@@ -62,6 +83,7 @@ class VideoInfo:
     is_interlaced: bool = False
     hdr: HdrMetadata = field(default_factory=HdrMetadata)
     bit_rate: int | None = None
+    crop: Crop = WHOLE
 
 
 @dataclass(frozen=True, slots=True)

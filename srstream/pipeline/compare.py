@@ -34,7 +34,7 @@ from srstream.media.demux import (
 )
 from srstream.media.errors import libav_errors, sentence
 from srstream.media.probe import probe
-from srstream.media.types import VideoInfo
+from srstream.media.types import WHOLE, Crop, VideoInfo
 from srstream.terminal import show, tell
 
 Rgb = npt.NDArray[np.uint8]
@@ -115,7 +115,7 @@ def _pair(source: Path, video: VideoInfo, output: Path, moment: float) -> tuple[
     color = video.color if video.color.matrix != 2 else replace(video.color, matrix=_BT601)
     enhanced = _upright_rgb(after, color)
     height, width = enhanced.shape[:2]
-    small = _upright_rgb(before, color)
+    small = _upright_rgb(before, color, video.crop)
     bicubic = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
     return np.asarray(bicubic, dtype=np.uint8), enhanced
 
@@ -154,7 +154,7 @@ def _frame_at(
     return best
 
 
-def _upright_rgb(frame: VideoFrame, default: ColorSpec) -> Rgb:
+def _upright_rgb(frame: VideoFrame, default: ColorSpec, crop: Crop = WHOLE) -> Rgb:
     color = frame_color(frame, default)
     matrix = _SWSCALE_MATRICES.get(color.matrix)
     picture = frame.reformat(
@@ -165,6 +165,8 @@ def _upright_rgb(frame: VideoFrame, default: ColorSpec) -> Rgb:
         dst_color_range=ColorRange.JPEG,
         interpolation=_ACCURATE,
     ).to_ndarray()
+    width, height = crop.size_of(frame.width, frame.height)
+    picture = picture[crop.top : crop.top + height, crop.left : crop.left + width]
     quarter_turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(picture, quarter_turns), dtype=np.uint8)
 
