@@ -91,17 +91,17 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what enhancing would do, take and lose, without doing it."""
-    from srstream.console import render_pictures, render_summary
-    from srstream.pipeline.pictures import is_picture_input, plan_pictures
+    from srstream.console import render_left_out, render_pictures, render_summary
+    from srstream.pipeline.pictures import is_picture_input, left_out, plan_pictures
     from srstream.pipeline.summary import plan_summary
 
     config = options.config()
     if is_picture_input(source):
-        pictures = plan_pictures(source, output, config)
+        pictures, rest = plan_pictures(source, output, config), left_out(source)
         if as_json:
-            show_json(json.dumps([picture.as_json() for picture in pictures], indent=2))
+            show_json(json.dumps([entry.as_json() for entry in (*pictures, *rest)], indent=2))
         else:
-            show(*render_pictures(pictures))
+            show(*render_pictures(pictures), *render_left_out(rest))
         return
     summary = plan_summary(source, output, config, device=device)
     if as_json:
@@ -306,11 +306,16 @@ def main() -> None:
 def _enhance_pictures(
     source: Path, output: Path | None, config: Any, overwrite: bool, as_json: bool
 ) -> int:
-    from srstream.console import print_error
-    from srstream.pipeline.pictures import enhance_pictures
+    from srstream.console import ConsoleReporter, JsonReporter, print_error, render_left_out
+    from srstream.pipeline.events import Note
+    from srstream.pipeline.pictures import enhance_pictures, left_out
 
     exit_code = 0
-    for result in enhance_pictures(source, output, config, overwrite=overwrite):
+    reporter = JsonReporter() if as_json else ConsoleReporter()
+    results = enhance_pictures(source, output, config, overwrite=overwrite, on_event=reporter)
+    for line in render_left_out(left_out(source)):
+        reporter(Note(text=line))
+    for result in results:
         if as_json:
             show_json(json.dumps(result.as_event()))
         elif result.error is None:

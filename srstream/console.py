@@ -29,10 +29,13 @@ from srstream.pipeline.events import (
 from srstream.terminal import plain_console, show_json, tell
 
 if TYPE_CHECKING:
-    from srstream.pipeline.pictures import PicturePlan
+    from collections.abc import Sequence
+
+    from srstream.pipeline.pictures import AnimationPlan, LeftOut, PicturePlan
     from srstream.pipeline.summary import PlanSummary
 
 _LINE_SECONDS = 5.0
+_NUM_NAMES = 5
 
 
 def format_seconds(seconds: float | None) -> str:
@@ -155,13 +158,24 @@ def print_error(text: str) -> None:
     tell(f"srstream: {text}")
 
 
-def render_pictures(plans: list[PicturePlan]) -> list[str]:
+def render_pictures(plans: Sequence[PicturePlan | AnimationPlan]) -> list[str]:
     """One line for each picture."""
     return [
-        f"{plan.source}: {plan.header.width}x{plan.header.height} to "
-        f"{plan.destination}: {plan.width}x{plan.height}"
+        f"{plan.source}: {'x'.join(map(str, plan.size))} to "
+        f"{plan.destination}: {'x'.join(map(str, plan.output_size))}"
         for plan in plans
     ]
+
+
+def render_left_out(files: Sequence[LeftOut]) -> list[str]:
+    """A line for each reason, with the names of the first files."""
+    lines = []
+    for reason in sorted({file.reason for file in files}):
+        names = [file.path.name for file in files if file.reason == reason]
+        shown = ", ".join(names[:_NUM_NAMES])
+        more = f" and {len(names) - _NUM_NAMES} more" if len(names) > _NUM_NAMES else ""
+        lines.append(f"left out: {shown}{more}: {reason}")
+    return lines
 
 
 def knobs(restore: float, reason: str, detail: float) -> str:

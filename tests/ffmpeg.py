@@ -1,4 +1,4 @@
-"""What Debian's ffmpeg and ffprobe say of a file: other versions of libav than PyAV's, other code."""
+"""What Debian's ffmpeg and ffprobe say of a file: another version of libav than PyAV's."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -105,7 +106,7 @@ def test_gaps_stay(plain: Path, tmp_path: Path) -> None:
     path = packed(plain, tmp_path / "gap.avi", skipped=(9,))
     times = [int(time * 25) for time, _ in decoded(path)]
     assert len(times) == 24 and times[0] in (0, 1)
-    steps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(times)]
     assert sorted(steps) == [1] * 22 + [2]
 
 

@@ -41,6 +41,17 @@ MKV = Container("mkv", "Matroska", "matroska", (".mkv",), Fraction(1, 1000), "fl
 WEBM = Container("webm", "WebM", "webm", (".webm",), Fraction(1, 1000), "libopus", "webvtt", False)
 CONTAINERS = {container.name: container for container in (MP4, MOV, MKV, WEBM)}
 
+VIDEO_SUFFIXES = frozenset(
+    {
+        *(extension for container in CONTAINERS.values() for extension in container.extensions),
+        *(".avi", ".flv", ".wmv", ".asf", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob", ".ogv"),
+        *(".3gp", ".mxf", ".y4m", ".gif", ".apng", ".h264", ".hevc", ".ivf", ".dv", ".rm"),
+    }
+)
+"""Endings of names that mean a video, of those too that srstream does not write."""
+
+_PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+
 FAMILIES = {"mov": MP4, "mp4": MP4, "3gp": MP4, "matroska": MKV, "webm": MKV}
 """Default output container by any of libav's names of the input's; MP4 for the rest."""
 
@@ -72,6 +83,8 @@ def container_for(path: Path) -> Container:
             return container
     names = ", ".join(extension for c in CONTAINERS.values() for extension in c.extensions)
     what = f"cannot write {path.suffix}" if path.suffix else "its name has no extension"
+    if path.suffix.lower() in _PICTURE_SUFFIXES:
+        what = "a video becomes a video and no picture"
     raise RefusedError(f"{path.name}: {what}; name an output that ends in one of {names}.")
 
 

@@ -23,7 +23,7 @@ from av.video.stream import VideoStream
 
 from srstream.config import SourceConfig
 from srstream.errors import DecodeError, MediaError
-from srstream.frame import Frame
+from srstream.frame import Frame, Plane, PlaneLayout
 from srstream.media.color import frame_color
 from srstream.media.cropping import cropped_planes
 from srstream.media.deinterlace import Deinterlacer
@@ -41,7 +41,7 @@ from srstream.media.demux import (
     without_headless_start,
 )
 from srstream.media.errors import ffmpeg_text, libav_errors, sentence
-from srstream.media.layouts import extract_planes
+from srstream.media.layouts import extract_planes, has_transparent_palette
 from srstream.media.skipped import SkippedPackets
 from srstream.media.types import VideoInfo
 
@@ -182,6 +182,7 @@ class Decoder:
         self._hidden: set[int] = set()
         self._lost: deque[int] = deque()
         self._shape: tuple[int, int, str] | None = None
+        self._saw_alpha = False
 
     def _from_start(self, first_packet: int) -> Iterator[Frame]:
         self._begin(first_packet)
@@ -365,6 +366,14 @@ class Decoder:
             )
         self._shape = shape
 
+    def _note_alpha(self, layout: PlaneLayout, alpha_HW: Plane, seconds: float) -> None:
+        if not self._saw_alpha and int(alpha_HW.min()) < (1 << layout.bits) - 1:
+            self._saw_alpha = True
+            self._say(
+                f"Transparent pixels begin at {seconds:.3f} s, which was not seen beforehand; "
+                "they become opaque."
+            )
+
     def _seconds(self, frame: VideoFrame) -> float:
         return float((frame.pts or 0) * self._video.time_base)
 
@@ -406,7 +415,11 @@ class Decoder:
         video = self._video
         seconds = self._seconds(source)
         with libav_errors(self._path, f"cannot read {picture.format.name} pictures", seconds):
-            layout, planes = extract_planes(picture, with_alpha=video.layout.has_alpha)
+            wanted = video.layout.has_alpha or has_transparent_palette(picture)
+            layout, planes = extract_planes(picture, with_alpha=wanted)
+        if layout.has_alpha and not video.layout.has_alpha:
+            self._note_alpha(layout, planes[-1], seconds)
+            layout, planes = replace(layout, has_alpha=False), planes[:-1]
         width, height = picture.width, picture.height
         # Where the size changes, the container's word does not hold any more.
         if video.crop and video.crop.size_of(width, height) == (video.width, video.height):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +40,7 @@ from srstream.media.demux import (
 )
 from srstream.media.errors import sentence
 from srstream.media.layouts import has_transparent_palette, layout_of
+from srstream.media.opacity import has_transparent_pixels, is_opaque, may_be_opaque
 from srstream.media.scan import scan_packets as scan_packets
 from srstream.media.types import HdrMetadata, SourceInfo, StreamInfo, StreamType, VideoInfo
 
@@ -68,6 +69,8 @@ def probe(path: Path, config: SourceConfig, *, video_index: int | None = None) -
         context = stream.codec_context
         _refuse_giant(path, context.width, context.height, config)
         looked = _look(path, container, stream, config)
+        if _is_opaque(path, stream, looked, config):
+            looked.has_alpha = False
         video = _video_info(container, stream, looked)
         duration = container.duration
         return SourceInfo(
@@ -108,6 +111,15 @@ def pick_video(path: Path, container: InputContainer) -> VideoStream:
     return max(usable, key=lambda s: (bool(s.disposition & 1), s.width * s.height))
 
 
+def _is_opaque(path: Path, stream: VideoStream, looked: _Looked, config: SourceConfig) -> bool:
+    """Whether the alpha of an animation, or of a palette, is there and never used."""
+    if not looked.has_alpha or looked.is_transparent:
+        return False
+    if not may_be_opaque(looked.frame, stream.codec_context.codec.canonical_name):
+        return False
+    return is_opaque(path, stream.index, config.max_pixels)
+
+
 @dataclass(slots=True)
 class _Looked:
     """What the first decoded frames say."""
@@ -119,6 +131,8 @@ class _Looked:
     rotation_degrees: int = 0
     chroma_location: int = 0
     has_alpha: bool = False
+    is_transparent: bool = False
+    """A pixel of it is not opaque."""
     dynamic_hdr: set[str] = field(default_factory=set)
 
 
@@ -229,12 +243,14 @@ def _undecodable(
 
 
 def _first_look(frame: VideoFrame) -> _Looked:
-    return _Looked(frame=frame, chroma_location=chroma_location(frame))
+    has_alpha = layout_of(frame.format.name).has_alpha
+    return _Looked(frame=frame, chroma_location=chroma_location(frame), has_alpha=has_alpha)
 
 
 def _look_at(looked: _Looked, frame: VideoFrame) -> None:
     looked.is_interlaced |= frame.interlaced_frame
     looked.has_alpha |= has_transparent_palette(frame)
+    looked.is_transparent = looked.is_transparent or has_transparent_pixels(frame)
     for data in cast(Any, frame.side_data):
         kind = data.type
         if kind == SideDataType.DISPLAYMATRIX and looked.display_matrix is None:
@@ -282,7 +298,7 @@ def _video_info(container: InputContainer, stream: VideoStream, looked: _Looked)
         pix_fmt=frame.format.name,
         width=width,
         height=height,
-        layout=layout_of(frame.format.name, with_alpha=looked.has_alpha),
+        layout=replace(layout_of(frame.format.name, with_alpha=True), has_alpha=looked.has_alpha),
         color=frame_color(frame, header),
         time_base=stream.time_base or Fraction(1, 90000),
         frame_rate=rate or None,

@@ -7,12 +7,13 @@ themselves are moved, byte for byte. Pixels are never rotated: the EXIF orientat
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -96,8 +97,8 @@ def read_header(path: Path, content: bytes) -> Header:
 def _header(content: bytes) -> Header | None:
     if content.startswith(PNG_SIGNATURE):
         width, height = struct.unpack_from(">II", content, 16)
-        chunks = {kind for kind, _ in _png_chunks(content)}
-        refusal = "is an animated PNG; convert it to a video first" if b"acTL" in chunks else ""
+        is_animated = _num_png_frames(_png_chunks(content)) > 1
+        refusal = "is an animated PNG, which becomes a video and no picture" if is_animated else ""
         return Header("png", width, height, content[25] in (0, PNG_GREY_ALPHA), refusal=refusal)
     if content.startswith(b"\xff\xd8\xff"):
         return _jpeg_header(content)
@@ -125,7 +126,8 @@ def _webp_header(content: bytes) -> Header:
         flags, width, height = struct.unpack("<B3xI", content[20:28])[0], 0, 0
         width = 1 + int.from_bytes(content[24:27], "little")
         height = 1 + int.from_bytes(content[27:30], "little")
-        refusal = "is an animated WebP; convert it to a video first" if flags & 2 else ""
+        refusal = "is an animated WebP, which FFmpeg cannot read; make a GIF or a video of it first"
+        refusal = refusal if flags & 2 else ""
         lossless = b"VP8L" in content[30:] and b"VP8 " not in content[30:]
         return Header("webp", width, height, is_lossless=lossless, refusal=refusal)
     if kind == b"VP8L":
@@ -133,6 +135,34 @@ def _webp_header(content: bytes) -> Header:
         return Header("webp", 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
     width, height = struct.unpack_from("<HH", content, 26)
     return Header("webp", width & 0x3FFF, height & 0x3FFF, is_lossless=False)
+
+
+def is_animated_png(path: Path) -> bool:
+    """Whether a file is a PNG of more than one frame; only the heads of its chunks are read."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
+                return False
+            return _num_png_frames(_png_chunk_heads(file)) > 1
+    except OSError:
+        return False  # Whoever reads all of it says why it cannot be read.
+
+
+def _png_chunk_heads(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """(kind, the chunk's first bytes) of each chunk."""
+    while len(head := file.read(12)) == 12:
+        yield head[4:8], head
+        file.seek(int.from_bytes(head[:4], "big"), os.SEEK_CUR)
+
+
+def _num_png_frames(chunks: Iterator[tuple[bytes, bytes]]) -> int:
+    """What acTL says, which stands before the picture (PNG, third edition, 11.3.6.1); else 1."""
+    for kind, chunk in chunks:
+        if kind == b"acTL":
+            return int.from_bytes(chunk[8:12], "big")
+        if kind == b"IDAT":
+            break
+    return 1
 
 
 def _is_cut_off(content: bytes, form: Format) -> bool:

@@ -14,12 +14,13 @@ from typing import Any
 
 import cv2
 
-from srstream.config import JobConfig, ScaleConfig
+from srstream.config import JobConfig
 from srstream.engines.contract import Engine
 from srstream.engines.table import choose_engine
 from srstream.errors import (
     DiskFullError,
     EncodeError,
+    InterruptedJobError,
     MediaError,
     RefusedError,
     SrstreamError,
@@ -27,14 +28,21 @@ from srstream.errors import (
 )
 from srstream.files import fsync_path
 from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
+from srstream.media.containers import VIDEO_SUFFIXES
+from srstream.media.output import plan_output
+from srstream.media.probe import probe
 from srstream.media.types import OutputVideo, VideoInfo
 from srstream.models.registry import resolved
 from srstream.models.table import model_spec
 from srstream.pipeline import picture_files
 from srstream.pipeline.enhancer import Enhancer
-from srstream.pipeline.events import SCHEMA
+from srstream.pipeline.events import SCHEMA, OnEvent, ignore
+from srstream.pipeline.job import enhance_file
 from srstream.pipeline.picture_files import SUFFIXES, Header, Samples
 from srstream.pipeline.plan import output_size
+
+ANIMATED_SUFFIXES = frozenset({".gif", ".apng"})
+"""Names of animations that are never taken for a still picture."""
 
 WORKING_BYTES_PER_PIXEL = 18
 """Of the output: Y, U and V of 16 bits, one of them in float while it is resampled, and RGB."""
@@ -51,14 +59,62 @@ class PicturePlan:
     height: int
     """Of the output."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the source."""
+        return self.header.width, self.header.height
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(width, height) of the output."""
+        return self.width, self.height
+
     def as_json(self) -> dict[str, Any]:
         """One entry of `srstream plan --json`."""
         return {
             "schema": "srstream.picture-plan/1",
             "input": str(self.source),
             "output": str(self.destination),
-            "size": [self.header.width, self.header.height],
-            "output_size": [self.width, self.height],
+            "size": list(self.size),
+            "output_size": list(self.output_size),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AnimationPlan:
+    """What becomes of one animated picture: a video."""
+
+    source: Path
+    destination: Path
+    size: tuple[int, int]
+    output_size: tuple[int, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """One entry of `srstream plan --json`."""
+        return {
+            "schema": "srstream.picture-plan/1",
+            "input": str(self.source),
+            "output": str(self.destination),
+            "size": list(self.size),
+            "output_size": list(self.output_size),
+            "is_animated": True,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file that a folder or a pattern holds and that is not enhanced."""
+
+    path: Path
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """One entry of `srstream plan --json`."""
+        return {
+            "schema": "srstream.picture-plan/1",
+            "input": str(self.path),
+            "output": None,
+            "reason": self.reason,
         }
 
 
@@ -87,25 +143,35 @@ def is_picture(path: Path) -> bool:
 
 
 def is_picture_input(source: Path) -> bool:
-    """Whether a command's input means pictures: a file, a folder, or a pattern such as `*.png`."""
+    """Whether a command's input means pictures: a file, a folder, or a pattern such as `*.png`.
+
+    An animated picture by itself is a video; in a folder or a pattern it may stand among pictures.
+    """
     if source.is_dir():
         return True
     if source.exists() or not glob.has_magic(str(source)):
-        return is_picture(source)
-    return is_picture(source) or any(is_picture(path) for path in _matches(source))
+        return is_picture(source) and not is_animated(source)
+    return is_picture(source) or any(map(_is_wanted, _matches(source)))
+
+
+def is_animated(path: Path) -> bool:
+    """Whether a file is an animation that is enhanced as a video: a GIF, an animated PNG."""
+    return path.suffix.lower() in ANIMATED_SUFFIXES or (
+        is_picture(path) and picture_files.is_animated_png(path)
+    )
 
 
 def expand_inputs(source: Path) -> list[Path]:
-    """The pictures that an input means, sorted by name.
+    """The pictures that an input means, animated ones too, sorted by name.
 
     Raises:
         UsageError: there is none.
     """
     if source.is_dir():
-        found = [path for path in source.iterdir() if path.is_file() and is_picture(path)]
+        found = [path for path in source.iterdir() if _is_wanted(path)]
         if not found:
             raise UsageError(
-                f"{source}: this folder holds no picture (PNG, JPEG, WebP, BMP). "
+                f"{source}: this folder holds no picture (PNG, JPEG, WebP, BMP, GIF). "
                 "Videos are named one by one."
             )
         return sorted(found)
@@ -113,10 +179,33 @@ def expand_inputs(source: Path) -> list[Path]:
         if not source.exists():
             raise UsageError(f"{source}: there is no such file.")
         return [source]
-    found = [path for path in _matches(source) if path.is_file() and is_picture(path)]
+    found = [path for path in _matches(source) if _is_wanted(path)]
     if not found:
         raise UsageError(f"{source}: no picture has such a name.")
     return sorted(found)
+
+
+def left_out(source: Path) -> list[LeftOut]:
+    """What a folder or a pattern holds besides pictures, but for hidden files; sorted by name."""
+    if source.is_dir():
+        found = [path for path in source.iterdir() if not path.name.startswith(".")]
+    elif source.exists() or not glob.has_magic(str(source)):
+        return []
+    else:
+        found = _matches(source)
+    return [LeftOut(path, _why_left_out(path)) for path in sorted(found) if not _is_wanted(path)]
+
+
+def _why_left_out(path: Path) -> str:
+    if path.is_dir():
+        return "it is a folder, which is named by itself"
+    if not path.is_file():
+        return "it is no regular file"
+    return "it is no picture (PNG, JPEG, WebP, BMP, GIF); videos are named one by one"
+
+
+def _is_wanted(path: Path) -> bool:
+    return path.is_file() and (is_picture(path) or path.suffix.lower() in ANIMATED_SUFFIXES)
 
 
 def _matches(pattern: Path) -> list[Path]:
@@ -124,63 +213,127 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def enhance_pictures(
-    source: Path, output: Path | None, config: JobConfig, *, overwrite: bool = False
+    source: Path,
+    output: Path | None,
+    config: JobConfig,
+    *,
+    overwrite: bool = False,
+    on_event: OnEvent = ignore,
 ) -> Iterator[PictureResult]:
     """Enhances every picture of an input; one that fails doesn't stop the others.
 
     Args:
         output: a file for one picture, a folder for several. None: `<stem>_4x` beside one picture,
-            the folder `<folder>_4x` beside the folder of several, with the names they have.
+            the folder `<folder>_4x` beside the folder of several, with the names they have; the
+            videos that animated ones become end differently.
+        on_event: called with what happens while an animated picture is enhanced.
 
     Raises:
         UsageError: the input means no picture, or `output` is a file and there are several.
         EngineError, WeightsError: nothing can be enhanced at all.
     """
     sources = expand_inputs(source)
-    several = source.is_dir() or (glob.has_magic(str(source)) and not source.exists())
-    targets = [_destination(path, output, config.scaling, several=several) for path in sources]
-    for target, path in zip(targets, sources, strict=True):
-        if targets.count(target) > 1:
-            raise UsageError(
-                f"{path}: another picture of this pattern would become {target} too; "
-                "enhance folder by folder."
-            )
-    if several and output is not None and output.exists() and not output.is_dir():
-        raise UsageError(f"{output}: there are several pictures; name a folder with -o.")
+    targets = _destinations(source, sources, output, config)
     model = resolved(config.model)
     config = config.model_copy(update={"model": model})
     engine, _ = choose_engine(config.engine, model, model_spec(model.name))
     try:
         for path, target in zip(sources, targets, strict=True):
             try:
-                yield enhance_picture(path, target, config, overwrite=overwrite, engine=engine)
+                if is_animated(path):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    enhance_file(path, target, config, overwrite=overwrite, on_event=on_event)
+                    yield PictureResult(path, target)
+                else:
+                    yield enhance_picture(path, target, config, overwrite=overwrite, engine=engine)
+            except InterruptedJobError:
+                raise
             except SrstreamError as error:
                 yield PictureResult(path, None, error)
     finally:
         engine.close()
 
 
-def plan_pictures(source: Path, output: Path | None, config: JobConfig) -> list[PicturePlan]:
+def plan_pictures(
+    source: Path, output: Path | None, config: JobConfig
+) -> list[PicturePlan | AnimationPlan]:
     """What `enhance_pictures` would do, picture by picture; refuses what it would refuse.
 
     Raises:
         SrstreamError: the first picture that cannot work, and why.
     """
-    several = source.is_dir() or (glob.has_magic(str(source)) and not source.exists())
+    sources = expand_inputs(source)
     return [
-        plan_picture(path, _destination(path, output, config.scaling, several=several), config)
-        for path in expand_inputs(source)
+        plan_animation(path, target, config)
+        if is_animated(path)
+        else plan_picture(path, target, config)
+        for path, target in zip(
+            sources, _destinations(source, sources, output, config), strict=True
+        )
     ]
 
 
-def _destination(path: Path, output: Path | None, scaling: ScaleConfig, *, several: bool) -> Path:
+def plan_animation(source: Path, destination: Path, config: JobConfig) -> AnimationPlan:
+    """Sizes of an animated picture and of the video that it becomes.
+
+    Raises:
+        SrstreamError: it cannot be read or enhanced.
+    """
+    info = probe(source, config.source)
+    size = output_size(info.video, config.scaling, model_spec(resolved(config.model).name).scale)
+    video = plan_output(info, config, destination, size).video
+    sizes = (info.video.width, info.video.height), (video.width, video.height)
+    return AnimationPlan(source, destination, *sizes)
+
+
+def _destinations(
+    source: Path, sources: list[Path], output: Path | None, config: JobConfig
+) -> list[Path]:
+    """Where each of the pictures goes.
+
+    Raises:
+        UsageError: `output` cannot be what they become, or two would become the same file.
+    """
+    several = source.is_dir() or (glob.has_magic(str(source)) and not source.exists())
+    if several and output is not None and not output.is_dir():
+        if output.suffix.lower() in VIDEO_SUFFIXES:
+            raise UsageError(
+                f"{output}: pictures become pictures in a folder, and no video; name a folder with "
+                "-o, or make a video of them first and enhance that."
+            )
+        if output.exists() or is_picture(output):
+            raise UsageError(f"{output}: there are several pictures; name a folder with -o.")
+    targets = [_destination(path, output, config, several=several) for path in sources]
+    for target, path in zip(targets, sources, strict=True):
+        if targets.count(target) > 1:
+            raise UsageError(
+                f"{path}: another picture would become {target} too; enhance folder by folder, or "
+                "rename one of them."
+            )
+    return targets
+
+
+def _destination(path: Path, output: Path | None, config: JobConfig, *, several: bool) -> Path:
+    scaling = config.scaling
     mark = f"{scaling.height}p" if scaling.height else f"{round(scaling.scale or 4, 2):g}x"
     if several:
         folder = path.resolve().parent
-        return (output or folder.with_name(f"{folder.name}_{mark}")) / path.name
+        name = Path(path.name)
+        if is_animated(path):
+            name = name.with_suffix(_video_suffix(path, config))
+        return (output or folder.with_name(f"{folder.name}_{mark}")) / name
     if output is None:
         return path.with_name(f"{path.stem}_{mark}{path.suffix}")
     return output / path.name if output.is_dir() else output
+
+
+def _video_suffix(path: Path, config: JobConfig) -> str:
+    """Of the video that an animated picture becomes where nothing else is asked for."""
+    try:
+        info = probe(path, config.source)
+        return plan_output(info, config, None, (info.video.width, info.video.height)).path.suffix
+    except SrstreamError:
+        return ".mp4"  # It is refused when its turn comes.
 
 
 def plan_picture(source: Path, destination: Path, config: JobConfig) -> PicturePlan:
@@ -192,7 +345,10 @@ def plan_picture(source: Path, destination: Path, config: JobConfig) -> PictureP
         UsageError: the destination's name is no picture's, or it is the source itself.
     """
     if not is_picture(destination):
-        raise UsageError(f"{destination}: choose a name that ends in {', '.join(SUFFIXES)}.")
+        raise UsageError(
+            f"{destination}: {source.name} is a picture and becomes one; choose a name that ends "
+            f"in {', '.join(SUFFIXES)}."
+        )
     if destination.resolve() == source.resolve():
         raise UsageError(f"{source}: the output would be the input itself; choose another -o.")
     header = picture_files.read_header(source, _read(source))

@@ -34,7 +34,8 @@ from srstream.pipeline.enhancer import Enhancer
 from srstream.pipeline.events import Event, Note, Progress, SegmentDone
 from srstream.pipeline.job import Result, StopSignal, Workplace, enhance_file
 from srstream.pipeline.media_steps import InChild
-from srstream.pipeline.pictures import is_picture_input
+from srstream.pipeline.picture_files import is_animated_png
+from srstream.pipeline.pictures import is_picture
 from srstream.pipeline.store import disk_errors
 from srstream.pipeline.worker import FrameStage
 from srstream.service.fair import Member, Round, SharedStage
@@ -198,14 +199,14 @@ class RunningJob:
 
     def _enhance(self, *, restart: bool) -> Result:
         order = self.order
-        if is_picture_input(order.input):
-            raise RefusedError(
-                f"{order.input}: the daemon takes videos; use `srstream enhance` for pictures."
-            )
         with disk_errors("creating the job's folder", order.directory):
             order.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         source = self._roots.open_source(order.input)
         try:
+            if is_picture(order.input) and not is_animated_png(Path(f"/proc/self/fd/{source}")):
+                raise RefusedError(
+                    f"{order.input}: the daemon takes videos; use `srstream enhance` for pictures."
+                )
             folder = self._roots.open_folder(order.output.parent)
             try:
                 return self._enhance_opened(source, folder, restart=restart)
