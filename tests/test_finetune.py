@@ -14,14 +14,17 @@ import pytest
 from typer.testing import CliRunner
 
 from srstream.errors import UsageError
-from srstream.models.checkpoint import load_weights
+from srstream.models.checkpoint import Weights, load_weights
+from srstream.models.networks import fold, network_tensors, training_network
 from srstream.models.registry import REGISTRY_VARIABLE
-from srstream.models.table import weights_path
+from srstream.models.table import MODELS, weights_path
 from trainer.cli import app
 from trainer.clips import decoded_frames, frame_to_rgb
 from trainer.finetune import (
     FineTuning,
+    Material,
     NoGainError,
+    config_of,
     finetune,
     has_stopped_improving,
     load_base,
@@ -225,6 +228,14 @@ def test_a_run_is_gone_on_with_and_a_second_one_is_refused(video, tmp_path):
     iterations = [event["iteration"] for event in events]
     assert all(b >= a for a, b in pairwise(iterations))
     assert [event["event"] for event in events].count("start") == 2
+
+
+def test_what_is_flat_by_construction_stays_so(video, tmp_path):
+    spec, material = MODELS["fast"], Material([], [], survey([video]), 16, "made")
+    for flat in (False, True):
+        network = fold(training_network(spec, flat=flat))
+        base = Weights(spec, network_tensors(network), "made")
+        assert config_of(task(video, tmp_path), base, material).network.flat is flat
 
 
 def test_a_run_ends_where_nothing_improves():

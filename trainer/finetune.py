@@ -24,7 +24,14 @@ from srstream.models.table import (
 from trainer.clips import pairs_of_clip
 from trainer.codec import PRESETS, CodecSettings, decode, encode, x264_at
 from trainer.comparison import Comparison, Method, Row
-from trainer.config import DataSection, DegradationSection, PixelSection, RunSection, TrainConfig
+from trainer.config import (
+    DataSection,
+    DegradationSection,
+    NetworkSection,
+    PixelSection,
+    RunSection,
+    TrainConfig,
+)
 from trainer.data import Pair
 from trainer.degrade import SCALE, downscale
 from trainer.evaluate import (
@@ -36,7 +43,7 @@ from trainer.evaluate import (
 )
 from trainer.footage import MOMENT_FRAMES, Footage, frames_of, paired_frames, survey
 from trainer.judge import PerceptualDistance
-from trainer.networks import TrainedNetwork
+from trainer.networks import TrainedNetwork, is_flat
 from trainer.planes import as_yuv420, decoded_input, target_planes
 from trainer.recipe import recipe
 from trainer.report import Report, write_report
@@ -137,7 +144,7 @@ def finetune(task: FineTuning) -> Outcome:
     material = prepare(task, base.spec)
 
     # --- train -----------------------------------------------------------------------------
-    config = config_of(task, base.spec, material)
+    config = config_of(task, base, material)
     few = [sequence[:: MOMENT_FRAMES // 2] for sequence in material.held_out]
     validation = [picture for sequence in few for picture in sequence]
     history: list[Measures] = []
@@ -288,11 +295,12 @@ def typical_settings(section: DegradationSection) -> CodecSettings:
     return CodecSettings(codec, crf, PRESETS[codec][-1], gop=250, b_frames=0)
 
 
-def config_of(task: FineTuning, spec: ModelSpec, material: Material) -> TrainConfig:
-    """A short pixel stage at a low rate, validated a dozen times."""
+def config_of(task: FineTuning, base: Weights, material: Material) -> TrainConfig:
+    """A short pixel stage at a low rate, validated a dozen times; what is flat stays it."""
     return TrainConfig(
-        model=spec.name,
+        model=base.spec.name,
         seed=task.seed,
+        network=NetworkSection(flat=is_flat(base)),
         data=DataSection(patch_size=material.patch_size, batch_size=16),
         pixel=PixelSection(
             hours=task.hours, loss="mse", learning_rate=1e-4, warmup=0.03, ema=0.998

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import save
 
 from srstream.errors import ConfigError
@@ -24,6 +25,9 @@ from srstream.models.table import ModelSpec, ResidualGenerator, Stack, model_spe
 from trainer.baselines import BASELINES, BaselineNetwork, BaselineSpec, baseline_network
 from trainer.config import NetworkSection, TrainConfig
 from trainer.thin_tail import ThinTailed
+
+FLAT_SUM = 1e-6
+"""What float32 leaves of nine taps that add up to zero; those of other weights come to 0.01."""
 
 TrainedNetwork = UpscalingStack | Generator | ThinTailed | BaselineNetwork
 TrainedSpec = ModelSpec | BaselineSpec
@@ -114,6 +118,16 @@ def grown(weights: Weights, num_blocks: int) -> Weights:
             fresh[f"blocks.{block}.second.{name}"][:] = 0
     recipe = f"{weights.recipe}; grown from {network.num_blocks} to {num_blocks} blocks"
     return Weights(spec, {**fresh, **weights.tensors}, recipe)
+
+
+def is_flat(weights: Weights) -> bool:
+    """Whether these leave flat input flat by construction: see `UpscalingStack`."""
+    network = weights.spec.network
+    if not isinstance(network, Stack):
+        return False
+    last = f"convolutions.{len(network.widths)}"
+    kernel, bias = (weights.tensors[f"{last}.{name}"] for name in ("weight", "bias"))
+    return bool(np.abs(kernel.sum(axis=(2, 3))).max() < FLAT_SUM and not bias.any())
 
 
 def folded(network: TrainedNetwork) -> TrainedNetwork:
