@@ -87,6 +87,10 @@ class DiskFullError(JobError):
     """The disk is full; the job is paused and can be resumed."""
 
 
+class StalledError(JobError):
+    """Nothing moves in the job any more; it can be resumed."""
+
+
 class InterruptedJobError(JobError):
     """The user interrupted the job; it can be resumed."""
 

@@ -492,11 +492,11 @@ class SmallDevice:
         self.capabilities = replace(engine.capabilities, takes_any_shape=False)
         self.asked, self.num_open = [], 0
 
-    def open_session(self, tile):
+    def open_session(self, tile, on_done=None):
         self.asked.append(tile.shape)
         if tile.shape[0] * tile.shape[1] > self.max_pixels or self.num_open >= self.max_sessions:
             raise EngineMemoryError(f"no memory for {tile.shape}")
-        session = self.engine.open_session(tile)
+        session = self.engine.open_session(tile, on_done)
         self.num_open += 1
         close = session.close
 

@@ -8,7 +8,7 @@ network is given is another thing (`TileFormat.to_network`), and a part of the e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,9 @@ from srstream.frame import Plane
 from srstream.models.table import COLOUR_FORMS, Colour, ColourForm
 
 Matrix = NDArray[np.float64]
+
+OnDone = Callable[[], None]
+"""Takes the news that a tile is done, in any thread; returns at once and raises nothing."""
 
 NETWORK_PEAK = 255.0
 """Networks on Y, U, V are trained on codes of 8 bits in limited range, divided by this."""
@@ -167,7 +170,7 @@ class Ticket(Protocol):
     """A tile on its way; hand it to `Session.result` once."""
 
     def is_done(self) -> bool:
-        """Whether `Session.result` would return without waiting."""
+        """Whether `Session.result` would return, or raise, without waiting; raises nothing."""
         ...
 
 
@@ -212,8 +215,12 @@ class Engine(Protocol):
 
     capabilities: Capabilities
 
-    def open_session(self, tile: TileFormat) -> Session:
+    def open_session(self, tile: TileFormat, on_done: OnDone | None = None) -> Session:
         """Compiles for tiles of this format.
+
+        `on_done` is called for every tile, computed or failed, soon after its ticket's `is_done`
+        has turned true, and nobody needs to wait for the tile or submit another for that. So a
+        caller that has other things to wait for as well need not ask again and again.
 
         Raises:
             EngineMemoryError: the device has no memory for tiles of this size.

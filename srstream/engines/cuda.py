@@ -25,7 +25,8 @@ class CudaDevice:
         return torch.cuda.Stream(self.device)
 
     def event(self) -> torch.cuda.Event:
-        return torch.cuda.Event()
+        # A waiting thread sleeps; otherwise it would keep a core busy.
+        return torch.cuda.Event(blocking=True)
 
     def pinned(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Tensor:
         return torch.empty(tuple(shape), dtype=TORCH_DTYPES[dtype], pin_memory=True)

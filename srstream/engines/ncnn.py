@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srstream.config import EngineConfig, ModelConfig
-from srstream.engines.contract import Affine, Capabilities, TileFormat
+from srstream.engines.contract import Affine, Capabilities, OnDone, TileFormat
 from srstream.engines.ncnn_graph import INPUT_NAME, OUTPUT_NAMES, ncnn_network
 from srstream.engines.openvino import available_threads
 from srstream.engines.threads import ThreadSession, check_format
@@ -98,10 +98,10 @@ class NcnnEngine:
             tiles_are_exact=False,
         )
 
-    def open_session(self, tile: TileFormat) -> ThreadSession:
+    def open_session(self, tile: TileFormat, on_done: OnDone | None = None) -> ThreadSession:
         """See `Engine.open_session`; nothing is compiled."""
         check_format(tile, self.capabilities)
-        return ThreadSession(self._run, tile, self.capabilities)
+        return ThreadSession(self._run, tile, self.capabilities, on_done)
 
     def close(self) -> None:
         """Frees the weights, on a GPU the device's memory."""

@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,8 +26,17 @@ import numpy as np
 from platformdirs import user_cache_dir
 
 from srstream.config import EngineConfig, ModelConfig, Precision
-from srstream.engines.contract import Affine, Capabilities, Matrix, Ticket, TileFormat, check_tile
+from srstream.engines.contract import (
+    Affine,
+    Capabilities,
+    Matrix,
+    OnDone,
+    Ticket,
+    TileFormat,
+    check_tile,
+)
 from srstream.engines.int8 import quantise, ranges_of
+from srstream.engines.notify import DoneNotifier
 from srstream.errors import EngineError, WeightsError
 from srstream.frame import Plane
 from srstream.models.blend import Blend, WeightFile, blend_of
@@ -129,7 +139,7 @@ class OpenVinoEngine:
             takes_any_shape=spec.colour != "rgb",
         )
 
-    def open_session(self, tile: TileFormat) -> OpenVinoSession:
+    def open_session(self, tile: TileFormat, on_done: OnDone | None = None) -> OpenVinoSession:
         """See `Engine.open_session`. Takes 0.2 s the first time, 0.05 s from the cache."""
         can = self.capabilities
         if not can.min_bits <= tile.bits <= can.max_bits or min(tile.shape or (1,)) < 1:
@@ -152,7 +162,7 @@ class OpenVinoEngine:
         if compiled is None:
             compiled = self._compile(tile, options)
             self._to_cache(blob_path, compiled)
-        return OpenVinoSession(self.openvino, compiled, tile, can)
+        return OpenVinoSession(self.openvino, compiled, tile, can, on_done)
 
     def close(self) -> None:
         """Nothing outlives the object."""
@@ -379,7 +389,17 @@ class OpenVinoTicket:
         self.planes: tuple[Plane, ...] | None = None
 
     def is_done(self) -> bool:
-        return self.request is None or bool(self.request.wait_for(0))
+        request = self.request
+        try:
+            return request is None or bool(request.wait_for(0))
+        except RuntimeError:
+            return True  # it failed, and `result` says how
+
+    def wait(self) -> None:
+        """Until the tile is done, in whatever thread."""
+        request = self.request
+        if request is not None:
+            request.wait()
 
 
 class OpenVinoSession:
@@ -391,6 +411,7 @@ class OpenVinoSession:
         compiled: Any,
         tile: TileFormat,
         capabilities: Capabilities,
+        on_done: OnDone | None = None,
     ) -> None:
         self.format = tile
         self.form = capabilities.form
@@ -398,6 +419,9 @@ class OpenVinoSession:
         self._idle = [compiled.create_infer_request() for _ in range(self.num_in_flight)]
         self._in_flight: deque[OpenVinoTicket] = deque()
         self._compiled = compiled
+        self._notifier = None if on_done is None else DoneNotifier(on_done)
+        if self._notifier is not None:
+            weakref.finalize(self, self._notifier.close)
 
     def submit(self, tile: Sequence[Plane]) -> OpenVinoTicket:
         """See `Session.submit`."""
@@ -419,6 +443,8 @@ class OpenVinoSession:
             self._idle.append(request)
             raise EngineError(f"OpenVINO took no tile ({_first_line(error)})") from error
         self._in_flight.append(ticket)
+        if self._notifier is not None:
+            self._notifier.expect(ticket.wait)
         return ticket
 
     def result(self, ticket: Ticket) -> tuple[Plane, ...]:
@@ -438,6 +464,9 @@ class OpenVinoSession:
                 self._collect(self._in_flight[0])
         self._idle.clear()
         self._compiled = None
+        if self._notifier is not None:
+            self._notifier.close()
+            self._notifier = None
 
     def _collect(self, ticket: OpenVinoTicket) -> None:
         """Waits for a tile, takes its result out of the request, and frees that for the next."""

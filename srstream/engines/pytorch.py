@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from srstream.config import EngineConfig, ModelConfig
-from srstream.engines.contract import Affine, Capabilities, TileFormat
+from srstream.engines.contract import Affine, Capabilities, OnDone, TileFormat
 from srstream.engines.threads import ThreadSession, check_format
 from srstream.frame import Plane
 from srstream.models.blend import blend_of
@@ -57,10 +57,10 @@ class PyTorchEngine:
             is_deterministic=not on_cuda,
         )
 
-    def open_session(self, tile: TileFormat) -> ThreadSession:
+    def open_session(self, tile: TileFormat, on_done: OnDone | None = None) -> ThreadSession:
         """See `Engine.open_session`; nothing is compiled."""
         check_format(tile, self.capabilities)
-        return ThreadSession(self.run, tile, self.capabilities)
+        return ThreadSession(self.run, tile, self.capabilities, on_done)
 
     def close(self) -> None:
         """Nothing outlives the object."""

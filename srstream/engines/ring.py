@@ -14,6 +14,7 @@ across streams order comes from the events alone, and to the host only from wait
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from srstream.engines.contract import OnDone
+from srstream.engines.notify import DoneNotifier
 from srstream.errors import EngineError
 from srstream.frame import Plane
 
@@ -66,7 +69,7 @@ class Device(Protocol):
     def has_happened(self, event: Any) -> bool: ...
 
     def synchronize(self, event: Any) -> None:
-        """The host waits for an event; raises what went wrong in front of it."""
+        """The host waits for an event, in any thread; raises what went wrong in front of it."""
         ...
 
     def synchronize_all(self) -> None:
@@ -88,7 +91,17 @@ class RingTicket:
         self._ring = ring
 
     def is_done(self) -> bool:
-        return self.slot is None or self._ring.device.has_happened(self.slot.down)
+        slot = self.slot
+        try:
+            return slot is None or self._ring.device.has_happened(slot.down)
+        except Exception:
+            return True  # it failed, and `result` says how
+
+    def wait(self) -> None:
+        """Until the tile is done, in whatever thread."""
+        slot = self.slot
+        if slot is not None:
+            self._ring.device.synchronize(slot.down)
 
 
 class _Slot:
@@ -115,6 +128,7 @@ class Ring:
         shape_in: of a tile's codes, (planes, H, W).
         shapes_out: of each group of output planes, (planes, H, W).
         execute: puts the network into the compute stream.
+        on_done: see `Engine.open_session`.
     """
 
     def __init__(
@@ -125,6 +139,7 @@ class Ring:
         dtype: np.dtype[Any],
         execute: Execute,
         num_slots: int = NUM_SLOTS,
+        on_done: OnDone | None = None,
     ) -> None:
         self.device = device
         self.num_slots = num_slots
@@ -133,6 +148,9 @@ class Ring:
         self._idle = deque(_Slot(device, shape_in, shapes_out, dtype) for _ in range(num_slots))
         self._in_flight: deque[RingTicket] = deque()
         self._is_closed = False
+        self._notifier = None if on_done is None else DoneNotifier(on_done)
+        if self._notifier is not None:
+            weakref.finalize(self, self._notifier.close)
 
     def submit(self, planes: Sequence[Plane]) -> RingTicket:
         """Starts a tile; waits only while all slots are in use.
@@ -166,6 +184,8 @@ class Ring:
             raise EngineError(f"the device took no tile ({_first_line(error)})") from error
         ticket = RingTicket(slot, self)
         self._in_flight.append(ticket)
+        if self._notifier is not None:
+            self._notifier.expect(ticket.wait)
         return ticket
 
     def result(self, ticket: RingTicket) -> tuple[Plane, ...]:
@@ -192,6 +212,9 @@ class Ring:
             ticket.slot = None
         self._in_flight.clear()
         self._idle.clear()
+        if self._notifier is not None:
+            self._notifier.close()
+            self._notifier = None
 
     def _take(self, ticket: RingTicket) -> None:
         """Moves a tile's result out of its slot, which is free then."""

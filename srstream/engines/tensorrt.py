@@ -17,7 +17,7 @@ from platformdirs import user_cache_dir
 from torch import Tensor
 
 from srstream.config import EngineConfig, ModelConfig
-from srstream.engines.contract import Capabilities, Ticket, TileFormat, check_tile
+from srstream.engines.contract import Capabilities, OnDone, Ticket, TileFormat, check_tile
 from srstream.engines.cuda import CudaDevice
 from srstream.engines.engine_cache import EngineCache, Key
 from srstream.engines.half import TileProgram
@@ -94,7 +94,7 @@ class TensorRtEngine:
             is_deterministic=True,
         )
 
-    def open_session(self, tile: TileFormat) -> RingSession:
+    def open_session(self, tile: TileFormat, on_done: OnDone | None = None) -> RingSession:
         """See `Engine.open_session`; the first of a size builds for seconds to minutes."""
         if tile.shape is None or min(tile.shape) < MIN_SIDE or max(tile.shape) > SIDES[0]:
             raise EngineError(
@@ -103,7 +103,7 @@ class TensorRtEngine:
             )
         side = min(side for side in SIDES if side >= max(tile.shape))
         try:
-            return self._session(self._engine(side), tile)
+            return self._session(self._engine(side), tile, on_done)
         except (EngineError, torch.cuda.OutOfMemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -117,7 +117,7 @@ class TensorRtEngine:
         self._built.clear()
         torch.cuda.empty_cache()
 
-    def _session(self, engine: Any, tile: TileFormat) -> RingSession:
+    def _session(self, engine: Any, tile: TileFormat, on_done: OnDone | None) -> RingSession:
         assert tile.shape is not None
         network = BuiltNetwork(engine, tile.shape, self.device.device)
         program = TileProgram(network, tile, self.capabilities.colour, self.device.device)
@@ -126,7 +126,7 @@ class TensorRtEngine:
             with torch.cuda.stream(stream):
                 program(codes, outputs)
 
-        session = RingSession(tile, self.capabilities.form, self.device, execute)
+        session = RingSession(tile, self.capabilities.form, self.device, execute, on_done)
         session.warm_up()
         return session
 
@@ -212,7 +212,12 @@ class RingSession:
     num_in_flight = NUM_SLOTS
 
     def __init__(
-        self, tile: TileFormat, form: ColourForm, device: Device, execute: Execute
+        self,
+        tile: TileFormat,
+        form: ColourForm,
+        device: Device,
+        execute: Execute,
+        on_done: OnDone | None = None,
     ) -> None:
         assert tile.shape is not None
         rows, columns = tile.shape
@@ -222,7 +227,7 @@ class RingSession:
             (group.num_planes, group.scale * rows, group.scale * columns) for group in form.outputs
         ]
         shape_in = (form.num_input_planes, rows, columns)
-        self._ring = Ring(device, shape_in, shapes_out, tile.dtype, execute, NUM_SLOTS)
+        self._ring = Ring(device, shape_in, shapes_out, tile.dtype, execute, NUM_SLOTS, on_done)
 
     def warm_up(self) -> None:
         """One tile of zeros: whatever is allocated at the first one is allocated now."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from srstream.engines.contract import Capabilities, Ticket, TileFormat, check_tile
+from srstream.engines.contract import Capabilities, OnDone, Ticket, TileFormat, check_tile
 from srstream.errors import EngineError
 from srstream.frame import Plane
 
@@ -35,11 +35,17 @@ class ThreadTicket:
 class ThreadSession:
     """See `Session`. As many threads as the engine has streams; one tile more waits."""
 
-    def __init__(self, run: Run, tile: TileFormat, capabilities: Capabilities) -> None:
+    def __init__(
+        self,
+        run: Run,
+        tile: TileFormat,
+        capabilities: Capabilities,
+        on_done: OnDone | None = None,
+    ) -> None:
         self.format = tile
         self.num_in_flight = capabilities.num_streams + 1
         self._run = run
-        self._capabilities = capabilities
+        self._capabilities, self._on_done = capabilities, on_done
         self._threads: ThreadPoolExecutor | None = ThreadPoolExecutor(
             capabilities.num_streams, f"srstream-{capabilities.name}"
         )
@@ -50,7 +56,10 @@ class ThreadSession:
             raise EngineError("the engine's session is closed")
         check_tile(tile, self.format, self._capabilities.form)
         codes_CHW: Any = np.stack(tile)
-        return ThreadTicket(self._threads.submit(self._run, codes_CHW, self.format))
+        future = self._threads.submit(self._run, codes_CHW, self.format)
+        if (on_done := self._on_done) is not None:
+            future.add_done_callback(lambda _: on_done())
+        return ThreadTicket(future)
 
     def result(self, ticket: Ticket) -> tuple[Plane, ...]:
         """See `Session.result`."""

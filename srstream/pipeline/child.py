@@ -45,6 +45,15 @@ def die_with_parent(parent_pid: int) -> None:
         sys.exit(1)
 
 
+def cpu_seconds(process: int | str) -> float:
+    """What a process, or one thread ("self/task/ID"), has used; 0 if that cannot be seen."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
 def bytes_read(pid: int) -> int:
     """How many bytes a process has read so far: whether it gets on; 0 if that cannot be seen."""
     try:

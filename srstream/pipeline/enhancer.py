@@ -25,7 +25,7 @@ import numpy as np
 from srstream import color as colour
 from srstream.color import CodeRange, Sampling, code_range, is_full_range
 from srstream.config import ReuseConfig
-from srstream.engines.contract import Engine, Session, Ticket, TileFormat
+from srstream.engines.contract import Engine, OnDone, Session, Ticket, TileFormat
 from srstream.engines.tiles import Rectangle, Tile, TileGrid, choose_tiles
 from srstream.errors import EngineError, EngineMemoryError, RefusedError
 from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
@@ -93,6 +93,18 @@ class _Patch:
     window: Rectangle
 
 
+@dataclass(frozen=True, slots=True)
+class _QueuedTile:
+    """What the engine has no room for yet."""
+
+    job: _Job
+    index: int
+    planes: Sequence[Plane]
+    """Whole, of which the tile is a part."""
+    tile_format: TileFormat
+    what: _Whole | _Patch
+
+
 @dataclass(slots=True)
 class _Job:
     """One frame between `push` and its return."""
@@ -124,6 +136,8 @@ class Enhancer:
         output: layout, size and colour of what goes out.
         max_memory_bytes: what the whole job may use; decides how large tiles are.
         reuse: whether what did not change since the last frame is computed again.
+        on_done: called from any thread whenever the engine has done a tile: `collect` may have
+            frames, and `has_room` another answer.
 
     Raises:
         RefusedError: the output's layout can't be made from the source's, or the model works in RGB
@@ -138,13 +152,16 @@ class Enhancer:
         *,
         max_memory_bytes: int | None = None,
         reuse: ReuseConfig = NO_REUSE,
+        on_done: OnDone | None = None,
     ) -> None:
         _check_kinds(source.layout, output.layout)
         self._source, self._output = source, output
         self._max_memory_bytes = max_memory_bytes
+        self._on_done = on_done
         self._use(engine)
         self._sessions: OrderedDict[TileFormat, Session] = OrderedDict()
         self._tiles: deque[tuple[Session, Ticket, _Job, int, _Whole | _Patch]] = deque()
+        self._queued_tiles: deque[_QueuedTile] = deque()
         self._jobs: deque[_Job] = deque()
         self._reuse = reuse
         self._memories: dict[tuple[int, TileFormat, tuple[int, ...]], Memory] = {}
@@ -191,8 +208,17 @@ class Enhancer:
         self._use(engine)
         return finished
 
+    def has_room(self) -> bool:
+        """Whether `push` would begin a frame at once, and not wait for the engine first."""
+        if self._queued_tiles:
+            return False
+        return not self._tiles or len(self._tiles) < self._tiles[-1][0].num_in_flight
+
     def push(self, frame: Frame) -> list[Frame]:
         """Starts a frame; returns those that are complete by now.
+
+        Waits only for tiles of frames before it, if `has_room` says no; those of this one that the
+        engine has no room for are handed to it later on, by `collect` or `drain`.
 
         A frame of another size than the source's is enlarged on its own and fitted into the
         output, its shape kept, with black around.
@@ -200,6 +226,9 @@ class Enhancer:
         Raises:
             EngineError: the engine failed, or a frame came out of it wrong.
         """
+        while not self.has_room():
+            self._collect()
+            self._feed()
         job = self._job_of(frame)
         job.repeats_last = self._is_repetition(frame)
         self._last_pushed = frame
@@ -207,15 +236,28 @@ class Enhancer:
         self._submit(job)
         if not self._makes_chroma and not job.repeats_last:
             job.chroma = self._chroma_by_bicubic(job)
+        return self.collect()
+
+    def collect(self) -> list[Frame]:
+        """The frames that are complete by now; waits for nothing.
+
+        Raises:
+            EngineError: the engine failed, or a frame came out of it wrong.
+        """
         while self._tiles and self._tiles[0][1].is_done():
             self._collect()
+            self._feed()
         return self._complete()
 
     def drain(self) -> list[Frame]:
         """The frames still on their way. More may be pushed afterwards."""
+        self._finish_tiles()
+        return self._complete()
+
+    def _finish_tiles(self) -> None:
         while self._tiles:
             self._collect()
-        return self._complete()
+            self._feed()
 
     def forget(self) -> None:
         """The next frame is computed as a whole: what comes of it depends on none before it."""
@@ -226,6 +268,7 @@ class Enhancer:
     def close(self) -> None:
         """Drops what is on its way and closes the engine's sessions, not the engine."""
         self._tiles.clear()
+        self._queued_tiles.clear()
         self._jobs.clear()
         self.forget()
         self._last_enlarged, self._last_output = {}, None
@@ -353,8 +396,7 @@ class Enhancer:
                 return grid, tile_format
             except EngineMemoryError as error:
                 if self._sessions:  # those of other sizes hold memory too
-                    while self._tiles:
-                        self._collect()
+                    self._finish_tiles()
                     self._close_sessions()
                     continue
                 half = grid.tile_rows * grid.tile_cols * can.activation_bytes_per_pixel // 2
@@ -419,13 +461,22 @@ class Enhancer:
         tiles: Sequence[_Whole | _Patch],
     ) -> None:
         for tile in tiles:
-            session = self._session(tile_format)
-            while len(self._tiles) >= session.num_in_flight:
-                self._collect()
-            seen = [plane[tile.window.slices] for plane in planes]
             job.num_tiles_left += 1
+            self._queued_tiles.append(_QueuedTile(job, index, planes, tile_format, tile))
+        self._feed()
+
+    def _feed(self) -> None:
+        """Gives the engine what it has room for."""
+        while self._queued_tiles:
+            tile = self._queued_tiles[0]
+            session = self._session(tile.tile_format)
+            if len(self._tiles) >= session.num_in_flight:
+                return
+            self._queued_tiles.popleft()
+            seen = [plane[tile.what.window.slices] for plane in tile.planes]
             self.num_pixels_computed += seen[0].size
-            self._tiles.append((session, session.submit(seen), job, index, tile))
+            ticket = session.submit(seen)
+            self._tiles.append((session, ticket, tile.job, tile.index, tile.what))
 
     def _input_planes(self, job: _Job, index: int, bits: int) -> list[Plane]:
         """What the model is given: the plane, and U and V on its grid if it wants them.
@@ -481,7 +532,7 @@ class Enhancer:
                 while self._tiles:
                     self._collect()
                 self._sessions.popitem(last=False)[1].close()
-            self._sessions[key] = self._engine.open_session(key)
+            self._sessions[key] = self._engine.open_session(key, self._on_done)
         self._sessions.move_to_end(key)
         return self._sessions[key]
 

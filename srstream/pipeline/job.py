@@ -23,6 +23,7 @@ from srstream.errors import (
 )
 from srstream.media.receipt import Receipt
 from srstream.pipeline.decoder import DecodeRequest
+from srstream.pipeline.encoder import EncoderThread
 from srstream.pipeline.enhancer import Enhancer
 from srstream.pipeline.events import (
     Done,
@@ -40,13 +41,8 @@ from srstream.pipeline.failpoints import failpoint
 from srstream.pipeline.media_steps import Assemble, InProcess, MediaSteps, Verify
 from srstream.pipeline.plan import JobPlan, OpenEngine, fingerprint, make_plan
 from srstream.pipeline.store import JobStore, SegmentRecord, disk_errors, job_directory
-from srstream.pipeline.worker import (
-    DecodeOutcome,
-    DecoderDiedError,
-    EncoderThread,
-    FrameStage,
-    Worker,
-)
+from srstream.pipeline.wakeup import Wakeup
+from srstream.pipeline.worker import DecodeOutcome, DecoderDiedError, FrameStage, Worker
 
 # Frames of the source that may be under way between the processes: enough to hide a hiccup, few
 # enough that a short clip fills them too.
@@ -106,8 +102,11 @@ class Workplace:
     """Descriptor of the output's folder; None: found by its name."""
     source_descriptor: int | None = None
     """The source, opened; None: found by its name."""
-    share: Callable[[Enhancer], FrameStage] = lambda enhancer: enhancer
-    """Wraps the enhancer of a job that shares its engine with others."""
+    share: Callable[[Enhancer, Callable[[], None]], FrameStage] = lambda enhancer, wake: enhancer
+    """Wraps the enhancer of a job that shares its engine with others; given what to call when the
+    engine may be free for it."""
+    on_alive: Callable[[], None] = lambda: None
+    """Called at least once a second as long as the work on segments gets on."""
     may_change_weights: bool = False
     """A job that was begun with other weights goes on with these."""
     keeps_directory: bool = False
@@ -276,6 +275,12 @@ class _Job:
             self._num_enhanced += 1
             progress(num_done + self._num_enhanced, plan.num_frames)
 
+        with Wakeup() as wakeup:
+            worker = self._make_worker(store, wakeup, on_frame)
+            return worker.run(self._decode_request(done), first_number=len(done))
+
+    def _make_worker(self, store: JobStore, wakeup: Wakeup, on_frame: Callable[[], None]) -> Worker:
+        plan = self._plan
         video = plan.output.video
         frame_bytes = video.layout.frame_bytes(video.width, video.height)
         source = plan.source.video
@@ -285,23 +290,30 @@ class _Job:
             video,
             threads=plan.config.engine.threads or len(os.sched_getaffinity(0)),
             deterministic=plan.config.deterministic,
-            queue_frames=max(2, min(16, _QUEUE_BYTES // frame_bytes)),
+            queue_items=max(2, min(16, _QUEUE_BYTES // frame_bytes)),
             on_segment=self._on_segment,
+            on_progress=wakeup.wake,
         )
-        worker = Worker(
+        stage = self._make_stage(wakeup.wake)
+        encoder.start()
+        return Worker(
             store,
             plan.cuts,
-            self._make_enhancer,
+            stage,
             encoder,
+            wakeup,
             window_bytes=min(_WINDOW_BYTES, _WINDOW_FRAMES * source_bytes),
             on_note=lambda text: self._on_event(Note(text=text)),
             on_frame=on_frame,
             should_stop=self._stop.is_requested,
             is_aborted=self._stop.is_aborted,
+            on_alive=self._place.on_alive,
         )
-        encoder.start()
+
+    def _decode_request(self, done: list[SegmentRecord]) -> DecodeRequest:
+        plan = self._plan
         anchor = next((record for record in reversed(done) if record.file.pts), None)
-        request = DecodeRequest(
+        return DecodeRequest(
             # Not resolved: a descriptor's path must stay one.
             path_hex=os.fsencode(plan.source.path.absolute()).hex(),
             source_descriptor=self._place.source_descriptor,
@@ -315,9 +327,8 @@ class _Job:
             anchor_pts=None if anchor is None else anchor.file.pts[-1],
             anchor_hash=None if anchor is None else anchor.last_frame_hash,
         )
-        return worker.run(request, first_number=len(done))
 
-    def _make_enhancer(self) -> FrameStage:
+    def _make_stage(self, wake: Callable[[], None]) -> FrameStage:
         plan = self._plan
         enhancer = Enhancer(
             plan.engine,
@@ -325,8 +336,9 @@ class _Job:
             plan.output.video,
             max_memory_bytes=plan.config.engine.max_memory_bytes,
             reuse=plan.config.reuse,
+            on_done=wake,
         )
-        return self._place.share(enhancer)
+        return self._place.share(enhancer, wake)
 
     def _assemble(self, store: JobStore, outcome: DecodeOutcome) -> Receipt:
         """Join the segments with the copied streams and compare the whole with the source."""

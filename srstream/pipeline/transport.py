@@ -19,7 +19,6 @@ from typing import Any, Final
 
 import zmq
 
-from srstream.errors import MediaError
 from srstream.frame import Frame, decode_frame, encode_frame
 
 FRAME: Final = b"FRAME"
@@ -41,16 +40,19 @@ def endpoint(directory_descriptor: int) -> str:
 
 
 class FrameSender:
-    """The producer's end. Blocks until there is credit; raises when the consumer is gone."""
+    """The producer's end. Blocks until there is credit.
 
-    def __init__(self, address: str, *, timeout_seconds: float = 3600.0) -> None:
+    However long that takes: what is slow and what hangs is the consumer's to tell, with which the
+    producer dies.
+    """
+
+    def __init__(self, address: str) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 10_000)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.connect(address)
         self._credit_bytes = 0
-        self._timeout_ms = int(timeout_seconds * 1000)
         self._socket.send_multipart([NOTE, b""])
 
     def wait_until_connected(self) -> None:
@@ -83,8 +85,8 @@ class FrameSender:
         self._context.term()
 
     def _take_credit(self, *, block: bool) -> None:
-        if block and not self._socket.poll(self._timeout_ms):
-            raise MediaError("no credit came from the consumer for an hour; it seems to hang")
+        if block:
+            self._socket.poll()
         while self._socket.poll(0):
             kind, amount = self._socket.recv_multipart()
             if kind == CREDIT:
@@ -106,6 +108,13 @@ class FrameReceiver:
         self._socket.bind(endpoint(self.directory_descriptor))
         self._window_bytes = window_bytes
         self._peer: bytes | None = None
+        self.credit_bytes = 0
+        """Granted and not used; below zero if the last frame was larger than what was left."""
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """To wait for, beside other things; `receive` reads it."""
+        return self._socket
 
     def receive(self, timeout_seconds: float) -> tuple[bytes, Frame | str | dict[str, Any]] | None:
         """The next message, None if none came in time."""
@@ -119,10 +128,11 @@ class FrameReceiver:
             return None
         return kind.bytes, self._read(kind.bytes, parts)
 
-    @staticmethod
-    def _read(kind: bytes, parts: Sequence[zmq.Frame]) -> Frame | str | dict[str, Any]:
+    def _read(self, kind: bytes, parts: Sequence[zmq.Frame]) -> Frame | str | dict[str, Any]:
         if kind == FRAME:
-            return decode_frame([part.buffer for part in parts])
+            frame = decode_frame([part.buffer for part in parts])
+            self.credit_bytes -= frame.num_bytes
+            return frame
         if kind == NOTE:
             return parts[0].bytes.decode()
         message: dict[str, Any] = json.loads(parts[0].bytes)
@@ -134,6 +144,7 @@ class FrameReceiver:
 
     def _grant(self, num_bytes: int) -> None:
         if self._peer is not None:
+            self.credit_bytes += num_bytes
             try:
                 self._socket.send_multipart([self._peer, CREDIT, b"%d" % num_bytes])
             except zmq.ZMQError:

@@ -1,34 +1,44 @@
-"""From the decoder's socket through the enhancer to segments on disk: the part that does the work.
+"""From the decoder's socket through the enhancer to the encoder: the part that does the work.
 
-Two threads: this one receives and drives the enhancer (whose engine has threads of its own), the
-other encodes, commits and journals. They share a bounded queue, so memory does not grow with the
-length of the input.
+One loop, which waits for whichever comes first of a message from the decoder, a tile that the
+engine has done, and room at the encoder. None of them holds it up, so no order of their speeds can
+stop it; and who stands still is noticed and named (`stall.py`).
 """
 
 from __future__ import annotations
 
-import contextvars
+import contextlib
 import os
-import queue
 import subprocess
-import threading
+import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
-from srstream.errors import InterruptedJobError, MediaError, SrstreamError, error_named
+from srstream.errors import (
+    InterruptedJobError,
+    MediaError,
+    SrstreamError,
+    StalledError,
+    error_named,
+)
 from srstream.frame import Frame
-from srstream.media.encode import SegmentEncoder
-from srstream.media.types import OutputVideo
-from srstream.pipeline.child import bytes_read
 from srstream.pipeline.decoder import DecodeRequest, frame_hash, opened_source, start_decoder
-from srstream.pipeline.store import JobStore, SegmentRecord, disk_errors
+from srstream.pipeline.encoder import Cut, EncoderThread
+from srstream.pipeline.stall import STALL_SECONDS, Stages, StallWatch
+from srstream.pipeline.store import JobStore
 from srstream.pipeline.transport import END, ERROR, FRAME, FrameReceiver
+from srstream.pipeline.wakeup import Wakeup
 
 POLL_SECONDS = 0.2
-SEGMENT_SUFFIX = ".mp4"
+"""How long a request to stop may go unseen."""
+
+_DEATH_SECONDS = 1.0
+"""In which the last messages of a decoder that has ended arrive."""
+_KILL_SECONDS = 10.0
 
 
 class DecoderDiedError(SrstreamError):
@@ -36,11 +46,26 @@ class DecoderDiedError(SrstreamError):
 
 
 class FrameStage(Protocol):
-    """What the worker needs of the enhancer."""
+    """What the worker needs of the enhancer. Whoever makes one says when to look again."""
 
-    def push(self, frame: Frame) -> list[Frame]: ...
-    def drain(self) -> list[Frame]: ...
-    def forget(self) -> None: ...
+    def has_room(self) -> bool:
+        """Whether `push` would begin a frame at once.
+
+        Asked only for a frame that will be pushed as soon as there is room.
+        """
+        ...
+
+    def push(self, frame: Frame) -> list[Frame]:
+        """Begin a frame; those that are complete by now."""
+        ...
+
+    def collect(self) -> list[Frame]:
+        """Those that are complete by now; waits for nothing."""
+        ...
+
+    def forget(self) -> None:
+        """Have the next frame depend on none before it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +83,6 @@ class SegmentCuts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
-    """In the encoder's queue: segment `number` is complete."""
-
-    number: int
-    last_frame_hash: str
-    statistics: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class DecodeOutcome:
     """The decoder's report at the end of the input."""
 
@@ -75,272 +91,295 @@ class DecodeOutcome:
     stopped_at_seconds: float | None = None
 
 
-class EncoderThread(threading.Thread):
-    """Encodes frames, closes segments at cuts and commits them."""
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """An enhanced frame that waits for the encoder, with what it was made of."""
 
-    def __init__(
-        self,
-        store: JobStore,
-        video: OutputVideo,
-        *,
-        threads: int,
-        deterministic: bool,
-        queue_frames: int,
-        on_segment: Callable[[SegmentRecord], None],
-    ) -> None:
-        super().__init__(name="srstream-encode", daemon=True)
-        self._context = contextvars.copy_context()
-        """So that what this thread logs carries the job's name, where it has one."""
-        self._store, self._video = store, video
-        self._threads, self._deterministic = threads, deterministic
-        self._queue: queue.Queue[tuple[int, Frame] | _Cut | None] = queue.Queue(queue_frames)
-        self._on_segment = on_segment
-        self._encoder: SegmentEncoder | None = None
-        self._abandoned = threading.Event()
-        self._error: BaseException | None = None
-
-    def put(self, item: tuple[int, Frame] | _Cut | None) -> None:
-        """Hand over a frame with its segment's number, a cut, or None for the end."""
-        while True:
-            self.check()
-            try:
-                self._queue.put(item, timeout=POLL_SECONDS)
-                return
-            except queue.Full:
-                continue
-
-    def finish(self) -> None:
-        """Wait until all that was handed over is on disk."""
-        self.put(None)
-        self.join()
-        self.check()
-
-    def abandon(self) -> None:
-        """Drop what is not committed and stop."""
-        self._abandoned.set()
-        self.join()
-
-    def check(self) -> None:
-        """Raise here what went wrong over there."""
-        if self._error is not None:
-            raise self._error
-
-    def run(self) -> None:
-        self._context.run(self._work)
-
-    def _work(self) -> None:
-        try:
-            while (item := self._next()) is not None:
-                if isinstance(item, _Cut):
-                    self._commit(item)
-                else:
-                    self._encode(*item)
-        except BaseException as error:
-            self._error = error
-        finally:
-            if self._encoder is not None:
-                self._encoder.abandon()
-
-    def _next(self) -> tuple[int, Frame] | _Cut | None:
-        while not self._abandoned.is_set():
-            try:
-                return self._queue.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                continue
-        return None
-
-    def _encode(self, number: int, frame: Frame) -> None:
-        with disk_errors(f"encoding segment {number}", self._store.directory):
-            if self._encoder is None:
-                path = self._store.temporary_segment(number)
-                self._encoder = SegmentEncoder(
-                    path, self._video, self._threads, self._deterministic
-                )
-            self._encoder.push(frame)
-
-    def _commit(self, cut: _Cut) -> None:
-        encoder, self._encoder = self._encoder, None
-        with disk_errors(f"encoding segment {cut.number}", self._store.directory):
-            encoded = None if encoder is None else encoder.close()
-        record = self._store.commit_segment(
-            cut.number, encoded, SEGMENT_SUFFIX, cut.last_frame_hash, cut.statistics
-        )
-        self._on_segment(record)
-
-
-class StallWatch:
-    """Tells a process that gets on from one that hangs: it sends messages, or reads its input.
-
-    Time in which nobody waited for it does not count.
-    """
-
-    def __init__(self, pid: int, limit_seconds: float) -> None:
-        self._pid, self._limit_seconds = pid, limit_seconds
-        self._position, self._waited_seconds = -1, 0.0
-
-    def saw_message(self) -> None:
-        self._waited_seconds = 0.0
-
-    def is_stalled_after(self, waited_seconds: float) -> bool:
-        """Whether so long a wait, without a message, made it too long."""
-        position = bytes_read(self._pid)
-        moved, self._position = position != self._position, position
-        self._waited_seconds = 0.0 if moved else self._waited_seconds + waited_seconds
-        return self._waited_seconds > self._limit_seconds
+    number: int
+    frame: Frame
+    source: Frame
 
 
 class Worker:
     """Drives one pass from the resume point to the end of the input.
 
     Args:
+        stage: begins and returns frames; wakes the `wakeup` when it has done something, as the
+            encoder does.
+        on_alive: called at least once a second as long as something gets on.
         should_stop: asked at every segment's end; True ends the pass there.
         is_aborted: asked all the time; True ends the pass with `InterruptedJobError`.
-        stall_seconds: a decoder that has credit, sends nothing and reads nothing for so long is
-            taken for dead.
+        stall_seconds: in which something must move; see `stall.py`.
+        start: starts the decoder's process; its log comes second.
     """
 
     def __init__(
         self,
         store: JobStore,
         cuts: SegmentCuts,
-        make_enhancer: Callable[[], FrameStage],
+        stage: FrameStage,
         encoder: EncoderThread,
+        wakeup: Wakeup,
         *,
         window_bytes: int,
         on_note: Callable[[str], None],
         on_frame: Callable[[], None],
         should_stop: Callable[[], bool],
         is_aborted: Callable[[], bool] = lambda: False,
-        stall_seconds: float = 600.0,
+        on_alive: Callable[[], None] = lambda: None,
+        stall_seconds: float = STALL_SECONDS,
+        start: Callable[[DecodeRequest, BinaryIO], subprocess.Popen[bytes]] = start_decoder,
     ) -> None:
         self._store, self._cuts = store, cuts
-        self._enhancer = make_enhancer()
-        self._encoder = encoder
+        self._stage, self._encoder, self._wakeup = stage, encoder, wakeup
         self._window_bytes = window_bytes
         self._on_note, self._on_frame, self._should_stop = on_note, on_frame, should_stop
-        self._is_aborted, self._stall_seconds = is_aborted, stall_seconds
-        self._pending: deque[tuple[int, Frame] | _Cut] = deque()
+        self._is_aborted, self._on_alive = is_aborted, on_alive
+        self._stall_seconds, self._start = stall_seconds, start
+        self._received: deque[Frame] = deque()
+        self._is_in_line = False
+        """The next frame goes to the engine as soon as that has room, come what may."""
+        self._pending: deque[tuple[int, Frame] | Cut] = deque()
+        """Frames that the stage holds, and cuts behind them."""
+        self._finished: deque[_Finished | Cut] = deque()
+        self._is_receiving = True
+        self._is_told_of_end = False
+        self._outcome: DecodeOutcome | None = None
         self._number = 0
         self._last: Frame | None = None
         self._num_frames = self._num_concealed = 0
 
     def run(self, request: DecodeRequest, first_number: int) -> DecodeOutcome | None:
-        """Work until the end (the outcome) or a stop asked for at a segment's end (None)."""
+        """Work until the end (the outcome) or a stop asked for at a segment's end (None).
+
+        Raises:
+            DecoderDiedError: the child ended too early, or did nothing and was killed.
+            InterruptedJobError: `is_aborted` said so.
+            StalledError: engine or encoder have something to do and do nothing.
+        """
         self._number = first_number
-        receiver = FrameReceiver(self._store.directory, window_bytes=self._window_bytes)
         try:
-            child = self._start(request, receiver)
-        except BaseException:
-            receiver.close()
+            receiver = FrameReceiver(self._store.directory, window_bytes=self._window_bytes)
+            with closing(receiver), self._decoder(request, receiver) as child:
+                self._work(receiver, child)
+        except StalledError:
+            self._encoder.abandon(limit_seconds=1.0)
             raise
-        try:
-            outcome = self._receive(receiver, child)
-            if outcome is not None:
-                self._cut_until(len(self._cuts))
-                self._deliver(self._enhancer.drain(), receiver)
-            self._encoder.finish()
-            return outcome
         except BaseException:
             self._encoder.abandon()
             raise
-        finally:
-            child.kill()
-            child.wait()
-            receiver.close()
+        return self._outcome
 
-    def _start(self, request: DecodeRequest, receiver: FrameReceiver) -> subprocess.Popen[bytes]:
-        """Start the child, which may read the source but open no file by its name."""
+    @contextmanager
+    def _decoder(
+        self, request: DecodeRequest, receiver: FrameReceiver
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """The child, which may read the source but open no file by its name."""
         log_path = self._store.directory / "decoder.log"
         given = request.source_descriptor
         with opened_source(request.path, given) as source, log_path.open("wb") as log:
-            return start_decoder(
-                request.model_copy(
-                    update={
-                        "source_descriptor": source,
-                        "directory_descriptor": receiver.directory_descriptor,
-                        "parent_pid": os.getpid(),
-                    }
-                ),
-                log,
+            wanted = {
+                "source_descriptor": source,
+                "directory_descriptor": receiver.directory_descriptor,
+                "parent_pid": os.getpid(),
+            }
+            child = self._start(request.model_copy(update=wanted), log)
+        try:
+            yield child
+        finally:
+            child.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(_KILL_SECONDS)
+
+    def _work(self, receiver: FrameReceiver, child: subprocess.Popen[bytes]) -> None:
+        """Do whatever can be done, until everything is; wait only while nothing can."""
+        watch = StallWatch(child.pid, self._stall_seconds, self._on_alive)
+        death = _Death(child)
+        try:
+            while True:
+                self._encoder.check()
+                if self._encoder.has_ended:
+                    return
+                if self._is_aborted():
+                    raise InterruptedJobError("the job was stopped.")
+                moved = self._take_message(receiver)
+                moved |= self._keep(self._stage.collect())
+                moved |= self._hand_over(receiver)
+                moved |= self._push()
+                moved |= self._close_up()
+                if moved:
+                    watch.moved()
+                else:
+                    self._wait(receiver, watch, death)
+        finally:
+            death.close()
+
+    def _wait(self, receiver: FrameReceiver, watch: StallWatch, death: _Death) -> None:
+        """Sleep until something can be done; raises if nothing will."""
+        if self._is_receiving and death.is_certain() and not self._holds_frames():
+            raise DecoderDiedError(f"the decoder process ended unexpectedly ({death.status}).")
+        sources: list[Any] = [receiver.socket, *death.awaited()] if self._is_receiving else []
+        started = time.monotonic()
+        woken = self._wakeup.wait(sources, POLL_SECONDS)
+        waited = min(time.monotonic() - started, POLL_SECONDS)
+        stages = self._stages(receiver)
+        if woken:
+            watch.moved()
+        elif watch.is_stalled_after(waited, stages):
+            self._give_up(watch, stages)
+
+    def _give_up(self, watch: StallWatch, stages: Stages) -> None:
+        if stages.is_decoder_due and not stages.is_working:
+            raise DecoderDiedError(
+                f"the decoder process did nothing for {watch.limit_seconds:.0f} s and was ended."
             )
+        raise StalledError(
+            f"{self._store.output}: nothing has moved for {watch.limit_seconds:.0f} s, so the job "
+            f"was ended: {stages}. Run the same command again to go on."
+        )
 
-    def _receive(
-        self, receiver: FrameReceiver, child: subprocess.Popen[bytes]
-    ) -> DecodeOutcome | None:
-        watch = StallWatch(child.pid, self._stall_seconds)
-        while True:
-            self._encoder.check()
-            if self._is_aborted():
-                raise InterruptedJobError("the job was stopped.")
-            message = receiver.receive(POLL_SECONDS)
-            if message is not None:
-                watch.saw_message()
-            elif watch.is_stalled_after(POLL_SECONDS):
-                child.kill()
-            if message is None:
-                if child.poll() is not None and (message := receiver.receive(0)) is None:
-                    raise DecoderDiedError(
-                        f"the decoder process ended unexpectedly (status {child.returncode})."
-                    )
-                if message is None:
-                    continue
-            kind, content = message
-            if isinstance(content, Frame):
-                if not self._accept(content, receiver):
-                    return None
-            elif isinstance(content, str):
-                if content:
-                    self._on_note(content)
-            elif kind == END:
-                return DecodeOutcome(
-                    num_corrupt_packets=content["num_corrupt_packets"],
-                    num_concealed=content["num_concealed"],
-                    stopped_at_seconds=content["stopped_at_seconds"],
-                )
-            elif kind == ERROR:
-                raise (error_named(content["kind"]) or MediaError)(content["text"])
-            elif kind == FRAME:
-                raise MediaError("the decoder sent a frame message that holds no frame")
+    def _stages(self, receiver: FrameReceiver) -> Stages:
+        return Stages(
+            decoder_has_ended=not self._is_receiving,
+            credit_bytes=receiver.credit_bytes,
+            num_received=len(self._received),
+            num_in_engine=sum(not isinstance(entry, Cut) for entry in self._pending),
+            num_finished=sum(not isinstance(entry, Cut) for entry in self._finished),
+            num_at_encoder=self._encoder.num_items,
+        )
 
-    def _accept(self, frame: Frame, receiver: FrameReceiver) -> bool:
-        number = self._cuts.number_of(frame.pts)
-        if number > self._number:
-            stop = self._should_stop()
-            self._cut_until(self._number + 1 if stop else number)
-            # A segment is the same whatever came before it, also after a resume.
-            self._enhancer.forget()
-            if stop:
-                self._deliver(self._enhancer.drain(), receiver)
-                return False
+    def _holds_frames(self) -> bool:
+        return bool(self._received or self._pending or self._finished or self._encoder.num_items)
+
+    def _take_message(self, receiver: FrameReceiver) -> bool:
+        """Take one message of the decoder's. Credit bounds how many frames can come."""
+        message = receiver.receive(0) if self._is_receiving else None
+        if message is None:
+            return False
+        kind, content = message
+        if isinstance(content, Frame):
+            self._received.append(content)
+        elif isinstance(content, str):
+            if content:
+                self._on_note(content)
+        elif kind == END:
+            self._is_receiving = False
+            self._outcome = DecodeOutcome(
+                num_corrupt_packets=content["num_corrupt_packets"],
+                num_concealed=content["num_concealed"],
+                stopped_at_seconds=content["stopped_at_seconds"],
+            )
+        elif kind == ERROR:
+            raise (error_named(content["kind"]) or MediaError)(content["text"])
+        elif kind == FRAME:
+            raise MediaError("the decoder sent a frame message that holds no frame")
+        return True
+
+    def _push(self) -> bool:
+        """Begin the next frame if there is room, and nothing waits for the encoder."""
+        if not self._received or (self._finished and not self._is_in_line):
+            return False
+        frame = self._received[0]
+        if not self._enter_segment_of(frame):
+            self._is_receiving, self._outcome = False, None
+            self._received.clear()
+            return True
+        self._is_in_line = not self._stage.has_room()
+        if self._is_in_line:
+            return False
+        self._received.popleft()
         self._last = frame
         self._num_frames += 1
         self._num_concealed += frame.concealed
         self._pending.append((self._number, frame))
-        self._deliver(self._enhancer.push(frame), receiver)
+        self._keep(self._stage.push(frame))
         return True
 
-    def _deliver(self, enhanced: Sequence[Frame], receiver: FrameReceiver) -> None:
-        """Hand enhanced frames to the encoder, and each cut once the frames before it are there."""
-        for frame in enhanced:
-            self._flush_cuts()
-            entry = self._pending.popleft()
-            assert not isinstance(entry, _Cut)
-            number, source = entry
-            receiver.release(source)
-            self._encoder.put((number, frame))
-            self._on_frame()
-        self._flush_cuts()
-
-    def _flush_cuts(self) -> None:
-        while self._pending and isinstance(cut := self._pending[0], _Cut):
-            self._encoder.put(cut)
-            self._pending.popleft()
+    def _enter_segment_of(self, frame: Frame) -> bool:
+        """Close the segments before the one that a frame belongs to; False: stop here."""
+        number = self._cuts.number_of(frame.pts)
+        if number <= self._number:
+            return True
+        stop = self._should_stop()
+        self._cut_until(self._number + 1 if stop else number)
+        # A segment is the same whatever came before it, also after a resume.
+        self._stage.forget()
+        return not stop
 
     def _cut_until(self, number: int) -> None:
         """Close the segment under way and skip those that hold no frame."""
         while self._number < number:
             last_hash = "" if self._last is None else frame_hash(self._last)
             statistics = {"num_frames": self._num_frames, "num_concealed": self._num_concealed}
-            self._pending.append(_Cut(self._number, last_hash, statistics))
+            self._pending.append(Cut(self._number, last_hash, statistics))
             self._last, self._num_frames, self._num_concealed = None, 0, 0
             self._number += 1
+        self._keep_cuts()
+
+    def _keep(self, enhanced: Sequence[Frame]) -> bool:
+        """Keep enhanced frames for the encoder, and each cut behind the frames before it."""
+        for frame in enhanced:
+            entry = self._pending.popleft()
+            assert not isinstance(entry, Cut)
+            self._finished.append(_Finished(entry[0], frame, entry[1]))
+            self._keep_cuts()
+        return bool(enhanced)
+
+    def _keep_cuts(self) -> None:
+        while self._pending and isinstance(cut := self._pending[0], Cut):
+            self._finished.append(cut)
+            self._pending.popleft()
+
+    def _hand_over(self, receiver: FrameReceiver) -> bool:
+        """Give the encoder what it has room for; what a frame was made of is then let go."""
+        moved = False
+        while self._finished:
+            entry = self._finished[0]
+            item = entry if isinstance(entry, Cut) else (entry.number, entry.frame)
+            if not self._encoder.offer(item):
+                break
+            self._finished.popleft()
+            moved = True
+            if isinstance(entry, _Finished):
+                receiver.release(entry.source)
+                self._on_frame()
+        return moved
+
+    def _close_up(self) -> bool:
+        """Close the last segment behind the last frame, then tell the encoder that it was."""
+        if self._is_receiving or self._received or self._is_told_of_end:
+            return False
+        if self._outcome is not None and self._number < len(self._cuts):
+            self._cut_until(len(self._cuts))
+            return True
+        if not self._pending and not self._finished:
+            self._is_told_of_end = self._encoder.offer(None)
+        return self._is_told_of_end
+
+
+class _Death:
+    """The end of a child, as something that can be waited for."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = child
+        self._descriptor = os.pidfd_open(child.pid)
+        self._seen_at: float | None = None
+
+    def awaited(self) -> list[int]:
+        """What becomes readable when it happens; nothing once it was seen."""
+        return [self._descriptor] if self._seen_at is None else []
+
+    def is_certain(self) -> bool:
+        """Whether it is so long ago that no message can be on its way."""
+        if self._child.poll() is None:
+            return False
+        if self._seen_at is None:
+            self._seen_at = time.monotonic()
+        return time.monotonic() - self._seen_at > _DEATH_SECONDS
+
+    @property
+    def status(self) -> str:
+        return f"status {self._child.returncode}"
+
+    def close(self) -> None:
+        os.close(self._descriptor)

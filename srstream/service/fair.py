@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from srstream.frame import Frame
@@ -27,6 +27,9 @@ class Member:
         self.weight = STEP**priority
         self.clock = 0.0
         self.is_waiting = False
+        self.call: Callable[[], None] = _nothing
+        """What is called, from any thread, when it is the turn of this member that waits."""
+        self._since: float | None = None
 
     def weigh(self, priority: int) -> None:
         """Give it another priority from the next turn on."""
@@ -36,14 +39,30 @@ class Member:
     def turn(self) -> Iterator[None]:
         """Hold the engine; waits until it is this member's turn."""
         self._round.enter(self)
-        started = time.monotonic()
+        self._since = time.monotonic()
         try:
             yield
         finally:
-            self._round.leave(self, (time.monotonic() - started) / self.weight)
+            self.end_turn()
+
+    def try_turn(self) -> bool:
+        """Take the turn if it is this member's, or stand in line for it and be called then.
+
+        Whoever stands in line holds up those behind it until it has come back and taken its turn.
+        """
+        if self._since is None and self._round.try_enter(self):
+            self._since = time.monotonic()
+        return self._since is not None
+
+    def end_turn(self) -> None:
+        """Let the next one have the engine; nothing where this member does not hold it."""
+        since, self._since = self._since, None
+        if since is not None:
+            self._round.leave(self, (time.monotonic() - since) / self.weight)
 
     def close(self) -> None:
-        """Leave the round."""
+        """Leave the round, in the middle of a turn as well."""
+        self.end_turn()
         self._round.remove(self)
 
 
@@ -68,40 +87,84 @@ class Round:
         with self._changed:
             member.is_waiting = True
             member.clock = max(member.clock, self._now)
-            self._changed.wait_for(lambda: not self._is_taken and self._next() is member)
-            member.is_waiting = False
-            self._is_taken = True
-            self._now = member.clock
+            self._changed.wait_for(lambda: self._is_turn_of(member))
+            self._let_in(member)
+
+    def try_enter(self, member: Member) -> bool:
+        with self._changed:
+            if not member.is_waiting:
+                member.is_waiting = True
+                member.clock = max(member.clock, self._now)
+            if not self._is_turn_of(member):
+                return False
+            self._let_in(member)
+            return True
 
     def leave(self, member: Member, cost: float) -> None:
         with self._changed:
             member.clock += cost
             self._is_taken = False
-            self._changed.notify_all()
+            self._call_next()
 
     def remove(self, member: Member) -> None:
         with self._changed:
             self._members.remove(member)
-            self._changed.notify_all()
+            self._call_next()
 
-    def _next(self) -> Member:
+    def _let_in(self, member: Member) -> None:
+        member.is_waiting = False
+        self._is_taken = True
+        self._now = member.clock
+
+    def _call_next(self) -> None:
+        self._changed.notify_all()
+        if not self._is_taken and (next_one := self._next()) is not None:
+            next_one.call()
+
+    def _is_turn_of(self, member: Member) -> bool:
+        return not self._is_taken and self._next() is member
+
+    def _next(self) -> Member | None:
         waiting = [member for member in self._members if member.is_waiting]
-        return min(waiting, key=lambda member: member.clock)
+        return min(waiting, key=lambda member: member.clock, default=None)
 
 
 class SharedStage:
-    """An enhancer that works only when it is its job's turn."""
+    """An enhancer that is given a frame only when it is its job's turn.
 
-    def __init__(self, stage: FrameStage, member: Member) -> None:
+    A turn lasts from a frame's beginning until the engine has room for the next one: what it costs
+    is the time for which the job kept the engine busy.
+
+    Args:
+        wake: called, from any thread, when the job's turn has come.
+    """
+
+    def __init__(self, stage: FrameStage, member: Member, wake: Callable[[], None]) -> None:
         self._stage, self._member = stage, member
+        member.call = wake
+
+    def has_room(self) -> bool:
+        return self._stage.has_room() and self._member.try_turn()
 
     def push(self, frame: Frame) -> list[Frame]:
-        with self._member.turn():
+        try:
             return self._stage.push(frame)
+        finally:
+            self._end_turn()
 
-    def drain(self) -> list[Frame]:
-        with self._member.turn():
-            return self._stage.drain()
+    def collect(self) -> list[Frame]:
+        try:
+            return self._stage.collect()
+        finally:
+            self._end_turn()
 
     def forget(self) -> None:
         self._stage.forget()
+
+    def _end_turn(self) -> None:
+        if self._stage.has_room():
+            self._member.end_turn()
+
+
+def _nothing() -> None:
+    """Nobody is to be called."""

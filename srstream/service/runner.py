@@ -242,6 +242,7 @@ class RunningJob:
                         output_folder=folder,
                         source_descriptor=source,
                         share=self._share,
+                        on_alive=self._advanced,
                         may_change_weights=order.may_change_weights,
                         keeps_directory=True,
                         decoder_memory_bytes=self._security.decoder_memory_bytes,
@@ -273,10 +274,10 @@ class RunningJob:
         self._pinned(engine.capabilities.weights_sha256)
         return engine, reason
 
-    def _share(self, enhancer: Enhancer) -> FrameStage:
+    def _share(self, enhancer: Enhancer, wake: Callable[[], None]) -> FrameStage:
         self._count()
         self._enhancer = enhancer
-        return SharedStage(enhancer, self._member)
+        return SharedStage(enhancer, self._member, wake)
 
     def _count(self) -> None:
         """Take over what the enhancer has counted, before it is gone."""

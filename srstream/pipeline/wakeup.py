@@ -1,0 +1,53 @@
+"""One thread waits for whichever of several things comes first."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, Self
+
+import zmq
+
+
+class Wakeup:
+    """What a thread sleeps on: other threads wake it, sockets and descriptors do.
+
+    `wait` may return without a reason, and one return may stand for many calls of `wake`; so who
+    was woken looks at everything anew. What happens while it looks ends the next `wait` at once.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def wake(self) -> None:
+        """End the `wait` under way, or the next one; from any thread, also when all is over."""
+        with self._lock:
+            if not self._is_closed:
+                os.eventfd_write(self._descriptor, 1)
+
+    def wait(self, readable: Sequence[Any], timeout_seconds: float) -> bool:
+        """Wait for `wake`, for one of the ZeroMQ sockets or descriptors, or for the time to pass.
+
+        Returns whether `wake` was called.
+        """
+        poller = zmq.Poller()
+        for source in (self._descriptor, *readable):
+            poller.register(source, zmq.POLLIN)
+        poller.poll(max(1, int(timeout_seconds * 1000)))
+        try:
+            os.eventfd_read(self._descriptor)
+        except BlockingIOError:
+            return False
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Free the descriptor."""
+        with self._lock:
+            self._is_closed = True
+            os.close(self._descriptor)
