@@ -16,6 +16,7 @@ from srstream.media.decode import Decoder
 from srstream.media.encode import SegmentEncoder, plan_output
 from srstream.media.mux import assemble
 from srstream.media.probe import probe
+from srstream.media.trial import try_output
 from srstream.media.types import OutputPlan, OutputVideo, SegmentFile, SourceInfo, TimeWindow
 
 Change = Callable[[int, Frame], Iterable[Frame]]
@@ -57,7 +58,13 @@ def make_output(
     window = window or TimeWindow()
     source = probe(source_path, SourceConfig())
     size = (source.video.width * scale, source.video.height * scale)
-    plan = plan_output(source, config or JobConfig(), output, size)
+    plan = plan_output(
+        source,
+        config or JobConfig(),
+        output,
+        size,
+        try_streams=lambda *what: try_output(source_path, source, *what),
+    )
     folder = source_path.parent / f"segments_{plan.path.name}"
     folder.mkdir(exist_ok=True)
     segments: list[SegmentFile] = []

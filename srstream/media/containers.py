@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,7 @@ import av
 from av.codec import Codec
 
 from srstream.errors import RefusedError
+from srstream.media.audio import encoder_form, is_deep, num_channels
 from srstream.media.languages import QUICKTIME_LANGUAGES, spelled_language
 from srstream.media.types import Action, SourceInfo, StreamInfo, StreamPlan
 
@@ -57,6 +58,15 @@ FAMILIES = {"mov": MP4, "mp4": MP4, "3gp": MP4, "matroska": MKV, "webm": MKV}
 
 PICTURE_CODECS: dict[str, set[str]] = {"mp4": {"mjpeg", "png", "bmp"}, "mov": set(), "webm": set()}
 """Cover pictures; Matroska takes every one, as an attachment."""
+
+_MORE_AUDIO_TARGETS = {
+    "mp4": ("alac", "ac3"),
+    "mov": ("pcm_s16le", "alac"),
+    "mkv": ("pcm_s16le", "libopus"),
+    "mpegts": ("mp2", "ac3"),
+    "ts": ("mp2", "ac3"),
+}
+"""What is tried where a container's usual conversion fails."""
 
 TEXT_CODECS = frozenset({"subrip", "mov_text", "ass", "ssa", "webvtt", "text"})
 """Subtitles that `srstream.media.convert` can turn into each other."""
@@ -127,6 +137,16 @@ def plan_streams(source: SourceInfo, container: Container) -> tuple[StreamPlan, 
     return tuple(_plan_stream(source, stream, container) for stream in source.streams)
 
 
+def targets_of(kind: str, codec: str, container: Container) -> tuple[str, ...]:
+    """Encoders that a stream may be converted with, the preferred one first."""
+    if kind == "audio":
+        first = (container.audio_target,) if container.audio_target else ()
+        return (*first, *_MORE_AUDIO_TARGETS.get(container.name, ()))
+    if kind == "subtitle" and codec in TEXT_CODECS and container.text_target:
+        return (container.text_target,)
+    return ()
+
+
 def losses_of(source: SourceInfo, plans: Iterable[StreamPlan], container: Container) -> list[str]:
     """One sentence for each stream that is left out or loses something."""
     infos = {stream.index: stream for stream in source.streams}
@@ -159,7 +179,37 @@ def _is_lossy(plan: StreamPlan) -> bool:
 def _plan_stream(source: SourceInfo, stream: StreamInfo, container: Container) -> StreamPlan:
     codec = canonical_codec(stream.codec)
     action, target, reason = _decide(source, stream, codec, container)
-    return StreamPlan(stream.index, stream.type, codec, action, target, reason)
+    plan = StreamPlan(stream.index, stream.type, codec, action, target, reason)
+    return in_form(plan, stream) if action == "convert" and stream.audio else plan
+
+
+def in_form(plan: StreamPlan, stream: StreamInfo) -> StreamPlan:
+    """The plan of an audio stream to convert, with the form that its encoder takes.
+
+    It is left out where the encoder takes none at all, or this FFmpeg cannot decode it.
+    """
+    audio = stream.audio
+    assert audio is not None and plan.output_codec is not None
+    deep = is_deep(plan.codec, audio.sample_format)
+    form = encoder_form(plan.output_codec, audio.rate, audio.layout, deep)
+    if form is None or not _can_decode(stream.codec):
+        reason = f"{plan.reason}, and it cannot be converted to {plan.output_codec}"
+        return replace(plan, action="drop", output_codec=None, reason=reason)
+    changes = []
+    if form.rate != audio.rate:
+        changes.append(f"{audio.rate} Hz become {form.rate} Hz")
+    if num_channels(form.layout) != num_channels(audio.layout):
+        changes.append(f"{audio.layout} is mixed to {form.layout}")
+    return replace(plan, form=form, reason="; ".join([plan.reason, *changes]))
+
+
+@lru_cache(maxsize=256)
+def _can_decode(codec: str) -> bool:
+    try:
+        Codec(codec, "r")
+    except ValueError:
+        return False
+    return True
 
 
 def _decide(

@@ -13,7 +13,6 @@ from fractions import Fraction
 from typing import Protocol
 
 import av
-from av.audio.codeccontext import AudioCodecContext
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.packet import Packet
@@ -21,9 +20,9 @@ from av.stream import Stream
 from av.subtitles.stream import SubtitleStream
 
 from srstream.errors import EncodeError
+from srstream.media.audio import configure_audio, encoder_form
 from srstream.media.cues import Cue
-
-AUDIO_BITS_PER_CHANNEL = {"aac": 96_000, "libopus": 64_000, "flac": 0}
+from srstream.media.types import AudioForm, StreamPlan
 
 _ASS_HEADER = b"""[Script Info]
 ScriptType: v4.00+
@@ -122,27 +121,32 @@ class TextConverter:
         return text if text.strip() else ""
 
 
-_USUAL_LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
-
-
 class AudioConverter:
-    """Audio encoded anew, at the source's rate and channels where the encoder can."""
+    """Audio encoded anew, at the source's rate and channels where the encoder can.
 
-    def __init__(self, output: OutputContainer, source: AudioStream, target: str) -> None:
+    Raises:
+        EncodeError: there is no form in which the encoder takes it.
+    """
+
+    def __init__(
+        self,
+        output: OutputContainer,
+        source: AudioStream,
+        target: str,
+        form: AudioForm | None = None,
+    ) -> None:
         context = source.codec_context
-        rate = 48000 if target == "libopus" else context.sample_rate
-        stream = output.add_stream(target, rate=rate)
+        if form is None:
+            form = encoder_form(target, context.sample_rate, context.layout.name)
+        if form is None:
+            raise EncodeError(f"Stream {source.index}: {target} takes no audio such as this.")
+        stream = output.add_stream(target, rate=form.rate)
         assert isinstance(stream, AudioStream)
-        stream.codec_context.layout = _named_layout(context)
-        per_channel = AUDIO_BITS_PER_CHANNEL.get(target, 0)
-        if per_channel:
-            stream.codec_context.bit_rate = per_channel * context.layout.nb_channels
+        configure_audio(stream.codec_context, target, form)
         self.stream: Stream = stream
         self._encoder = stream
         self._decoder = context
-        self._resampler = av.AudioResampler(
-            stream.codec_context.format, stream.codec_context.layout, rate
-        )
+        self._resampler = av.AudioResampler(form.sample_format, form.layout, form.rate)
         self._num_failed = 0
 
     def push(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
@@ -170,20 +174,15 @@ class AudioConverter:
         return packets
 
 
-def _named_layout(context: AudioCodecContext) -> str:
-    """The layout, or the usual one for its number of channels where the container says no more."""
-    name = context.layout.name
-    return _USUAL_LAYOUTS.get(context.layout.nb_channels, name) if " channel" in name else name
-
-
-def make_converter(output: OutputContainer, source: Stream, codec: str, target: str) -> Converter:
+def make_converter(output: OutputContainer, source: Stream, plan: StreamPlan) -> Converter:
     """A converter that adds its stream to `output`.
 
     Raises:
         EncodeError: there is no such conversion.
     """
+    codec, target = plan.codec, plan.output_codec or ""
     if isinstance(source, AudioStream):
-        return AudioConverter(output, source, target)
+        return AudioConverter(output, source, target, plan.form)
     if codec in _READERS and target in _WRITERS:
         return TextConverter(output, codec, target)
     raise EncodeError(f"Stream {source.index}: srstream cannot convert {codec} to {target}.")

@@ -8,6 +8,7 @@ RFC 9559 (Matroska) and RFC 8794 (EBML).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 from srstream.errors import EncodeError
@@ -23,8 +24,11 @@ _DISPLAY_WIDTH, _DISPLAY_HEIGHT, _DISPLAY_UNIT = 0x54B0, 0x54BA, 0x54B2
 _ASPECT_UNIT = 3
 
 
-def write_aspect(path: Path, video: OutputVideo) -> None:
+def write_aspect(path: Path, video: OutputVideo, *, in_pixels: bool = False) -> None:
     """Write the display size of the track whose name ends in `ASPECT_TITLE_PAD`, in place.
+
+    Args:
+        in_pixels: say it in pixels, as WebM does, which has no other unit.
 
     Raises:
         EncodeError: there is no such track in the file's first megabyte.
@@ -32,7 +36,7 @@ def write_aspect(path: Path, video: OutputVideo) -> None:
     with path.open("r+b") as file:
         head = file.read(_HEAD_BYTES)
         for start, end in _track_entries(head):
-            entry = _with_aspect(head[start:end], video)
+            entry = _with_aspect(head[start:end], video, in_pixels)
             if entry is not None:
                 file.seek(start)
                 file.write(entry)
@@ -40,8 +44,11 @@ def write_aspect(path: Path, video: OutputVideo) -> None:
     raise EncodeError(f"{path.name}: the pixel aspect could not be written.")
 
 
-def display_size(video: OutputVideo) -> tuple[int, int, int]:
-    """(width, height, unit): in pixels where that is exact, else as an aspect ratio (unit 3)."""
+def display_size(video: OutputVideo, in_pixels: bool = False) -> tuple[int, int, int]:
+    """(width, height, unit): in pixels where that is exact, else as an aspect ratio (unit 3).
+
+    Where only pixels are allowed, the ratio is exact and the size near the picture's own.
+    """
     aspect = video.sample_aspect_ratio
     width = video.width * aspect
     if width.denominator == 1:
@@ -50,10 +57,13 @@ def display_size(video: OutputVideo) -> tuple[int, int, int]:
     if height.denominator == 1:
         return video.width, int(height), 0
     ratio = width / video.height
+    if in_pixels:
+        times = max(round(Fraction(video.height, ratio.denominator)), 1)
+        return ratio.numerator * times, ratio.denominator * times, 0
     return ratio.numerator, ratio.denominator, _ASPECT_UNIT
 
 
-def _with_aspect(payload: bytes, video: OutputVideo) -> bytes | None:
+def _with_aspect(payload: bytes, video: OutputVideo, in_pixels: bool) -> bytes | None:
     """A track entry's payload, as long as before; None if it is not the track."""
     pad = ASPECT_TITLE_PAD.encode()
     children = [(kind, payload[a:b]) for kind, a, b in _elements(payload, 0, len(payload))]
@@ -67,7 +77,7 @@ def _with_aspect(payload: bytes, video: OutputVideo) -> bytes | None:
             if not data:
                 continue
         if kind == _VIDEO:
-            data = _video_with_aspect(data, video)
+            data = _video_with_aspect(data, display_size(video, in_pixels))
         rebuilt += _element(kind, data)
     room = len(payload) - len(rebuilt)
     if room < 2:
@@ -75,14 +85,14 @@ def _with_aspect(payload: bytes, video: OutputVideo) -> bytes | None:
     return rebuilt + b"\xec" + bytes([0x80 | (room - 2)]) + bytes(room - 2)
 
 
-def _video_with_aspect(payload: bytes, video: OutputVideo) -> bytes:
+def _video_with_aspect(payload: bytes, size: tuple[int, int, int]) -> bytes:
     replaced = (_DISPLAY_WIDTH, _DISPLAY_HEIGHT, _DISPLAY_UNIT)
     kept = b"".join(
         _element(kind, payload[a:b])
         for kind, a, b in _elements(payload, 0, len(payload))
         if kind not in replaced
     )
-    width, height, unit = display_size(video)
+    width, height, unit = size
     added = _element(_DISPLAY_WIDTH, _uint(width)) + _element(_DISPLAY_HEIGHT, _uint(height))
     return kept + added + (_element(_DISPLAY_UNIT, _uint(unit)) if unit else b"")
 

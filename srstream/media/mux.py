@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -55,7 +56,8 @@ def assemble(
     destination: Path,
     window: TimeWindow | None = None,
     on_progress: OnProgress | None = None,
-) -> None:
+    head: Head | None = None,
+) -> dict[int, Taken]:
     """Write the output file; the caller fsyncs and renames it.
 
     The video has the source's exact times, less the start of an excerpt; all other streams are
@@ -64,6 +66,10 @@ def assemble(
     Args:
         destination: the file to write; its name says nothing about the container.
         on_progress: called with the number of video packets written and their total.
+        head: ends all streams but the video early, for a trial.
+
+    Returns:
+        By the source's stream number, what was taken of each that is neither video nor picture.
 
     Raises:
         EncodeError: a segment is not what it should be, or the file cannot be written.
@@ -78,12 +84,68 @@ def assemble(
         libav_errors(destination, "the output cannot be written", kind=EncodeError),
         _open_output(destination, source, plan, container, check) as output,
     ):
-        assembly = _Assembly(source, plan, container, output, placing)
+        assembly = _Assembly(source, plan, container, output, placing, head)
         assembly.add_streams(segments[0])
         set_chapters(output, container, placing)
         assembly.write(segments, check, on_progress)
     if plan.container in ("mkv", "webm") and plan.video.sample_aspect_ratio != 1:
-        write_aspect(destination, plan.video)
+        write_aspect(destination, plan.video, in_pixels=plan.container == "webm")
+    return assembly.taken
+
+
+@dataclass(slots=True)
+class Taken:
+    """Packets of a source's stream that went into the output, and the first one's time there."""
+
+    num_packets: int = 0
+    num_bytes: int = 0
+    first: Fraction | None = None
+    last: Fraction | None = None
+
+    def take(self, moment: Fraction, size: int) -> None:
+        """Count a packet of `size` bytes, shown at `moment` seconds."""
+        self.num_packets += 1
+        self.num_bytes += size
+        self.first = moment if self.first is None else min(self.first, moment)
+        self.last = moment if self.last is None else max(self.last, moment)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How much is read of a source's streams for a trial: so much of each, or so much in all."""
+
+    num_packets: int = 8
+    length: Fraction = Fraction(1, 5)
+    """Seconds of each stream that its packets span; those of TrueHD last less than 1 ms."""
+    num_packets_in_all: int = 4000
+    num_bytes: int = 16 << 20
+    seconds: float = 0.5
+    """Time that reading may take."""
+
+    def packets(
+        self, container: InputContainer, wanted: set[int]
+    ) -> Iterator[Packet[Stream] | ReadFault]:
+        """The first packets of the streams of these numbers."""
+        taken = {index: Taken() for index in wanted}
+        num_bytes = num_packets = 0
+        deadline = time.monotonic() + self.seconds
+        # All streams are read, since libav would pass over the others to the end of the file.
+        for packet in read_packets(container, deadline=deadline):
+            if not isinstance(packet, ReadFault):
+                num_packets += 1
+                num_bytes += packet.size
+                index = packet.stream_index
+                if index in taken and not self._is_enough(taken[index]):
+                    taken[index].take(_moment(packet), packet.size)
+                    yield packet
+            is_enough = num_packets >= self.num_packets_in_all or num_bytes >= self.num_bytes
+            if is_enough or all(self._is_enough(found) for found in taken.values()):
+                return
+
+    def _is_enough(self, found: Taken) -> bool:
+        if found.num_packets < self.num_packets or found.first is None:
+            return False
+        return (found.last or found.first) - found.first >= self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +216,44 @@ class _Copied:
     converter: Converter | None
     clock: Clock
     skipped: SkippedPackets
+    durations: Durations | None
+    """Of packets that do not tell it; None where packets need none."""
     is_text: bool
     """Cues need not come in order; no container of theirs has a clock that jumps."""
     last_dts: int | None = None
+
+
+class Durations:
+    """Gives audio packets the duration that their file does not tell: the time to the next.
+
+    MP4 would else end the last one where it begins, and a decoder drops what lies there.
+    """
+
+    def __init__(self) -> None:
+        self._held: Packet[Stream] | None = None
+        self._last = 0
+
+    def push(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
+        """The packets whose durations are known now, in order."""
+        ready = []
+        if self._held is not None:
+            if packet.pts is not None and self._held.pts is not None:
+                self._last = max(packet.pts - self._held.pts, 0)
+            ready.append(self._with_last())
+        if packet.duration:
+            return [*ready, packet]
+        self._held = packet
+        return ready
+
+    def drain(self) -> list[Packet[Stream]]:
+        """The last packet, which lasts as long as the one before."""
+        return [] if self._held is None else [self._with_last()]
+
+    def _with_last(self) -> Packet[Stream]:
+        packet, self._held = self._held, None
+        assert packet is not None
+        packet.duration = self._last
+        return packet
 
 
 class _Assembly:
@@ -169,7 +266,10 @@ class _Assembly:
         container: InputContainer,
         output: OutputContainer,
         placing: Placing,
+        head: Head | None = None,
     ) -> None:
+        self.taken: dict[int, Taken] = {}
+        self._head = head
         self._source, self._plan = source, plan
         self._input, self._output = container, output
         self._container = CONTAINERS[plan.container]
@@ -220,7 +320,7 @@ class _Assembly:
         if video.display_matrix is not None:
             self._video.set_display_matrix(video.display_matrix)
         self._describe(self._video, template, is_enhanced=True)
-        if self._container.name == "mkv" and video.sample_aspect_ratio != 1:
+        if self._container.name in ("mkv", "webm") and video.sample_aspect_ratio != 1:
             title = self._video.metadata.get("title", "")
             self._video.metadata["title"] = title + ASPECT_TITLE_PAD
 
@@ -248,8 +348,7 @@ class _Assembly:
         converter: Converter | None = None
         stream: Stream | None = None
         if stream_plan.action == "convert":
-            target = stream_plan.output_codec or ""
-            converter = make_converter(self._output, template, stream_plan.codec, target)
+            converter = make_converter(self._output, template, stream_plan)
         else:
             stream = self._output.add_stream_from_template(template, opaque=True)
         added = stream or cast(Converter, converter).stream
@@ -261,7 +360,9 @@ class _Assembly:
             return
         skipped = SkippedPackets(template)
         is_text = stream_plan.codec in TEXT_CODECS
-        self._copied[template.index] = _Copied(stream, converter, clock, skipped, is_text)
+        durations = Durations() if isinstance(template, AudioStream) else None
+        copied = _Copied(stream, converter, clock, skipped, durations, is_text)
+        self._copied[template.index] = copied
 
     def _describe(self, stream: Stream, template: Stream, is_enhanced: bool = False) -> None:
         stream.disposition = template.disposition
@@ -320,24 +421,46 @@ class _Assembly:
         streams = [self._input.streams[n] for n in self._copied]
         if not streams:
             return
-        for packet in self._in_order(read_packets(self._input, *streams)):
+        for packet in self._in_order(self._read(self._input, *streams)):
             copied = self._copied[packet.stream_index]
             if not copied.is_text:
                 copied.clock.correct(packet)
-            if not self._place(packet, copied):
-                copied.skipped.skip(packet)
-                continue
-            packet = copied.skipped.give(packet)
-            if copied.converter is not None:
-                made = copied.converter.push(packet)
-            else:
-                assert copied.stream is not None
-                packet.stream = copied.stream
-                made = [packet]
-            yield from ((_moment(p), p) for p in made)
+            known = [packet] if copied.durations is None else copied.durations.push(packet)
+            for whole in known:
+                yield from self._carried(whole, copied)
         for copied in self._copied.values():
+            for whole in copied.durations.drain() if copied.durations is not None else ():
+                yield from self._carried(whole, copied)
             if copied.converter is not None:
                 yield from ((_moment(p), p) for p in copied.converter.drain())
+
+    def _read(
+        self, container: InputContainer, *streams: Stream
+    ) -> Iterator[Packet[Stream] | ReadFault]:
+        """The packets of these streams, or the first of them for a trial."""
+        if self._head is None:
+            return read_packets(container, *streams)
+        return self._head.packets(container, {stream.index for stream in streams})
+
+    def _carried(
+        self, packet: Packet[Stream], copied: _Copied
+    ) -> Iterator[tuple[Fraction, Packet[Any]]]:
+        """What the output gets for a packet of the source, with the output's times."""
+        index = packet.stream_index
+        if not self._place(packet, copied):
+            copied.skipped.skip(packet)
+            return
+        packet = copied.skipped.give(packet)
+        stamp = packet.pts if packet.pts is not None else packet.dts or 0
+        self.taken.setdefault(index, Taken())
+        self.taken[index].take(stamp * Fraction(packet.time_base), packet.size)
+        if copied.converter is not None:
+            made = copied.converter.push(packet)
+        else:
+            assert copied.stream is not None
+            packet.stream = copied.stream
+            made = [packet]
+        yield from ((_moment(p), p) for p in made)
 
     def _in_order(self, packets: Iterator[Packet[Stream] | ReadFault]) -> Iterator[Packet[Stream]]:
         """The packets, those of text by their times, as muxers want them.
@@ -368,7 +491,7 @@ class _Assembly:
         if not found:
             return []
         with open_source(self._source.path, _MAX_PIXELS) as container:
-            for packet in read_packets(container, *(container.streams[n] for n in found)):
+            for packet in self._read(container, *(container.streams[n] for n in found)):
                 if isinstance(packet, ReadFault):
                     continue
                 cue = self._texts[packet.stream_index].cue(packet)
@@ -384,6 +507,7 @@ class _Assembly:
         placed = [self._placing.cue(cue, base) for cue in with_ends(cues, last)]
         for cue in one_at_a_time([cue for cue in placed if cue is not None]):
             packet = converter.packet(cue, base)
+            self.taken.setdefault(index, Taken()).take(cue.start * base, packet.size)
             yield _moment(packet), packet
 
     def _place(self, packet: Packet[Stream], copied: _Copied) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,7 +29,17 @@ from srstream.media.containers import (
     plan_streams,
 )
 from srstream.media.siting import siting_loss
-from srstream.media.types import HdrMetadata, OutputPlan, OutputVideo, SourceInfo, StreamPlan
+from srstream.media.types import (
+    HdrMetadata,
+    OutputPlan,
+    OutputVideo,
+    SourceInfo,
+    StreamPlan,
+    Tried,
+)
+
+TryStreams = Callable[[OutputVideo, Container, tuple[StreamPlan, ...]], Tried]
+"""Tries an output of these streams; raises RefusedError where it cannot be made."""
 
 
 def plan_output(
@@ -38,6 +49,7 @@ def plan_output(
     output_size: tuple[int, int],
     *,
     on_gpu: bool = False,
+    try_streams: TryStreams | None = None,
 ) -> OutputPlan:
     """Choose where the result goes and in which form.
 
@@ -45,6 +57,7 @@ def plan_output(
         output: as the user named it; None puts it beside the source.
         on_gpu: the network runs on a GPU; see `choose_encoder`.
         output_size: (width, height), brought down to the chroma grid of the output if need be.
+        try_streams: see `srstream.media.trial`; None takes the tables' word.
 
     Raises:
         RefusedError: the wish cannot be fulfilled: no such container or encoder, a codec that the
@@ -52,10 +65,12 @@ def plan_output(
     """
     named = None if output is None else container_for(output)
     choice = choose_encoder(source.video, config.encode, named, on_gpu=on_gpu)
-    container, streams = _container(source, choice, named)
-    check_carried(choice.codec, container)
+    if named is not None:
+        check_carried(choice.codec, named)
     video = _output_video(source, config, choice, output_size)
     check_encoder(video)
+    streams_in = _StreamsIn(source, video, try_streams)
+    container, streams = _container(source, choice, named, streams_in)
     path = output or _default_path(source, config, video, container)
     return OutputPlan(
         path=path,
@@ -68,32 +83,63 @@ def plan_output(
             *_hdr_losses(source, choice),
             *_siting_losses(source, choice),
         ),
-        notes=(*choice.notes, *_notes(source, container, named, streams)),
+        notes=(*choice.notes, *_notes(source, container, named, streams, streams_in)),
     )
 
 
+class _StreamsIn:
+    """What becomes of a source's streams in one container or another, tried once for each."""
+
+    def __init__(
+        self, source: SourceInfo, video: OutputVideo, try_streams: TryStreams | None
+    ) -> None:
+        self._source, self._video, self._try = source, video, try_streams
+        self._found: dict[str, tuple[StreamPlan, ...]] = {}
+
+    def __call__(self, container: Container) -> tuple[StreamPlan, ...]:
+        """Raises: RefusedError."""
+        if container.name not in self._found:
+            streams = plan_streams(self._source, container)
+            if self._try is not None:
+                streams = self._try(self._video, container, streams).streams
+            self._found[container.name] = streams
+        return self._found[container.name]
+
+
 def _container(
-    source: SourceInfo, choice: EncoderChoice, named: Container | None
+    source: SourceInfo, choice: EncoderChoice, named: Container | None, streams_in: _StreamsIn
 ) -> tuple[Container, tuple[StreamPlan, ...]]:
     """The named container, or the family's own unless Matroska loses less."""
     if named is not None:
-        return named, plan_streams(source, named)
+        return named, streams_in(named)
     first = family_of(source)
-    if first is MKV or _fits(source, choice, first):
-        return first, plan_streams(source, first)
-    if first is not MP4 and _fits(source, choice, MP4):
-        return MP4, plan_streams(source, MP4)
-    if not _carries_video(choice, first):
-        return MKV, plan_streams(source, MKV)
-    here, there = plan_streams(source, first), plan_streams(source, MKV)
-    container = MKV if _badness(there) < _badness(here) else first
-    return container, here if container is first else there
+    here = _streams_if_taken(first, choice, streams_in)
+    if here is not None and (first is MKV or _badness(here) == (0, 0)):
+        return first, here
+    if first is not MP4:
+        there = _streams_if_taken(MP4, choice, streams_in)
+        if there is not None and _badness(there) == (0, 0):
+            return MP4, there
+    check_carried(choice.codec, MKV)
+    if here is None:
+        return MKV, streams_in(MKV)
+    try:
+        there = streams_in(MKV)
+    except RefusedError:
+        return first, here
+    return (MKV, there) if _badness(there) < _badness(here) else (first, here)
 
 
-def _fits(source: SourceInfo, choice: EncoderChoice, container: Container) -> bool:
+def _streams_if_taken(
+    container: Container, choice: EncoderChoice, streams_in: _StreamsIn
+) -> tuple[StreamPlan, ...] | None:
+    """None where the container does not take the video."""
     if not _carries_video(choice, container):
-        return False
-    return _badness(plan_streams(source, container)) == (0, 0)
+        return None
+    try:
+        return streams_in(container)
+    except RefusedError:
+        return None
 
 
 def _carries_video(choice: EncoderChoice, container: Container) -> bool:
@@ -192,11 +238,15 @@ def _notes(
     container: Container,
     named: Container | None,
     streams: tuple[StreamPlan, ...],
+    streams_in: _StreamsIn,
 ) -> list[str]:
     notes = []
-    if named is None and container is not family_of(source):
-        family = family_of(source)
-        here = plan_streams(source, family)
+    family = family_of(source)
+    if named is None and container is not family:
+        try:
+            here = streams_in(family)
+        except RefusedError:
+            here = ()
         missing = sorted({s.codec for s in here if s.action in ("drop", "convert")})
         what = ", ".join(missing) or "this video codec"
         notes.append(f"Written as {container.label}, since {family.label} cannot carry {what}.")

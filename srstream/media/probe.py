@@ -42,7 +42,14 @@ from srstream.media.errors import sentence
 from srstream.media.layouts import has_transparent_palette, layout_of
 from srstream.media.opacity import has_transparent_pixels, is_opaque, may_be_opaque
 from srstream.media.scan import scan_packets as scan_packets
-from srstream.media.types import HdrMetadata, SourceInfo, StreamInfo, StreamType, VideoInfo
+from srstream.media.types import (
+    AudioForm,
+    HdrMetadata,
+    SourceInfo,
+    StreamInfo,
+    StreamType,
+    VideoInfo,
+)
 
 NUM_FRAMES_LOOKED_AT = 6
 SECONDS_LOOKED_AT = 0.5
@@ -354,7 +361,18 @@ def _stream_info(stream: Stream) -> StreamInfo:
         title=tags.get("title") or tags.get("filename"),
         is_attached_picture=is_picture(stream),
         detail=_detail(stream),
+        audio=_audio_form(stream),
     )
+
+
+def _audio_form(stream: Stream) -> AudioForm | None:
+    if not isinstance(stream, AudioStream) or stream.codec_context is None:
+        return None
+    context = stream.codec_context
+    if not context.sample_rate or not context.layout.nb_channels:
+        return None
+    sample_format = context.format.name if context.format is not None else ""
+    return AudioForm(context.sample_rate, context.layout.name, sample_format)
 
 
 def _detail(stream: Stream) -> str:

@@ -14,8 +14,17 @@ Action = Literal["enhance", "copy", "convert", "drop"]
 
 
 @dataclass(frozen=True, slots=True)
+class AudioForm:
+    """What an audio encoder is given: samples a second, layout of the channels, sample format."""
+
+    rate: int
+    layout: str
+    sample_format: str
+
+
+@dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """One stream of the source, as its container describes it."""
+    """One stream of the source, as its container describes it. `audio` is what it decodes to."""
 
     index: int
     type: StreamType
@@ -24,6 +33,7 @@ class StreamInfo:
     title: str | None = None
     is_attached_picture: bool = False
     detail: str = ""
+    audio: AudioForm | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +151,10 @@ class OutputVideo:
 
 @dataclass(frozen=True, slots=True)
 class StreamPlan:
-    """What becomes of one source stream. `reason` is a sentence where the action is not copy."""
+    """What becomes of one source stream. `reason` is a sentence where the action is not copy.
+
+    `form` is what the encoder of converted audio is given.
+    """
 
     index: int
     type: StreamType
@@ -149,6 +162,15 @@ class StreamPlan:
     action: Action
     output_codec: str | None = None
     reason: str = ""
+    form: AudioForm | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What becomes of a source's streams after a trial, and which of them it changed."""
+
+    streams: tuple[StreamPlan, ...]
+    changed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

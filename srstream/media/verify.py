@@ -38,7 +38,7 @@ from srstream.media.pixels import ColorTally
 from srstream.media.probe import probe
 from srstream.media.receipt import PictureReceipt
 from srstream.media.receipt import Receipt as Receipt
-from srstream.media.types import SourceInfo, TimeWindow, VideoInfo
+from srstream.media.types import OutputPlan, SourceInfo, TimeWindow, VideoInfo
 
 _CONFIG = SourceConfig(max_pixels=MAX_PIXELS, salvage=True)
 _OFFSET_TOLERANCE = Fraction(1, 1000)
@@ -51,11 +51,13 @@ def verify(
     *,
     window: TimeWindow | None = None,
     sample: int | None = None,
+    plan: OutputPlan | None = None,
 ) -> Receipt:
     """Compare an output with the source it was made from. Memory does not grow with the length.
 
     Args:
         window: what was taken of the source.
+        plan: what was announced of each stream; None: what the tables say.
         sample: compare the pixels of so many frames, spread evenly; the times of all frames are
             then those of the packets. None decodes both files from end to end.
 
@@ -70,7 +72,7 @@ def verify(
     found = _Video(output_path, video_index)
     expected = _times_of_packets(source, window)
     comparison = _compare(source, found, expected, window, sample)
-    return _receipt(source, output, found, comparison, window)
+    return _receipt(source, output, found, comparison, window, plan)
 
 
 @dataclass(slots=True)
@@ -368,6 +370,7 @@ def _receipt(
     found: _Video,
     comparison: _Comparison,
     window: TimeWindow,
+    plan: OutputPlan | None,
 ) -> Receipt:
     kind = output_container(source, output)
     first_out = found.times[0] if found.times else Fraction(0)
@@ -379,6 +382,7 @@ def _receipt(
         count_packets(output.path, found.index, None),
         kind,
         found.index,
+        None if plan is None else plan.streams,
     )
     before, now = picture_of_source(source), found.picture()
     description, losses = compare_pictures(before, now, found.codec)

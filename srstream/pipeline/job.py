@@ -357,7 +357,9 @@ class _Job:
         with disk_errors("assembling the output", store.directory):
             self._place.media.do(assemble, path, _Throttle(self._on_event, "assembling"))
         failpoint("output.assembled")
-        verify = Verify(output=output, window=plan.window, sample=_NUM_VERIFY_SAMPLES)
+        verify = Verify(
+            output=output, window=plan.window, sample=_NUM_VERIFY_SAMPLES, plan=plan.output
+        )
         receipt = self._place.media.do(verify, path)
         receipt = receipt.model_copy(update={"output": printable(self._output)})
         partial = self._is_partial(outcome)

@@ -20,15 +20,20 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from srstream.config import JobConfig, SourceConfig
 from srstream.errors import HostileInputError, InterruptedJobError, MediaError, error_named
+from srstream.media.containers import CONTAINERS
 from srstream.media.mux import assemble
 from srstream.media.probe import probe, scan_packets
 from srstream.media.receipt import Receipt
+from srstream.media.trial import try_output
 from srstream.media.types import (
     OutputPlan,
+    OutputVideo,
     PacketIndex,
     SegmentFile,
     SourceInfo,
+    StreamPlan,
     TimeWindow,
+    Tried,
     VideoInfo,
 )
 from srstream.media.verify import verify
@@ -86,6 +91,21 @@ class Scan(Step[PacketIndex]):
         )
 
 
+class TryOutput(Step[Tried]):
+    step: Literal["try"] = "try"
+    reply = TypeAdapter(Tried)
+    source: SourceInfo
+    video: OutputVideo
+    container: str
+    streams: tuple[StreamPlan, ...]
+    folder: Path | None
+    """For scratch files; None: the system's own."""
+
+    def perform(self, source: Path, on_progress: OnProgress | None) -> Tried:
+        container = CONTAINERS[self.container]
+        return try_output(source, self.source, self.video, container, self.streams, self.folder)
+
+
 class ChooseRestore(Step[RestoreChoice]):
     step: Literal["restore"] = "restore"
     reply = TypeAdapter(RestoreChoice)
@@ -120,9 +140,11 @@ class Verify(Step[Receipt]):
     output: Path
     window: TimeWindow
     sample: int
+    plan: OutputPlan
+    """What was announced of each stream."""
 
     def perform(self, source: Path, on_progress: OnProgress | None) -> Receipt:
-        return verify(source, self.output, window=self.window, sample=self.sample)
+        return verify(source, self.output, window=self.window, sample=self.sample, plan=self.plan)
 
 
 class MediaSteps(Protocol):
@@ -157,7 +179,7 @@ class Opening(BaseModel):
     memory_bytes: int | None = None
 
 
-AnyStep = Probe | Scan | ChooseRestore | Assemble | Verify
+AnyStep = Probe | TryOutput | Scan | ChooseRestore | Assemble | Verify
 STEP: TypeAdapter[AnyStep] = TypeAdapter(Annotated[AnyStep, Field(discriminator="step")])
 """Every further line."""
 

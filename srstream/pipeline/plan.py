@@ -17,6 +17,7 @@ from srstream.config import EngineConfig, JobConfig, ModelConfig, ScaleConfig
 from srstream.engines.contract import Engine
 from srstream.engines.table import ENGINES, choose_engine, engine_name
 from srstream.errors import NoSpaceError, RefusedError, TruncatedError, UsageError
+from srstream.media.containers import Container
 from srstream.media.demux import nvdec_fault
 from srstream.media.output import plan_output
 from srstream.media.types import (
@@ -24,7 +25,9 @@ from srstream.media.types import (
     OutputVideo,
     PacketIndex,
     SourceInfo,
+    StreamPlan,
     TimeWindow,
+    Tried,
     VideoInfo,
 )
 from srstream.models.registry import resolved
@@ -37,6 +40,7 @@ from srstream.pipeline.media_steps import (
     OnProgress,
     Probe,
     Scan,
+    TryOutput,
 )
 from srstream.pipeline.worker import SegmentCuts
 
@@ -131,7 +135,20 @@ def make_plan(
     size = output_size(info.video, config.scaling, spec.scale)
     config, decoder_notes = _with_decoder(source, config)
     on_gpu = engine_name(config.engine, spec.name) == "tensorrt" and not config.deterministic
-    plan = plan_output(info, config, output, size, on_gpu=on_gpu)
+
+    def try_streams(
+        video: OutputVideo, container: Container, streams: tuple[StreamPlan, ...]
+    ) -> Tried:
+        trial = TryOutput(
+            source=info,
+            video=video,
+            container=container.name,
+            streams=streams,
+            folder=work_folder,
+        )
+        return media.do(trial, source)
+
+    plan = plan_output(info, config, output, size, on_gpu=on_gpu, try_streams=try_streams)
     if plan.path.resolve() == source.resolve():
         raise UsageError(f"{source}: the output would be the input itself; choose another -o.")
     if not plan.path.parent.is_dir():
