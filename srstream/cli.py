@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from srstream.errors import InterruptedJobError, SrstreamError
+from srstream.errors import InterruptedJobError, SrstreamError, StalledError
 from srstream.options import (
     JobOptions,
     Json,
@@ -284,6 +284,11 @@ def main() -> None:
 
     try:
         run_app(app)
+    except StalledError as error:
+        print_error(str(error))
+        sys.stdout.flush()
+        # What hangs in a library would keep Python from ending.
+        os._exit(error.exit_code)
     except SrstreamError as error:
         print_error(str(error))
         sys.exit(error.exit_code)

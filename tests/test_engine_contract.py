@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -20,6 +21,7 @@ from srstream.engines import table
 from srstream.engines.contract import TileFormat
 from srstream.engines.openvino import OpenVinoEngine
 from srstream.engines.table import ENGINES, choose_engine, open_engine
+from srstream.engines.threads import ThreadSession
 from srstream.errors import ConfigError, EngineError, WeightsError
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack, model_spec, weights_path
 from tests.networks import made_network, model_network, nearest_network
@@ -172,6 +174,45 @@ def test_many_tiles_in_flight_come_back_each_as_its_own(name, tmp_path):
         assert np.array_equal(one, other)
     with pytest.raises(EngineError, match="collected before"):
         session.result(tickets[0])
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_a_finished_tile_notifies(name, tmp_path):
+    """Once a tile, while nobody waits for it, and it is done by then."""
+    engine = engine_for(model_network(tmp_path / "made.onnx", SPEC), name)
+    told = threading.Semaphore(0)
+    session = engine.open_session(TileFormat((20, 30), 8), told.release)
+    while told.acquire(timeout=0.2):
+        pass  # opening may have computed something
+    for first in (0, 100):
+        tiles = [tile_of((20, 30), 8, first + n) for n in range(session.num_in_flight)]
+        tickets = [session.submit([tile]) for tile in tiles]
+        for _ in tickets:
+            assert told.acquire(timeout=60)
+        assert all(ticket.is_done() for ticket in tickets)
+        assert not told.acquire(timeout=0.05)
+        for tile, ticket in zip(tiles, tickets, strict=True):
+            (made,) = session.result(ticket)
+            (alone,) = session.result(session.submit([tile]))
+            assert told.acquire(timeout=60) and np.array_equal(made, alone)
+    session.submit([tiles[0]])
+    session.close()
+
+
+def test_a_tile_that_failed_notifies(tmp_path):
+    """Of engines that compute in threads; the ring's are in test_ring.py."""
+
+    def run(codes, tile):
+        raise RuntimeError("no memory")
+
+    can = engine_for(model_network(tmp_path / "made.onnx", SPEC), "pytorch").capabilities
+    told = threading.Semaphore(0)
+    session = ThreadSession(run, TileFormat((20, 30), 8), can, told.release)
+    ticket = session.submit([tile_of((20, 30), 8)])
+    assert told.acquire(timeout=60) and ticket.is_done()
+    with pytest.raises(EngineError, match="no memory"):
+        session.result(ticket)
+    session.close()
 
 
 @pytest.mark.parametrize("weights", ["made", "fast"])

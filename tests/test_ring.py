@@ -6,6 +6,7 @@ Data is moved when an operation *runs*: whatever is overwritten too early comes 
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 
 import numpy as np
@@ -135,7 +136,7 @@ def network(planes):
     ]
 
 
-def ring_on(device, num_slots=NUM_SLOTS):
+def ring_on(device, num_slots=NUM_SLOTS, told=None):
     def execute(device_in, device_out, stream):
         def run():
             for buffer, made in zip(device_out, network(device_in), strict=True):
@@ -143,7 +144,7 @@ def ring_on(device, num_slots=NUM_SLOTS):
 
         device.put(stream, run)
 
-    return Ring(device, SHAPE_IN, SHAPES_OUT, DTYPE, execute, num_slots)
+    return Ring(device, SHAPE_IN, SHAPES_OUT, DTYPE, execute, num_slots, told)
 
 
 def tile(seed):
@@ -279,3 +280,61 @@ def test_a_closed_ring_takes_and_gives_nothing():
         ring.submit(tile(1))
     with pytest.raises(EngineError, match="closed"):
         ring.result(ticket)
+
+
+class TimedEvent:
+    """Happens when the test says so."""
+
+    def __init__(self):
+        self.happened = threading.Event()
+        self.error = None
+
+
+class TimedDevice(LazyDevice):
+    """Does everything at once, but a download is known to have ended only later."""
+
+    def __init__(self):
+        super().__init__(np.random.default_rng(0))
+
+    def event(self):
+        return TimedEvent()
+
+    def put(self, stream, run, ready=lambda: True):
+        run()
+
+    def record(self, event, stream):
+        event.happened.clear()
+
+    def wait(self, stream, event):
+        pass
+
+    def has_happened(self, event):
+        if event.error is not None and event.happened.is_set():
+            raise event.error
+        return event.happened.is_set()
+
+    def synchronize(self, event):
+        assert event.happened.wait(20)
+        error, event.error = event.error, None
+        if error is not None:
+            raise error
+
+
+def test_every_tile_that_is_done_is_told_of_also_one_that_failed():
+    """Nobody waits for the tiles; whoever is told finds them done."""
+    device, told = TimedDevice(), threading.Semaphore(0)
+    ring = ring_on(device, told=told.release)
+    tickets = [ring.submit(tile(number)) for number in range(NUM_SLOTS)]
+    assert not told.acquire(timeout=0.05)
+    tickets[1].slot.down.error = Failure("an illegal address")
+    for number, ticket in enumerate(tickets):
+        assert not ticket.is_done()
+        ticket.slot.down.happened.set()
+        assert told.acquire(timeout=20) and ticket.is_done()
+        if number == 1:
+            with pytest.raises(EngineError, match="an illegal address"):
+                ring.result(ticket)
+        else:
+            check(ring.result(ticket), number)
+    ring.close()
+    assert not told.acquire(timeout=0.05)

@@ -98,10 +98,13 @@ class RingTicket:
             return True  # it failed, and `result` says how
 
     def wait(self) -> None:
-        """Until the tile is done, in whatever thread."""
+        """Until the tile is done, in whatever thread; what went wrong is kept for `result`."""
         slot = self.slot
-        if slot is not None:
-            self._ring.device.synchronize(slot.down)
+        try:
+            if slot is not None:
+                self._ring.device.synchronize(slot.down)
+        except Exception as error:
+            self.error = error
 
 
 class _Slot:

@@ -40,6 +40,7 @@ from srstream.pipeline.events import (
 from srstream.pipeline.failpoints import failpoint
 from srstream.pipeline.media_steps import Assemble, InProcess, MediaSteps, Verify
 from srstream.pipeline.plan import JobPlan, OpenEngine, fingerprint, make_plan
+from srstream.pipeline.stall import STALL_SECONDS
 from srstream.pipeline.store import JobStore, SegmentRecord, disk_errors, job_directory
 from srstream.pipeline.wakeup import Wakeup
 from srstream.pipeline.worker import DecodeOutcome, DecoderDiedError, FrameStage, Worker
@@ -107,6 +108,8 @@ class Workplace:
     engine may be free for it."""
     on_alive: Callable[[], None] = lambda: None
     """Called at least once a second as long as the work on segments gets on."""
+    stall_seconds: float = STALL_SECONDS
+    """In which something must get on there, or it ends."""
     may_change_weights: bool = False
     """A job that was begun with other weights goes on with these."""
     keeps_directory: bool = False
@@ -308,6 +311,7 @@ class _Job:
             should_stop=self._stop.is_requested,
             is_aborted=self._stop.is_aborted,
             on_alive=self._place.on_alive,
+            stall_seconds=self._place.stall_seconds,
         )
 
     def _decode_request(self, done: list[SegmentRecord]) -> DecodeRequest:
