@@ -106,6 +106,10 @@ class SourceConfig(Section):
     end_seconds: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="from the first video frame"
     )
+    keep_start: bool = Field(
+        False,
+        description="begin when the source's clock does, such as a recorder's, instead of at zero",
+    )
     salvage: bool = Field(False, description="deliver the good part of a broken input")
     decoder: DecoderName = Field(
         "cpu", description="what decodes; auto: nvdec where it opens, else cpu"

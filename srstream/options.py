@@ -117,6 +117,9 @@ JOB_OPTIONS = {
     "end": _JobOption(
         "source.end_seconds", float | None, "End here; seconds from the first video frame."
     ),
+    "keep_start": _JobOption(
+        "source.keep_start", bool, "Begin when the source's clock does instead of at zero."
+    ),
     "decoder": _JobOption("source.decoder", DecoderName, "What decodes the source."),
     "engine": _JobOption("engine.name", EngineName, "Where the network runs."),
     "precision": _JobOption(

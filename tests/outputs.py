@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,8 +16,12 @@ from srstream.media.decode import Decoder
 from srstream.media.encode import SegmentEncoder, plan_output
 from srstream.media.mux import assemble
 from srstream.media.probe import probe
+from srstream.media.start import earliest, read_starts
 from srstream.media.trial import try_output
 from srstream.media.types import OutputPlan, OutputVideo, SegmentFile, SourceInfo, TimeWindow
+
+KEEP = JobConfig(source=SourceConfig(keep_start=True))
+"""Times begin where the source's do."""
 
 Change = Callable[[int, Frame], Iterable[Frame]]
 
@@ -58,13 +62,16 @@ def make_output(
     window = window or TimeWindow()
     source = probe(source_path, SourceConfig())
     size = (source.video.width * scale, source.video.height * scale)
+    config = config or JobConfig()
     plan = plan_output(
         source,
-        config or JobConfig(),
+        config,
         output,
         size,
         try_streams=lambda *what: try_output(source_path, source, *what),
     )
+    other = earliest(read_starts(source_path, source.video.index), plan.streams)
+    plan = replace(plan, keeps_start=config.source.keep_start, earliest_other=other)
     folder = source_path.parent / f"segments_{plan.path.name}"
     folder.mkdir(exist_ok=True)
     segments: list[SegmentFile] = []

@@ -18,7 +18,7 @@ from srstream.media.convert import _READERS, _WRITERS
 from srstream.media.mux import assemble
 from srstream.media.types import TimeWindow
 from tests import clips
-from tests.outputs import make_output, packet_times
+from tests.outputs import KEEP, make_output, packet_times
 
 MILLISECOND = Fraction(1, 1000)
 
@@ -33,6 +33,7 @@ def expected_times(made_pts: tuple[int, ...], base: Fraction, name: str) -> list
 # Times
 
 
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("output", ["out.mp4", "out.mov", "out.mkv"])
 @pytest.mark.parametrize(
     ("name", "make"),
@@ -49,11 +50,11 @@ def expected_times(made_pts: tuple[int, ...], base: Fraction, name: str) -> list
     ],
 )
 def test_video_times_are_the_sources(
-    tmp_path: Path, name: str, make: Callable[[Path], Path], output: str
+    tmp_path: Path, name: str, make: Callable[[Path], Path], output: str, keep: bool
 ) -> None:
-    made = make_output(make(tmp_path / name), tmp_path / output)
+    made = make_output(make(tmp_path / name), tmp_path / output, config=KEEP if keep else None)
     pts = tuple(p for segment in made.segments for p in segment.pts)
-    shift = min(pts[0], 0)
+    shift = min(pts[0], 0) if keep else pts[0]
     wanted = expected_times(tuple(p - shift for p in pts), made.source.video.time_base, output)
     assert packet_times(made.path, 0) == wanted
     with av.open(str(made.path)) as container:
@@ -95,9 +96,16 @@ def test_late_audio_stays_late_to_the_sample(tmp_path: Path) -> None:
     first = clips.cfr(tmp_path / "av.mp4", 20, audio=1)
     # 44100 / 7919 is no number of milliseconds.
     _remux_with_delay(first, source, audio_ticks=7919, video_ticks=1234)
-    made = make_output(source, tmp_path / "out.mp4")
+    made = make_output(source, tmp_path / "out.mp4", config=KEEP)
     assert packet_times(made.path, 1) == packet_times(source, 1)
     assert packet_times(made.path, 0) == packet_times(source, 0)
+    made = make_output(source, tmp_path / "out.mp4")
+    tick = made.source.video.time_base
+    begins = min(packet_times(source, 0)[0], packet_times(source, 1)[0])
+    shift = begins // tick * tick
+    assert packet_times(made.path, 0) == [time - shift for time in packet_times(source, 0)]
+    moved = zip(packet_times(made.path, 1), packet_times(source, 1), strict=True)
+    assert max(abs(now + shift - before) for now, before in moved) <= Fraction(1, 2 * 48000)
 
 
 # Everything else

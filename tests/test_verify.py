@@ -17,7 +17,7 @@ from srstream.media.mux import assemble
 from srstream.media.types import TimeWindow
 from srstream.media.verify import Receipt, spread, verify
 from tests import clips
-from tests.outputs import Change, Made, make_output
+from tests.outputs import KEEP, Change, Made, make_output
 
 SAMPLES = [None, 4]
 
@@ -173,7 +173,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
 def test_faults_of_the_video_are_found(tmp_path: Path, name: str) -> None:
     change, says = FAULTS[name]
     source = clips.write_clip(tmp_path / "in.mp4", 12, rate=25)
-    made = make_output(source, tmp_path / "out.mp4", change=change)
+    made = make_output(source, tmp_path / "out.mp4", change=change, config=KEEP)
     for receipt in receipts(source, made.path):
         assert not receipt.ok
         assert any(says in problem for problem in receipt.problems), receipt.problems

@@ -28,6 +28,7 @@ from srstream.media.errors import libav_errors
 from srstream.media.matroska import ASPECT_TITLE_PAD, write_aspect
 from srstream.media.segments import SegmentCheck, check_segments, open_segment, video_packets
 from srstream.media.skipped import SkippedPackets
+from srstream.media.start import start_pts
 from srstream.media.tags import chapters_in_window, container_tags, needs_free_tags, stream_tags
 from srstream.media.types import (
     OutputPlan,
@@ -60,7 +61,7 @@ def assemble(
 ) -> dict[int, Taken]:
     """Write the output file; the caller fsyncs and renames it.
 
-    The video has the source's exact times, less the start of an excerpt; all other streams are
+    The video has the source's exact times, less its start (`placing_of`); all other streams are
     copied packet by packet in the source's order. Memory does not grow with the length.
 
     Args:
@@ -78,7 +79,10 @@ def assemble(
     """
     window = window or TimeWindow()
     check = check_segments(segments)
-    placing = placing_of(source_path, source.video, segments[0].pts[0], window)
+    first = segments[0].pts[0]
+    placing = placing_of(
+        source_path, source.video, first, window, plan.earliest_other, keep=plan.keeps_start
+    )
     with (
         open_source(source_path, _MAX_PIXELS) as container,
         libav_errors(destination, "the output cannot be written", kind=EncodeError),
@@ -174,18 +178,37 @@ class Placing:
         return Cue(first, max(round(end / base), first + 1), cue.text)
 
 
-def placing_of(source_path: Path, video: VideoInfo, first_pts: int, window: TimeWindow) -> Placing:
+def placing_of(
+    source_path: Path,
+    video: VideoInfo,
+    first_pts: int,
+    window: TimeWindow,
+    earliest_other: Fraction | None,
+    *,
+    keep: bool = False,
+) -> Placing:
     """How an output lies against its source, whose first frame taken is shown at `first_pts`.
 
-    An excerpt begins when the source does. No container that srstream writes can begin before
-    zero: where the source does, everything is moved so that the video begins at zero.
+    The earliest of its streams begins at zero, to less than a tick of the video's clock; all are
+    moved alike, and by whole ticks of it. An excerpt begins at zero with its video.
+
+    Args:
+        earliest_other: when the first of the streams beside the video begins, in seconds.
+        keep: the output begins when the source does, an excerpt too. No container that srstream
+            writes can begin before zero: where the source does, its video begins at zero.
     """
-    target = first_pts
-    if window.start_pts is not None:
-        target = first_video_pts(source_path, video)
     base = video.time_base
+    if keep:
+        begins = first_pts
+        if window.start_pts is not None:
+            begins = first_video_pts(source_path, video)
+        shift = first_pts - max(begins, 0)
+    elif window.start_pts is not None:
+        shift = first_pts
+    else:
+        shift = start_pts(first_pts, base, earliest_other)
     return Placing(
-        shift=(first_pts - max(target, 0)) * base,
+        shift=shift * base,
         start=None if window.start_pts is None else window.start_pts * base,
         end=None if window.end_pts is None else window.end_pts * base,
     )

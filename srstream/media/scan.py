@@ -27,6 +27,7 @@ from srstream.media.demux import (
     top_level_boxes,
     without_headless_start,
 )
+from srstream.media.start import Starts
 from srstream.media.types import PacketIndex, VideoInfo
 
 _HASH_BLOCK_BYTES = 1 << 22
@@ -48,6 +49,7 @@ class _Pass:
     video_end_seconds: float = 0.0
     end_seconds: float = 0.0
     longest_seconds: float = 0.0
+    starts: dict[int, Fraction] = field(default_factory=dict)
 
 
 def scan_packets(
@@ -84,6 +86,7 @@ def scan_packets(
         truncated_at_seconds=truncated_at,
         sha256=digest or "",
         is_complete=digest is not None,
+        starts=found.starts,
     )
 
 
@@ -96,6 +99,8 @@ def _read_all(
 ) -> _Pass:
     found = _Pass(has_times=has_timestamps(container))
     clock = Clock(video.time_base)
+    starts = Starts(container.format.name)
+    found.starts = starts.seconds
     told = 0
     for packet in _packets(container, video, deadline):
         if isinstance(packet, ReadFault):
@@ -106,6 +111,8 @@ def _read_all(
             _take_video(found, clock, packet, video)
         if not is_picture(packet.stream):
             found.end_seconds = max(found.end_seconds, _end_seconds(packet))
+        if packet.stream_index != video.index:
+            starts.take(packet)
         if on_progress is not None and packet.pos and packet.pos > told + size_bytes // 100:
             told = packet.pos
             on_progress(told, size_bytes)

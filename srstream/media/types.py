@@ -119,7 +119,8 @@ class PacketIndex:
     (`has_timestamps` False); then frame n is shown at n / frame_rate. `num_packets` counts video
     packets that are to be shown (edit lists respected). `truncated_at_seconds` is set when the
     source ends earlier than its header says or a read failed. `sha256` is of the whole file.
-    `is_complete` is False when a deadline ended the pass early.
+    `is_complete` is False when a deadline ended the pass early. `starts` has the earliest time of
+    each other stream, in seconds.
     """
 
     pts: tuple[int, ...]
@@ -129,6 +130,7 @@ class PacketIndex:
     truncated_at_seconds: float | None
     sha256: str
     is_complete: bool = True
+    starts: dict[int, Fraction] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,10 @@ class OutputPlan:
     streams: tuple[StreamPlan, ...]
     losses: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    keeps_start: bool = False
+    """The output begins when the source does, not at zero."""
+    earliest_other: Fraction | None = None
+    """When the first of the other streams begins that the output has, in seconds of the source."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 from srstream.config import SourceConfig
 from srstream.errors import MediaError
 from srstream.frame import Frame
-from srstream.media.containers import canonical_codec
+from srstream.media.containers import CONTAINERS, canonical_codec, plan_streams
 from srstream.media.decode import Decoder
 from srstream.media.demux import Clock, ReadFault, is_shown, open_source, read_packets
 from srstream.media.errors import libav_errors, sentence
@@ -38,6 +38,7 @@ from srstream.media.pixels import ColorTally
 from srstream.media.probe import probe
 from srstream.media.receipt import PictureReceipt
 from srstream.media.receipt import Receipt as Receipt
+from srstream.media.start import earliest, read_starts
 from srstream.media.types import OutputPlan, SourceInfo, TimeWindow, VideoInfo
 
 _CONFIG = SourceConfig(max_pixels=MAX_PIXELS, salvage=True)
@@ -69,7 +70,7 @@ def verify(
     with open_source(output_path, MAX_PIXELS) as container:
         video_index = enhanced_index(source, container)
     output = probe(output_path, _CONFIG, video_index=video_index)
-    found = _Video(output_path, video_index)
+    found = _Video(output_path, video_index, output_container(source, output).name)
     expected = _times_of_packets(source, window)
     comparison = _compare(source, found, expected, window, sample)
     return _receipt(source, output, found, comparison, window, plan)
@@ -97,8 +98,8 @@ class _Comparison:
 class _Video:
     """The enhanced video of an output."""
 
-    def __init__(self, path: Path, index: int) -> None:
-        self.path, self.index = path, index
+    def __init__(self, path: Path, index: int, kind: str) -> None:
+        self.path, self.index, self.kind = path, index, kind
         with open_source(path, MAX_PIXELS) as container:
             stream = self._stream(container)
             self.time_base = Fraction(stream.time_base or Fraction(1, 1000))
@@ -237,7 +238,7 @@ def _compare_packets(
     """Times by packets, pixels of some frames."""
     base = source.video.time_base
     shown = expected.shown
-    comparison = _Comparison(placing_of(source.path, source.video, shown[0], window))
+    comparison = _Comparison(_placing(source, found, shown[0], window))
     shift = comparison.placing.shift
     comparison.num_in = comparison.num_out = len(shown)
     comparison.first_in = shown[0] * base - shift
@@ -250,6 +251,19 @@ def _compare_packets(
         if frame is not None and picture is not None:
             _compare_pixels(comparison, source.video, frame, picture)
     return comparison
+
+
+def _placing(source: SourceInfo, found: _Video, first_pts: int, window: TimeWindow) -> Placing:
+    """How the output lies against its source: at zero or where the source begins, as it shows."""
+    plans = plan_streams(source, CONTAINERS[found.kind])
+    other = earliest(read_starts(source.path, source.video.index), plans)
+    first = first_pts * source.video.time_base
+    placings = [
+        placing_of(source.path, source.video, first_pts, window, other, keep=keep)
+        for keep in (False, True)
+    ]
+    begins = found.times[0] if found.times else Fraction(0)
+    return min(placings, key=lambda placing: abs(first - placing.shift - begins))
 
 
 def spread(length: int, number: int) -> list[int]:
@@ -316,7 +330,7 @@ def _compare_frames(
             if not _within(frame.pts, window):
                 continue
             if comparison is None:
-                placing = placing_of(source.path, source.video, frame.pts, window)
+                placing = _placing(source, found, frame.pts, window)
                 comparison = _Comparison(placing)
                 comparison.first_in = frame.pts * frame.time_base - placing.shift
             comparison.num_in += 1

@@ -20,6 +20,7 @@ from srstream.errors import NoSpaceError, RefusedError, TruncatedError, UsageErr
 from srstream.media.containers import Container
 from srstream.media.demux import nvdec_fault
 from srstream.media.output import plan_output
+from srstream.media.start import earliest, start_pts
 from srstream.media.types import (
     OutputPlan,
     OutputVideo,
@@ -167,6 +168,7 @@ def make_plan(
     if index.num_packets == 0 and index.is_complete:
         raise RefusedError(f"{source}: its video stream holds no packet.")
     window = time_window(info.video, index, config)
+    plan = _with_start(plan, info.video, index, config)
     keys = replace(index, pts=())  # it can be long, and may have to cross to another process
     restore = media.do(ChooseRestore(video=info.video, index=keys, config=config), source)
     engine, reason = open_engine(config.engine, restore.applied(config.model), spec)
@@ -262,6 +264,19 @@ def time_window(video: VideoInfo, index: PacketIndex, config: JobConfig) -> Time
         length = float((last - first) * video.time_base)
         raise UsageError(f"--start {start:g} lies behind the last frame, at {length:.3f} s.")
     return window
+
+
+def _with_start(
+    plan: OutputPlan, video: VideoInfo, index: PacketIndex, config: JobConfig
+) -> OutputPlan:
+    """The plan with when its output begins, and what is to be said of it."""
+    other = earliest(index.starts, plan.streams)
+    plan = replace(plan, keeps_start=config.source.keep_start, earliest_other=other)
+    start = start_pts(index.pts[0] if index.pts else 0, video.time_base, other) * video.time_base
+    if plan.keeps_start or config.source.start_seconds is not None or not start:
+        return plan
+    note = f"The file's clock starts at {float(start):.3f} s; all times are moved to start at zero"
+    return replace(plan, notes=(*plan.notes, f"{note} (--keep-start keeps them)."))
 
 
 def longest_segment(video: VideoInfo, model: ModelSpec) -> float:
