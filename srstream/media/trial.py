@@ -114,6 +114,7 @@ class _Trial:
             container=self._container.name,
             video=self._video,
             streams=tuple(streams),
+            keeps_start=True,  # When the file begins is known when all of it has been read.
         )
         try:
             taken = assemble(
