@@ -6,6 +6,7 @@ depth. Nothing else in srstream converts numeric ranges.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -61,6 +62,16 @@ def rgb_to_yuv_matrix(matrix: int) -> Matrix:
     luma = np.array([kr, 1 - kr - kb, kb])
     blue, red = np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0])
     return np.stack([luma, (blue - luma) / (2 * (1 - kb)), (red - luma) / (2 * (1 - kr))])
+
+
+def same_matrix(old: int, new: int) -> bool | None:
+    """Whether two matrix coefficients mean the same; None where one cannot be converted."""
+    if old == new:
+        return True
+    try:
+        return bool(np.allclose(rgb_to_yuv_matrix(old), rgb_to_yuv_matrix(new)))
+    except RefusedError:
+        return None
 
 
 def is_full_range(color: ColorSpec, layout: PlaneLayout) -> bool:
@@ -150,6 +161,46 @@ def yuv444_to_rgb(
     mix = np.linalg.inv(rgb_to_yuv_matrix(matrix))[[1, 2, 0]] * (target.span / 65535.0)
     offset = target.zero - mix @ np.array([0.0, chroma.zero, chroma.zero])
     return _mix_planes(planes_YUV, mix, offset, target.peak)
+
+
+def with_matrix(
+    planes_YUV: Sequence[Plane], layout: PlaneLayout, color: ColorSpec, matrix: int
+) -> tuple[Plane, ...]:
+    """Y, U, V of a picture described by `color` as those of another matrix, in 16 bits.
+
+    Range, siting and the size of the planes stay; further planes (alpha) are made 16 bits. Grey is
+    grey in any matrix, so U and V are made of U and V alone, and Y of itself and those two, which
+    are brought to its grid.
+
+    Raises:
+        RefusedError: as `rgb_to_yuv_matrix`, of either matrix.
+    """
+    mix = rgb_to_yuv_matrix(matrix) @ np.linalg.inv(rgb_to_yuv_matrix(color.matrix))
+    full = is_full_range(color, layout)
+    luma, chroma = code_range(16, full), code_range(16, full, is_chroma=True)
+    chroma_in = code_range(layout.bits, full, is_chroma=True)
+    y, *differences = (
+        convert_codes(planes_YUV[0], code_range(layout.bits, full), luma),
+        *(convert_codes(plane, chroma_in, chroma) for plane in planes_YUV[1:3]),
+    )
+    x_shift, y_shift = chroma_shift(layout, color)
+    height, width = y.shape
+    rows = Sampling.between(height, height, stride_in=1 << layout.log2_chroma_h, shift_in=y_shift)
+    columns = Sampling.between(width, width, stride_in=1 << layout.log2_chroma_w, shift_in=x_shift)
+    made = y.astype(np.float32)
+    for plane, share in zip(differences, mix[0, 1:] * luma.span / chroma.span, strict=True):
+        placed = resample_plane(plane, y.shape, rows, columns, chroma.peak)
+        made += (placed - np.float32(chroma.zero)) * np.float32(share)
+    u, v = (plane.astype(np.float32) - np.float32(chroma.zero) for plane in differences)
+    mixed = [
+        to_codes(np.asarray(u * row[1] + v * row[2] + chroma.zero, np.float32), chroma.peak)
+        for row in mix[1:].astype(np.float32)
+    ]
+    rest = [
+        convert_codes(plane, code_range(layout.bits, True), code_range(16, True))
+        for plane in planes_YUV[3:]
+    ]
+    return (to_codes(made, luma.peak), *mixed, *rest)
 
 
 def _mix_planes(

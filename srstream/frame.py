@@ -31,6 +31,7 @@ MAX_SIDE = 1 << 20
 to reckon with."""
 
 _INT64_MAX = (1 << 63) - 1
+_INT32_MAX = (1 << 31) - 1
 _MAX_LOG2_CHROMA = 3
 _MAX_CODE_POINT = 0xFFFF
 _HEADER_FIELDS = frozenset(
@@ -99,8 +100,9 @@ class Frame:
     """One picture and its time.
 
     `pts` counts `time_base` units and is monotonic through a job; `duration` likewise, 0 if
-    unknown. `planes` are described by `layout`. `concealed` marks a repetition of the frame
-    before it, put in place of one that could not be decoded.
+    unknown. `planes` are described by `layout`. `sample_aspect_ratio` is the shape of a pixel where
+    that is not the one that the stream began with, else None. `concealed` marks a repetition of the
+    frame before it, put in place of one that could not be decoded.
     """
 
     planes: tuple[Plane, ...]
@@ -113,6 +115,7 @@ class Frame:
     color: ColorSpec = field(default_factory=ColorSpec)
     is_key: bool = False
     concealed: bool = False
+    sample_aspect_ratio: Fraction | None = None
 
     @property
     def pts_seconds(self) -> float:
@@ -143,6 +146,9 @@ def encode_frame(frame: Frame) -> list[bytes | memoryview]:
         "key": frame.is_key,
         "concealed": frame.concealed,
     }
+    aspect = frame.sample_aspect_ratio
+    if aspect is not None:
+        header["aspect"] = [aspect.numerator, aspect.denominator]
     planes = [np.ascontiguousarray(plane).data.cast("B") for plane in frame.planes]
     return [json.dumps(header).encode(), *planes]
 
@@ -185,7 +191,7 @@ def decode_header(part: bytes | memoryview) -> Frame:
         if len(part) > MAX_HEADER_BYTES:
             raise ValueError(f"it has {len(part)} bytes")
         header = json.loads(bytes(part))
-        if not isinstance(header, dict) or header.keys() != _HEADER_FIELDS:
+        if not isinstance(header, dict) or header.keys() - {"aspect"} != _HEADER_FIELDS:
             raise ValueError("its fields are others")
         width, height = (_integer(side, 1, MAX_SIDE) for side in header["size"])
         numerator, denominator = (_integer(n, 1, _INT64_MAX) for n in header["time_base"])
@@ -200,6 +206,7 @@ def decode_header(part: bytes | memoryview) -> Frame:
             color=color_from(header["color"]),
             is_key=_truth(header["key"]),
             concealed=_truth(header["concealed"]),
+            sample_aspect_ratio=_aspect(header["aspect"]) if "aspect" in header else None,
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MediaError(f"frame message: its header cannot be read ({error})") from error
@@ -248,6 +255,12 @@ def _integer(value: object, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"a number is not a whole one from {least} to {most}")
     return value
+
+
+def _aspect(value: object) -> Fraction:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("an aspect is a pair of numbers")
+    return Fraction(*(_integer(n, 1, _INT32_MAX) for n in value))
 
 
 def _truth(value: object) -> bool:

@@ -26,9 +26,10 @@ CHROMA_LOCATIONS = {
 
 def frame_color(frame: VideoFrame, default: ColorSpec) -> ColorSpec:
     """The colour description of a frame; what it leaves open is taken from `default`."""
-    full_range = {1: False, 2: True}.get(int(frame.color_range), default.full_range)
-    if is_full_range_name(frame.format.name):
-        full_range = True
+    # libav's H.264 decoder may keep a name of full range when the range becomes limited.
+    is_full_name = is_full_range_name(frame.format.name)
+    unsaid = True if is_full_name else default.full_range
+    full_range = {1: False, 2: True}.get(int(frame.color_range), unsaid)
     matrix = int(frame.colorspace)
     if frame.format.is_rgb or frame.format.name == "pal8":
         matrix = 0

@@ -24,7 +24,8 @@ from av.video.stream import VideoStream
 from srstream.config import SourceConfig
 from srstream.errors import DecodeError, MediaError
 from srstream.frame import Frame, Plane, PlaneLayout
-from srstream.media.color import frame_color
+from srstream.media.changes import Descriptions, PictureAspects
+from srstream.media.color import chroma_location, frame_color
 from srstream.media.cropping import cropped_planes
 from srstream.media.deinterlace import Deinterlacer
 from srstream.media.demux import (
@@ -37,6 +38,7 @@ from srstream.media.demux import (
     open_decoder,
     open_source,
     read_packets,
+    states_aspect,
     strictly_rising,
     without_headless_start,
 )
@@ -47,6 +49,12 @@ from srstream.media.types import VideoInfo
 
 NUM_PACKETS_BEFORE_START = 8
 """A resumed decode begins at least so many packets early, so that filters have their context."""
+
+MAX_NOTES = 100
+"""Of one decode; a broken recording may change with every picture."""
+
+_STATES_SITING = frozenset({"h264", "hevc", "vvc", "vp9", "av1"})
+"""Codecs that can say another chroma siting at a keyframe."""
 
 _NEVER_ANEW = frozenset({"smc"})
 """Codecs with keyframes that are not enough: those of libav's smc use the colours last used."""
@@ -164,6 +172,9 @@ class Decoder:
             )
         self._stream = stream
         self._context = open_decoder(stream, self._config.max_pixels, self._threads)
+        self._aspects: PictureAspects | None = None
+        if not states_aspect(self._path, container):
+            self._aspects = PictureAspects(self._context, self._video)
         self._is_timed = has_timestamps(container)
         rate = self._video.frame_rate or Fraction(25)
         self._frame_ticks = 1 / (rate * self._video.time_base)
@@ -183,6 +194,8 @@ class Decoder:
         self._lost: deque[int] = deque()
         self._shape: tuple[int, int, str] | None = None
         self._saw_alpha = False
+        self._siting = self._video.color.chroma_location
+        self._descriptions = Descriptions(self._video)
 
     def _from_start(self, first_packet: int) -> Iterator[Frame]:
         self._begin(first_packet)
@@ -190,6 +203,8 @@ class Decoder:
             if self._start_pts is not None and frame.pts < self._start_pts:
                 continue
             self._has_started = True
+            for note in self._descriptions.push(frame):
+                self._say(note)
             self.report.num_frames += 1
             self.report.num_concealed += frame.concealed
             yield frame
@@ -257,6 +272,9 @@ class Decoder:
                 except av.FFmpegError as error:
                     self._fault(error, packet)
                     continue
+                finally:
+                    if self._aspects is not None:
+                        self._aspects.after()
                 self._faults_in_a_row = 0
                 for frame in frames:
                     yield from self._timed(frame)
@@ -276,6 +294,8 @@ class Decoder:
             self._last_seconds = float(packet.pts * self._video.time_base)
             if packet.is_discard:
                 self._hidden.add(packet.pts)
+        if self._aspects is not None:
+            self._aspects.before(packet)
 
     def _fault(self, error: av.FFmpegError, packet: Packet[Stream] | None) -> None:
         """Count a packet that failed; the eighth in a row ends the decode.
@@ -339,7 +359,8 @@ class Decoder:
         """(picture, source): the source frame describes what the filter does not keep."""
         deinterlacer = Deinterlacer() if self._video.is_interlaced else None
         for frame in self._decoded(first_packet):
-            shape = (frame.width, frame.height, frame.format.name)
+            # yuvj is yuv of full range, which is said as such.
+            shape = (frame.width, frame.height, frame.format.name.replace("yuvj", "yuv"))
             if shape != self._shape:
                 if deinterlacer is not None:
                     yield from deinterlacer.drain()
@@ -378,8 +399,11 @@ class Decoder:
         return float((frame.pts or 0) * self._video.time_base)
 
     def _say(self, note: str) -> None:
-        if note not in self.report.notes:
-            self.report.notes.append(note)
+        notes = self.report.notes
+        if note in notes or len(notes) > MAX_NOTES:
+            return
+        is_last = len(notes) == MAX_NOTES
+        notes.append("Further changes of the picture are not listed." if is_last else note)
 
     # Frames in their places
 
@@ -425,6 +449,8 @@ class Decoder:
         if video.crop and video.crop.size_of(width, height) == (video.width, video.height):
             planes = cropped_planes(planes, layout, (width, height), video.crop)
             width, height = video.width, video.height
+        if source.key_frame and video.codec in _STATES_SITING and layout.kind == "yuv":
+            self._siting = chroma_location(source) or video.color.chroma_location
         return Frame(
             planes=planes,
             layout=layout,
@@ -433,6 +459,7 @@ class Decoder:
             pts=source.pts or 0,
             time_base=video.time_base,
             duration=source.duration or 0,
-            color=frame_color(source, video.color),
+            color=replace(frame_color(source, video.color), chroma_location=self._siting),
             is_key=bool(source.key_frame),
+            sample_aspect_ratio=self._aspects.of(source) if self._aspects is not None else None,
         )

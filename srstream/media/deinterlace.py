@@ -19,12 +19,12 @@ class Deinterlacer:
 
     def __init__(self) -> None:
         self._graph: Graph | None = None
-        self._shape: tuple[int, int, str] | None = None
+        self._shape: tuple[object, ...] | None = None
         self._waiting: deque[VideoFrame] = deque()
 
     def push(self, frame: VideoFrame) -> Iterator[tuple[VideoFrame, VideoFrame]]:
         """Take a frame; the filter gives results one frame late."""
-        shape = (frame.width, frame.height, frame.format.name)
+        shape = _shape(frame)
         if self._graph is None or shape != self._shape:
             yield from self.drain()
             self._graph, self._shape = self._build(frame), shape
@@ -63,3 +63,9 @@ class Deinterlacer:
         bwdif = graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
         graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
         return graph
+
+
+def _shape(frame: VideoFrame) -> tuple[object, ...]:
+    """What a graph is built for."""
+    colors = int(frame.colorspace), int(frame.color_range)
+    return frame.width, frame.height, frame.format.name, *colors

@@ -196,6 +196,31 @@ def has_timestamps(container: InputContainer) -> bool:
     return not container.format.flags & _AVFMT_NOTIMESTAMPS
 
 
+_ASPECT_BOXES = {"mov": b"pasp", "avi": b"vprp"}
+_WITHOUT_ASPECT = {"mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "vvc", "flv", "dv"}
+_MAX_INDEX_BYTES = 64 << 20
+
+
+def states_aspect(path: Path, container: InputContainer) -> bool:
+    """Whether the container says a pixel aspect, which then holds for all pictures.
+
+    Otherwise each picture says its own. MP4, MOV and AVI may or may not say one.
+    """
+    names = container.format.name.split(",")
+    if _WITHOUT_ASPECT.intersection(names):
+        return False
+    box = next((_ASPECT_BOXES[name] for name in names if name in _ASPECT_BOXES), None)
+    if box is None:
+        return True
+    start, end = 0, _MAX_INDEX_BYTES >> 10
+    if box == b"pasp":
+        moov = [(a, b) for name, a, b in top_level_boxes(path) if name == b"moov"]
+        start, end = moov[0] if moov else (0, 0)
+    with path.open("rb") as file:
+        file.seek(start)
+        return box in file.read(min(end - start, _MAX_INDEX_BYTES))
+
+
 def has_webm_alpha(stream: Stream) -> bool:
     """Whether a VP8 or VP9 stream carries alpha in its block additions (WebM's alpha_mode)."""
     return any(

@@ -366,8 +366,10 @@ def _count(source: SourceInfo, window: TimeWindow) -> int:
 def _compare_pixels(
     comparison: _Comparison, video: VideoInfo, frame: Frame, picture: VideoFrame
 ) -> None:
-    """Frames of another size than the first, which the job stretches, are not compared."""
+    """Frames that are described otherwise than the first, which the job fits, are not compared."""
     if (frame.width, frame.height, frame.layout) != (video.width, video.height, video.layout):
+        return
+    if frame.color != video.color or frame.sample_aspect_ratio is not None:
         return
     layout, planes = extract_planes(picture, with_alpha=video.layout.has_alpha)
     comparison.colors.add(frame, layout, planes)

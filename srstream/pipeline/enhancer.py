@@ -288,8 +288,9 @@ class Enhancer:
 
     def _job_of(self, frame: Frame) -> _Job:
         _check_kinds(frame.layout, self._output.layout)
-        placing = self._placing(frame.width, frame.height)
+        placing = self._placing(frame)
         if frame.layout.kind != "rgb":
+            frame = self._with_matrix_of_output(frame)
             return _Job(frame, frame.planes, frame.layout, frame.color, placing)
         alpha = frame.layout.has_alpha
         layout = replace(RGB_LAYOUT, has_alpha=alpha)
@@ -307,6 +308,19 @@ class Enhancer:
             planes.append(colour.convert_codes(rest[0], full, code_range(RGB_BITS, True)))
         return _Job(frame, tuple(planes), layout, RGB_COLOR, placing)
 
+    def _with_matrix_of_output(self, frame: Frame) -> Frame:
+        """A frame of another matrix than the output's, as some videos have them, made deep in it.
+
+        What cannot be converted stays as it is; the decoder has said so.
+        """
+        old, new = frame.color.matrix, self._output.color.matrix
+        is_yuv = frame.layout.kind == self._output.layout.kind == "yuv"
+        if not is_yuv or colour.same_matrix(old, new) is not False:
+            return frame
+        planes = colour.with_matrix(frame.planes, frame.layout, frame.color, new)
+        layout, color = replace(frame.layout, bits=16), replace(frame.color, matrix=new)
+        return replace(frame, planes=planes, layout=layout, color=color)
+
     def _matrix_for_rgb(self) -> int:
         return RGB_COLOR.matrix if self._output.layout.kind == "rgb" else self._output.color.matrix
 
@@ -317,10 +331,16 @@ class Enhancer:
             is_full_range(frame.color, frame.layout) == is_full_range(output.color, output.layout)
         )
 
-    def _placing(self, width: int, height: int) -> _Placing:
-        output = self._output
-        if (width, height) == (self._source.width, self._source.height):
+    def _placing(self, frame: Frame) -> _Placing:
+        output, source = self._output, self._source
+        aspect = frame.sample_aspect_ratio or source.sample_aspect_ratio
+        if (frame.width, frame.height, aspect) == (
+            source.width,
+            source.height,
+            source.sample_aspect_ratio,
+        ):
             return _Placing(0, 0, output.width, output.height)
+        width, height = float(frame.width * aspect / source.sample_aspect_ratio), frame.height
         factor = min(output.width / width, output.height / height)
         step_x, step_y = 1 << output.layout.log2_chroma_w, 1 << output.layout.log2_chroma_h
         fitted_width = _on_grid(width * factor, step_x, output.width)
@@ -338,8 +358,8 @@ class Enhancer:
         return (
             self._reuse.enabled
             and last is not None
-            and (last.width, last.height, last.layout, last.color)
-            == (frame.width, frame.height, frame.layout, frame.color)
+            and (last.width, last.height, last.layout, last.color, last.sample_aspect_ratio)
+            == (frame.width, frame.height, frame.layout, frame.color, frame.sample_aspect_ratio)
             and all(map(np.array_equal, last.planes, frame.planes))
         )
 
@@ -573,7 +593,7 @@ class Enhancer:
                 made = job.frame.with_planes(
                     self._last_output.planes, output.width, output.height, output.layout
                 )
-                frames.append(replace(made, color=output.color))
+                frames.append(replace(made, color=output.color, sample_aspect_ratio=None))
                 continue
             frames.append(self._finished(job))
             if self._reuse.enabled:
@@ -604,7 +624,7 @@ class Enhancer:
         if (job.placing.width, job.placing.height) != (output.width, output.height):
             planes = self._letterboxed(job.placing, planes)
         enhanced = job.frame.with_planes(planes, output.width, output.height, output.layout)
-        return replace(enhanced, color=output.color)
+        return replace(enhanced, color=output.color, sample_aspect_ratio=None)
 
     def _check_mean(self, job: _Job) -> None:
         """A cheap guard against an engine that returns black, noise or another frame's picture."""

@@ -216,6 +216,8 @@ def read_frame(parts: Sequence[bytes | memoryview], form: FrameForm) -> Frame:
             f"FRAME: {frame.width}x{frame.height}, but HELLO said {form.width}x{form.height}; "
             "open another session for another size."
         )
+    if frame.sample_aspect_ratio is not None:
+        raise ProtocolError("FRAME: its header has a field that is not known here (aspect).")
     if frame.layout != form.layout or frame.color != form.color:
         raise ProtocolError("FRAME: its layout or colour is not what HELLO said.")
     return frame
