@@ -159,31 +159,11 @@ def test_jobs_of_the_daemon_end_side_by_side(daemon: Daemon, model: str, engine:
     assert daemon.result("health")["workers"][0]["num_restarts"] == 0
 
 
-HUNG = """
-import functools, sys
-from srstream import cli
-from srstream.engines import openvino
-from srstream.pipeline import job
-job.Workplace = functools.partial(job.Workplace, stall_seconds=2.0)
-class Never:
-    def __init__(self, request): self.request = request
-    def __getattr__(self, name): return getattr(self.request, name)
-    def start_async(self): pass
-    def wait_for(self, milliseconds): return False
-    def wait(self): __import__("threading").Event().wait()
-init = openvino.OpenVinoSession.__init__
-def patched(self, *arguments, **named):
-    init(self, *arguments, **named)
-    self._idle = [Never(request) for request in self._idle]
-openvino.OpenVinoSession.__init__ = patched
-cli.main()
-"""
-
-
 def test_an_engine_that_hangs_ends_the_command_with_a_sentence(tmp_path: Path) -> None:
     source = write_still(tmp_path / "in.mp4", "still", SIZES["fast"])
+    script = "import tests.hanging_engine; from srstream import cli; cli.main()"
     ran = subprocess.run(
-        [sys.executable, "-c", HUNG, "enhance", str(source), "-o", str(tmp_path / "out.mp4")],
+        [sys.executable, "-c", script, "enhance", str(source), "-o", str(tmp_path / "out.mp4")],
         env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
         capture_output=True,
         text=True,
@@ -195,3 +175,34 @@ def test_an_engine_that_hangs_ends_the_command_with_a_sentence(tmp_path: Path) -
     assert "the decoder waits for credit" in ran.stderr
     assert "frames and finishes none" in ran.stderr
     assert enhance(source, tmp_path / "out.mp4").returncode == 0, "and it can be resumed"
+
+
+class HangingDaemon(Daemon):
+    """Its first job's first engine hangs."""
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        worker = "if 'srstream.service.engine_worker' in __import__('sys').orig_argv"
+        customised = f"{worker}:\n    import tests.hanging_engine\n"
+        (self.home / "sitecustomize.py").write_text(customised)
+        paths = f"{self.home}:{REPOSITORY}"
+        environment = {"PYTHONPATH": paths, "HANG_ONCE": str(self.home / "hung")}
+        with (self.home / "daemon.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "srstream", "serve", "--config", str(self.config)],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **environment},
+            )
+
+
+@pytest.mark.long
+def test_an_engine_that_hangs_costs_the_daemon_a_worker_and_no_job(tmp_path: Path) -> None:
+    """Which it would otherwise be tried with again; the job goes on in the next one."""
+    with HangingDaemon(tmp_path) as daemon:
+        source = write_still(daemon.inputs / "in.mp4", "still", SIZES["fast"])
+        job = daemon.submit(source, "out.mp4")
+        assert daemon.wait(job, LIMIT_SECONDS)["state"] == "done"
+        check(source, daemon.outputs / "out.mp4", SIZES["fast"])
+        assert daemon.result("health")["workers"][0]["num_restarts"] == 1
+        assert "nothing has moved for 2 s" in daemon.log()
+        assert "The engine worker is replaced" in daemon.log()

@@ -26,6 +26,7 @@ from srstream.errors import (
     RefusedError,
     ResumeMismatchError,
     SrstreamError,
+    StalledError,
 )
 from srstream.files import write_whole
 from srstream.models.registry import resolved
@@ -248,6 +249,9 @@ class RunningJob:
                         decoder_memory_bytes=self._security.decoder_memory_bytes,
                     ),
                 )
+        except StalledError:
+            self._enhancer = None  # to close it is to wait for what hangs
+            raise
         finally:
             media.close()
             self._count()

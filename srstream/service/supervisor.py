@@ -25,6 +25,7 @@ from srstream.errors import (
     EngineError,
     JobError,
     SrstreamError,
+    StalledError,
     UsageError,
     error_named,
 )
@@ -373,6 +374,14 @@ class Supervisor:
             self._metrics.error("worker", message.kind)
             told = {"worker": worker.name, "device": worker.device}
             logger.error("engine worker cannot start: %s", message.text, extra=told)
+        elif message.kind == StalledError.__name__:
+            # What hangs in its process stays there; the job goes on in a new one.
+            told = {"worker": worker.name, "job": message.job}
+            logger.error("%s The engine worker is replaced.", message.text, extra=told)
+            self._metrics.error("job", message.kind)
+            note = {"event": "note", "text": message.text}
+            await self._stored(lambda: self._publish(self._queue.tell(message.job, "note", note)))
+            worker.kill()
         else:
             await self._stored(lambda: self._end(message))
             worker.running.pop(message.job, None)
