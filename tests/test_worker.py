@@ -347,6 +347,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     num_alive: int = 0
     num_tiles: int = 0
+    most_pictures: int = 0
     seconds: float = 0.0
 
 
@@ -407,7 +408,7 @@ def run(
     assert not encoder.is_alive() and not decoder.thread.is_alive()
     assert decoder.process is not None and decoder.process.returncode is not None
     made.frames, made.items = encoder.frames, encoder.items
-    made.num_tiles = engine.line.num_tiles
+    made.num_tiles, made.most_pictures = engine.line.num_tiles, stage.most_pictures
     # Input frames: what credit allows, which one frame may go over. Enlarged ones: what the engine
     # has in flight, and one that was begun while another finished.
     assert stage.most_held <= schedule.window_frames + 1
@@ -483,7 +484,7 @@ SCHEDULES = st.builds(
     tiles=DELAYS,
     encoder=DELAYS,
     cuts=NUMBERS,
-    window_frames=st.integers(1, 4),
+    window_frames=st.sampled_from([1, 2, 3, 4, 10]),
     queue_items=st.integers(1, 3),
     num_streams=st.integers(1, 3),
     takes_any_shape=st.booleans(),
@@ -532,6 +533,14 @@ test_any_schedule_ends_complete_and_in_order = settings_for(60)(given(SCHEDULES)
 test_a_thousand_schedules_end_complete_and_in_order = pytest.mark.long(
     pytest.mark.timeout(900)(settings_for(1000)(given(SCHEDULES)(any_schedule)))
 )
+
+
+def test_a_slow_encoder_holds_up_the_engine_not_the_memory(tmp_path: Path) -> None:
+    """The engine could do all ten frames of credit before the first is encoded."""
+    schedule = Schedule(["new"] * 12, encoder=[40], window_frames=10)
+    made = run(schedule, tmp_path)
+    check(schedule, made)
+    assert made.most_pictures <= 3
 
 
 def stalled(schedule: Schedule, folder: Path) -> str:
