@@ -105,7 +105,7 @@ def chapters_in_window(
             "time_base": base,
             "metadata": dict(chapter["metadata"]),
         }
-        if moved["end"] > 0 or not kept:
+        if moved["end"] >= 0 or not kept:
             moved["start"] = max(moved["start"], 0)
             kept.append(moved)
     return kept

@@ -47,6 +47,9 @@ _ASPECT_TOLERANCE = Fraction(1, 500)
 _MPEG_LAYERS = {"mp1", "mp2", "mp3"}
 """MP4 has one number for them; only a decoder tells them apart."""
 
+_LONG_HEAD = Head(2000, Fraction(10), num_packets_in_all=20_000, num_bytes=64 << 20, seconds=1.0)
+_SILENT = "none of its first packets can be decoded"
+
 _CONFIG = SourceConfig(max_pixels=MAX_PIXELS, salvage=True)
 
 
@@ -109,6 +112,11 @@ class _Trial:
 
     def fault(self, streams: Sequence[StreamPlan]) -> str | None:
         """What is wrong with an output of these streams; None if nothing is."""
+        found = self._fault(streams, Head())
+        # A recording may begin with sound that cannot be decoded, and go on with more.
+        return self._fault(streams, _LONG_HEAD) if found == _SILENT else found
+
+    def _fault(self, streams: Sequence[StreamPlan], head: Head) -> str | None:
         plan = OutputPlan(
             path=self._folder / "trial",
             container=self._container.name,
@@ -117,9 +125,7 @@ class _Trial:
             keeps_start=True,  # When the file begins is known when all of it has been read.
         )
         try:
-            taken = assemble(
-                self._path, self._source, plan, [self._segment], plan.path, head=Head()
-            )
+            taken = assemble(self._path, self._source, plan, [self._segment], plan.path, head=head)
             problems = self._problems(plan, taken)
         except DiskFullError:
             raise
@@ -230,6 +236,9 @@ class _Trial:
                 for s in output.streams
                 if s.type == kind and s.index != index and not s.is_attached_picture
             ]
+            if len(there) < len(wanted) and any(s.action == "convert" for s in wanted):
+                problems.append(_SILENT)
+                continue
             if len(there) != len(wanted):
                 problems.append(f"{len(there)} of {len(wanted)} {kind} streams are written")
                 continue
@@ -258,6 +267,8 @@ class _Trial:
         before, after = taken.get(plan.index, Taken()), found.get(partner.index, Taken())
         if not before.num_packets:
             return []
+        if not after.num_packets and plan.action == "convert":
+            return [_SILENT]
         is_less = after.num_packets < before.num_packets - (self._container.clock is not None)
         if plan.codec.startswith("pcm_"):  # MOV joins packets of PCM that lie side by side
             is_less = after.num_bytes < before.num_bytes
