@@ -9,9 +9,10 @@ from pathlib import Path
 
 import av
 import cv2
+import numpy as np
 
 from srstream.config import JobConfig, SourceConfig
-from srstream.frame import Frame
+from srstream.frame import Frame, Plane
 from srstream.media.decode import Decoder
 from srstream.media.encode import SegmentEncoder, plan_output
 from srstream.media.mux import assemble
@@ -37,12 +38,43 @@ class Made:
 
 
 def enlarge(frame: Frame, video: OutputVideo) -> Frame:
-    """The frame at the output's size and layout (same kind and depth), by nearest neighbour."""
+    """The frame at the output's size and layout (same kind and depth), by nearest neighbour.
+
+    Chroma is moved to where the same siting puts it on the larger grid.
+    """
     planes = []
     for index, plane in enumerate(frame.planes[: video.layout.num_planes]):
         rows, columns = video.layout.plane_shape(index, video.width, video.height)
-        planes.append(cv2.resize(plane, (columns, rows), interpolation=cv2.INTER_NEAREST))
+        if frame.layout.kind == "yuv" and index in (1, 2):
+            planes.append(_placed(plane, (rows, columns), frame, video))
+        else:
+            planes.append(cv2.resize(plane, (columns, rows), interpolation=cv2.INTER_NEAREST))
     return frame.with_planes(planes, video.width, video.height, video.layout)
+
+
+def _placed(plane: Plane, shape: tuple[int, int], frame: Frame, video: OutputVideo) -> Plane:
+    """A chroma plane enlarged to `shape`, each sample made of those around its own place."""
+    places = []
+    location = frame.color.chroma_location or (2 if frame.color.full_range else 1)
+    before, now = frame.layout, video.layout
+    for rows, log2_in, log2_out, side, large in (
+        (True, before.log2_chroma_h, now.log2_chroma_h, frame.height, video.height),
+        (False, before.log2_chroma_w, now.log2_chroma_w, frame.width, video.width),
+    ):
+        places_out = np.arange(shape[0 if rows else 1]) * (1 << log2_out)
+        in_luma = (places_out + _shift(location, log2_out, rows) + 0.5) * side / large - 0.5
+        place = (in_luma - _shift(location, log2_in, rows)) / (1 << log2_in)
+        places.append(place.astype(np.float32))
+    y_HW, x_HW = np.meshgrid(*places, indexing="ij")
+    return cv2.remap(plane, x_HW, y_HW, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _shift(location: int, log2: int, rows: bool) -> float:
+    """Where the first chroma sample lies, in luma samples; `location` is libav's number."""
+    middle = ((1 << log2) - 1) / 2
+    if rows:
+        return {3: 0.0, 4: 0.0, 5: 2 * middle, 6: 2 * middle}.get(location, middle)
+    return 0.0 if location in (1, 3, 5) else middle
 
 
 def make_output(

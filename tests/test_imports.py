@@ -92,6 +92,41 @@ def test_imports_point_one_way(path: Path) -> None:
     assert not wrong, f"{here} must not import {', '.join(wrong)}"
 
 
+WITNESS = "srstream.media.witness"
+WITNESS_MAY_IMPORT = {
+    "srstream.errors",
+    "srstream.media.errors",  # libav's errors in sentences
+    "srstream.media.formats",  # names of formats
+    "srstream.media.languages",  # names of languages
+    "srstream.media.meaning",  # text in, text out
+    "srstream.media.receipt",  # plain data
+}
+
+
+def modules_imported(path: Path) -> set[str]:
+    """The modules of srstream that a file imports, without the names taken from them."""
+    names = {name for name in imports_of(path) if part_of(name) in RANKS}
+    modules = {module_name(file) for file in FILES}
+    return {name if name in modules else name.rpartition(".")[0] for name in names}
+
+
+def test_the_witness_reads_with_its_own_eyes() -> None:
+    """Nothing that it imports, or that those import, decodes, demuxes, muxes or plans."""
+    files = {module_name(file): file for file in FILES}
+    waiting = [name for name in files if name.startswith(WITNESS)]
+    assert len(waiting) > 5
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        waiting += [module for module in modules_imported(files[name]) if module in files]
+    packages = {"srstream", "srstream.media"}
+    wrong = {name for name in seen if not name.startswith(WITNESS)}
+    assert wrong - WITNESS_MAY_IMPORT - packages == set()
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_nothing_is_unpickled(path: Path) -> None:
     assert not PICKLE_MODULES & {name.split(".")[0] for name in imports_of(path)}

@@ -25,6 +25,7 @@ from av.video.stream import VideoStream
 
 from srstream.errors import MediaError, RefusedError, SrstreamError, UsageError
 from srstream.media.errors import libav_errors, sentence
+from srstream.media.formats import NAMING_FORMATS as NAMING_FORMATS
 from srstream.media.packed import Unpacker
 
 CLOCK_WRAP = 1 << 33
@@ -38,16 +39,6 @@ MAX_STREAMS = 1000
 
 MAX_PIXELS = 16384 * 16384
 """For a reader that decodes nothing itself; libav looks at a few frames all the same."""
-
-NAMING_FORMATS = frozenset(
-    {
-        *("concat", "dash", "hds", "hls", "image2", "imf", "smoothstreaming", "vobsub"),
-        *("webm_dash_manifest", "avisynth", "vapoursynth", "dvdvideo", "mlv"),
-        *("rtp", "rtsp", "sap", "sdp", "whip"),
-        *("alsa", "fbdev", "kmsgrab", "lavfi", "oss", "v4l2", "video4linux2,v4l2", "x11grab"),
-    }
-)
-"""Formats whose content names other files, hosts or devices, which libav would open."""
 
 _ALLOWED_FORMATS = ",".join(sorted(av.formats_available - NAMING_FORMATS))
 _LISTS = (b"#EXTM3U", b"ffconcat ", b"v=0", b"SMXS", b"RTSP", b"# VobSub index file")

@@ -556,6 +556,10 @@ class _Assembly:
         shift = round(self._placing.shift / base)
         packet.pts = None if packet.pts is None else packet.pts - shift
         packet.dts = None if packet.dts is None else packet.dts - shift
+        if packet.stream.type == "subtitle" and start is not None and (packet.pts or 0) < 0:
+            # The first frame taken may be shown a little after the start that was asked for.
+            packet.duration = max((packet.duration or 0) + (packet.pts or 0), 1)
+            packet.pts = packet.dts = 0
         return self._fits_clock(packet, copied)
 
     def _fits_clock(self, packet: Packet[Stream], copied: _Copied) -> bool:

@@ -16,16 +16,16 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from av.container import InputContainer
 
 from srstream.config import SourceConfig
-from srstream.errors import DiskFullError, EncodeError, RefusedError, SrstreamError
+from srstream.errors import DiskFullError, EncodeError, MediaError, RefusedError, SrstreamError
 from srstream.frame import Frame
 from srstream.media.audio import num_channels
 from srstream.media.containers import MKV, Container, canonical_codec, in_form, targets_of
-from srstream.media.demux import ReadFault, open_source, read_packets
+from srstream.media.demux import ReadFault, is_picture, open_source, read_packets
 from srstream.media.encode import SegmentEncoder
-from srstream.media.errors import display_name, ffmpeg_text
-from srstream.media.inventory import MAX_PIXELS, enhanced_index
+from srstream.media.errors import display_name, ffmpeg_text, sentence
 from srstream.media.mux import Head, Taken, assemble, first_video_pts
 from srstream.media.probe import probe
 from srstream.media.types import (
@@ -38,6 +38,9 @@ from srstream.media.types import (
     Tried,
     VideoInfo,
 )
+
+MAX_PIXELS = 2**31 - 1
+"""Outputs of our own may be as large as libav takes them."""
 
 _SIDE = 256
 """Larger pictures are tried in this size: the encoder itself is opened in the real one before."""
@@ -225,7 +228,7 @@ class _Trial:
     def _problems(self, plan: OutputPlan, taken: dict[int, Taken]) -> list[str]:
         """What is not in the beginning of an output as it was planned."""
         with open_source(plan.path, MAX_PIXELS) as container:
-            index = enhanced_index(self._source, container)
+            index = _enhanced_index(self._source, container)
         output = probe(plan.path, _CONFIG, video_index=index)
         found = _seconds_of_first(plan.path)
         problems = self._video_problems(output.video, plan.video)
@@ -296,6 +299,20 @@ class _Trial:
         if now.display_matrix is None and wanted.display_matrix is not None:
             problems.append("the rotation is lost")
         return problems
+
+
+def _enhanced_index(source: SourceInfo, output: InputContainer) -> int:
+    """The number of the enhanced video in the output: as many videos lie before it."""
+    before = [
+        s
+        for s in source.streams
+        if s.type == "video" and not s.is_attached_picture and s.index < source.video.index
+    ]
+    videos = [s for s in output.streams.video if not is_picture(s)]
+    if not videos:
+        raise MediaError(sentence(source.path, "the output holds no video"))
+    # A video before it may not be carried by the output's container.
+    return videos[min(len(before), len(videos) - 1)].index
 
 
 def _seconds_of_first(path: Path) -> dict[int, Taken]:

@@ -141,7 +141,7 @@ class Verify(Step[Receipt]):
     window: TimeWindow
     sample: int
     plan: OutputPlan
-    """What was announced of each stream."""
+    """What was announced of each stream; the witness looks for itself at everything else."""
 
     def perform(self, source: Path, on_progress: OnProgress | None) -> Receipt:
         return verify(source, self.output, window=self.window, sample=self.sample, plan=self.plan)

@@ -1,0 +1,400 @@
+"""Whether every stream besides the enhanced video is in the output: its kind, packets and times."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from av.codec import Codec
+from av.stream import Disposition
+
+from srstream.media.languages import spelled_language
+from srstream.media.meaning import same_tag
+from srstream.media.receipt import StreamReceipt
+from srstream.media.witness.cues import READERS, cue_differences, shown_lines
+from srstream.media.witness.survey import StreamFacts, Survey
+
+TEXTS = frozenset(READERS)
+CLOCKS = {"mkv": Fraction(1, 1000), "webm": Fraction(1, 1000)}
+"""Units that times are rounded to."""
+
+CARRIED = {
+    "mp4": frozenset(
+        {
+            *("aac", "ac3", "eac3", "mp3", "mov_text", "dvd_subtitle"),
+            *("h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video"),
+        }
+    ),
+    "mov": frozenset({"aac", "ac3", "mp3", "alac", "pcm_s16le", "mov_text", "h264", "hevc"}),
+    "webm": frozenset({"opus", "vorbis", "webvtt", "vp8", "vp9", "av1"}),
+    "mpegts": frozenset({"aac", "ac3", "eac3", "mp2", "mp3", "h264", "hevc", "mpeg2video"}),
+    "mkv": frozenset(
+        {
+            *("aac", "ac3", "eac3", "mp2", "mp3", "flac", "alac", "opus", "vorbis", "dts"),
+            *("truehd", "pcm_s16le", "pcm_s24le", "subrip", "ass", "ssa", "webvtt"),
+            *("hdmv_pgs_subtitle", "dvd_subtitle", "dvb_subtitle"),
+            *("h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "ffv1", "mjpeg"),
+        }
+    ),
+}
+"""What a container surely takes as it is; such a stream is copied, or a fault was made."""
+
+KEPT_DISPOSITIONS = {
+    "mkv": Disposition.default
+    | Disposition.forced
+    | Disposition.hearing_impaired
+    | Disposition.visual_impaired
+    | Disposition.original
+    | Disposition.comment,
+    "mov": Disposition(0),
+    "mp4": Disposition.hearing_impaired | Disposition.visual_impaired,
+    "webm": Disposition.default | Disposition.forced,
+}
+"""Dispositions that a container can say; MP4 has a box for few of them."""
+
+_TOLERANCE = Fraction(1, 1000)
+_PRIMING, _PADDING = Fraction(1, 10), Fraction(1, 4)
+"""Seconds by which audio that was encoded anew may begin and end elsewhere."""
+
+_LAYERS = {"mp1", "mp2", "mp3"}
+"""MP4 has one number for the layers of MPEG audio; only a decoder tells them apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a plan announced of one stream: copy, convert (to `codec`), drop or enhance."""
+
+    index: int
+    action: str
+    codec: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Promises:
+    """What a plan announced."""
+
+    streams: tuple[Promise, ...]
+    has_hdr: bool
+    """The encoder is given the static HDR metadata."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """Where the source's seconds go: those in [start, end), moved back by `shift`."""
+
+    shift: Fraction
+    start: Fraction | None
+    end: Fraction | None
+
+
+@dataclass(slots=True)
+class Inventory:
+    """What a comparison of the streams found."""
+
+    streams: list[StreamReceipt] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    losses: list[str] = field(default_factory=list)
+    largest_offset_change: Fraction = Fraction(0)
+
+
+def compare_streams(
+    source: Survey, output: Survey, placing: Placing, promises: Promises | None
+) -> Inventory:
+    """Pair the streams by kind and order, and compare each pair.
+
+    Args:
+        promises: of the plan, if it is known; else each stream must be there as `CARRIED` says.
+    """
+    result = Inventory()
+    pairs = _pairs(source, output)
+    said = {} if promises is None else {promise.index: promise for promise in promises.streams}
+    for before in source.streams:
+        index = pairs.get(before.index)
+        now = None if index is None else output.streams[index]
+        action, moved = "enhance", None
+        if before.index != source.video:
+            action = _fate(result, source, output, before, now, said.get(before.index), placing)
+            if now is not None:
+                moved = _compare(result, before, now, placing, action, output.brand)
+        elif now is not None:
+            result.problems += _label_problems(before, now, output.brand)
+            result.losses += _label_losses(before, now, output.brand)
+        if moved is not None and before.kind == "audio":
+            result.largest_offset_change = max(result.largest_offset_change, abs(moved))
+        result.streams.append(_receipt(before, now, action, moved, placing))
+    taken = set(pairs.values())
+    for facts in output.streams:
+        if facts.index not in taken and facts.kind != "data":
+            result.problems.append(f"{facts.name()} of the output is not in the source")
+    return result
+
+
+def _fate(
+    result: Inventory,
+    source: Survey,
+    output: Survey,
+    before: StreamFacts,
+    now: StreamFacts | None,
+    promise: Promise | None,
+    placing: Placing,
+) -> str:
+    """What became of a stream; notes it as a loss where that was to be, else as a problem."""
+    brand = output.brand
+    if now is None:
+        if promise is not None and promise.action == "drop":
+            result.losses.append(f"{before.name()} is left out: {promise.reason}.")
+        elif promise is None and _may_lack(before, brand):
+            result.losses.append(f"{before.name()} is left out: {_why(brand)}.")
+        elif before.kind == "data":
+            return "convert"  # titles of chapters, which are compared as such
+        elif not _is_empty(before, placing):
+            result.problems.append(f"{before.name()} is missing")
+        return "drop"
+    if _same_codec(before, now):
+        return "copy"
+    wanted = before.codec if promise is None else _canonical(promise.codec or before.codec)
+    surely = brand in CARRIED and before.codec in CARRIED[brand] and before.is_described
+    meant = not surely if promise is None else promise.action == "convert" and now.codec == wanted
+    meant &= before.kind == "audio" or (before.codec in TEXTS and now.codec in TEXTS)
+    if not meant:
+        result.problems.append(f"{before.name()} became {now.codec}")
+    elif before.kind == "audio" or before.codec in ("ass", "ssa"):
+        reason = promise.reason if promise is not None and promise.reason else _why(brand)
+        result.losses.append(f"{before.name()} becomes {now.codec}: {reason}.")
+    return "convert"
+
+
+def _canonical(encoder: str) -> str:
+    """The codec's own name for that of an encoder (libopus is opus)."""
+    for mode in ("w", "r"):
+        with contextlib.suppress(ValueError):
+            return Codec(encoder, mode).canonical_name
+    return encoder
+
+
+def _may_lack(facts: StreamFacts, brand: str) -> bool:
+    """Whether a container need not hold such a stream."""
+    if facts.kind == "attachment":
+        return brand != "mkv"
+    if facts.kind == "data" or facts.codec == "unknown" or not facts.is_described:
+        return True
+    if facts.kind == "picture":
+        return brand not in ("mkv", "mp4") or (
+            brand == "mp4" and facts.codec not in ("mjpeg", "png", "bmp")
+        )
+    if facts.kind == "audio" or facts.codec in TEXTS:
+        return brand == "mpegts" and facts.kind != "audio"
+    return facts.codec not in CARRIED.get(brand, ())
+
+
+def _why(brand: str) -> str:
+    return {"mp4": "MP4", "mov": "MOV", "mkv": "Matroska", "webm": "WebM"}.get(
+        brand, "the container"
+    ) + " cannot carry it"
+
+
+def _compare(
+    result: Inventory,
+    before: StreamFacts,
+    now: StreamFacts,
+    placing: Placing,
+    action: str,
+    brand: str,
+) -> Fraction | None:
+    """Compare a stream with its partner; by how much it moved, where that can be told."""
+    result.problems += _label_problems(before, now, brand)
+    result.losses += _label_losses(before, now, brand)
+    if before.kind in ("attachment", "picture"):
+        if before.content != now.content or (
+            before.kind == "picture" and before.checksum != now.checksum
+        ):
+            result.problems.append(f"{before.name()} holds other bytes than in the source")
+        return None
+    tolerance = _TOLERANCE + CLOCKS.get(brand, Fraction(0)) + before.base / 2 + now.base / 2
+    if before.codec in TEXTS and now.codec in TEXTS:
+        shown = shown_lines(before.cues, placing.shift, placing.start, placing.end)
+        differences = cue_differences(
+            shown, shown_lines(now.cues, Fraction(0), None, None), tolerance
+        )
+        result.problems += [f"{before.name()}: {text}" for text in differences]
+        return None
+    if action == "convert":
+        return _compare_converted(result, before, now, placing)
+    return _compare_packets(result, before, now, placing, tolerance, brand)
+
+
+def _compare_packets(
+    result: Inventory,
+    before: StreamFacts,
+    now: StreamFacts,
+    placing: Placing,
+    tolerance: Fraction,
+    brand: str,
+) -> Fraction | None:
+    wanted = _placed(before, placing)
+    found = sorted(start * now.base for start in now.starts)
+    # Matroska knows no time before zero, of which only what reaches it is kept.
+    early = sum(end <= 0 for _, end in wanted) if brand in CLOCKS else 0
+    if before.codec.startswith("pcm_") and len(found) != len(wanted) and found and wanted:
+        # MOV joins packets of PCM that lie side by side.
+        wanted = [wanted[0], (max(end for _, end in wanted),) * 2]
+        found = [found[0], max(now.ends) * now.base]
+    count = len(found) + now.num_unstamped
+    if not len(wanted) - early <= count <= len(wanted):
+        result.problems.append(f"{before.name()} holds {count} packets, the source {len(wanted)}")
+        return None
+    same_size = before.num_packets == now.num_packets and before.num_bytes == now.num_bytes
+    if same_size and before.checksum != now.checksum:
+        result.problems.append(f"{before.name()} holds other bytes than in the source")
+    if before.num_jumps or not found:
+        return None
+    pairs = zip(reversed(wanted), reversed(found), strict=False)
+    moved = max((time - start for (start, _), time in pairs), key=abs)
+    if abs(moved) > tolerance:
+        result.problems.append(
+            f"{before.name()} is moved by {float(moved) * 1000:.1f} ms against the video"
+        )
+    return moved
+
+
+def _compare_converted(
+    result: Inventory, before: StreamFacts, now: StreamFacts, placing: Placing
+) -> Fraction | None:
+    wanted = _placed(before, placing)
+    if not wanted:
+        return None
+    if not now.starts:
+        result.problems.append(f"{before.name()} holds no packets, the source {len(wanted)}")
+        return None
+    first, last = max(wanted[0][0], Fraction(0)), max(end for _, end in wanted)
+    begins = max(min(now.starts) * now.base, Fraction(0))
+    ends = max(now.ends) * now.base
+    moved = begins - first
+    if abs(moved) > _PRIMING:
+        result.problems.append(
+            f"{before.name()} is moved by {float(moved) * 1000:.1f} ms against the video"
+        )
+    elif abs(ends - last) > _PADDING and not before.num_jumps:
+        result.problems.append(
+            f"{before.name()} ends at {float(ends):.3f} s, the source's at {float(last):.3f} s"
+        )
+    return None
+
+
+def _placed(facts: StreamFacts, placing: Placing) -> list[tuple[Fraction, Fraction]]:
+    """(start, end) of the packets that are wanted, in the output's seconds, sorted."""
+    placed = []
+    for start, end in zip(facts.starts, facts.ends, strict=True):
+        first, last = start * facts.base, end * facts.base
+        if placing.end is not None and first >= placing.end:
+            continue
+        if placing.start is not None and first < placing.start:
+            if facts.kind != "subtitle" or last <= placing.start:
+                continue
+            first = placing.start
+        placed.append((first - placing.shift, last - placing.shift))
+    return sorted(placed)
+
+
+def _is_empty(facts: StreamFacts, placing: Placing) -> bool:
+    """Whether a stream has no packet to hold; muxers leave such tracks out."""
+    return facts.kind not in ("attachment", "picture") and not _placed(facts, placing)
+
+
+def _same_codec(before: StreamFacts, now: StreamFacts) -> bool:
+    if before.kind in ("attachment", "picture"):
+        return True
+    return before.codec == now.codec or {before.codec, now.codec} <= _LAYERS
+
+
+def _label_problems(before: StreamFacts, now: StreamFacts, brand: str) -> list[str]:
+    found = []
+    old, new = spelled_language(before.language), spelled_language(now.language)
+    if before.kind != "attachment" and "und" not in (old, new) and old != new:
+        # Another language is another stream; none is only a label less.
+        found.append(f"{before.name()}: its language became {new}, the source says {old}")
+    mask = KEPT_DISPOSITIONS.get(brand, Disposition(0))
+    if before.kind == "picture":
+        mask = Disposition.attached_pic
+    was, is_now = Disposition(before.disposition) & mask, Disposition(now.disposition) & mask
+    if before.kind != "attachment" and was != is_now:
+        found.append(
+            f"stream {before.index}: its disposition became {is_now!r}, the source says {was!r}"
+        )
+    return found
+
+
+def _label_losses(before: StreamFacts, now: StreamFacts, brand: str) -> list[str]:
+    """What a stream is no longer called; no reason to refuse it."""
+    found = []
+    language = spelled_language(before.language)
+    if before.kind != "attachment" and language != "und" == spelled_language(now.language):
+        found.append(f"{before.name()}: its language is not there")
+    if (
+        brand == "mkv"
+        and before.kind != "attachment"
+        and before.title
+        and not same_tag("title", before.title, now.title or "")
+    ):
+        found.append(f"{before.name()}: its title became {now.title!r}")
+    return found
+
+
+def _pairs(source: Survey, output: Survey) -> dict[int, int]:
+    """Source index to output index: what is alike, of one kind, in the order of both."""
+    pairs = {source.video: output.video}
+    for kind in ("video", "audio", "subtitle", "attachment", "picture"):
+        before = [s for s in source.streams if s.kind == kind and s.index != source.video]
+        now = [s for s in output.streams if s.kind == kind and s.index != output.video]
+        pairs |= _aligned(before, now)
+    return pairs
+
+
+def _aligned(before: list[StreamFacts], now: list[StreamFacts]) -> dict[int, int]:
+    """The pairing in order that is most alike (as for the longest common subsequence)."""
+    best: list[list[tuple[int, dict[int, int]]]] = [[(0, {})] * (len(now) + 1)]
+    for old in before:
+        row: list[tuple[int, dict[int, int]]] = [(0, {})]
+        for n, new in enumerate(now):
+            score, pairs = best[-1][n]
+            joined = (score + _alikeness(old, new), pairs | {old.index: new.index})
+            row.append(max(joined, best[-1][n + 1], row[n], key=lambda item: item[0]))
+        best.append(row)
+    return best[-1][-1][1]
+
+
+def _alikeness(before: StreamFacts, now: StreamFacts) -> int:
+    return (
+        1
+        + 8 * _same_codec(before, now)
+        + 4 * (spelled_language(before.language) == spelled_language(now.language))
+        + 2 * (before.content == now.content and before.num_packets == now.num_packets)
+        + (before.title == now.title)
+    )
+
+
+def _receipt(
+    before: StreamFacts,
+    now: StreamFacts | None,
+    action: str,
+    moved: Fraction | None,
+    placing: Placing,
+) -> StreamReceipt:
+    language = None if before.language == "und" else before.language
+    kind = "video" if before.kind == "picture" else before.kind
+    return StreamReceipt(
+        index=before.index,
+        type=kind,
+        codec=before.codec,
+        language=language,
+        action=action,
+        output_index=None if now is None else now.index,
+        output_codec=None if now is None else now.codec,
+        output_language=None if now is None or now.language == "und" else now.language,
+        num_packets=len(_placed(before, placing))
+        or before.num_packets * (before.kind == "picture"),
+        num_output_packets=0 if now is None else now.num_packets,
+        offset_change_seconds=None if moved is None else float(moved),
+    )

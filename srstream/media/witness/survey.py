@@ -1,0 +1,252 @@
+"""One pass over all packets of a file: what each stream holds, and when."""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+from av.audio.codeccontext import AudioCodecContext
+from av.container import InputContainer
+from av.stream import AttachmentStream, Stream
+from av.video.stream import VideoStream
+
+from srstream.errors import MediaError
+from srstream.media.errors import libav_errors, sentence
+from srstream.media.witness.cues import READERS, Cue, read_cue
+from srstream.media.witness.opening import has_times, is_cover, open_plain, packets_of
+
+Kind = Literal["video", "audio", "subtitle", "data", "attachment", "picture"]
+
+WRAP = 1 << 33
+"""MPEG-TS and -PS count 90 kHz in 33 bits (ISO/IEC 13818-1, 2.4.2)."""
+
+_PICTURE = b"\x00\x00\x01\xb6"
+"""What a picture of MPEG-4 begins with (ISO/IEC 14496-2, 6.2.5)."""
+
+_MAX_PRIMING = Fraction(1, 10)
+_MAX_CUES = 1_000_000
+_KINDS: dict[str, Kind] = {
+    "video": "video",
+    "audio": "audio",
+    "subtitle": "subtitle",
+    "attachment": "attachment",
+}
+
+
+@dataclass(slots=True)
+class StreamFacts:
+    """A stream as its packets show it. `starts` and `ends` are in `base`, in file order.
+
+    They carry on where the file's clock wraps; `num_jumps` counts where it jumps back.
+    """
+
+    index: int
+    kind: Kind
+    codec: str
+    base: Fraction
+    language: str
+    title: str | None
+    disposition: int
+    is_described: bool = True
+    """libav found its parameters; without them a muxer cannot be given it."""
+    content: bytes = b""
+    """Of an attachment."""
+    num_packets: int = 0
+    num_unstamped: int = 0
+    """Packets without a time, such as those just before zero in Matroska."""
+    num_bytes: int = 0
+    checksum: int = 0
+    starts: array[int] = field(default_factory=lambda: array("q"))
+    ends: array[int] = field(default_factory=lambda: array("q"))
+    cues: list[Cue] = field(default_factory=list)
+    keys: array[int] = field(default_factory=lambda: array("q"))
+    num_jumps: int = 0
+
+    @property
+    def first_seconds(self) -> Fraction:
+        """When its first packet is shown; only where it has any."""
+        return min(self.starts) * self.base
+
+    def name(self) -> str:
+        """`Stream 2 (subtitle, subrip, ger)`."""
+        kind = "video" if self.kind == "picture" else self.kind
+        language = self.language if self.language != "und" else ""
+        parts = [kind, self.codec, language]
+        return f"Stream {self.index} ({', '.join(part for part in parts if part)})"
+
+
+@dataclass(slots=True)
+class Survey:
+    """A file. `video` is the number of the stream that is enhanced, or was."""
+
+    path: Path
+    formats: frozenset[str]
+    brand: str
+    video: int
+    streams: list[StreamFacts]
+    tags: dict[str, str]
+    chapters: list[tuple[Fraction, Fraction, str]]
+    """(start, end, title), in seconds."""
+    is_timed: bool
+    is_packed: bool = False
+    """B frames ride in the packets of others (DivX and XviD in AVI), whose times libav gives them.
+    Then frame n is shown when packet n is counted."""
+    num_faults: int = 0
+
+    def start_seconds(self) -> list[Fraction]:
+        """Where each stream besides the video begins; what primes a decoder of sound is silent."""
+        found = []
+        for facts in self.streams:
+            if facts.starts and facts.index != self.video:
+                start = facts.first_seconds
+                is_priming = facts.kind == "audio" and -_MAX_PRIMING < start < 0
+                found.append(Fraction(0) if is_priming else start)
+        return found
+
+
+def survey(path: Path, num_videos_before: int | None = None) -> Survey:
+    """Read all packets of a file.
+
+    Args:
+        num_videos_before: of an output: how many videos lie before the enhanced one in its source;
+            None finds the one that a source's job enhances.
+
+    Raises:
+        MediaError, UsageError: it cannot be read, or holds no video.
+    """
+    with open_plain(path) as container:
+        video = _video_index(path, container, num_videos_before)
+        found = Survey(
+            path=path,
+            formats=frozenset(container.format.name.split(",")),
+            brand=_brand(path, container),
+            video=video,
+            streams=[_facts(stream) for stream in container.streams],
+            tags=dict(container.metadata),
+            chapters=_chapters(container),
+            is_timed=has_times(container),
+        )
+        clocks = [_Unwrapped(facts) for facts in found.streams]
+        with libav_errors(path, "its packets cannot be read"):
+            for packet in packets_of(container):
+                if packet is None:
+                    found.num_faults += 1
+                    continue
+                facts = found.streams[packet.stream_index]
+                facts.num_packets += 1
+                if facts.codec == "mpeg4" and facts.index == video and facts.num_packets <= 50:
+                    found.is_packed |= bytes(packet).count(_PICTURE) > 1
+                facts.num_bytes += packet.size
+                if facts.index != video:
+                    facts.checksum = zlib.crc32(packet, facts.checksum)
+                start = packet.pts if packet.pts is not None else packet.dts
+                if start is None:
+                    facts.num_unstamped += 1
+                    continue
+                start = clocks[facts.index].carried_on(start, packet.dts)
+                end = start + max(packet.duration or 0, 0)
+                facts.starts.append(start)
+                facts.ends.append(end)
+                if packet.is_keyframe and facts.index == video:
+                    facts.keys.append(start)
+                if facts.codec in READERS and len(facts.cues) < _MAX_CUES:
+                    lines = read_cue(facts.codec, bytes(packet))
+                    facts.cues.append(Cue(start * facts.base, end * facts.base, lines))
+    return found
+
+
+class _Unwrapped:
+    """Carries one stream's times on where the 33 bits of MPEG begin again."""
+
+    def __init__(self, facts: StreamFacts) -> None:
+        self._facts = facts
+        self._wraps = facts.base == Fraction(1, 90000)
+        self._offset = 0
+        self._last: int | None = None
+
+    def carried_on(self, start: int, dts: int | None) -> int:
+        moment = (start if dts is None else dts) + self._offset
+        if self._last is not None:
+            jump = moment - self._last
+            if self._wraps and abs(jump + WRAP) < WRAP // 64:
+                self._offset += WRAP
+                moment += WRAP
+            elif jump * self._facts.base < Fraction(-1, 4 if dts is not None else 1):
+                self._facts.num_jumps += 1
+        self._last = moment
+        return start + self._offset
+
+
+def num_videos_before(found: Survey) -> int:
+    """How many videos lie before the one that is enhanced."""
+    return sum(s.kind == "video" and s.index < found.video for s in found.streams)
+
+
+def _video_index(path: Path, container: InputContainer, before: int | None) -> int:
+    videos = [s for s in container.streams.video if not is_cover(s)]
+    if not videos:
+        raise MediaError(sentence(path, "holds no video"))
+    if before is not None:
+        # A video before it may not be carried by the output's container.
+        return videos[min(before, len(videos) - 1)].index
+    known = [s for s in videos if s.codec_context is not None]
+    best = container.streams.best("video")
+    if isinstance(best, VideoStream) and best in known:
+        return best.index
+    if not known:
+        raise MediaError(sentence(path, "its video codec is not known to this FFmpeg"))
+    return max(known, key=lambda s: (bool(s.disposition & 1), s.width * s.height)).index
+
+
+def _chapters(container: InputContainer) -> list[tuple[Fraction, Fraction, str]]:
+    found = []
+    for chapter in container.chapters():
+        base = _base(chapter["time_base"])
+        title = chapter["metadata"].get("title", "")
+        found.append((chapter["start"] * base, chapter["end"] * base, title))
+    return found
+
+
+def _facts(stream: Stream) -> StreamFacts:
+    tags = {key.lower(): value for key, value in stream.metadata.items()}
+    context = stream.codec_context
+    kind: Kind = "picture" if is_cover(stream) else _KINDS.get(stream.type, "data")
+    codec = context.codec.canonical_name if context is not None else "unknown"
+    rate = context.sample_rate if isinstance(context, AudioCodecContext) else 1
+    return StreamFacts(
+        index=stream.index,
+        kind=kind,
+        codec=codec,
+        base=_base(stream.time_base),
+        language=tags.get("language", "und").lower() or "und",
+        title=tags.get("title") or tags.get("filename"),
+        disposition=int(stream.disposition),
+        is_described=context is not None and bool(rate),
+        content=bytes(stream.data or b"") if isinstance(stream, AttachmentStream) else b"",
+    )
+
+
+def _base(base: Fraction | None) -> Fraction:
+    return Fraction(base) if base else Fraction(1, 1000)
+
+
+def _brand(path: Path, container: InputContainer) -> str:
+    """mp4, mov, mkv, webm or libav's first name: the family whose rules hold."""
+    names = container.format.name.split(",")
+    if "matroska" in names:
+        with path.open("rb") as file:
+            return "webm" if b"webm" in file.read(64) else "mkv"
+    if "mov" in names:
+        major = container.metadata.get("major_brand", "")
+        return "mov" if major.startswith("qt") else "mp4"
+    return names[0]
+
+
+def rising(facts: StreamFacts) -> Iterator[Fraction]:
+    """The stream's display times in seconds, sorted."""
+    return (start * facts.base for start in sorted(facts.starts))

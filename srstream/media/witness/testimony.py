@@ -1,0 +1,461 @@
+"""The comparison of an output with its source, from one end to the other."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+from srstream.errors import MediaError
+from srstream.media.errors import sentence
+from srstream.media.meaning import tag_losses
+from srstream.media.receipt import Receipt
+from srstream.media.witness.geometry import crop_of
+from srstream.media.witness.labels import (
+    compare_chapters,
+    compare_labels,
+    compare_shapes,
+    picture_receipt,
+)
+from srstream.media.witness.likeness import (
+    Crop,
+    Frame,
+    Likeness,
+    Sight,
+    Thumb,
+    is_surely_other,
+    luma_distance,
+    nearest_field,
+    sight_of,
+    thumb_of,
+)
+from srstream.media.witness.shown import Label, picture_of
+from srstream.media.witness.streams import Placing, Promises, compare_streams
+from srstream.media.witness.survey import Survey, num_videos_before, survey
+from srstream.media.witness.watch import Moment, Screen, Watcher
+
+_MAX_CHANGES = 8
+"""Frames that are compared because the description changed with them."""
+
+_MAX_JOIN = Fraction(1, 2)
+"""Seconds by which frames may lie apart where the source's clock jumps back."""
+
+
+def testify(
+    source_path: Path,
+    output_path: Path,
+    *,
+    start_pts: int | None = None,
+    end_pts: int | None = None,
+    sample: int | None = None,
+    promises: Promises | None = None,
+) -> Receipt:
+    """Compare an output with the source it was made from.
+
+    Memory grows by some bytes for each packet, and by nothing else.
+
+    Args:
+        start_pts, end_pts: what was taken of the source, in units of its video's clock.
+        sample: compare the pixels of so many frames, spread evenly; None compares all.
+        promises: what the plan announced, where there is a plan.
+
+    Raises:
+        MediaError, UsageError: one of the two cannot be read.
+    """
+    source = survey(source_path)
+    output = survey(output_path, num_videos_before(source))
+    base = source.streams[source.video].base
+    window = tuple(None if pts is None else pts * base for pts in (start_pts, end_pts))
+    return _Testimony(source, output, window, sample).receipt(promises)
+
+
+def spread(length: int, number: int) -> list[int]:
+    """At most `number` places of `length`, evenly, with the first and the last among them."""
+    if number >= length:
+        return list(range(length))
+    if number == 1:
+        return [length // 2]
+    return sorted({round(n * (length - 1) / (number - 1)) for n in range(number)})
+
+
+def _median_step(times: Sequence[Fraction]) -> Fraction | None:
+    steps = sorted(after - before for before, after in pairwise(times))
+    return steps[len(steps) // 2] if steps else None
+
+
+@dataclass(slots=True)
+class _Times:
+    """What came of pairing the frames. Times in the output's seconds."""
+
+    shift: Fraction = Fraction(0)
+    num_in: int = 0
+    largest_error: Fraction = Fraction(0)
+    worst: Fraction = Fraction(0)
+    first_missing: Fraction = Fraction(0)
+    num_missing: int = 0
+    num_extra: int = 0
+
+    def pair(self, wanted: Fraction, found: Fraction) -> None:
+        self.num_in += 1
+        error = abs(found - wanted)
+        if error > self.largest_error:
+            self.largest_error, self.worst = error, wanted
+
+    def miss(self, wanted: Fraction) -> None:
+        if not self.num_missing:
+            self.first_missing = wanted
+        self.num_in += 1
+        self.num_missing += 1
+
+    def find_extra(self, time: Fraction) -> None:
+        if not self.num_missing and not self.num_extra:
+            self.first_missing = time
+        self.num_extra += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """A pair of frames that was compared, kept until the next frame of the source is known."""
+
+    seconds: float
+    thumb: Thumb
+    seen: Thumb
+    before: Thumb | None
+
+
+class _Testimony:
+    """One run of `testify`."""
+
+    def __init__(
+        self,
+        source: Survey,
+        output: Survey,
+        window: tuple[Fraction | None, ...],
+        sample: int | None,
+    ) -> None:
+        self._source, self._output = source, output
+        self._start, self._end = window
+        self._screen = Screen(output)
+        self._tolerance = self._screen.base / 2
+        """Half a tick of the output's clock: what rounding to it may cost."""
+        self._found = [time * self._screen.base for time in self._screen.times]
+        count = len(self._found)
+        self._samples = set(range(count) if sample is None else spread(count, sample))
+        self._watcher = Watcher(source, _median_step(self._found))
+        first = self._found[0] if self._found else None
+        self._course = _Course(source, first, self._start, self._end)
+        self._times = _Times()
+        self._likeness = Likeness()
+        self._frame = Frame(1, 1, Fraction(1))
+        self._crop, self._out_crop = Crop(), Crop()
+        self._first: Label | None = None
+        self._last_label: Label | None = None
+        self._out_label: Label | None = None
+        self._is_seen_through = False
+        self._looked: _Looked | None = None
+        self._last_thumb: Thumb | None = None
+        self._num_changes = self._num_filled = 0
+        self._num_headless = self._num_after_break = 0
+
+    def receipt(self, promises: Promises | None) -> Receipt:
+        """Watch both and say what was seen."""
+        source, output = self._source, self._output
+        self._describe_output()
+        try:
+            self._watch()
+        finally:
+            self._screen.close()
+        times = self._times
+        if self._first is None or self._out_label is None:
+            raise MediaError(sentence(source.path, "not one frame of its video can be decoded"))
+        placing = Placing(times.shift, self._start, self._end)
+        inventory = compare_streams(source, output, placing, promises)
+        codec = output.streams[output.video].codec
+        problems, losses = compare_labels(
+            self._first,
+            self._out_label,
+            codec,
+            is_seen_through=self._is_seen_through,
+            has_hdr=None if promises is None else promises.has_hdr,
+        )
+        problems += compare_shapes(
+            self._first,
+            self._crop,
+            self._out_label,
+            self._out_crop,
+            self._out_label.aspect / self._first.aspect,
+        )
+        return Receipt(
+            source=str(source.path),
+            output=str(output.path),
+            problems=[
+                *self._time_problems(),
+                *inventory.problems,
+                *compare_chapters(source, output, placing),
+                *problems,
+                *self._likeness.problems(),
+            ],
+            losses=[
+                *inventory.losses,
+                *losses,
+                *self._time_losses(),
+                *tag_losses(source.tags, output.tags),
+            ],
+            num_frames_in=times.num_in,
+            num_frames_out=len(self._found),
+            largest_time_error_seconds=float(times.largest_error),
+            time_tolerance_seconds=float(self._tolerance),
+            time_shift_seconds=float(times.shift),
+            largest_offset_change_seconds=float(inventory.largest_offset_change),
+            num_chapters_in=len(source.chapters),
+            num_chapters_out=len(output.chapters),
+            streams=inventory.streams,
+            video_in=picture_receipt(self._first),
+            video_out=picture_receipt(self._out_label),
+            color=self._likeness.receipt(),
+        )
+
+    # What the output says of itself
+
+    def _describe_output(self) -> None:
+        found = self._screen.label()
+        if found is None:
+            raise MediaError(
+                sentence(self._output.path, "not one frame of its video can be decoded")
+            )
+        self._out_label = found
+        size = (found.width, found.height)
+        number = num_videos_before(self._output)
+        self._out_crop = crop_of(self._output.path, self._output.brand, number, size)
+
+    # Frame by frame
+
+    def _watch(self) -> None:
+        """Pair the source's frames with the output's by time, and compare some of them."""
+        found, times = self._found, self._times
+        at = 0
+        for moment in self._watcher.moments():
+            self._note_first(moment.label)
+            wanted = self._course.place(moment, self._watcher)
+            if self._course.is_over:
+                break
+            if wanted is None:
+                continue
+            if moment.is_join and at < len(found):
+                # The next frame follows the last one by what is written nowhere.
+                wanted += self._course.settle(found[at] - wanted)
+            slack = max(moment.duration / 2, self._tolerance)
+            while at < len(found) and found[at] < wanted - slack:
+                self._note_extra(found[at])
+                at += 1
+            if at < len(found) and found[at] <= wanted + slack:
+                times.pair(wanted, found[at])
+                self._look(moment, at)
+                at += 1
+            else:
+                self._note_missing(moment, wanted, is_at_end=at >= len(found))
+                self._finish_look(None)
+        self._finish_look(None)
+        for time in found[at:]:
+            self._note_extra(time)
+        times.shift = self._course.shift
+
+    def _note_extra(self, time: Fraction) -> None:
+        """A frame that no decoded one accounts for: it may stand in for one that was lost."""
+        if self._num_filled < self._watcher.num_lost and self._course.is_of_packet(time):
+            self._num_filled += 1
+            self._times.num_in += 1
+        else:
+            self._times.find_extra(time)
+
+    def _note_missing(self, moment: Moment, wanted: Fraction, *, is_at_end: bool) -> None:
+        if moment.is_headless and not self._times.num_in:
+            self._num_headless += 1
+        elif is_at_end and self._watcher.broken_at is not None:
+            self._num_after_break += 1
+        else:
+            self._times.miss(wanted)
+
+    def _note_first(self, label: Label) -> None:
+        """The first frame describes the source: into its shape all others are fitted."""
+        if self._first is None:
+            self._first = label
+            size = (label.width, label.height)
+            number = num_videos_before(self._source)
+            self._crop = crop = crop_of(self._source.path, self._source.brand, number, size)
+            width, height = size[0] - crop.left - crop.right, size[1] - crop.top - crop.bottom
+            self._frame = Frame(width, height, label.aspect)
+
+    def _look(self, moment: Moment, at: int) -> None:
+        """Compare the pixels of a pair, if it is one of the sample, and keep what is beside it."""
+        label = moment.label
+        if not moment.is_labelled_surely:
+            self._finish_look(None)
+            self._last_thumb = None
+            return
+        is_wanted = at in self._samples
+        is_changed = self._last_label is not None and label != self._last_label
+        self._last_label = label
+        if is_changed and not is_wanted and self._num_changes < _MAX_CHANGES:
+            self._num_changes += 1
+            is_wanted = True
+        if not is_wanted and at + 1 not in self._samples and self._looked is None:
+            self._last_thumb = None
+            return
+        assert self._first is not None and self._out_label is not None
+        is_first_size = (label.width, label.height) == (self._first.width, self._first.height)
+        sight = sight_of(
+            picture_of(moment.frame, label), label, self._crop if is_first_size else Crop()
+        )
+        thumb = thumb_of(sight.picture)
+        self._finish_look(thumb)
+        if is_wanted:
+            self._compare(sight, thumb, at)
+        self._last_thumb = thumb
+
+    def _compare(self, sight: Sight, thumb: Thumb, at: int) -> None:
+        assert self._out_label is not None
+        seconds = float(self._found[at])
+        frame = self._screen.frame_at(self._screen.times[at])
+        if frame is None:
+            self._likeness.see_instead("cannot be decoded", seconds)
+            return
+        out = sight_of(picture_of(frame, self._out_label), self._out_label, self._out_crop)
+        if sight.label.is_interlaced:
+            sight = nearest_field(sight, out)
+        self._likeness.add(sight, out, self._frame, seconds)
+        alpha = sight.picture.alpha
+        self._is_seen_through |= alpha is not None and float(alpha.min()) < 1 - 1 / 255
+        self._looked = _Looked(seconds, thumb, thumb_of(out.picture), self._last_thumb)
+
+    def _finish_look(self, after: Thumb | None) -> None:
+        """Ask whether the last output picture rather shows a neighbour of its frame."""
+        looked, self._looked = self._looked, None
+        if looked is None:
+            return
+        error = luma_distance(looked.thumb, looked.seen)
+        for other, which in ((looked.before, "before"), (after, "after")):
+            if other is not None and is_surely_other(error, luma_distance(other, looked.seen)):
+                self._likeness.see_instead(f"is that of the frame {which} it", looked.seconds)
+
+    # What is said of the times
+
+    def _time_problems(self) -> list[str]:
+        times, problems = self._times, []
+        if len(self._found) != times.num_in:
+            problems.append(f"{len(self._found)} frames are there, the source has {times.num_in}")
+        elif times.num_missing or times.num_extra:
+            problems.append(
+                f"{times.num_missing} frames are not shown at their times, the first at "
+                f"{float(times.first_missing):.3f} s"
+            )
+        if times.largest_error > self._tolerance:
+            problems.append(
+                f"a frame is shown {float(times.largest_error) * 1000:.3f} ms off, at "
+                f"{float(times.worst):.3f} s"
+            )
+        return problems
+
+    def _time_losses(self) -> list[str]:
+        losses = []
+        if self._watcher.num_lost:
+            losses.append(f"{self._watcher.num_lost} packets of the source cannot be decoded")
+        if self._num_headless:
+            losses.append(f"{self._num_headless} frames before the first keyframe are left out")
+        if self._num_after_break:
+            losses.append(
+                f"{self._num_after_break} frames are left out behind "
+                f"{float(self._watcher.broken_at or 0):.3f} s, where the source is broken"
+            )
+        return losses
+
+
+class _Course:
+    """The way of the source's times into the output's.
+
+    `shift` is by how much all times were moved back. What a file's clock starts with is taken off,
+    as an excerpt's start is, or kept; the earliest of the streams begins at zero then, which need
+    not be the video. Of the shifts that this allows, the one that was made is found by where the
+    output begins; that all streams were moved alike is found by their own times.
+    """
+
+    def __init__(
+        self,
+        source: Survey,
+        first_found: Fraction | None,
+        start: Fraction | None,
+        end: Fraction | None,
+    ) -> None:
+        facts = source.streams[source.video]
+        self._source, self._first_found = source, first_found
+        self._start, self._end = start, end
+        self._tick = facts.base
+        self._packets = sorted(facts.starts)
+        self._first: Fraction | None = None
+        self._last: Fraction | None = None
+        self._run = Fraction(0)
+        self._number = 0
+        self._is_placed = False
+        self.is_over = False
+        """All that was taken has been placed."""
+        self.shift = Fraction(0)
+
+    def place(self, moment: Moment, watcher: Watcher) -> Fraction | None:
+        """When the output is to show a frame; None if it was not taken of the source."""
+        time = moment.time
+        if time is None:
+            time = (self._number + watcher.num_lost) * watcher.step
+        self._number += 1
+        if self._first is None:
+            self._first = time
+        if moment.is_join and self._last is not None:
+            self._run = self._last + moment.duration - time
+        time += self._run
+        if self._last is not None and time <= self._last:
+            time = self._last + self._tick  # the same time twice: the next tick
+        self._last = time
+        self.is_over = self._end is not None and time >= self._end
+        if self.is_over or (self._start is not None and time < self._start):
+            return None
+        if not self._is_placed:
+            self._is_placed = True
+            self.shift = self._shift(time, self._first, moment.duration)
+        return time - self.shift
+
+    def settle(self, late: Fraction) -> Fraction:
+        """Take it as the truth that the first frame of a run is so late; gives what was taken."""
+        if abs(late) > _MAX_JOIN or self._last is None:
+            return Fraction(0)
+        self._run += late
+        self._last += late
+        return late
+
+    def is_of_packet(self, time: Fraction) -> bool:
+        """Whether a packet of the source is to be shown at this time of the output."""
+        if not self._source.is_timed:
+            return True
+        stamp = (time + self.shift - self._run) / self._tick
+        place = bisect_left(self._packets, stamp - 1)
+        return place < len(self._packets) and self._packets[place] <= stamp + 1
+
+    def _shift(self, taken: Fraction, first: Fraction, duration: Fraction) -> Fraction:
+        """Seconds by which a source is moved whose video begins at `first`, of which what is shown
+        from `taken` on was taken."""
+        begins = [Fraction(0), max(first, Fraction(0))]
+        if self._start is None:
+            begins += [
+                first - start // self._tick * self._tick
+                for start in self._source.start_seconds()
+                if start < first
+            ]
+        if self._source.brand == "avi":
+            # Its packets are counted as they are decoded, ahead of when they are shown.
+            begins += [max(first + n * duration, Fraction(0)) for n in (-2, -1, 1)]
+        shifts = [taken - begin for begin in begins]
+        found = self._first_found
+        if found is None:
+            return shifts[0]
+        return min(shifts, key=lambda shift: abs(taken - shift - found))
