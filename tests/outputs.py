@@ -86,10 +86,12 @@ def make_output(
     window: TimeWindow | None = None,
     config: JobConfig | None = None,
     change: Change | None = None,
+    alter: Callable[[OutputPlan], OutputPlan] = lambda plan: plan,
 ) -> Made:
     """Decode, enlarge, encode in segments of a few frames, assemble.
 
-    `change` gets each frame's number and the enlarged frame, and gives what is encoded instead.
+    `change` gets each frame's number and the enlarged frame, and gives what is encoded instead;
+    `alter` changes the plan before anything is encoded.
     """
     window = window or TimeWindow()
     source = probe(source_path, SourceConfig())
@@ -103,7 +105,7 @@ def make_output(
         try_streams=lambda *what: try_output(source_path, source, *what),
     )
     other = earliest(read_starts(source_path, source.video.index), plan.streams)
-    plan = replace(plan, keeps_start=config.source.keep_start, earliest_other=other)
+    plan = alter(replace(plan, keeps_start=config.source.keep_start, earliest_other=other))
     folder = source_path.parent / f"segments_{plan.path.name}"
     folder.mkdir(exist_ok=True)
     segments: list[SegmentFile] = []

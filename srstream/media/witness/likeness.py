@@ -112,11 +112,14 @@ def sight_of(picture: Picture, label: Label, crop: Crop) -> Sight:
     )
 
 
-def nearest_field(source: Sight, output: Sight) -> Sight:
-    """Of two woven fields the one that an output shows: a deinterlacer keeps one's rows."""
+def nearest_field(source: Sight, output: Sight) -> tuple[Sight, bool]:
+    """Of two woven fields the one that an output shows, since a deinterlacer keeps one's rows; and
+    whether it rather shows both."""
     both = [replace(source, picture=field_of(source.picture, first)) for first in (0, 1)]
     seen_HW = resized(output.picture.luma, source.picture.luma.shape)
-    return min(both, key=lambda sight: float(np.abs(sight.picture.luma - seen_HW).mean()))
+    errors = [255 * float(np.abs(sight.picture.luma - seen_HW).mean()) for sight in (*both, source)]
+    nearest = min(range(2), key=lambda n: errors[n])
+    return both[nearest], is_surely_other(errors[nearest], errors[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +214,9 @@ class Likeness:
             frame.width,
             frame.height,
         )
+        own = source
         source = _in_common_matrix(source, output)
+        is_converted = source is not own
         if not is_whole:
             unfitted = thumb_of(source.picture)
             source = replace(source, picture=_fitted(source.picture, frame, place))
@@ -225,7 +230,9 @@ class Likeness:
             errors.append(self._compare(small_HW, back_HW, mask_HW, seconds))
             if is_whole and name == "luma":
                 self.luma_motion.add(small_HW, back_HW)
-            elif is_whole and name == "chroma" and source.label.siting and output.label.siting:
+            elif name != "chroma" or not is_whole or is_converted:
+                continue
+            elif source.label.siting and output.label.siting:
                 expected = _expected_move(source.picture, output.picture)
                 self.chroma_motion.add(small_HW, back_HW, expected)
         self.num_frames += 1

@@ -371,6 +371,7 @@ def _alikeness(before: StreamFacts, now: StreamFacts) -> int:
         + 8 * _same_codec(before, now)
         + 4 * (spelled_language(before.language) == spelled_language(now.language))
         + 2 * (before.content == now.content and before.num_packets == now.num_packets)
+        + 2 * (before.checksum == now.checksum)
         + (before.title == now.title)
     )
 

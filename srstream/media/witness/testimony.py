@@ -325,7 +325,9 @@ class _Testimony:
             return
         out = sight_of(picture_of(frame, self._out_label), self._out_label, self._out_crop)
         if sight.label.is_interlaced:
-            sight = nearest_field(sight, out)
+            sight, is_woven = nearest_field(sight, out)
+            if is_woven:
+                self._likeness.see_instead("is not deinterlaced", seconds)
         self._likeness.add(sight, out, self._frame, seconds)
         alpha = sight.picture.alpha
         self._is_seen_through |= alpha is not None and float(alpha.min()) < 1 - 1 / 255
