@@ -27,7 +27,7 @@ CAMERA_SECONDS = 25
 NUM_FRAMES = 100
 """Several times what may be under way between decoder and engine."""
 ENGINES = ["openvino", "ncnn", "pytorch"]
-SIZES = {"fast": (160, 90), "balanced": (64, 36), "srgan": (32, 24)}
+SIZES = {"fast": (160, 90), "balanced": (48, 28), "srgan": (32, 24)}
 SAME_PICTURE = 8.0
 """Levels by which a frame made smaller may differ from its source, on average; other pictures
 differ by more than twice that."""
@@ -45,8 +45,8 @@ def still_with_one_change(size: tuple[int, int]) -> list[Rgb]:
 
 def still_then_cut(size: tuple[int, int]) -> list[Rgb]:
     """Two scenes that stand still, and one that moves."""
-    moving = [255 - picture(number, *size) for number in range(10)]
-    return [picture(7, *size)] * 60 + [255 - picture(40, *size)] * 30 + moving
+    moving = [255 - picture(number, *size) for number in range(3)]
+    return [picture(7, *size)] * 60 + [255 - picture(40, *size)] * 37 + moving
 
 
 CLIPS: dict[str, Callable[[tuple[int, int]], list[Rgb]]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _PR_SET_PDEATHSIG = 1
+_END_SECONDS = 10.0
 
 
 def start_child(
@@ -36,6 +38,13 @@ def start_child(
         # Ctrl-C is the parent's to handle: a group of its own keeps the terminal's signal away.
         process_group=0,
     )
+
+
+def end_child(child: subprocess.Popen[bytes]) -> None:
+    """Kill a child and wait for its end; not for ever, should the kernel not let it go."""
+    child.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(_END_SECONDS)
 
 
 def die_with_parent(parent_pid: int) -> None:

@@ -38,7 +38,7 @@ from srstream.media.types import (
 )
 from srstream.media.verify import verify
 from srstream.models.table import model_spec
-from srstream.pipeline.child import bytes_read, start_child
+from srstream.pipeline.child import bytes_read, end_child, start_child
 from srstream.pipeline.compression import RestoreChoice, choose_restore
 
 OnProgress = Callable[[int, int | None], None]
@@ -253,8 +253,7 @@ class InChild:
         child, self._child, self._pending = self._child, None, b""
         if child is None:
             return
-        child.kill()
-        child.wait()
+        end_child(child)
         for pipe in (child.stdin, child.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):  # of what was not sent yet

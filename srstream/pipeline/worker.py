@@ -7,7 +7,6 @@ stop it; and who stands still is noticed and named (`stall.py`).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import time
@@ -26,6 +25,7 @@ from srstream.errors import (
     error_named,
 )
 from srstream.frame import Frame
+from srstream.pipeline.child import end_child
 from srstream.pipeline.decoder import DecodeRequest, frame_hash, opened_source, start_decoder
 from srstream.pipeline.encoder import Cut, EncoderThread
 from srstream.pipeline.stall import STALL_SECONDS, Stages, StallWatch
@@ -38,7 +38,6 @@ POLL_SECONDS = 0.2
 
 _DEATH_SECONDS = 1.0
 """In which the last messages of a decoder that has ended arrive."""
-_KILL_SECONDS = 10.0
 
 
 class DecoderDiedError(SrstreamError):
@@ -187,9 +186,7 @@ class Worker:
         try:
             yield child
         finally:
-            child.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(_KILL_SECONDS)
+            end_child(child)
 
     def _work(self, receiver: FrameReceiver, child: subprocess.Popen[bytes]) -> None:
         """Do whatever can be done, until everything is; wait only while nothing can."""
@@ -231,7 +228,8 @@ class Worker:
     def _give_up(self, watch: StallWatch, stages: Stages) -> None:
         if stages.is_decoder_due and not stages.is_working:
             raise DecoderDiedError(
-                f"the decoder process did nothing for {watch.limit_seconds:.0f} s and was ended."
+                f"the decoder process did nothing for {watch.limit_seconds:.0f} s, as if the disk "
+                "of its source did not answer, and was ended."
             )
         raise StalledError(
             f"{self._store.output}: nothing has moved for {watch.limit_seconds:.0f} s, so the job "
