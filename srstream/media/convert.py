@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
-from typing import Protocol
+from typing import Any, Protocol
 
 import av
 from av.audio.stream import AudioStream
@@ -43,6 +43,9 @@ _ASS_DRAWINGS = re.compile(r"\{[^}]*\\p[1-9][^}]*\}.*?(?=\{[^}]*\\p0|$)", re.DOT
 
 _OVERRIDES = re.compile(r"\{\\[^}]*\}")
 """ASS codes as they stray into other formats, where other braces are text."""
+
+_WAVER = Fraction(5, 1000)
+"""Seconds by which a frame of sound may lie off the end of the one before and still follow it."""
 
 _MAX_TEXT_BYTES = 65535
 """Of a sample of mov_text, whose length has 16 bits."""
@@ -146,14 +149,16 @@ class AudioConverter:
         self.stream: Stream = stream
         self._encoder = stream
         self._decoder = context
+        self._form = form
         self._resampler = av.AudioResampler(form.sample_format, form.layout, form.rate)
-        self._num_failed = 0
+        self._kind: tuple[str, str, int] | None = None
+        self._end: Fraction | None = None
+        self._last_dts: int | None = None
 
     def push(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
         try:
             frames = self._decoder.decode(packet)
         except av.FFmpegError:
-            self._num_failed += 1
             return []
         return self._encode(frames)
 
@@ -162,16 +167,66 @@ class AudioConverter:
             packets = self._encode(self._decoder.decode(None))
         except av.FFmpegError:
             packets = []
-        for frame in self._resampler.resample(None):
-            packets += self._encoder.encode(frame)
-        return packets + list(self._encoder.encode(None))
+        return [*packets, *self._flush(), *self._rising(self._encoder.encode(None))]
 
     def _encode(self, frames: list[av.AudioFrame]) -> list[Packet[Stream]]:
         packets: list[Packet[Stream]] = []
         for frame in frames:
+            if not self._place(frame):
+                continue
+            kind = frame.format.name, frame.layout.name, frame.sample_rate
+            if kind != self._kind:
+                # A broadcast goes from stereo to 5.1 and back; what is written stays what it is.
+                if self._kind is not None:
+                    packets += self._flush()
+                    form = self._form
+                    self._resampler = av.AudioResampler(form.sample_format, form.layout, form.rate)
+                self._kind = kind
             for resampled in self._resampler.resample(frame):
-                packets += self._encoder.encode(resampled)
+                packets += self._rising(self._encoder.encode(resampled))
         return packets
+
+    def _place(self, frame: av.AudioFrame) -> bool:
+        """Give a frame its time behind the last one's end; False if that is all past.
+
+        Times that waver by a rounding are taken for continuous, gaps stay gaps. Muxers refuse what
+        goes back.
+        """
+        base = Fraction(frame.time_base or 0)
+        if not base or not frame.sample_rate:
+            return True
+        length = Fraction(frame.samples, frame.sample_rate)
+        if frame.pts is None and self._end is None:
+            return True
+        moment = self._end if frame.pts is None else frame.pts * base
+        assert moment is not None
+        if self._end is not None:
+            if moment + length <= self._end - _WAVER:
+                return False
+            if moment <= self._end + _WAVER and moment != self._end:
+                moment = self._end
+        # In samples, so that times which count in milliseconds stay exact.
+        frame.time_base = Fraction(1, frame.sample_rate)
+        frame.pts = round(moment * frame.sample_rate)
+        self._end = moment + length
+        return True
+
+    def _flush(self) -> list[Packet[Stream]]:
+        """What the resampler still holds, encoded."""
+        packets: list[Packet[Stream]] = []
+        for frame in self._resampler.resample(None):
+            packets += self._rising(self._encoder.encode(frame))
+        return packets
+
+    def _rising(self, packets: Iterable[Packet[Any]]) -> list[Packet[Stream]]:
+        ready = []
+        for packet in packets:
+            if packet.dts is not None:
+                if self._last_dts is not None and packet.dts <= self._last_dts:
+                    packet.pts = packet.dts = self._last_dts + 1
+                self._last_dts = packet.dts
+            ready.append(packet)
+        return ready
 
 
 def make_converter(output: OutputContainer, source: Stream, plan: StreamPlan) -> Converter:

@@ -426,7 +426,12 @@ class _Assembly:
         others = self._copies(), *self._cues()
         for _, packet in heapq.merge(video, *others, key=lambda item: item[0]):
             is_video = packet.stream_index == self._video.index
-            self._output.mux_one(packet)
+            try:
+                self._output.mux_one(packet)
+            except av.error.InvalidDataError:
+                # A damaged packet of sound, of which the muxer cannot make what it writes.
+                if is_video:
+                    raise
             if is_video:
                 done += 1
                 if on_progress is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+from srstream.color import is_full_range
 from srstream.config import JobConfig
 from srstream.errors import RefusedError
 from srstream.frame import ColorSpec, PlaneLayout
@@ -28,7 +30,7 @@ from srstream.media.containers import (
     losses_of,
     plan_streams,
 )
-from srstream.media.siting import siting_loss
+from srstream.media.siting import siting_in, siting_note
 from srstream.media.types import (
     HdrMetadata,
     OutputPlan,
@@ -36,6 +38,7 @@ from srstream.media.types import (
     SourceInfo,
     StreamPlan,
     Tried,
+    VideoInfo,
 )
 
 TryStreams = Callable[[OutputVideo, Container, tuple[StreamPlan, ...]], Tried]
@@ -81,9 +84,12 @@ def plan_output(
             *choice.losses,
             *losses_of(source, streams, container),
             *_hdr_losses(source, choice),
-            *_siting_losses(source, choice),
         ),
-        notes=(*choice.notes, *_notes(source, container, named, streams, streams_in)),
+        notes=(
+            *choice.notes,
+            *_siting_notes(source, video),
+            *_notes(source, container, named, streams, streams_in),
+        ),
     )
 
 
@@ -165,7 +171,7 @@ def _output_video(
         layout=choice.layout,
         width=width,
         height=height,
-        color=_output_color(video.color, choice.layout),
+        color=_output_color(video, choice),
         time_base=video.time_base,
         frame_rate=video.frame_rate,
         sample_aspect_ratio=_output_aspect(source, (width, height)),
@@ -188,10 +194,13 @@ def _on_chroma_grid(size: tuple[int, int], layout: PlaneLayout, pix_fmt: str) ->
     return width, height
 
 
-def _output_color(color: ColorSpec, layout: PlaneLayout) -> ColorSpec:
-    if layout.kind != "rgb":
-        return color
-    return ColorSpec(color.primaries, color.transfer, 0, True, 0)
+def _output_color(video: VideoInfo, choice: EncoderChoice) -> ColorSpec:
+    color, layout = video.color, choice.layout
+    if layout.kind == "rgb":
+        return ColorSpec(color.primaries, color.transfer, 0, True, 0)
+    codec, full_range = canonical_codec(choice.codec), is_full_range(color, video.layout)
+    location = siting_in(codec, layout, color.chroma_location, full_range=full_range)
+    return replace(color, chroma_location=location)
 
 
 def _output_aspect(source: SourceInfo, size: tuple[int, int]) -> Fraction:
@@ -225,12 +234,12 @@ def _hdr_losses(source: SourceInfo, choice: EncoderChoice) -> list[str]:
     return []
 
 
-def _siting_losses(source: SourceInfo, choice: EncoderChoice) -> list[str]:
-    location = source.video.color.chroma_location
+def _siting_notes(source: SourceInfo, video: OutputVideo) -> list[str]:
     if source.video.layout.kind != "yuv":
         return []
-    loss = siting_loss(canonical_codec(choice.codec), choice.layout, location)
-    return [] if loss is None else [loss]
+    before, now = source.video.color.chroma_location, video.color.chroma_location
+    note = siting_note(canonical_codec(video.codec), video.layout, before, now)
+    return [] if note is None else [note]
 
 
 def _notes(

@@ -43,18 +43,25 @@ def same_siting(before: int, now: int, layout: PlaneLayout) -> bool:
     return across and down
 
 
-def siting_loss(codec: str, layout: PlaneLayout, location: int) -> str | None:
-    """What is to be said where an output cannot say where its chroma lies; None where it can.
+def siting_in(codec: str, layout: PlaneLayout, location: int, *, full_range: bool) -> int:
+    """Where chroma has to lie in an output whose source has it at `location`.
 
-    Nothing is said where the format's own default (left, as nearly all video) is the place.
+    There, where the format can state it; else where it will be taken to lie: the only place that a
+    format knows, or, unstated, left in limited range and the centre in full range.
     """
-    default = _FIXED.get(codec, 1)
-    is_stated = states_siting(codec, layout, location)
-    if is_stated or same_siting(location, default, layout):
+    if not _is_subsampled(layout) or not location or states_siting(codec, layout, location):
+        return location
+    assumed = _FIXED.get(codec) or (2 if full_range and codec != "h264" else 1)
+    return location if same_siting(location, assumed, layout) else assumed
+
+
+def siting_note(codec: str, layout: PlaneLayout, before: int, now: int) -> str | None:
+    """What is to be said where chroma is moved; None where it stays."""
+    if before == now or not _is_subsampled(layout):
         return None
     return (
-        f"{codec} cannot state that {_name_of(layout)} chroma lies {LOCATION_NAMES[location]}; "
-        f"players assume {LOCATION_NAMES[default]}."
+        f"{_name_of(layout)} chroma is moved from {LOCATION_NAMES[before]} to "
+        f"{LOCATION_NAMES[now]}, where players look for it: {codec} cannot state another place."
     )
 
 
