@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from srstream.service.frame_client import FrameStream
 from srstream.service.frame_session import EnhancerStage
 from srstream.service.link import MESSAGE, Beat, Ended, Exit, JobOrder, Message, Ready, Setup, Start
 from srstream.service.settings import LogSettings, SecuritySettings, SocketSettings
-from tests.clips import cfr
+from tests.clips import cfr, picture, write_clip
 
 WIDTH, HEIGHT = 96, 64
 LAYOUT = PlaneLayout("yuv", 8, 1, 1)
@@ -149,8 +150,21 @@ def open_stream(worker: WorkerProcess, **options: object) -> FrameStream:
     return FrameStream(WIDTH, HEIGHT, color=color, address=address, **options)  # type: ignore[arg-type]
 
 
-def test_frames_and_a_job_share_an_engine(worker: WorkerProcess, tmp_path: Path) -> None:
-    clip = cfr(tmp_path / "clip.mp4", frames=60)
+def still_frames() -> list[Frame]:
+    """Several times what may be under way of one picture, a change, and as many again."""
+    before, after = frames(3)[1:]
+    pictures = [before] * 100 + [after] * 100
+    return [replace(picture, pts=1001 * number) for number, picture in enumerate(pictures)]
+
+
+@pytest.mark.parametrize("is_still", [False, True], ids=["moving", "still"])
+def test_frames_and_a_job_share_an_engine(
+    is_still: bool, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    if is_still:
+        clip = write_clip(tmp_path / "clip.mp4", [picture(3)] * 100, gop=12)
+    else:
+        clip = cfr(tmp_path / "clip.mp4", frames=60)
     output = tmp_path / "clip_4x.mp4"
     order = JobOrder(
         id="job00001",
@@ -162,7 +176,7 @@ def test_frames_and_a_job_share_an_engine(worker: WorkerProcess, tmp_path: Path)
         directory=tmp_path / "work" / "job00001",
     )
     worker.send(Start(order=order).line())
-    given = frames(40)
+    given = still_frames() if is_still else frames(40)
     with open_stream(worker) as stream:
         results = list(stream.enhance(given))
         expected = enhanced_here(given, stream)
