@@ -206,3 +206,31 @@ def test_an_engine_that_hangs_costs_the_daemon_a_worker_and_no_job(tmp_path: Pat
         assert daemon.result("health")["workers"][0]["num_restarts"] == 1
         assert "nothing has moved for 2 s" in daemon.log()
         assert "The engine worker is replaced" in daemon.log()
+
+
+SHORT_LIMIT = """
+import functools
+from srstream import cli
+from srstream.pipeline import job
+job.Workplace = functools.partial(job.Workplace, stall_seconds=0.5)
+cli.main()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_tile_of_many_times_the_limit_is_waited_for(engine: str, tmp_path: Path) -> None:
+    """The library's threads use the processor meanwhile: one tile takes a second and more."""
+    frames = [picture(number, 192, 108) for number in range(2)]
+    source = write_clip(tmp_path / "in.mp4", frames, width=192, height=108)
+    arguments = ["-o", str(tmp_path / "out.mp4"), "--model", "srgan", "--engine", engine]
+    ran = subprocess.run(
+        [sys.executable, "-c", SHORT_LIMIT, "enhance", str(source), *arguments],
+        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert video_times(tmp_path / "out.mp4") == video_times(source)
