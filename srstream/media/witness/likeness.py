@@ -463,8 +463,9 @@ def _expected_move(source: Picture, output: Picture) -> tuple[float, float]:
     moves = []
     for axis in (0, 1):
         side = 1 - axis
-        luma_scale = output.luma.shape[side] / source.luma.shape[side]
-        chroma_scale = output.chroma[0].shape[side] / source.chroma[0].shape[side]
+        luma_shape, chroma_shape = output.shapes or (output.luma.shape, output.chroma[0].shape)
+        luma_scale = luma_shape[side] / source.luma.shape[side]
+        chroma_scale = chroma_shape[side] / source.chroma[0].shape[side]
         before, now = source.siting[axis], output.siting[axis]
         # Where colour sample 0 of the source lies, and the middle of those averaged to it.
         place = before + 0.5

@@ -24,6 +24,9 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 
+Shape = tuple[int, int]
+"""(rows, columns)."""
+
 FloatPlane = npt.NDArray[np.float32]
 
 LUMA_WEIGHTS = {
@@ -37,6 +40,7 @@ LUMA_WEIGHTS = {
 }
 """Kr and Kb of H.273's matrix coefficients."""
 
+_BAND_ROWS = 256
 _RANGES = {1: False, 2: True}
 _LOCATIONS = ("unspecified", "left", "center", "topleft", "top", "bottomleft", "bottom")
 _SHAPES = {(0, 0): "444", (1, 0): "422", (1, 1): "420", (0, 1): "440", (2, 0): "411", (2, 2): "410"}
@@ -88,7 +92,7 @@ class Picture:
     where it is grey, and alpha (H, W) from 0 to 1, or None.
 
     `siting` is where colour sample 0 lies, (x, y) in luma samples from luma sample 0; `step` the
-    distance between them.
+    distance between them. `shapes` are those of luma and colour before they were made smaller.
     """
 
     luma: FloatPlane
@@ -96,6 +100,7 @@ class Picture:
     alpha: FloatPlane | None
     step: tuple[int, int]
     siting: tuple[float, float]
+    shapes: tuple[Shape, Shape] | None = None
 
 
 def is_rgb(pix_fmt: str) -> bool:
@@ -168,34 +173,47 @@ def relabelled(label: Label, frame: VideoFrame, aspect: Fraction) -> Label:
     )
 
 
-def picture_of(frame: VideoFrame, label: Label) -> Picture:
-    """What a frame shows."""
+def picture_of(
+    frame: VideoFrame, label: Label, within: tuple[Shape, Shape] | None = None
+) -> Picture:
+    """What a frame shows.
+
+    Args:
+        within: shapes that luma and colour are averaged down to where they are larger, so that a
+            large picture takes little memory.
+    """
     name = _plain_name(frame)
     if name != frame.format.name:
         # With its threads swscale gives now and then a wrong row of some formats.
         frame = frame.reformat(format=name, interpolation="POINT", threads=1)
     fmt = VideoFormat(name)
     bits = fmt.components[0].bits
-    planes = [_samples(frame, n) for n in range(len(fmt.components))]
+    samples = [_samples(frame, n) for n in range(len(fmt.components))]
+    shapes = samples[0].shape, samples[1 if len(samples) > 1 else 0].shape
+    has_chroma = len(samples) > 2 and not name.startswith("gbr")
+    planes = [
+        _smaller(plane, within[1 if has_chroma and n in (1, 2) else 0]) if within else plane
+        for n, plane in enumerate(samples)
+    ]
     alpha = _scaled(planes.pop(), 0, (1 << bits) - 1) if fmt.components[-1].is_alpha else None
     full = label.is_full
     if name.startswith("gbr"):
         green, blue, red = (_scaled(plane, *_range(bits, full)) for plane in planes)
         luma, first, second = rgb_to_differences(red, green, blue)
-        return Picture(luma, (first, second), alpha, (1, 1), (0.0, 0.0))
+        return Picture(luma, (first, second), alpha, (1, 1), (0.0, 0.0), shapes)
     luma = _scaled(planes[0], *_range(bits, full))
     chroma = None
     step = (1, 1)
     if len(planes) > 1:
         width, height = frame.width, frame.height
-        step = (_step(width, planes[1].shape[1]), _step(height, planes[1].shape[0]))
+        step = (_step(width, shapes[1][1]), _step(height, shapes[1][0]))
         middle = 1 << (bits - 1)
         span = (1 << bits) - 1 if full else 224 << (bits - 8)
         chroma = (
             _scaled(planes[1], middle, middle + span),
             _scaled(planes[2], middle, middle + span),
         )
-    return Picture(luma, chroma, alpha, step, chroma_place(label, step))
+    return Picture(luma, chroma, alpha, step, chroma_place(label, step), shapes)
 
 
 def rgb_to_differences(
@@ -260,6 +278,24 @@ def _woven(plane: FloatPlane, first: int) -> FloatPlane:
 def _range(bits: int, full: bool) -> tuple[int, int]:
     """Codes of black and white."""
     return (0, (1 << bits) - 1) if full else (16 << (bits - 8), 235 << (bits - 8))
+
+
+def _smaller(plane: npt.NDArray[Any], shape: Shape) -> npt.NDArray[Any]:
+    """Samples averaged to a shape, as float; as they are where that is not smaller.
+
+    Where rows fall together evenly it is done in bands, which is the same and takes less memory.
+    """
+    if plane.shape[0] < shape[0] or plane.shape[1] < shape[1] or plane.shape == shape:
+        return plane
+    step = plane.shape[0] // shape[0] if plane.shape[0] % shape[0] == 0 else plane.shape[0]
+    num_bands = shape[0] if step < plane.shape[0] else 1
+    height = max(_BAND_ROWS // step, 1) if num_bands > 1 else 1
+    bands = []
+    for first in range(0, num_bands, height):
+        part = plane[first * step : (first + height) * step].astype(np.float32)
+        rows = part.shape[0] // step if num_bands > 1 else shape[0]
+        bands.append(cv2.resize(part, (shape[1], rows), interpolation=cv2.INTER_AREA))
+    return np.concatenate(bands)
 
 
 def _scaled(plane: npt.NDArray[Any], zero: int, one: int) -> FloatPlane:

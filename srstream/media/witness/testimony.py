@@ -323,7 +323,11 @@ class _Testimony:
         if frame is None:
             self._likeness.see_instead("cannot be decoded", seconds)
             return
-        out = sight_of(picture_of(frame, self._out_label), self._out_label, self._out_crop)
+        shape = self._frame.height, self._frame.width
+        chroma = sight.picture.chroma
+        within = shape, shape if chroma is None else chroma[0].shape
+        picture = picture_of(frame, self._out_label, None if self._out_crop else within)
+        out = sight_of(picture, self._out_label, self._out_crop)
         if sight.label.is_interlaced:
             sight, is_woven = nearest_field(sight, out)
             if is_woven:
