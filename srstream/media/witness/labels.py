@@ -7,7 +7,7 @@ from fractions import Fraction
 from srstream.media.receipt import PictureReceipt
 from srstream.media.witness.likeness import Crop
 from srstream.media.witness.shown import Label, chroma_place
-from srstream.media.witness.streams import CLOCKS, Placing
+from srstream.media.witness.streams import CLOCKS, SILENT, Placing
 from srstream.media.witness.survey import Survey
 
 DEPTHS = {"h264": 10, "hevc": 12, "av1": 10, "vp9": 8, "ffv1": 16, "prores": 10}
@@ -25,13 +25,20 @@ _Chapters = list[tuple[Fraction, Fraction, str]]
 
 
 def compare_labels(
-    before: Label, now: Label, codec: str, *, is_seen_through: bool, has_hdr: bool | None
+    before: Label,
+    now: Label,
+    codec: str,
+    *,
+    brand: str,
+    is_seen_through: bool,
+    has_hdr: bool | None,
 ) -> tuple[list[str], list[str]]:
     """(problems, losses) of the description of the video.
 
     Args:
         codec: of the output.
         is_seen_through: something of the source's alpha was not opaque.
+        brand: of the output's container.
         has_hdr: whether the plan said that HDR metadata is kept; None without a plan.
     """
     problems: list[str] = []
@@ -59,7 +66,7 @@ def compare_labels(
         words = f"{now.rotation}, the source's is {before.rotation}"
         if before.rotation == now.rotation:
             words = f"that of {now.turn}, the source's is {before.turn}"
-        problems.append(f"the rotation became {words}")
+        (losses if brand in SILENT else problems).append(f"the rotation became {words}")
     if now.bits < before.bits:
         message = f"{before.bits} bits became {now.bits}"
         (losses if now.bits >= DEPTHS.get(codec, 8) else problems).append(message)

@@ -16,8 +16,14 @@ from srstream.media.witness.cues import READERS, cue_differences, shown_lines
 from srstream.media.witness.survey import StreamFacts, Survey
 
 TEXTS = frozenset(READERS)
-CLOCKS = {"mkv": Fraction(1, 1000), "webm": Fraction(1, 1000)}
+CLOCKS = {"mkv": Fraction(1, 1000), "webm": Fraction(1, 1000), "mpegts": Fraction(1, 90000)}
 """Units that times are rounded to."""
+
+FROM_ZERO = frozenset({"mkv", "webm"})
+"""Containers that know no time before zero."""
+
+SILENT = frozenset({"mpegts"})
+"""Containers that cannot hold chapters or a rotation."""
 
 CARRIED = {
     "mp4": frozenset(
@@ -236,7 +242,7 @@ def _compare_packets(
     wanted = _placed(before, placing)
     found = sorted(start * now.base for start in now.starts)
     # Matroska knows no time before zero, of which only what reaches it is kept.
-    early = sum(end <= 0 for _, end in wanted) if brand in CLOCKS else 0
+    early = sum(end <= 0 for _, end in wanted) if brand in FROM_ZERO else 0
     if before.codec.startswith("pcm_") and len(found) != len(wanted) and found and wanted:
         # MOV joins packets of PCM that lie side by side.
         wanted = [wanted[0], (max(end for _, end in wanted),) * 2]

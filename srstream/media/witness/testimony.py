@@ -33,12 +33,15 @@ from srstream.media.witness.likeness import (
     thumb_of,
 )
 from srstream.media.witness.shown import Label, picture_of
-from srstream.media.witness.streams import Placing, Promises, compare_streams
+from srstream.media.witness.streams import SILENT, Placing, Promises, compare_streams
 from srstream.media.witness.survey import Survey, num_videos_before, survey
 from srstream.media.witness.watch import Moment, Screen, Watcher
 
 _MAX_CHANGES = 8
 """Frames that are compared because the description changed with them."""
+
+_MAX_TS_DELAY = 10
+"""Seconds at which an MPEG-TS may begin, wherever its source does."""
 
 _MAX_JOIN = Fraction(1, 2)
 """Seconds by which frames may lie apart where the source's clock jumps back."""
@@ -146,7 +149,7 @@ class _Testimony:
         self._samples = set(range(count) if sample is None else spread(count, sample))
         self._watcher = Watcher(source, _median_step(self._found))
         first = self._found[0] if self._found else None
-        self._course = _Course(source, first, self._start, self._end)
+        self._course = _Course(source, output.brand, first, self._start, self._end)
         self._times = _Times()
         self._likeness = Likeness()
         self._frame = Frame(1, 1, Fraction(1))
@@ -178,6 +181,7 @@ class _Testimony:
             self._first,
             self._out_label,
             codec,
+            brand=output.brand,
             is_seen_through=self._is_seen_through,
             has_hdr=None if promises is None else promises.has_hdr,
         )
@@ -188,13 +192,14 @@ class _Testimony:
             self._out_crop,
             self._out_label.aspect / self._first.aspect,
         )
+        chapters = compare_chapters(source, output, placing)
+        (losses if output.brand in SILENT else problems).extend(chapters)
         return Receipt(
             source=str(source.path),
             output=str(output.path),
             problems=[
                 *self._time_problems(),
                 *inventory.problems,
-                *compare_chapters(source, output, placing),
                 *problems,
                 *self._likeness.problems(),
             ],
@@ -391,12 +396,14 @@ class _Course:
     def __init__(
         self,
         source: Survey,
+        brand: str,
         first_found: Fraction | None,
         start: Fraction | None,
         end: Fraction | None,
     ) -> None:
         facts = source.streams[source.video]
         self._source, self._first_found = source, first_found
+        self._brand = brand
         self._start, self._end = start, end
         self._tick = facts.base
         self._packets = sorted(facts.starts)
@@ -457,11 +464,13 @@ class _Course:
                 for start in self._source.start_seconds()
                 if start < first
             ]
+        found = self._first_found
+        if self._brand == "mpegts" and found is not None and found < _MAX_TS_DELAY:
+            begins.append(found)  # its muxer gives decoders time
         if self._source.brand == "avi":
             # Its packets are counted as they are decoded, ahead of when they are shown.
             begins += [max(first + n * duration, Fraction(0)) for n in (-2, -1, 1)]
         shifts = [taken - begin for begin in begins]
-        found = self._first_found
         if found is None:
             return shifts[0]
         return min(shifts, key=lambda shift: abs(taken - shift - found))

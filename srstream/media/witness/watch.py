@@ -233,12 +233,20 @@ class Screen:
         self._wanted = time
         if self._at is None or time < self._at or self._num_keys(self._at, time) > 0:
             self._seek(time)
+            if not self._reach(time):
+                # A container without an index may be entered behind what was asked for.
+                self.close()
+                self._seek(None)
+        return self._shown if self._reach(time) else None
+
+    def _reach(self, time: int) -> bool:
+        """Decode up to a time; whether a frame of this time is found."""
         while self._at is None or self._at < time:
             self._shown = next(self._frames, None)
             if self._shown is None:
-                return None
+                return False
             self._at = self._shown.pts
-        return self._shown if self._at == time else None
+        return self._at == time
 
     def label(self) -> Label | None:
         """The first frame's label; None if there is no frame."""
@@ -263,14 +271,16 @@ class Screen:
             self._container.close()
             self._container = None
 
-    def _seek(self, time: int) -> None:
+    def _seek(self, time: int | None) -> None:
+        """Go to the keyframe before a time, or to the file's beginning."""
         if self._container is None:
             self._container = open_plain(self._survey.path)
             cast(VideoStream, self._container.streams[self._survey.video]).thread_type = "AUTO"
         stream = cast(VideoStream, self._container.streams[self._survey.video])
-        place = bisect_right(self._keys, time)
-        key = self._keys[place - 1] if place else self.times[0]
-        self._container.seek(key, stream=stream, backward=True)
+        if time is not None:
+            place = bisect_right(self._keys, time)
+            key = self._keys[place - 1] if place else self.times[0]
+            self._container.seek(key, stream=stream, backward=True)
         self._frames = self._decoded(self._container, stream)
         self._at = None
 
