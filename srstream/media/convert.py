@@ -159,8 +159,20 @@ class AudioConverter:
         try:
             frames = self._decoder.decode(packet)
         except av.FFmpegError:
-            return []
+            frames = self._silence(packet)
         return self._encode(frames)
+
+    def _silence(self, packet: Packet[Stream]) -> list[av.AudioFrame]:
+        """What stands in for a packet that cannot be decoded, so that the rest keeps its time."""
+        if self._kind is None or packet.pts is None or not packet.duration:
+            return []
+        name, layout, rate = self._kind
+        base = Fraction(packet.time_base)
+        frame = av.AudioFrame(name, layout, max(round(packet.duration * base * rate), 1))
+        for plane in frame.planes:
+            plane.update(bytes([0x80 if name.startswith("u8") else 0]) * plane.buffer_size)
+        frame.sample_rate, frame.time_base, frame.pts = rate, base, packet.pts
+        return [frame]
 
     def drain(self) -> list[Packet[Stream]]:
         try:

@@ -428,9 +428,10 @@ class _Assembly:
             is_video = packet.stream_index == self._video.index
             try:
                 self._output.mux_one(packet)
-            except av.error.InvalidDataError:
-                # A damaged packet of sound, of which the muxer cannot make what it writes.
-                if is_video:
+            except (av.error.InvalidDataError, av.error.PatchWelcomeError, av.error.ArgumentError):
+                # A damaged packet of sound, of which the muxer cannot make what it writes. It may
+                # have waited in the muxer, this one does now; a lost frame the receipt would find.
+                if not self._copied:
                     raise
             if is_video:
                 done += 1

@@ -111,12 +111,17 @@ def compare_chapters(source: Survey, output: Survey, placing: Placing) -> list[s
     if len(wanted) != len(found):
         return [f"{len(found)} chapters are there, the source has {len(wanted)}"]
     tolerance = Fraction(2, 1000) + CLOCKS.get(output.brand, Fraction(0))
-    for (first, last, title), (start, end, name) in zip(wanted, found, strict=True):
+    nexts: list[Fraction | None] = [None] * len(wanted)
+    if output.brand in ("mp4", "mov"):
+        nexts[:-1] = [first for first, _, _ in wanted[1:]]
+    for (first, last, title), after, (start, end, name) in zip(wanted, nexts, found, strict=True):
         if title != name:
             return [f"chapter {title!r} was renamed, to {name!r}"]
         if abs(start - first) > tolerance:
             return [f"chapter {title!r} begins at {float(start):.3f} s, not at {float(first):.3f}"]
-        if abs(end - last) > tolerance:
+        # Those of MP4 follow each other: one ends where the next begins.
+        ends = [last] if after is None else [last, max(after, first)]
+        if min(abs(end - allowed) for allowed in ends) > tolerance:
             return [f"chapter {title!r} ends at {float(end):.3f} s, not at {float(last):.3f}"]
     return []
 
@@ -153,7 +158,7 @@ def _placed(chapters: _Chapters, placing: Placing) -> _Chapters:
         if is_cut and first >= last:
             continue
         start, end = first - placing.shift, last - placing.shift
-        if end > 0 or not placed:
+        if end >= 0 or not placed:
             placed.append((max(start, Fraction(0)), end, title))
     return placed
 

@@ -28,7 +28,8 @@ SILENT = frozenset({"mpegts"})
 CARRIED = {
     "mp4": frozenset(
         {
-            *("aac", "ac3", "eac3", "mp3", "mov_text", "dvd_subtitle"),
+            # MP3 in some rates only.
+            *("aac", "ac3", "eac3", "mov_text", "dvd_subtitle"),
             *("h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video"),
         }
     ),
@@ -226,6 +227,8 @@ def _compare(
         )
         result.problems += [f"{before.name()}: {text}" for text in differences]
         return None
+    if before.num_damaged and action == "copy":
+        result.losses.append(f"{before.name()}: {before.num_damaged} damaged packets are left out")
     if action == "convert":
         return _compare_converted(result, before, now, placing)
     return _compare_packets(result, before, now, placing, tolerance, brand)
@@ -282,17 +285,35 @@ def _compare_converted(
         result.problems.append(
             f"{before.name()} is moved by {float(moved) * 1000:.1f} ms against the video"
         )
-    elif abs(ends - last) > _PADDING and not before.num_jumps:
+    elif not before.num_jumps and not _may_end(ends, wanted):
         result.problems.append(
             f"{before.name()} ends at {float(ends):.3f} s, the source's at {float(last):.3f} s"
         )
     return None
 
 
+def _may_end(ends: Fraction, wanted: list[tuple[Fraction, Fraction]]) -> bool:
+    """Whether sound may end so: within its last packet, if that has a length, or thereabouts.
+
+    Matroska tells no length of some codecs' packets (WavPack), of others (TTA) that of a full one.
+    """
+    start, last = wanted[-1][0], max(end for _, end in wanted)
+    return ends >= start - _PADDING and (last == start or ends <= last + _PADDING)
+
+
 def _placed(facts: StreamFacts, placing: Placing) -> list[tuple[Fraction, Fraction]]:
-    """(start, end) of the packets that are wanted, in the output's seconds, sorted."""
+    """(start, end) of the packets that are wanted, in the output's seconds, sorted.
+
+    Sound that goes back a little, as damaged recordings do, comes when the packet before it comes:
+    no muxer takes it earlier.
+    """
     placed = []
+    latest: int | None = None
     for start, end in zip(facts.starts, facts.ends, strict=True):
+        if facts.kind == "audio" and not facts.num_jumps:
+            late = max((latest if latest is not None else start) - start, 0)
+            start, end = start + late, end + late
+            latest = start
         first, last = start * facts.base, end * facts.base
         if placing.end is not None and first >= placing.end:
             continue

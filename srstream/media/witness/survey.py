@@ -66,6 +66,10 @@ class StreamFacts:
     cues: list[Cue] = field(default_factory=list)
     keys: array[int] = field(default_factory=lambda: array("q"))
     num_jumps: int = 0
+    is_adts: bool = False
+    """AAC whose packets begin with headers of their own, of which MP4 and Matroska make theirs."""
+    num_damaged: int = 0
+    """Packets without such a header, which nothing can be made of; counted nowhere else."""
 
     @property
     def first_seconds(self) -> Fraction:
@@ -138,6 +142,9 @@ def survey(path: Path, num_videos_before: int | None = None) -> Survey:
                     found.num_faults += 1
                     continue
                 facts = found.streams[packet.stream_index]
+                if facts.is_adts and not _is_adts(bytes(packet)):
+                    facts.num_damaged += 1
+                    continue
                 facts.num_packets += 1
                 if facts.codec == "mpeg4" and facts.index == video and facts.num_packets <= 50:
                     found.is_packed |= bytes(packet).count(_PICTURE) > 1
@@ -218,6 +225,7 @@ def _facts(stream: Stream) -> StreamFacts:
     kind: Kind = "picture" if is_cover(stream) else _KINDS.get(stream.type, "data")
     codec = context.codec.canonical_name if context is not None else "unknown"
     rate = context.sample_rate if isinstance(context, AudioCodecContext) else 1
+    is_adts = codec == "aac" and context is not None and not context.extradata
     return StreamFacts(
         index=stream.index,
         kind=kind,
@@ -227,8 +235,22 @@ def _facts(stream: Stream) -> StreamFacts:
         title=tags.get("title") or tags.get("filename"),
         disposition=int(stream.disposition),
         is_described=context is not None and bool(rate),
+        is_adts=is_adts,
         content=bytes(stream.data or b"") if isinstance(stream, AttachmentStream) else b"",
     )
+
+
+def _is_adts(data: bytes) -> bool:
+    """ISO/IEC 13818-7, 6.2: sync word, a rate that there is, a length that can be.
+
+    And one block of data, where a checksum follows: libav cannot take several out.
+    """
+    if len(data) < 7 or data[0] != 0xFF or data[1] & 0xF0 != 0xF0:
+        return False
+    length = (data[3] & 3) << 11 | data[4] << 3 | data[5] >> 5
+    has_checksum, num_blocks = not data[1] & 1, (data[6] & 3) + 1
+    is_taken_apart = not (has_checksum and num_blocks > 1)
+    return (data[2] >> 2 & 15) < 13 and length >= 7 and is_taken_apart
 
 
 def _base(base: Fraction | None) -> Fraction:
