@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import ceil, floor
 
+import numpy as np
 from av.codec import Codec
 from av.stream import Disposition
 
@@ -13,7 +15,7 @@ from srstream.media.languages import spelled_language
 from srstream.media.meaning import same_tag
 from srstream.media.receipt import StreamReceipt
 from srstream.media.witness.cues import READERS, cue_differences, shown_lines
-from srstream.media.witness.survey import StreamFacts, Survey
+from srstream.media.witness.survey import Seconds, StreamFacts, Survey, Ticks
 
 TEXTS = frozenset(READERS)
 CLOCKS = {"mkv": Fraction(1, 1000), "webm": Fraction(1, 1000), "mpegts": Fraction(1, 90000)}
@@ -63,6 +65,9 @@ KEPT_DISPOSITIONS = {
 _TOLERANCE = Fraction(1, 1000)
 _PRIMING, _PADDING = Fraction(1, 10), Fraction(1, 4)
 """Seconds by which audio that was encoded anew may begin and end elsewhere."""
+
+_MAX_EARLY = 1000
+"""Packets among which those before zero, or the one that ends last, are looked for."""
 
 _LAYERS = {"mp1", "mp2", "mp3"}
 """MP4 has one number for the layers of MPEG audio; only a decoder tells them apart."""
@@ -242,14 +247,17 @@ def _compare_packets(
     tolerance: Fraction,
     brand: str,
 ) -> Fraction | None:
-    wanted = _placed(before, placing)
-    found = sorted(start * now.base for start in now.starts)
+    wanted, ends = _placed(before, placing)
+    found = Seconds(np.sort(np.array(now.starts, np.int64)), now.base)
     # Matroska knows no time before zero, of which only what reaches it is kept.
-    early = sum(end <= 0 for _, end in wanted) if brand in FROM_ZERO else 0
+    early = sum(end <= 0 for end in ends[:_MAX_EARLY]) if brand in FROM_ZERO else 0
     if before.codec.startswith("pcm_") and len(found) != len(wanted) and found and wanted:
-        # MOV joins packets of PCM that lie side by side.
-        wanted = [wanted[0], (max(end for _, end in wanted),) * 2]
-        found = [found[0], max(now.ends) * now.base]
+        # MOV joins packets of PCM that lie side by side: the first is compared, and how many bytes.
+        wanted, found = wanted[:1], found[:1]
+        if before.num_bytes > now.num_bytes and placing.start is placing.end is None:
+            result.problems.append(
+                f"{before.name()} holds {now.num_bytes} bytes, the source {before.num_bytes}"
+            )
     count = len(found) + now.num_unstamped
     if not len(wanted) - early <= count <= len(wanted):
         result.problems.append(f"{before.name()} holds {count} packets, the source {len(wanted)}")
@@ -259,8 +267,9 @@ def _compare_packets(
         result.problems.append(f"{before.name()} holds other bytes than in the source")
     if before.num_jumps or not found:
         return None
-    pairs = zip(reversed(wanted), reversed(found), strict=False)
-    moved = max((time - start for (start, _), time in pairs), key=abs)
+    last = min(len(wanted), len(found))
+    pairs = zip(wanted[len(wanted) - last :], found[len(found) - last :], strict=True)
+    moved = max((time - start for start, time in pairs), key=abs)
     if abs(moved) > tolerance:
         result.problems.append(
             f"{before.name()} is moved by {float(moved) * 1000:.1f} ms against the video"
@@ -271,13 +280,13 @@ def _compare_packets(
 def _compare_converted(
     result: Inventory, before: StreamFacts, now: StreamFacts, placing: Placing
 ) -> Fraction | None:
-    wanted = _placed(before, placing)
+    wanted, wanted_ends = _placed(before, placing)
     if not wanted:
         return None
     if not now.starts:
         result.problems.append(f"{before.name()} holds no packets, the source {len(wanted)}")
         return None
-    first, last = max(wanted[0][0], Fraction(0)), max(end for _, end in wanted)
+    first, last = max(wanted[0], Fraction(0)), max(wanted_ends[-_MAX_EARLY:])
     begins = max(min(now.starts) * now.base, Fraction(0))
     ends = max(now.ends) * now.base
     moved = begins - first
@@ -285,49 +294,50 @@ def _compare_converted(
         result.problems.append(
             f"{before.name()} is moved by {float(moved) * 1000:.1f} ms against the video"
         )
-    elif not before.num_jumps and not _may_end(ends, wanted):
+    elif not before.num_jumps and not _may_end(ends, wanted[-1], last):
         result.problems.append(
             f"{before.name()} ends at {float(ends):.3f} s, the source's at {float(last):.3f} s"
         )
     return None
 
 
-def _may_end(ends: Fraction, wanted: list[tuple[Fraction, Fraction]]) -> bool:
+def _may_end(ends: Fraction, start: Fraction, last: Fraction) -> bool:
     """Whether sound may end so: within its last packet, if that has a length, or thereabouts.
 
     Matroska tells no length of some codecs' packets (WavPack), of others (TTA) that of a full one.
     """
-    start, last = wanted[-1][0], max(end for _, end in wanted)
     return ends >= start - _PADDING and (last == start or ends <= last + _PADDING)
 
 
-def _placed(facts: StreamFacts, placing: Placing) -> list[tuple[Fraction, Fraction]]:
-    """(start, end) of the packets that are wanted, in the output's seconds, sorted.
+def _placed(facts: StreamFacts, placing: Placing) -> tuple[Seconds, Seconds]:
+    """When the packets that are wanted begin and end, in the output's seconds, by their begin.
 
     Sound that goes back a little, as damaged recordings do, comes when the packet before it comes:
     no muxer takes it earlier.
     """
-    placed = []
-    latest: int | None = None
-    for start, end in zip(facts.starts, facts.ends, strict=True):
-        if facts.kind == "audio" and not facts.num_jumps:
-            late = max((latest if latest is not None else start) - start, 0)
-            start, end = start + late, end + late
-            latest = start
-        first, last = start * facts.base, end * facts.base
-        if placing.end is not None and first >= placing.end:
-            continue
-        if placing.start is not None and first < placing.start:
-            if facts.kind != "subtitle" or last <= placing.start:
-                continue
-            first = placing.start
-        placed.append((first - placing.shift, last - placing.shift))
-    return sorted(placed)
+    starts, ends = (np.array(ticks, np.int64) for ticks in (facts.starts, facts.ends))
+    if facts.kind == "audio" and not facts.num_jumps:
+        latest: Ticks = np.maximum.accumulate(starts, dtype=np.int64)
+        starts, ends = latest, ends + (latest - starts)
+    wanted = np.ones(len(starts), bool)
+    if placing.end is not None:
+        wanted &= starts < ceil(placing.end / facts.base)
+    if placing.start is not None:
+        first = ceil(placing.start / facts.base)
+        is_shown = facts.kind == "subtitle"  # one that is on the screen stays on it
+        wanted &= (starts >= first) | (is_shown & (ends > floor(placing.start / facts.base)))
+        starts = np.maximum(starts, first)
+    order = np.argsort(starts[wanted], kind="stable")
+    starts, ends = starts[wanted][order], ends[wanted][order]
+    return (
+        Seconds(starts, facts.base, placing.shift),
+        Seconds(ends, facts.base, placing.shift),
+    )
 
 
 def _is_empty(facts: StreamFacts, placing: Placing) -> bool:
     """Whether a stream has no packet to hold; muxers leave such tracks out."""
-    return facts.kind not in ("attachment", "picture") and not _placed(facts, placing)
+    return facts.kind not in ("attachment", "picture") and not _placed(facts, placing)[0]
 
 
 def _same_codec(before: StreamFacts, now: StreamFacts) -> bool:
@@ -421,7 +431,7 @@ def _receipt(
         output_index=None if now is None else now.index,
         output_codec=None if now is None else now.codec,
         output_language=None if now is None or now.language == "und" else now.language,
-        num_packets=len(_placed(before, placing))
+        num_packets=len(_placed(before, placing)[0])
         or before.num_packets * (before.kind == "picture"),
         num_output_packets=0 if now is None else now.num_packets,
         offset_change_seconds=None if moved is None else float(moved),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
+import numpy as np
+import numpy.typing as npt
 from av.audio.codeccontext import AudioCodecContext
 from av.container import InputContainer
 from av.stream import AttachmentStream, Stream
@@ -21,6 +23,8 @@ from srstream.media.witness.cues import READERS, Cue, read_cue
 from srstream.media.witness.opening import has_times, is_cover, open_plain, packets_of
 
 Kind = Literal["video", "audio", "subtitle", "data", "attachment", "picture"]
+
+Ticks = npt.NDArray[np.int64]
 
 WRAP = 1 << 33
 """MPEG-TS and -PS count 90 kHz in 33 bits (ISO/IEC 13818-1, 2.4.2)."""
@@ -36,6 +40,25 @@ _KINDS: dict[str, Kind] = {
     "subtitle": "subtitle",
     "attachment": "attachment",
 }
+
+
+class Seconds(Sequence[Fraction]):
+    """Times in seconds, exact, kept as 8 bytes each: those of `ticks`, moved back by `shift`."""
+
+    def __init__(self, ticks: Ticks, base: Fraction, shift: Fraction = Fraction(0)) -> None:
+        self.ticks, self._base, self._shift = ticks, base, shift
+
+    def __len__(self) -> int:
+        return len(self.ticks)
+
+    @overload
+    def __getitem__(self, index: int) -> Fraction: ...
+    @overload
+    def __getitem__(self, index: slice) -> Seconds: ...
+    def __getitem__(self, index: int | slice) -> Fraction | Seconds:
+        if isinstance(index, slice):
+            return Seconds(self.ticks[index], self._base, self._shift)
+        return int(self.ticks[index]) * self._base - self._shift
 
 
 @dataclass(slots=True)
@@ -267,8 +290,3 @@ def _brand(path: Path, container: InputContainer) -> str:
         major = container.metadata.get("major_brand", "")
         return "mov" if major.startswith("qt") else "mp4"
     return names[0]
-
-
-def rising(facts: StreamFacts) -> Iterator[Fraction]:
-    """The stream's display times in seconds, sorted."""
-    return (start * facts.base for start in sorted(facts.starts))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from math import ceil
 from pathlib import Path
+
+import numpy as np
 
 from srstream.errors import MediaError
 from srstream.media.errors import sentence
@@ -34,7 +35,7 @@ from srstream.media.witness.likeness import (
 )
 from srstream.media.witness.shown import Label, picture_of
 from srstream.media.witness.streams import SILENT, Placing, Promises, compare_streams
-from srstream.media.witness.survey import Survey, num_videos_before, survey
+from srstream.media.witness.survey import Seconds, Survey, num_videos_before, survey
 from srstream.media.witness.watch import Moment, Screen, Watcher
 
 _MAX_CHANGES = 8
@@ -43,6 +44,7 @@ _MAX_CHANGES = 8
 _MAX_TS_DELAY = 10
 """Seconds at which an MPEG-TS may begin, wherever its source does."""
 
+_MAX_STEPS = 1000
 _MAX_JOIN = Fraction(1, 2)
 """Seconds by which frames may lie apart where the source's clock jumps back."""
 
@@ -84,8 +86,8 @@ def spread(length: int, number: int) -> list[int]:
     return sorted({round(n * (length - 1) / (number - 1)) for n in range(number)})
 
 
-def _median_step(times: Sequence[Fraction]) -> Fraction | None:
-    steps = sorted(after - before for before, after in pairwise(times))
+def _median_step(times: Seconds) -> Fraction | None:
+    steps = sorted(after - before for before, after in pairwise(times[:_MAX_STEPS]))
     return steps[len(steps) // 2] if steps else None
 
 
@@ -144,9 +146,9 @@ class _Testimony:
         self._screen = Screen(output)
         self._tolerance = self._screen.base / 2
         """Half a tick of the output's clock: what rounding to it may cost."""
-        self._found = [time * self._screen.base for time in self._screen.times]
+        self._found = Seconds(np.array(self._screen.times, np.int64), self._screen.base)
         count = len(self._found)
-        self._samples = set(range(count) if sample is None else spread(count, sample))
+        self._samples = range(count) if sample is None else set(spread(count, sample))
         self._watcher = Watcher(source, _median_step(self._found))
         first = self._found[0] if self._found else None
         self._course = _Course(source, output.brand, first, self._start, self._end)
@@ -406,7 +408,7 @@ class _Course:
         self._brand = brand
         self._start, self._end = start, end
         self._tick = facts.base
-        self._packets = sorted(facts.starts)
+        self._packets = np.sort(np.array(facts.starts, np.int64))
         self._first: Fraction | None = None
         self._last: Fraction | None = None
         self._run = Fraction(0)
@@ -451,8 +453,8 @@ class _Course:
         if not self._source.is_timed:
             return True
         stamp = (time + self.shift - self._run) / self._tick
-        place = bisect_left(self._packets, stamp - 1)
-        return place < len(self._packets) and self._packets[place] <= stamp + 1
+        place = int(np.searchsorted(self._packets, ceil(stamp - 1)))
+        return place < len(self._packets) and int(self._packets[place]) <= stamp + 1
 
     def _shift(self, taken: Fraction, first: Fraction, duration: Fraction) -> Fraction:
         """Seconds by which a source is moved whose video begins at `first`, of which what is shown

@@ -86,7 +86,7 @@ class Watcher:
             base = Fraction(stream.time_base or Fraction(1, 1000))
             first_key = _first_key(survey)
             self._note_stream(stream)
-            counted = sorted(survey.streams[survey.video].starts)
+            counted = sorted(survey.streams[survey.video].starts) if survey.is_packed else []
             offset, last = 0, None
             for frame in self._frames(container, stream):
                 self._num_frames += 1
