@@ -31,6 +31,7 @@ from srstream.errors import EngineError, InterruptedJobError, MediaError, Stalle
 from srstream.frame import ColorSpec, Frame, PlaneLayout
 from srstream.media.types import OutputVideo, TimeWindow, VideoInfo
 from srstream.pipeline import worker as module
+from srstream.pipeline.child import SignsOfLife, end_child
 from srstream.pipeline.decoder import DecodeRequest
 from srstream.pipeline.encoder import Cut, EncoderThread
 from srstream.pipeline.enhancer import Enhancer
@@ -693,3 +694,18 @@ def test_a_wakeup_is_not_lost_and_may_come_too_late() -> None:
         threading.Timer(0.1, wakeup.wake).start()
         assert wakeup.wait([], 10) and time.monotonic() - started < 5
     wakeup.wake()
+
+
+def test_a_child_that_computes_lives_for_a_while_and_one_that_sleeps_does_not() -> None:
+    children = [subprocess.Popen(command) for command in (BUSY, ["sleep", "60"])]
+    try:
+        time.sleep(1.0)
+        busy, idle = (SignsOfLife(child.pid, computing_seconds=3.0) for child in children)
+        time.sleep(0.8)
+        assert busy.are_new() and not idle.are_new()
+        time.sleep(3.5)
+        assert not busy.are_new(), "it computes still, and has read nothing"
+    finally:
+        for child in children:
+            end_child(child)
+    assert [child.returncode for child in children] == [-9, -9]

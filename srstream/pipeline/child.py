@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -69,3 +70,29 @@ def bytes_read(pid: int) -> int:
         return int(Path(f"/proc/{pid}/io").read_text().split("rchar: ")[1].split()[0])
     except (OSError, IndexError, ValueError):
         return 0
+
+
+class SignsOfLife:
+    """Whether a process gets on: it reads, or it computes.
+
+    Computing alone counts for a while only, since what loops for ever computes too.
+
+    Args:
+        computing_seconds: how long a process may compute without reading.
+    """
+
+    def __init__(self, pid: int, computing_seconds: float = 600.0) -> None:
+        self._pid, self._computing_seconds = pid, computing_seconds
+        self._position, self._used_seconds = bytes_read(pid), cpu_seconds(pid)
+        self._read_at = time.monotonic()
+
+    def are_new(self) -> bool:
+        """Whether there were any since this was last asked."""
+        position, used = bytes_read(self._pid), cpu_seconds(self._pid)
+        has_read, has_computed = position != self._position, used > self._used_seconds
+        self._position, self._used_seconds = position, used
+        if has_read:
+            self._read_at = time.monotonic()
+        return has_read or (
+            has_computed and time.monotonic() - self._read_at < self._computing_seconds
+        )

@@ -38,7 +38,7 @@ from srstream.media.types import (
 )
 from srstream.media.verify import verify
 from srstream.models.table import model_spec
-from srstream.pipeline.child import bytes_read, end_child, start_child
+from srstream.pipeline.child import SignsOfLife, end_child, start_child
 from srstream.pipeline.compression import RestoreChoice, choose_restore
 
 OnProgress = Callable[[int, int | None], None]
@@ -291,7 +291,7 @@ class InChild:
 
     def _read_line(self, child: subprocess.Popen[bytes]) -> bytes:
         assert child.stdout is not None
-        position = bytes_read(child.pid)
+        life = SignsOfLife(child.pid)
         while b"\n" not in self._pending:
             if self._is_aborted():
                 raise InterruptedJobError("the job was stopped while its source was read.")
@@ -300,8 +300,7 @@ class InChild:
                 self._pending += chunk
                 if not chunk or len(self._pending) > _LARGEST_LINE_BYTES:
                     raise EOFError
-            elif (now_at := bytes_read(child.pid)) != position:
-                position = now_at
+            elif life.are_new():
                 self._on_advance()
         line, self._pending = self._pending.split(b"\n", 1)
         return line
