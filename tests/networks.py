@@ -7,9 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from srstream.models.checkpoint import Weights, expected_shapes, safetensors_bytes
+from srstream.models.checkpoint import (
+    Weights,
+    expected_shapes,
+    load_weights,
+    safetensors_bytes,
+)
+from srstream.models.networks import network_from_weights
 from srstream.models.onnx_graph import onnx_model
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 
@@ -51,11 +58,11 @@ def made_network(path: Path, *, layers: int = 3, channels: int = 16, seed: int =
     return _save(path, nodes, weights)
 
 
-def model_network(path: Path, spec: ModelSpec, *, seed: int = 0) -> Path:
+def model_network(path: Path, spec: ModelSpec, *, seed: int = 0, flat: bool = True) -> Path:
     """Random weights for a model of any colour form, as `srtrain` exports them.
 
     A stack's output is about its input enlarged; a generator's is that through a tanh, so of less
-    contrast. Both are deterministic.
+    contrast. Both are deterministic. A stack is `flat`: it makes of a constant that constant.
     """
     rng = np.random.default_rng(seed)
     tensors = {}
@@ -67,7 +74,9 @@ def model_network(path: Path, spec: ModelSpec, *, seed: int = 0) -> Path:
     if isinstance(spec.network, Stack):
         last = f"convolutions.{len(spec.network.widths)}"
         kernel = 0.15 * tensors[f"{last}.weight"]
-        tensors[f"{last}.weight"] = kernel - kernel.mean(axis=(1, 2, 3), keepdims=True)
+        axes = (2, 3) if flat else (1, 2, 3)
+        tensors[f"{last}.weight"] = kernel - kernel.mean(axis=axes, keepdims=True)
+        tensors[f"{last}.bias"] *= not flat
     else:
         _pass_through(tensors, spec.network)
     as_float32 = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
@@ -75,6 +84,20 @@ def model_network(path: Path, spec: ModelSpec, *, seed: int = 0) -> Path:
     path.write_bytes(onnx_model(weights).SerializeToString())
     path.with_suffix(".safetensors").write_bytes(safetensors_bytes(weights))
     return path
+
+
+def flat_response(path: Path, spec: ModelSpec, colours: np.ndarray) -> list[np.ndarray]:
+    """What the network makes of flat pictures, (n, planes), far from their edges.
+
+    By PyTorch, as it is in its file: for each group of output planes the cell of one sample,
+    (n, planes, scale, scale).
+    """
+    network = network_from_weights(load_weights(path.with_suffix(".safetensors"), spec))
+    side = 2 * spec.halo + 1
+    flat = torch.from_numpy(np.asarray(colours, np.float32))[:, :, None, None]
+    groups = network(flat.expand(-1, -1, side, side))
+    middle = [slice(g.scale * spec.halo, g.scale * (spec.halo + 1)) for g in spec.form.outputs]
+    return [made[..., m, m].numpy() for made, m in zip(groups, middle, strict=True)]
 
 
 def repeating_network(path: Path, spec: ModelSpec) -> Path:

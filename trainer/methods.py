@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from srstream.config import ModelConfig, Precision
-from srstream.engines.int8 import quantise, ranges_of
-from srstream.engines.openvino import blended_network, import_openvino
+from srstream.engines.int8 import ranges_of
+from srstream.engines.openvino import engine_network, import_openvino
 from srstream.errors import UsageError
 from srstream.models.blend import blend_of
 from srstream.models.checkpoint import Weights, load_weights
@@ -64,9 +64,8 @@ def method_of(
 def _shipped(spec: ModelSpec, restore: float, detail: float, precision: Precision) -> Method:
     blend = blend_of(ModelConfig(name=spec.name, restore=restore, detail=detail), spec)
     core = import_openvino().Core()
-    network = blended_network(core, blend)
-    if precision == "int8":
-        quantise(network, ranges_of(blend))
+    ranges = ranges_of(blend) if precision == "int8" else None
+    network = engine_network(core, blend, spec, ranges)
     upscale = model_upscaler(compiled_planes(core, network, precision), spec)
     knobs = {"restore": restore, "detail": detail}
     turned = "".join(f" {knob} {value:g}" for knob, value in knobs.items() if value)

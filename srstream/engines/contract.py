@@ -79,6 +79,9 @@ class Capabilities:
     num_threads: int
     precision: str = "float32"
     """What the network is computed in."""
+    border: int = 0
+    """Samples by which a picture is to be continued on each side, with its outermost ones, for the
+    network's zeros beyond its edges not to show; cut off again from what comes out."""
     min_bits: int = 8
     max_bits: int = 16
     takes_any_shape: bool = False

@@ -30,6 +30,7 @@ from srstream.errors import EngineError
 from srstream.frame import Plane
 from srstream.models.blend import blend_of
 from srstream.models.checkpoint import Weights, blended_weights
+from srstream.models.edges import border_of
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 
 LIVE_ACTIVATIONS = {Stack: 15, ResidualGenerator: 6}
@@ -78,8 +79,9 @@ class NcnnEngine:
         gpu = vulkan_device(self._ncnn, software=software_vulkan)
         num_threads = config.threads or available_threads()
         self._outputs = OUTPUT_NAMES[: len(spec.form.outputs)]
+        weights = blended_weights(blend, spec)
         with _without_stderr():
-            self._net = _load(self._ncnn, blended_weights(blend, spec), gpu)
+            self._net = _load(self._ncnn, weights, gpu)
         self.capabilities = Capabilities(
             name="ncnn",
             device="CPU" if gpu is None else self._ncnn.get_gpu_info(gpu).device_name(),
@@ -88,6 +90,7 @@ class NcnnEngine:
             colour=spec.colour,
             scale=spec.scale,
             halo=spec.halo,
+            border=border_of(weights),
             mixes_sets=blend.mixes_sets,
             activation_bytes_per_pixel=4
             * max(spec.network.activation_channels, 16)

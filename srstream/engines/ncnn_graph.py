@@ -7,11 +7,14 @@ of Y's size. Values as in `models/networks.py`. A layer's numbered settings are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from srstream.models.checkpoint import Tensors, Weights
-from srstream.models.table import ModelSpec, ResidualGenerator, Stack
+from srstream.models.flat import correction_of
+from srstream.models.table import ModelSpec, PlaneGroup, ResidualGenerator, Stack
 from srstream.models.tail import tail_before_shuffle
 
 INPUT_NAME = "in"
@@ -72,7 +75,10 @@ class _Graph:
 
     def prelu(self, name: str, x: str, *, repeat: int = 1) -> str:
         """`repeat`: channels that will be shuffled into one share its slope."""
-        slopes = np.repeat(self.tensors[f"{name}.weight"], repeat)
+        return self.slopes(name, x, np.repeat(self.tensors[f"{name}.weight"], repeat))
+
+    def slopes(self, name: str, x: str, slopes: Array) -> str:
+        """PReLU with those given."""
         self._store(slopes)
         return self.layer("PReLU", [x], [name], {0: slopes.size})
 
@@ -88,6 +94,16 @@ class _Graph:
     def with_number(self, name: str, x: str, operation: int, number: float) -> str:
         return self.layer("BinaryOp", [x], [name], {0: operation, 1: 1, 2: number})
 
+    def parts(self, x: str, groups: Sequence[PlaneGroup], name: str) -> list[str]:
+        """The channels of each group."""
+        if len(groups) == 1:
+            return [x]
+        parts = [f"{name}.{index}" for index in range(len(groups))]
+        sizes = ",".join(str(group.num_channels) for group in groups)
+        self.layer("Slice", [x], parts)
+        self.layers[-1] += f" -23300={len(groups)},{sizes}"
+        return parts
+
     def shuffle(self, name: str, x: str, scale: int) -> str:
         return self.layer("PixelShuffle", [x], [name], {0: scale})
 
@@ -96,19 +112,58 @@ class _Graph:
 
 
 def ncnn_network(weights: Weights) -> tuple[str, bytes]:
-    """The network's layers, and the weights."""
+    """The network's layers, and the weights; flat on flat pictures (`models/flat.py`)."""
+    spec, correction = weights.spec, correction_of(weights)
+    groups = spec.form.outputs
     graph = _Graph(weights.tensors)
-    graph.layer("Input", [], [INPUT_NAME])
-    if isinstance(weights.spec.network, Stack):
-        _stack(graph, weights.spec, weights.spec.network)
-    else:
-        _generator(graph, weights.spec.network)
+    x = graph.layer("Input", [], [INPUT_NAME])
+    parts: list[str] = []
+    if correction is not None:
+        x, given = graph.twice(x)
+        parts = graph.parts(correction.apply(_FlatOps(graph), given), groups, "flat")
+    if isinstance(spec.network, ResidualGenerator):
+        x = graph.shuffle("shuffled_last", _generator(graph, spec.network, x), 2)
+        if parts:
+            x = graph.sum("sum_flat", x, graph.shuffle("shuffled_flat", parts[0], 4))
+        graph.layer("Noop", [x], [OUTPUT_NAMES[0]])
+        return graph.text, bytes(graph.weights)
+    assert isinstance(spec.network, Stack)
+    made = graph.parts(_stack(graph, spec, spec.network, x), groups, "channels")
+    if parts:
+        made = [graph.sum(f"{m}.sum", m, part) for m, part in zip(made, parts, strict=True)]
+    for part, group, name in zip(made, groups, OUTPUT_NAMES, strict=False):
+        graph.shuffle(name, part, group.scale)
     return graph.text, bytes(graph.weights)
 
 
-def _stack(graph: _Graph, spec: ModelSpec, network: Stack) -> None:
-    """Convolutions with PReLU between, the anchor by a 1x1 convolution, and the shuffles."""
-    x, anchor = graph.twice(INPUT_NAME)
+class _FlatOps:
+    """See `models.flat.Ops`."""
+
+    def __init__(self, graph: _Graph) -> None:
+        self._graph = graph
+
+    def dense(self, x: str, kernel: Array, bias: Array) -> str:
+        return self._graph.convolution(self._name(), x, kernel=kernel[:, :, None, None], bias=bias)
+
+    def prelu(self, x: str, slopes: Array) -> str:
+        return self._graph.slopes(self._name(), x, slopes)
+
+    def tanh(self, x: str) -> str:
+        return self._graph.layer("TanH", [x], [self._name()])
+
+    def add(self, x: str, y: str) -> str:
+        return self._graph.sum(self._name(), x, y)
+
+    def twice(self, x: str) -> tuple[str, str]:
+        return self._graph.twice(x)
+
+    def _name(self) -> str:
+        return f"flat{len(self._graph.layers)}"
+
+
+def _stack(graph: _Graph, spec: ModelSpec, network: Stack, x: str) -> str:
+    """Convolutions with PReLU between, and the anchor by a 1x1 convolution."""
+    x, anchor = graph.twice(x)
     for layer in range(len(network.widths)):
         x = graph.convolution(f"convolutions.{layer}", x)
         x = graph.prelu(f"activations.{layer}", x)
@@ -118,24 +173,14 @@ def _stack(graph: _Graph, spec: ModelSpec, network: Stack) -> None:
     kernel[range(len(anchors)), anchors] = 1.0
     bias = np.zeros(len(anchors), np.float32)
     anchor = graph.convolution("anchor", anchor, kernel=kernel, bias=bias)
-    x = graph.sum("anchored", x, anchor)
-    groups = spec.form.outputs
-    parts = [x]
-    if len(groups) > 1:
-        parts = [f"channels{index}" for index in range(len(groups))]
-        sizes = ",".join(str(group.num_channels) for group in groups)
-        graph.layer("Slice", [x], parts)
-        graph.layers[-1] += f" -23300={len(groups)},{sizes}"
-    for part, group, name in zip(parts, groups, OUTPUT_NAMES, strict=False):
-        graph.shuffle(name, part, group.scale)
+    return graph.sum("anchored", x, anchor)
 
 
-def _generator(graph: _Graph, network: ResidualGenerator) -> None:
-    """With the last shuffle last (`networks.Generator`).
+def _generator(graph: _Graph, network: ResidualGenerator, x: str) -> str:
+    """All but the last shuffle, which comes last (`networks.Generator`).
 
     As a matrix product the tail would take 6 GB for a 320x180 frame, and 10 times as long.
     """
-    x = INPUT_NAME
     if network.signed_input:
         x = graph.with_number("doubled", x, MULTIPLY, 2.0)
         x = graph.with_number("signed", x, SUBTRACT, 1.0)
@@ -156,5 +201,4 @@ def _generator(graph: _Graph, network: ResidualGenerator) -> None:
     x = graph.convolution("tail", x, kernel=kernel, bias=bias, switched_off=NO_MATRIX_PRODUCT)
     x = graph.layer("TanH", [x], ["tanh"])
     x = graph.with_number("halved", x, MULTIPLY, 0.5)
-    x = graph.with_number("unsigned", x, ADD, 0.5)
-    graph.shuffle(OUTPUT_NAMES[0], x, 2)
+    return graph.with_number("unsigned", x, ADD, 0.5)

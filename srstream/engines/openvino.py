@@ -35,16 +35,19 @@ from srstream.engines.contract import (
     TileFormat,
     check_tile,
 )
-from srstream.engines.int8 import quantise, ranges_of
+from srstream.engines.int8 import Ranges, quantise, ranges_of
 from srstream.engines.notify import DoneNotifier
+from srstream.engines.openvino_flat import is_pixel_shuffle, make_flat, tensors_of
 from srstream.errors import EngineError, WeightsError
 from srstream.frame import Plane
 from srstream.models.blend import Blend, WeightFile, blend_of
+from srstream.models.edges import border_of_graph
+from srstream.models.flat import correction_of_graph
 from srstream.models.table import COLOUR_FORMS, Colour, ModelSpec, PlaneGroup
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 """Raise it when the graph built around the network changes: cached blobs are then left alone."""
 
 MAX_CACHED_GRAPHS = 200
@@ -104,7 +107,7 @@ class OpenVinoEngine:
         spec: ModelSpec,
         cache_dir: Path | None = None,
     ) -> None:
-        self.blend = blend_of(model, spec)
+        self.blend, self.spec = blend_of(model, spec), spec
         self.weights = self.blend.path
         try:
             self.openvino = import_openvino()
@@ -118,6 +121,7 @@ class OpenVinoEngine:
             raise EngineError(
                 f"this processor does not compute in {config.precision}; leave --precision out"
             )
+        tensors = tensors_of(spec, _constants(blended_network(self.core, self.blend)))
         self.cache_dir = cache_dir or Path(user_cache_dir("srstream")) / "openvino"
         num_threads = config.threads or available_threads()
         self.capabilities = Capabilities(
@@ -128,6 +132,7 @@ class OpenVinoEngine:
             colour=spec.colour,
             scale=spec.scale,
             halo=spec.halo,
+            border=0 if tensors is None else border_of_graph(spec, tensors),
             mixes_sets=self.blend.mixes_sets,
             activation_bytes_per_pixel=4
             * max(spec.network.activation_channels, 16)
@@ -174,9 +179,7 @@ class OpenVinoEngine:
         return {names[name] for name in can if name in names}
 
     def _compile(self, tile: TileFormat, options: dict[str, str]) -> Any:
-        network = blended_network(self.core, self.blend)
-        if self.ranges is not None:
-            quantise(network, self.ranges)
+        network = engine_network(self.core, self.blend, self.spec, self.ranges)
         try:
             graph = integer_graph(self.openvino, network, tile, self.capabilities.colour)
         except (RuntimeError, IndexError, AttributeError) as error:
@@ -226,6 +229,24 @@ class OpenVinoEngine:
         blobs = sorted(self.cache_dir.glob("*.blob"), key=lambda blob: blob.stat().st_mtime)
         for blob in blobs[:-MAX_CACHED_GRAPHS]:
             blob.unlink(missing_ok=True)
+
+
+def engine_network(core: Any, blend: Blend, spec: ModelSpec, ranges: Ranges | None = None) -> Any:
+    """The float network as the engine runs it: mixed, in 8 bits with `ranges`, flat where it is
+    to be.
+
+    Raises:
+        WeightsError: a file is no ONNX graph, or they aren't of one network.
+        EngineError: the ranges are of another network.
+    """
+    network = blended_network(core, blend)
+    tensors = tensors_of(spec, _constants(network))
+    correction = None if tensors is None else correction_of_graph(spec, tensors)
+    if ranges is not None:
+        quantise(network, ranges)
+    if correction is not None:
+        make_flat(network, spec, correction)
+    return network
 
 
 def blended_network(core: Any, blend: Blend) -> Any:
@@ -307,7 +328,7 @@ def integer_graph(openvino: Any, network: Any, tile: TileFormat, colour: Colour)
         group_to_codes = to_codes.of_planes(first, group.num_planes)
         first += group.num_planes
         # What is done to each plane alone may be done before the planes' shuffle.
-        ends_with_shuffle = group_to_codes.gains is not None and _is_pixel_shuffle(
+        ends_with_shuffle = group_to_codes.gains is not None and is_pixel_shuffle(
             result.get_node(), group.scale
         )
         repeat = group.scale**2 if ends_with_shuffle else 1
@@ -345,13 +366,6 @@ def _column(ops: Any, values: Matrix, repeat: int) -> Any:
     if (values == values[0]).all():
         return ops.constant(np.array(values[0], np.float32))
     return ops.constant(np.repeat(values, repeat).astype(np.float32)[None, :, None, None])
-
-
-def _is_pixel_shuffle(node: Any, scale: int) -> bool:
-    if node.get_type_name() != "DepthToSpace":
-        return False
-    attributes = node.get_attributes()
-    return bool(attributes["mode"] == "depth_first" and attributes["block_size"] == scale)
 
 
 def shuffled_planes(codes_HWC: Plane, group: PlaneGroup) -> list[Plane]:

@@ -15,7 +15,9 @@ from srstream.engines.contract import Affine, Capabilities, OnDone, TileFormat
 from srstream.engines.threads import ThreadSession, check_format
 from srstream.frame import Plane
 from srstream.models.blend import blend_of
-from srstream.models.networks import Network, blended_network
+from srstream.models.checkpoint import blended_weights
+from srstream.models.edges import border_of
+from srstream.models.networks import FlatNetwork, Network, blended_network
 from srstream.models.table import ModelSpec
 
 LIVE_ACTIVATIONS = 4
@@ -37,7 +39,7 @@ class PyTorchEngine:
         num_threads = config.threads or torch.get_num_threads()
         torch.set_num_threads(num_threads)
         network = blended_network(blend, spec)
-        self.network: Network = network.to(self.device)
+        self.network: Network | FlatNetwork = network.to(self.device)
         on_cuda = self.device.type == "cuda"
         self.capabilities = Capabilities(
             name="pytorch",
@@ -47,6 +49,7 @@ class PyTorchEngine:
             colour=spec.colour,
             scale=spec.scale,
             halo=spec.halo,
+            border=border_of(blended_weights(blend, spec)),
             mixes_sets=blend.mixes_sets,
             activation_bytes_per_pixel=4
             * max(spec.network.activation_channels, 16)

@@ -26,11 +26,16 @@ from srstream.engines.tensorrt_build import MIN_SIDE, build_engine, import_torch
 from srstream.errors import EngineError, EngineMemoryError
 from srstream.frame import Plane
 from srstream.models.blend import blend_of
+from srstream.models.checkpoint import blended_weights
+from srstream.models.edges import border_of
 from srstream.models.networks import blended_network
 from srstream.models.table import ColourForm, ModelSpec
 
 SIDES = (768, 544, 384, 272, 192, 136)
 """Longest sides that engines are built for: each half the area of the one before."""
+
+FLAT_FORMAT = 1
+"""Raise it when what is put around the network (`models/flat.py`) changes."""
 
 BYTES_PER_ACTIVATION = 2
 LIVE_ACTIVATIONS = 2
@@ -67,6 +72,7 @@ class TensorRtEngine:
             "model": spec.name,
             "weights_sha256": blend.sha256,
             "dtype": "float16",
+            "flat": FLAT_FORMAT,
             "batch": 1,
             "min_side": MIN_SIDE,
             "device": torch.cuda.get_device_name(self.index),
@@ -85,6 +91,7 @@ class TensorRtEngine:
             colour=spec.colour,
             scale=spec.scale,
             halo=spec.halo,
+            border=border_of(blended_weights(blend, spec)),
             mixes_sets=blend.mixes_sets,
             activation_bytes_per_pixel=bytes_per_pixel,
             num_streams=1,

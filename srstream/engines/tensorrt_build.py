@@ -18,7 +18,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from srstream.errors import EngineError
-from srstream.models.networks import Network
+from srstream.models.networks import FlatNetwork, Network
 
 MIN_SIDE = 8
 """Rows and columns of the smallest tile; smaller pictures are left to the engines for CPUs."""
@@ -42,7 +42,7 @@ def import_torch_tensorrt() -> ModuleType:
     return module
 
 
-def exported(network: Network, max_side: int) -> ExportedProgram:
+def exported(network: Network | FlatNetwork, max_side: int) -> ExportedProgram:
     """The network in half precision as one graph, rows and columns left open."""
     half = network.half().eval()
     planes = network.spec.form.num_input_planes
@@ -54,7 +54,7 @@ def exported(network: Network, max_side: int) -> ExportedProgram:
         return torch.export.export(half, (example,), dynamic_shapes=({2: rows, 3: columns},))
 
 
-def tensorrt_input(network: Network, max_side: int) -> Any:
+def tensorrt_input(network: Network | FlatNetwork, max_side: int) -> Any:
     """The shapes that the engine is built for."""
     planes = network.spec.form.num_input_planes
     return import_torch_tensorrt().Input(
@@ -65,7 +65,7 @@ def tensorrt_input(network: Network, max_side: int) -> Any:
     )
 
 
-def build_engine(network: Network, max_side: int) -> bytes:
+def build_engine(network: Network | FlatNetwork, max_side: int) -> bytes:
     """The serialised engine; seconds to minutes.
 
     Raises:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from srstream.models.blend import Blend
 from srstream.models.checkpoint import Tensors, Weights, blended_weights
+from srstream.models.flat import Array, Correction, correction_of
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 
 Planes = tuple[Tensor, ...]
@@ -353,6 +354,81 @@ def network_from_weights(weights: Weights) -> Network:
     return network.eval().requires_grad_(False)
 
 
-def blended_network(blend: Blend, spec: ModelSpec) -> Network:
-    """The folded network of a blend; see `blended_weights`."""
-    return network_from_weights(blended_weights(blend, spec))
+def blended_network(blend: Blend, spec: ModelSpec) -> "Network | FlatNetwork":
+    """The folded network of a blend (see `blended_weights`), flat on flat pictures."""
+    weights = blended_weights(blend, spec)
+    network, correction = network_from_weights(weights), correction_of(weights)
+    return network if correction is None else FlatNetwork(network, correction)
+
+
+class FlatNetwork(nn.Module):
+    """A network and what takes its pattern out of flat pictures (`models/flat.py`)."""
+
+    def __init__(self, network: Network, correction: Correction) -> None:
+        super().__init__()
+        self.spec = network.spec
+        self.network = network
+        self._correction = correction
+        ops = _BuildingOps()
+        correction.apply(ops, torch.zeros(1, self.spec.form.num_input_planes, 1, 1))
+        self.layers = nn.ModuleList(ops.layers)
+        self.eval().requires_grad_(False)
+
+    def forward(self, lr_BCHW: Tensor) -> Planes:
+        groups = self.spec.form.outputs
+        channels = self._correction.apply(_RunningOps(self.layers), lr_BCHW)
+        parts = channels.split([group.num_channels for group in groups], dim=1)
+        return tuple(
+            made + functional.pixel_shuffle(part, group.scale)
+            for made, part, group in zip(self.network(lr_BCHW), parts, groups, strict=True)
+        )
+
+
+class _TorchOps:
+    """See `models.flat.Ops`; (B, channels, H, W)."""
+
+    def tanh(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    def twice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+class _BuildingOps(_TorchOps):
+    """Makes a layer for each that is asked for."""
+
+    def __init__(self) -> None:
+        self.layers: list[nn.Module] = []
+
+    def dense(self, x: Tensor, kernel: Array, bias: Array) -> Tensor:
+        num_out, num_in = kernel.shape
+        layer = nn.Conv2d(num_in, num_out, 1)
+        layer.load_state_dict(
+            {"weight": torch.tensor(kernel)[:, :, None, None], "bias": torch.tensor(bias)}
+        )
+        return self._added(layer, x)
+
+    def prelu(self, x: Tensor, slopes: Array) -> Tensor:
+        layer = nn.PReLU(slopes.size)
+        layer.load_state_dict({"weight": torch.tensor(slopes.ravel())})
+        return self._added(layer, x)
+
+    def _added(self, layer: nn.Module, x: Tensor) -> Tensor:
+        self.layers.append(layer)
+        return cast(Tensor, layer(x))
+
+
+class _RunningOps(_TorchOps):
+    """Takes the layers in the order in which they were made."""
+
+    def __init__(self, layers: nn.ModuleList) -> None:
+        self._layers = iter(layers)
+
+    def dense(self, x: Tensor, kernel: Array, bias: Array) -> Tensor:
+        return cast(Tensor, next(self._layers)(x))
+
+    def prelu(self, x: Tensor, slopes: Array) -> Tensor:
+        return cast(Tensor, next(self._layers)(x))

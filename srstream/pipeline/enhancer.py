@@ -116,7 +116,10 @@ class _Job:
     color: ColorSpec
     placing: _Placing
     enlarged: dict[int, list[Plane]] = field(default_factory=dict)
-    """What the engine made: of luma (0), with U and V if the model makes them, and of alpha."""
+    """What the engine made: of luma (0), with U and V if the model makes them, and of alpha; with
+    what the picture was continued by at its edges (`Capabilities.border`)."""
+    made: dict[int, list[Plane]] = field(default_factory=dict)
+    """The same without."""
     parts: dict[int, list[_Part]] = field(default_factory=dict)
     """Of planes that are mostly the last frame's: what was computed anew."""
     repeats_last: bool = False
@@ -171,7 +174,7 @@ class Enhancer:
         self._last_enlarged: dict[int, list[Plane]] = {}
         self._last_output: Frame | None = None
         self.num_pixels = 0
-        """Input pixels of all planes that were to be enlarged so far."""
+        """Input pixels of all planes that were to be enlarged so far, as continued at the edges."""
         self.num_pixels_computed = 0
         """Of them, what the engine was given; halos count too."""
 
@@ -367,7 +370,9 @@ class Enhancer:
         """Gives the engine what it is to enlarge of a frame."""
         if job.repeats_last:
             for index in self._planes_to_enlarge(job):
-                self.num_pixels += job.planes[index].size
+                height, width = job.planes[index].shape
+                border = self._engine.capabilities.border
+                self.num_pixels += (height + 2 * border) * (width + 2 * border)
             return
         bits = max(job.layout.bits, self._output.layout.bits)
         memories = {}
@@ -375,8 +380,9 @@ class Enhancer:
             planes = self._input_planes(job, index, bits)
             if self._makes_chroma:
                 job.inputs[index] = planes
-            grid, tile_format = self._grid(job, index, bits)
+            planes = [self._continued(plane) for plane in planes]
             self.num_pixels += planes[0].size
+            grid, tile_format = self._grid(job, index, bits)
             patches = None
             if self._reuse.enabled:
                 key = index, tile_format, planes[0].shape
@@ -403,8 +409,8 @@ class Enhancer:
         while True:
             can = self._engine.capabilities
             grid = choose_tiles(
-                job.frame.width,
-                job.frame.height,
+                job.frame.width + 2 * can.border,
+                job.frame.height + 2 * can.border,
                 can.halo,
                 can.activation_bytes_per_pixel,
                 self._max_tile_bytes,
@@ -522,6 +528,23 @@ class Enhancer:
             *(colour.resample_plane(d, plane.shape, rows, columns, chroma.peak) for d in deepened),
         ]
 
+    def _continued(self, plane: Plane) -> Plane:
+        """With as much of its outermost samples around it as the network needs."""
+        border = self._engine.capabilities.border
+        if not border:
+            return plane
+        continued: Any = np.pad(plane, border, mode="edge")
+        made: Plane = continued
+        return made
+
+    def _cut(self, planes: list[Plane]) -> list[Plane]:
+        """What the engine made without what comes of that."""
+        border = self._engine.capabilities.border
+        if not border:
+            return planes
+        kept = [slice(border * scale, -border * scale) for scale in self._plane_scales()]
+        return [plane[k, k].copy() for plane, k in zip(planes, kept, strict=True)]
+
     def _is_full_range(self, job: _Job, index: int) -> bool:
         return index != 0 or is_full_range(job.color, job.layout)
 
@@ -613,6 +636,7 @@ class Enhancer:
         return planes
 
     def _finished(self, job: _Job) -> Frame:
+        job.made = {index: self._cut(planes) for index, planes in job.enlarged.items()}
         self._check_mean(job)
         output = self._output
         chroma = self._chroma_of_model(job) if self._makes_chroma else job.chroma
@@ -630,7 +654,7 @@ class Enhancer:
         """A cheap guard against an engine that returns black, noise or another frame's picture."""
         bits = max(job.layout.bits, self._output.layout.bits)
         before = cv2.mean(job.planes[0])[0] / ((1 << job.layout.bits) - 1)
-        after = cv2.mean(job.enlarged[0][0])[0] / ((1 << bits) - 1)
+        after = cv2.mean(job.made[0][0])[0] / ((1 << bits) - 1)
         if abs(after - before) > MAX_MEAN_CHANGE and (
             abs(after - before) > MAX_MEAN_CHANGE + 0.5 * _detail(job.planes[0], job.layout.bits)
         ):
@@ -647,10 +671,10 @@ class Enhancer:
         """
         output, frame, placing = self._output, job.frame, job.placing
         bits = max(job.layout.bits, output.layout.bits)
-        enlarged: Plane | colour.FloatPlane = job.enlarged[index][0]
+        enlarged: Plane | colour.FloatPlane = job.made[index][0]
         if self._makes_chroma:
             # A network may be off by a level where colours are rare; the source is not.
-            enlarged = colour.with_local_mean(job.enlarged[index][0], job.inputs[index][0])
+            enlarged = colour.with_local_mean(job.made[index][0], job.inputs[index][0])
         plane = colour.resample_plane(
             enlarged,
             (placing.height, placing.width),
@@ -691,7 +715,7 @@ class Enhancer:
             return []
         if job.layout.kind == "gray":
             return self._neutral_chroma(job)
-        y, u, v = job.enlarged[0]
+        y, u, v = job.made[0]
         height, width = y.shape
         stride = width // u.shape[1]
         middle = (stride - 1) / 2  # where models put it, see COLOUR_FORMS
@@ -783,7 +807,7 @@ class Enhancer:
             job.planes[-1], code_range(job.layout.bits, True), code_range(layout.bits, True)
         )
         index = job.layout.num_planes - 1
-        if index in job.enlarged:
+        if index in job.made:
             plane = self._fitted(job, index)
         else:
             plane = colour.upscale_plane(source, shape, peak=(1 << layout.bits) - 1)

@@ -1,0 +1,244 @@
+"""What a network makes of a flat picture, and what takes it out again.
+
+A convolution of a constant is the constant times the sum of the kernel's taps. So what a network
+makes of a flat picture of colour v, away from the picture's edges, is what its *twin* makes of v:
+the same network with a number in the place of each kernel, a function of one sample. It has a value
+for each phase, one of the samples that a sample becomes, and they need not be v: mixtures of two
+sets of weights, of which each is flat, draw lines of up to two levels.
+
+A network with v - twin(v) added to it, v being each sample's own input, is flat where its input is,
+whatever its weights are. The sum is one of functions of a sample's surroundings no larger than
+before: halos, tiles and reuse see no difference.
+
+Of one plane the twin is a function of one number, and is replaced by straight lines between knots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srstream.models.checkpoint import Weights, expected_shapes
+from srstream.models.table import ModelSpec, ResidualGenerator, Stack
+from srstream.models.tail import tail_before_shuffle
+
+Array = NDArray[np.float32]
+GraphTensors = Mapping[str, Array]
+"""A network's tensors as the graphs that engines run have them, see `graph_tensors`."""
+
+LEVEL = 1 / 255
+NEGLIGIBLE = 0.1 * LEVEL
+"""What a network that is flat by itself may be off; rounds to the right code of 8 and 10 bits."""
+
+KNOT_ERROR = 0.04 * LEVEL
+"""Of straight lines between knots."""
+
+LARGEST = 65535 / 65280
+"""Value of the largest code of 16 bits in limited range; the least is 0."""
+
+X = TypeVar("X")
+
+
+class Ops(Protocol[X]):
+    """What functions of one sample are made of, in an engine's own terms."""
+
+    def dense(self, x: X, kernel: Array, bias: Array) -> X:
+        """`kernel` (out, in) times the channels, plus `bias` (out,): a 1x1 convolution."""
+        ...
+
+    def prelu(self, x: X, slopes: Array) -> X: ...
+
+    def tanh(self, x: X) -> X: ...
+
+    def add(self, x: X, y: X) -> X: ...
+
+    def twice(self, x: X) -> tuple[X, X]:
+        """For graphs in which a value has one reader."""
+        ...
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What is to be added to a network's output, a function of each sample alone."""
+
+    apply: Callable[[Ops[Any], Any], Any]
+    """From the network's input planes to channels as before the PixelShuffle of each group."""
+
+    def values(self, colours: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(n, planes) to (n, channels)."""
+        made: NDArray[np.float64] = self.apply(_NumpyOps(), colours.astype(np.float64))
+        return made
+
+
+def correction_of(weights: Weights) -> Correction | None:
+    """What makes a network flat on flat pictures; None where it is so by itself."""
+    return correction_of_graph(weights.spec, graph_tensors(weights))
+
+
+def correction_of_graph(spec: ModelSpec, tensors: GraphTensors) -> Correction | None:
+    """Likewise, of tensors that are a graph's already."""
+    twin = (
+        _stack_twin(spec, spec.network, tensors)
+        if isinstance(spec.network, Stack)
+        else _generator_twin(spec, spec.network, tensors)
+    )
+    if np.abs(twin.values(_colours(spec))).max() <= NEGLIGIBLE:
+        return None
+    return _straight_lines(twin) if spec.form.num_input_planes == 1 else twin
+
+
+def graph_tensors(weights: Weights) -> GraphTensors:
+    """The tail before its PixelShuffle, and a slope for each channel there."""
+    tensors = dict(weights.tensors)
+    if isinstance(weights.spec.network, ResidualGenerator):
+        tensors["tail.weight"], tensors["tail.bias"] = tail_before_shuffle(weights.tensors)
+        last = "upsampling_activations.1.weight"
+        tensors[last] = np.repeat(tensors[last], 4)
+    return tensors
+
+
+def graph_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Of what `graph_tensors` gives."""
+    shapes = expected_shapes(spec)
+    if isinstance(spec.network, ResidualGenerator):
+        planes, wide = spec.form.num_input_planes, spec.network.channels
+        shapes["tail.weight"] = (4 * planes, 4 * wide, 5, 5)
+        shapes["tail.bias"] = (4 * planes,)
+        shapes["upsampling_activations.1.weight"] = (4 * wide,)
+    return shapes
+
+
+def _stack_twin(spec: ModelSpec, network: Stack, tensors: GraphTensors) -> Correction:
+    """The last layer negated; the anchor is v itself, and goes."""
+    last = len(network.widths)
+
+    def apply(ops: Ops[X], x: X) -> X:
+        for layer in range(last):
+            x = ops.dense(x, *_summed(tensors, f"convolutions.{layer}"))
+            x = ops.prelu(x, tensors[f"activations.{layer}.weight"])
+        kernel, bias = _summed(tensors, f"convolutions.{last}")
+        return ops.dense(x, -kernel, -bias)
+
+    return Correction(apply)
+
+
+def _generator_twin(
+    spec: ModelSpec, network: ResidualGenerator, tensors: GraphTensors
+) -> Correction:
+    """After the first PixelShuffle a flat picture repeats every two samples each way.
+
+    A convolution there is a matrix from the four samples of a cell to the four.
+    """
+    kernel, bias = _summed(tensors, "head")
+    if network.signed_input:
+        kernel, bias = 2 * kernel, bias - kernel.sum(axis=1)
+    upsampling, upsampling_bias = _over_cells(tensors, "upsampling.1")
+    tail, tail_bias = _over_cells(tensors, "tail")
+    planes = spec.form.num_input_planes
+    # (plane, row and column in the half cell, row and column of it): by rows and columns of a cell.
+    order = np.arange(16 * planes).reshape(planes, 2, 2, 2, 2).transpose(0, 3, 1, 4, 2).ravel()
+    tail, tail_bias = tail[order], tail_bias[order]
+    repeated = np.repeat(np.eye(planes, dtype=np.float32), 16, axis=0)
+    halved = -0.5 * np.eye(16 * planes, dtype=np.float32)
+    offset = np.full(16 * planes, -0.5, np.float32)
+
+    def apply(ops: Ops[X], x: X) -> X:
+        x, given = ops.twice(x)
+        x = ops.prelu(ops.dense(x, kernel, bias), tensors["head_activation.weight"])
+        x, start = ops.twice(x)
+        for block in range(network.num_blocks):
+            inner, x = ops.twice(x)
+            inner = ops.dense(inner, *_summed(tensors, f"blocks.{block}.first"))
+            inner = ops.prelu(inner, tensors[f"blocks.{block}.activation.weight"])
+            x = ops.add(x, ops.dense(inner, *_summed(tensors, f"blocks.{block}.second")))
+        x = ops.add(start, ops.dense(x, *_summed(tensors, "body")))
+        x = ops.dense(x, *_summed(tensors, "upsampling.0"))
+        x = ops.prelu(x, np.repeat(tensors["upsampling_activations.0.weight"].ravel(), 4))
+        x = ops.dense(x, upsampling, upsampling_bias)
+        x = ops.prelu(x, np.repeat(tensors["upsampling_activations.1.weight"].ravel(), 4))
+        x = ops.tanh(ops.dense(x, tail, tail_bias))
+        given = ops.dense(given, repeated, np.zeros_like(offset))
+        return ops.add(given, ops.dense(x, halved, offset))
+
+    return Correction(apply)
+
+
+def _summed(tensors: GraphTensors, name: str) -> tuple[Array, Array]:
+    """What a convolution is to a constant, (out, in), and its bias."""
+    kernel = tensors[f"{name}.weight"].astype(np.float64).sum(axis=(2, 3))
+    return kernel.astype(np.float32), tensors[f"{name}.bias"]
+
+
+def _over_cells(tensors: GraphTensors, name: str) -> tuple[Array, Array]:
+    """What a convolution is to a picture that repeats every two samples each way.
+
+    (4 out, 4 in) and (4 out,); the samples of a cell follow one another in each channel.
+    """
+    kernel = tensors[f"{name}.weight"].astype(np.float64)
+    num_out, num_in, side, _ = kernel.shape
+    cells = np.zeros((num_out, 2, 2, num_in, 2, 2))
+    for row, column, down, right in np.ndindex(2, 2, side, side):
+        to = (row + down - side // 2) % 2, (column + right - side // 2) % 2
+        cells[:, row, column, :, to[0], to[1]] += kernel[:, :, down, right]
+    matrix = cells.reshape(4 * num_out, 4 * num_in).astype(np.float32)
+    return matrix, np.repeat(tensors[f"{name}.bias"], 4)
+
+
+def _colours(spec: ModelSpec) -> NDArray[np.float64]:
+    """What a network is tried on, (n, planes): greys, and a coarse grid of everything."""
+    if spec.colour == "luma":
+        return np.linspace(0.0, LARGEST, 1025)[:, None]
+    greys = np.linspace(0.0, LARGEST, 33)
+    grid = np.stack(np.meshgrid(*[np.linspace(0.0, 1.0, 3)] * 3), axis=-1).reshape(-1, 3)
+    neutral = greys if spec.colour == "rgb" else np.full_like(greys, 128 / 255)
+    return np.concatenate([np.stack([greys, neutral, neutral], axis=1), grid])
+
+
+def _straight_lines(twin: Correction) -> Correction:
+    """Of one plane: lines between as few knots as keep within `KNOT_ERROR`, found greedily."""
+    values = np.linspace(0.0, LARGEST, 4097)
+    wanted = twin.values(values[:, None])
+    chosen = [0, len(values) - 1]
+    while True:
+        made = np.stack(
+            [np.interp(values, values[chosen], wanted[chosen, n]) for n in range(wanted.shape[1])],
+            axis=1,
+        )
+        errors = np.abs(made - wanted).max(axis=1)
+        if errors.max() <= KNOT_ERROR:
+            break
+        chosen = sorted([*chosen, int(errors.argmax())])
+    slopes = np.diff(wanted[chosen], axis=0) / np.diff(values[chosen])[:, None]
+    kernel = np.diff(slopes, axis=0, prepend=0.0).T.astype(np.float32)
+    starts = -values[chosen[:-1]].astype(np.float32)
+    ones, zeros = np.ones((len(starts), 1), np.float32), np.zeros(len(starts), np.float32)
+    offset = wanted[0].astype(np.float32)
+
+    def apply(ops: Ops[X], x: X) -> X:
+        ramps = ops.prelu(ops.dense(x, ones, starts), zeros)
+        return ops.dense(ramps, kernel, offset)
+
+    return Correction(apply)
+
+
+class _NumpyOps:
+    """(n, channels), in double precision."""
+
+    def dense(self, x: Any, kernel: Array, bias: Array) -> Any:
+        return x @ kernel.T.astype(np.float64) + bias
+
+    def prelu(self, x: Any, slopes: Array) -> Any:
+        return np.where(x >= 0, x, x * slopes.ravel())
+
+    def tanh(self, x: Any) -> Any:
+        return np.tanh(x)
+
+    def add(self, x: Any, y: Any) -> Any:
+        return x + y
+
+    def twice(self, x: Any) -> tuple[Any, Any]:
+        return x, x
