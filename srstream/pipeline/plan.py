@@ -17,6 +17,7 @@ from srstream.config import EngineConfig, JobConfig, ModelConfig, ScaleConfig
 from srstream.engines.contract import Engine
 from srstream.engines.table import ENGINES, choose_engine, engine_name
 from srstream.errors import NoSpaceError, RefusedError, TruncatedError, UsageError
+from srstream.files import largest_file
 from srstream.media.containers import Container
 from srstream.media.demux import nvdec_fault
 from srstream.media.output import plan_output
@@ -184,10 +185,28 @@ def make_plan(
         cuts=cut_segments(info.video, index, window, longest_segment(info.video, spec)),
         config=config,
     )
-    _check_disk(job, plan.path.parent)
-    if work_folder is not None:
-        _check_disk(job, work_folder)
-    return job
+    folders = [plan.path.parent, *([work_folder] if work_folder is not None else [])]
+    for folder in folders:
+        _check_disk(job, folder)
+    limits = [limit for limit in map(largest_file, folders) if limit is not None]
+    return _fitted(job, min(limits, default=None))
+
+
+def _fitted(job: JobPlan, limit: int | None) -> JobPlan:
+    """The job, with a note if its output may become too large a file.
+
+    Raises:
+        NoSpaceError: it will.
+    """
+    if limit is None or job.typical_bytes <= limit:
+        return job
+    text = (
+        f"Its file system (FAT) holds files of at most {limit / 1e9:.1f} GB, the output takes "
+        f"about {job.typical_bytes / 1e9:.1f} GB"
+    )
+    if job.low_bytes > limit:
+        raise NoSpaceError(f"{job.output.path}: {text}. Name another folder with -o.")
+    return replace(job, output=replace(job.output, notes=(*job.output.notes, f"{text}.")))
 
 
 def _with_decoder(source: Path, config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
