@@ -33,6 +33,7 @@ from srstream.media.witness.likeness import (
     sight_of,
     thumb_of,
 )
+from srstream.media.witness.opening import MAX_FAULTS
 from srstream.media.witness.shown import Label, picture_of
 from srstream.media.witness.streams import SILENT, Placing, Promises, compare_streams
 from srstream.media.witness.survey import Seconds, Survey, num_videos_before, survey
@@ -360,11 +361,8 @@ class _Testimony:
         times, problems = self._times, []
         if len(self._found) != times.num_in:
             problems.append(f"{len(self._found)} frames are there, the source has {times.num_in}")
-        elif times.num_missing or times.num_extra:
-            problems.append(
-                f"{times.num_missing} frames are not shown at their times, the first at "
-                f"{float(times.first_missing):.3f} s"
-            )
+        elif (times.num_missing or times.num_extra) and not self._is_of_damage():
+            problems.append(self._said_missing())
         if times.largest_error > self._tolerance:
             problems.append(
                 f"a frame is shown {float(times.largest_error) * 1000:.3f} ms off, at "
@@ -372,8 +370,22 @@ class _Testimony:
             )
         return problems
 
+    def _is_of_damage(self) -> bool:
+        """Whether frames stand elsewhere because some before them could not be decoded."""
+        num_lost = self._watcher.num_lost
+        return num_lost > 0 and 0 < self._times.num_missing <= num_lost + MAX_FAULTS
+
+    def _said_missing(self) -> str:
+        times = self._times
+        return (
+            f"{times.num_missing} frames are not shown at their times, the first at "
+            f"{float(times.first_missing):.3f} s"
+        )
+
     def _time_losses(self) -> list[str]:
         losses = []
+        if len(self._found) == self._times.num_in and self._is_of_damage():
+            losses.append(self._said_missing())
         if self._watcher.num_lost:
             losses.append(f"{self._watcher.num_lost} packets of the source cannot be decoded")
         if self._num_headless:
