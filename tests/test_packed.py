@@ -1,4 +1,4 @@
-"""MPEG-4 whose B pictures ride in other pictures' packets, as DivX and XviD write it."""
+"""Times that B pictures take along: packed as DivX and XviD do it, and at slow rates."""
 
 from __future__ import annotations
 
@@ -123,3 +123,15 @@ def test_a_packed_file_is_enhanced_in_step(plain: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     times = [time for time, _ in ffmpeg.frames(tmp_path / "out.mp4")]
     assert [time - times[0] for time in times] == [Fraction(n, 25) for n in range(24)]
+
+
+@ffmpeg.needs_ffmpeg
+@pytest.mark.parametrize("name", ["in.mkv", "in.mp4", "in.ts"])
+@pytest.mark.parametrize("rate", [Fraction(1), Fraction(1, 4)])
+def test_slow_frames_that_are_reordered_keep_their_times(
+    tmp_path: Path, name: str, rate: Fraction
+) -> None:
+    """Matroska tells no decode time at first, so that times then seem to fall by seconds."""
+    path = clips.write_clip(tmp_path / name, 9, rate=rate, options={"bf": "3", "b-adapt": "0"})
+    expected = ffmpeg.frames(path)
+    assert len(expected) == 9 and decoded(path) == expected

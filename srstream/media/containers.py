@@ -23,7 +23,8 @@ class Container:
     """An output container.
 
     `clock` is the unit that its times are rounded to, None where any is exact. The conversion
-    targets are None where a stream of that kind is left out rather than converted.
+    targets are None where a stream of that kind is left out rather than converted. `from_zero`:
+    it knows no time before zero. `tells_of_itself`: it holds tags, chapters and the rotation.
     """
 
     name: str
@@ -32,15 +33,25 @@ class Container:
     extensions: tuple[str, ...]
     clock: Fraction | None
     audio_target: str | None
-    text_target: str
+    text_target: str | None
     attachments: bool
+    from_zero: bool = False
+    tells_of_itself: bool = True
 
 
 MP4 = Container("mp4", "MP4", "mp4", (".mp4", ".m4v"), None, "aac", "mov_text", False)
 MOV = Container("mov", "MOV", "mov", (".mov", ".qt"), None, "aac", "mov_text", False)
-MKV = Container("mkv", "Matroska", "matroska", (".mkv",), Fraction(1, 1000), "flac", "subrip", True)
-WEBM = Container("webm", "WebM", "webm", (".webm",), Fraction(1, 1000), "libopus", "webvtt", False)
-CONTAINERS = {container.name: container for container in (MP4, MOV, MKV, WEBM)}
+MKV = Container(
+    "mkv", "Matroska", "matroska", (".mkv",), Fraction(1, 1000), "flac", "subrip", True, True
+)
+WEBM = Container(
+    "webm", "WebM", "webm", (".webm",), Fraction(1, 1000), "libopus", "webvtt", False, True
+)
+TS = Container(
+    "ts", "MPEG-TS", "mpegts", (".ts", ".m2t", ".m2ts", ".mts"), Fraction(1, 90000), "aac", None,
+    attachments=False, tells_of_itself=False,
+)  # fmt: skip
+CONTAINERS = {container.name: container for container in (MP4, MOV, MKV, WEBM, TS)}
 
 VIDEO_SUFFIXES = frozenset(
     {
@@ -56,14 +67,15 @@ _PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif",
 FAMILIES = {"mov": MP4, "mp4": MP4, "3gp": MP4, "matroska": MKV, "webm": MKV}
 """Default output container by any of libav's names of the input's; MP4 for the rest."""
 
-PICTURE_CODECS: dict[str, set[str]] = {"mp4": {"mjpeg", "png", "bmp"}, "mov": set(), "webm": set()}
+PICTURE_CODECS: dict[str, set[str]] = {
+    "mp4": {"mjpeg", "png", "bmp"}, "mov": set(), "webm": set(), "ts": set(),
+}  # fmt: skip
 """Cover pictures; Matroska takes every one, as an attachment."""
 
 _MORE_AUDIO_TARGETS = {
     "mp4": ("alac", "ac3"),
     "mov": ("pcm_s16le", "alac"),
     "mkv": ("pcm_s16le", "libopus"),
-    "mpegts": ("mp2", "ac3"),
     "ts": ("mp2", "ac3"),
 }
 """What is tried where a container's usual conversion fails."""
@@ -77,6 +89,18 @@ _NOT_IN_PRACTICE = {
     "mov": {"truehd"},
 }
 
+
+_NOT_LISTED = {
+    "mpegts": frozenset(
+        {
+            *("mpeg1video", "mpeg2video", "mpeg4", "h264", "hevc", "vvc"),
+            *("mp1", "mp2", "mp3", "aac", "aac_latm", "ac3", "eac3", "dts", "opus", "s302m"),
+            *("dvb_subtitle", "dvb_teletext", "arib_caption"),
+        }
+    )
+}
+"""Where libav lists a muxer's default codecs only: those of which the file says what they are
+(ISO/IEC 13818-1, ETSI EN 300 468)."""
 
 # The muxer lists these and then refuses to write their header.
 _ON_PAPER = {"mov": {"av1", "flac", "opus", "vp8", "vp9"}, "matroska": {"rv10", "rv20"}}
@@ -126,6 +150,8 @@ def carried_codecs(container: Container) -> frozenset[str]:
 @lru_cache(maxsize=8)
 def muxed_codecs(muxer: str) -> frozenset[str]:
     """Canonical names of all that one of libav's muxers takes."""
+    if muxer in _NOT_LISTED:
+        return _NOT_LISTED[muxer]
     # Nothing is written before the header is, so the path stays untouched.
     container = av.open(os.devnull, "w", format=muxer)
     listed = frozenset(canonical_codec(name) for name in container.supported_codecs)
@@ -241,7 +267,7 @@ def _decide(
     if stream.type == "audio" and container.audio_target:
         why = f"{label} cannot carry {codec}"
         return "convert", container.audio_target, why
-    if stream.type == "subtitle" and codec in TEXT_CODECS:
+    if stream.type == "subtitle" and codec in TEXT_CODECS and container.text_target:
         lost = ", and the styling is lost" if codec in ("ass", "ssa") else ""
         return "convert", container.text_target, f"{label} cannot carry {codec}{lost}"
     where = "; Matroska can" if codec in carried_codecs(MKV) else ""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 from av.codec.context import CodecContext
@@ -30,6 +31,9 @@ from srstream.media.packed import Unpacker
 
 CLOCK_WRAP = 1 << 33
 """MPEG-TS and -PS count 90 kHz in 33 bits (ISO/IEC 13818-1, 2.4.2)."""
+
+MAX_REORDERED = 16
+"""Pictures that one may be decoded before it is shown (H.264, A.3.1)."""
 
 MAX_FAULTS_IN_A_ROW = 8
 """So many packets that cannot be read or decoded, one after the other, end a job."""
@@ -258,6 +262,7 @@ class Clock:
         self._reorder_limit = max(int(2 / time_base), 1)
         self._wraps = time_base == Fraction(1, 90000)
         self._last: int | None = None
+        self._last_is_dts = False
         self._step = 0
 
     def correct(self, packet: Packet[Stream]) -> None:
@@ -266,15 +271,22 @@ class Clock:
         if stamp is None:
             return
         moment = stamp + self.offset
+        is_dts = packet.dts is not None
         if self._last is not None:
-            # A display time may lie before the last one by the depth of reordering.
-            limit = self._limit if packet.dts is not None else self._reorder_limit
+            # A display time may lie before the last one by the depth of reordering, and so may the
+            # first decode time, which Matroska does not tell before it.
+            limit = self._limit
+            if not (is_dts and self._last_is_dts):
+                step = max(self._step, packet.duration or 0)
+                limit = max(self._reorder_limit, MAX_REORDERED * step)
             jump = moment - self._last
             if jump < -limit or (self._wraps and jump > CLOCK_WRAP // 2):
                 self._leap(jump)
                 moment = stamp + self.offset
             self._step = packet.duration or max(moment - self._last, 0) or self._step
-        self._last = moment if self._last is None else max(self._last, moment)
+        is_first = self._last is None or (is_dts and not self._last_is_dts)
+        self._last = moment if is_first else max(cast(int, self._last), moment)
+        self._last_is_dts = is_dts
         if self.offset:
             if packet.pts is not None:
                 packet.pts += self.offset

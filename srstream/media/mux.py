@@ -30,6 +30,7 @@ from srstream.media.segments import SegmentCheck, check_segments, open_segment, 
 from srstream.media.skipped import SkippedPackets
 from srstream.media.start import start_pts
 from srstream.media.tags import chapters_in_window, container_tags, needs_free_tags, stream_tags
+from srstream.media.transport import fill_up
 from srstream.media.types import (
     OutputPlan,
     SegmentFile,
@@ -45,6 +46,9 @@ _MAX_PIXELS = 2**31 - 1
 _MAX_TIMESCALE = 2**31 - 1
 _MAX_FASTSTART_BYTES = 8 << 30
 _NUM_FIRST_PACKETS = 40
+_TS_DELAY_US = 700_000
+_TS_TAGS = frozenset({"title", "service_name", "service_provider"})
+"""Of which the name of a service in MPEG-TS is made."""
 _MAX_TEXT_DISORDER = 5
 """Seconds by which a cue may come in the file after one that is shown later."""
 
@@ -86,12 +90,15 @@ def assemble(
     with (
         open_source(source_path, _MAX_PIXELS) as container,
         libav_errors(destination, "the output cannot be written", kind=EncodeError),
-        _open_output(destination, source, plan, container, check) as output,
+        _open_output(destination, source, plan, container, check, first) as output,
     ):
         assembly = _Assembly(source, plan, container, output, placing, head)
         assembly.add_streams(segments[0])
-        set_chapters(output, container, placing)
+        if CONTAINERS[plan.container].tells_of_itself:
+            set_chapters(output, container, placing)
         assembly.write(segments, check, on_progress)
+    if plan.container == "ts":
+        fill_up(destination)
     if plan.container in ("mkv", "webm") and plan.video.sample_aspect_ratio != 1:
         write_aspect(destination, plan.video, in_pixels=plan.container == "webm")
     return assembly.taken
@@ -578,12 +585,12 @@ class _Assembly:
             packet.pts = packet.dts
         assert packet.pts is not None
         length = packet.duration or 0
-        if self._container.clock is not None and packet.pts + length < 0:
+        if self._container.from_zero and packet.pts + length < 0:
             return False
         if packet.dts is None:
             packet.dts = packet.pts
         if copied.last_dts is not None and packet.dts <= copied.last_dts:
-            packet.dts = copied.last_dts + (self._container.clock is None)
+            packet.dts = copied.last_dts + (not self._container.from_zero)
             if packet.pts < packet.dts:
                 packet.pts = packet.dts
         copied.last_dts = packet.dts
@@ -601,11 +608,14 @@ def _open_output(
     plan: OutputPlan,
     container: InputContainer,
     check: SegmentCheck,
+    first_pts: int,
 ) -> OutputContainer:
     """The output with its options, tags and chapters, without streams."""
     kind = CONTAINERS[plan.container]
     options = {"fflags": "+bitexact"}
     tags = container_tags(container, kind)
+    if kind.name == "ts":
+        return _open_ts(destination, plan, tags, first_pts * plan.video.time_base)
     if kind.name in ("mp4", "mov"):
         flags = []
         if check.size_bytes <= _MAX_FASTSTART_BYTES:
@@ -621,6 +631,26 @@ def _open_output(
         options["default_mode"] = "passthrough"
     output = av.open(str(destination), "w", format=kind.muxer, container_options=options)
     output.metadata.update(tags)
+    return output
+
+
+def _open_ts(
+    destination: Path, plan: OutputPlan, tags: dict[str, str], begins: Fraction
+) -> OutputContainer:
+    """MPEG-TS, whose every packet M2TS (for discs and cameras) prefixes with a time of arrival.
+
+    A decoder is given 0.7 s to fill its buffers before it shows something, so everything is moved
+    by twice that; but for a clock that is kept, and leaves room for it.
+    """
+    begins = min(begins, begins if plan.earliest_other is None else plan.earliest_other)
+    is_kept = plan.keeps_start and begins * 1_000_000 >= 4 * _TS_DELAY_US
+    options = {
+        "max_delay": str(_TS_DELAY_US),
+        "mpegts_copyts": str(int(is_kept)),
+        "mpegts_m2ts_mode": str(int(plan.path.suffix.lower() in (".m2ts", ".mts"))),
+    }
+    output = av.open(str(destination), "w", format="mpegts", container_options=options)
+    output.metadata.update({k: v for k, v in tags.items() if k.lower() in _TS_TAGS})
     return output
 
 

@@ -72,6 +72,8 @@ def plan_output(
         check_carried(choice.codec, named)
     video = _output_video(source, config, choice, output_size)
     check_encoder(video)
+    if named is not None and not named.tells_of_itself:
+        video = replace(video, display_matrix=None)
     streams_in = _StreamsIn(source, video, try_streams)
     container, streams = _container(source, choice, named, streams_in)
     path = output or _default_path(source, config, video, container)
@@ -83,6 +85,7 @@ def plan_output(
         losses=(
             *choice.losses,
             *losses_of(source, streams, container),
+            *_untold(source, container),
             *_hdr_losses(source, choice),
         ),
         notes=(
@@ -224,6 +227,26 @@ def _default_path(
     return source.path.with_name(f"{source.path.stem}_{mark}{suffix}")
 
 
+def _untold(source: SourceInfo, container: Container) -> list[str]:
+    """What the file says of itself and a container has no words for."""
+    if container.tells_of_itself:
+        return []
+    losses = []
+    if source.num_chapters:
+        losses.append(
+            f"The {source.num_chapters} chapters are left out: {container.label} has none."
+        )
+    if source.tags:
+        names = ", ".join(source.tags)
+        losses.append(f"The file's tags ({names}) are left out: {container.label} has none.")
+    if source.video.display_matrix is not None:
+        losses.append(
+            f"The rotation by {source.video.rotation_degrees} degrees is left out: "
+            f"{container.label} cannot say it."
+        )
+    return losses
+
+
 def _hdr_losses(source: SourceInfo, choice: EncoderChoice) -> list[str]:
     video = source.video
     has_static = bool(video.hdr.mastering_display or video.hdr.content_light_level)
@@ -264,8 +287,10 @@ def _notes(
         notes.append(f"Written as {container.label} instead of {what}.")
     unit = container.clock
     if unit is not None and (source.video.time_base / unit).denominator != 1:
+        counts = "in milliseconds" if unit == Fraction(1, 1000) else f"in {unit} s"
+        rounded = "1 ms" if unit == Fraction(1, 1000) else "that"
         notes.append(
-            f"{container.label} counts in milliseconds: times are rounded to 1 ms, those of the "
+            f"{container.label} counts {counts}: times are rounded to {rounded}, those of the "
             f"source are exact to {source.video.time_base} s."
         )
     for stream in streams:

@@ -42,6 +42,7 @@ from srstream.media.errors import sentence
 from srstream.media.layouts import has_transparent_palette, layout_of
 from srstream.media.opacity import has_transparent_pixels, is_opaque, may_be_opaque
 from srstream.media.scan import scan_packets as scan_packets
+from srstream.media.tags import tags_of_content
 from srstream.media.types import (
     AudioForm,
     HdrMetadata,
@@ -89,6 +90,7 @@ def probe(path: Path, config: SourceConfig, *, video_index: int | None = None) -
             streams=tuple(_stream_info(s) for s in container.streams),
             num_chapters=len(container.chapters()),
             warnings=tuple(_warnings(container, stream, video, looked)),
+            tags=tuple(sorted(tags_of_content(container))),
         )
 
 

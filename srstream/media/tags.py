@@ -37,6 +37,12 @@ _ABOUT_THE_STREAM = frozenset(
 )
 
 
+def tags_of_content(container: InputContainer) -> set[str]:
+    """Names of the source's own tags, in small letters, without those about its file."""
+    names = {key.lower() for key in container.metadata} - _ABOUT_THE_FILE
+    return {name for name in names if not name.startswith("location-")}
+
+
 def container_tags(container: InputContainer, kind: Container) -> dict[str, str]:
     """The source's own tags, without those about its file."""
     tags = {k: v for k, v in container.metadata.items() if k.lower() not in _ABOUT_THE_FILE}
@@ -67,7 +73,7 @@ def stream_tags(
         tags[key] = value
     if kind.name == "mov" and "language" in tags:
         tags["language"] = spelled_language(tags["language"])
-    elif kind.name == "mp4" and "language" in tags:
+    elif kind.name in ("mp4", "ts") and "language" in tags:
         tags["language"] = three_letters(tags["language"])
     title = tags.get("title") or tags.get("TITLE")
     if kind.name in ("mp4", "mov") and title and "handler_name" not in tags:

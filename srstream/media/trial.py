@@ -22,7 +22,7 @@ from srstream.config import SourceConfig
 from srstream.errors import DiskFullError, EncodeError, MediaError, RefusedError, SrstreamError
 from srstream.frame import Frame
 from srstream.media.audio import num_channels
-from srstream.media.containers import MKV, Container, canonical_codec, in_form, targets_of
+from srstream.media.containers import MKV, TS, Container, canonical_codec, in_form, targets_of
 from srstream.media.demux import ReadFault, is_picture, open_source, read_packets
 from srstream.media.encode import SegmentEncoder
 from srstream.media.errors import display_name, ffmpeg_text, sentence
@@ -231,6 +231,13 @@ class _Trial:
             index = _enhanced_index(self._source, container)
         output = probe(plan.path, _CONFIG, video_index=index)
         found = _seconds_of_first(plan.path)
+        if self._container is TS and index in found:
+            # It begins later, to give decoders time.
+            begins = self._segment.pts[0] * self._video.time_base
+            delay = (found[index].first or Fraction(0)) - max(begins, Fraction(0))
+            found = {
+                n: replace(t, first=(t.first or Fraction(0)) - delay) for n, t in found.items()
+            }
         problems = self._video_problems(output.video, plan.video)
         for kind in ("video", "audio", "subtitle"):
             wanted = [s for s in plan.streams if self._is_expected(s, kind, taken)]
@@ -272,7 +279,7 @@ class _Trial:
             return []
         if not after.num_packets and plan.action == "convert":
             return [_SILENT]
-        is_less = after.num_packets < before.num_packets - (self._container.clock is not None)
+        is_less = after.num_packets < before.num_packets - self._container.from_zero
         if plan.codec.startswith("pcm_"):  # MOV joins packets of PCM that lie side by side
             is_less = after.num_bytes < before.num_bytes
         if not after.num_packets or (plan.action == "copy" and is_less):

@@ -108,6 +108,8 @@ class SourceInfo:
     streams: tuple[StreamInfo, ...]
     num_chapters: int = 0
     warnings: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    """Names of those of the whole file, but of what only tells of the file itself."""
 
 
 @dataclass(frozen=True, slots=True)
