@@ -115,6 +115,47 @@ def test_an_excerpt_has_the_palette_that_holds(
         assert first > (changes_at or 0)  # the packet with the palette was left out
 
 
+def _without_tables(data: bytes) -> bytes:
+    """A JPEG picture without its DQT and DHT segments (ITU-T T.81, B.1.1.4)."""
+    kept, at = data[:2], 2
+    while data[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] not in (0xDB, 0xC4):
+            kept += data[at:end]
+        at = end
+    return kept + data[at:]
+
+
+def test_an_excerpt_has_the_tables_that_hold(tmp_path: Path) -> None:
+    """JPEG pictures that leave out what the first one said."""
+    path = tmp_path / "in.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25, options={"huffman": "default"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        stream.codec_context.qmin = stream.codec_context.qmax = 3
+        for n in range(NUM_FRAMES):
+            frame = to_frame(picture(n, 64, 48), "yuvj420p", None)
+            frame.pts, frame.time_base = n, RATE
+            for packet in stream.encode(frame):
+                bare: Packet[Stream] = av.Packet(_without_tables(bytes(packet)))
+                bare.pts, bare.dts, bare.time_base = packet.pts, packet.dts, packet.time_base
+                bare.stream, bare.is_keyframe = stream, True
+                container.mux(bare if n else packet)
+    expected = _frames_of_ffmpeg(path, "yuvj420p")
+    late, first = _late_frames(path)
+    size = 64 * 48 * 3 // 2
+    assert len(expected) == NUM_FRAMES * size
+    assert late == expected[LATE * size :]
+    assert first > 0
+
+
+OPTIONS = {
+    "libx264": ("qp=24:chroma-qp-offset=-8", "qp=24:chroma-qp-offset=8"),
+    "libx265": ("qp=24:cbqpoffs=-8:crqpoffs=-8", "qp=24:cbqpoffs=8:crqpoffs=8"),
+}
+"""Of two parts whose parameter sets differ in a number that no decoder finds wrong."""
+
+
 def _encoded(codec: str, options: str, first: int) -> list[Packet[Stream]]:
     context = av.CodecContext.create(codec, "w")
     context.width, context.height, context.pix_fmt = 64, 48, "yuv420p"
@@ -142,13 +183,16 @@ def _said_once(
         yield bare
 
 
-@pytest.mark.parametrize(
+CODECS = pytest.mark.parametrize(
     ("codec", "is_header"),
     [
         ("libx264", lambda unit: unit[0] & 31 in (7, 8)),  # ITU-T H.264, table 7-1
         ("libx265", lambda unit: unit[0] >> 1 & 63 in (32, 33, 34)),  # ITU-T H.265, table 7-1
     ],
 )
+
+
+@CODECS
 def test_an_excerpt_has_the_parameter_sets_that_hold(
     tmp_path: Path, codec: str, is_header: Callable[[bytes], bool]
 ) -> None:
@@ -156,7 +200,7 @@ def test_an_excerpt_has_the_parameter_sets_that_hold(
     with av.open(str(path), "w", format="mpegts") as container:
         stream = container.add_mux_stream({"libx264": "h264", "libx265": "hevc"}[codec])
         stream.time_base = RATE
-        for first, options in ((0, "qp=16"), (NUM_FRAMES // 2, "qp=34")):
+        for first, options in zip((0, NUM_FRAMES // 2), OPTIONS[codec], strict=True):
             for packet in _said_once(_encoded(codec, options, first), is_header):
                 packet.stream = stream
                 container.mux(packet)
@@ -166,3 +210,41 @@ def test_an_excerpt_has_the_parameter_sets_that_hold(
     assert len(expected) == NUM_FRAMES * size
     assert late == expected[LATE * size :]
     assert first > NUM_FRAMES // 2  # the packet with the second part's headers was left out
+
+
+@CODECS
+def test_an_excerpt_has_the_parameter_sets_of_an_mp4_that_hold(
+    tmp_path: Path, codec: str, is_header: Callable[[bytes], bool]
+) -> None:
+    """Those of the second part lie in its first packet alone, behind their lengths."""
+    first = tmp_path / "first.mp4"
+    with av.open(str(first), "w") as container:
+        options = {f"{codec[3:]}-params": f"{OPTIONS[codec][0]}:keyint=5:open-gop=0:log-level=none"}
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for n in range(NUM_FRAMES // 2):
+            frame = to_frame(picture(n), "yuv420p", None)
+            frame.pts, frame.time_base = n, RATE
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    path = tmp_path / "parts.mp4"
+    with av.open(str(first)) as source, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                container.mux(packet)
+        second = _encoded(codec, OPTIONS[codec][1], NUM_FRAMES // 2)
+        for packet in _said_once(second, is_header):
+            units = bytes(packet).split(b"\0\0\0\1")[1:]
+            data = b"".join(len(unit).to_bytes(4, "big") + unit for unit in units)
+            prefixed: Packet[Stream] = av.Packet(data)
+            prefixed.pts, prefixed.dts, prefixed.time_base = packet.pts, packet.dts, RATE
+            prefixed.stream, prefixed.is_keyframe = stream, packet.is_keyframe
+            container.mux(prefixed)
+    expected = _frames_of_ffmpeg(path, "yuv420p")
+    late, first_packet = _late_frames(path)
+    size = 64 * 48 * 3 // 2
+    assert len(expected) == NUM_FRAMES * size
+    assert late == expected[LATE * size :]
+    assert first_packet > NUM_FRAMES // 2

@@ -1,7 +1,8 @@
 """What packets that are left out would have told the decoder about all that follow.
 
-A palette, new extradata and headers inside the stream are sent once and hold until they are sent
-again. A decode that begins in mid-file is given the last ones together with its first packet.
+A palette, new extradata and headers inside the stream (a JPEG's tables too) are sent once and hold
+until they are sent again. A decode that begins in mid-file is given the last ones together with its
+first packet.
 """
 
 from __future__ import annotations
@@ -22,53 +23,70 @@ _WITH_HEADERS = frozenset(
 each after a start code, so that they can be put in front of another packet."""
 
 
+_DQT, _DHT, _DRI, _SOS = 0xDB, 0xC4, 0xDD, 0xDA
+"""Markers of ITU-T T.81, table B.1. A picture may leave out tables that an earlier one had."""
+
+_PARAMETER_SETS = {"h264": range(7, 9), "hevc": range(32, 35)}
+"""Types of units that hold for pictures behind them: table 7-1 of ITU-T H.264 and of H.265."""
+
+_MAX_PARAMETER_SETS = 64
+
+
 class SkippedPackets:
     """Remembers what skipped packets of one stream said; told in file order."""
 
     def __init__(self, stream: Stream) -> None:
         self._said: dict[PktSideDataT, PacketSideData] = {}
-        self._headers = b""
-        self._stream = stream
-        self._filter = self._new_filter()
+        self._headers: Headers = _headers_of(stream)
 
     def skip(self, packet: Packet[Stream]) -> None:
         """Take note of a packet that nobody else will see; it may be empty afterwards."""
         for kind in LASTING_SIDE_DATA:
             if packet.has_sidedata(kind):
                 self._said[kind] = packet.get_sidedata(kind)
-        self._headers = self._headers_in(packet) or self._headers
+        self._headers.skip(packet)
 
     def give(self, packet: Packet[Stream]) -> Packet[Stream]:
         """The first packet that is not skipped, with all that was said before and still holds."""
-        headers, self._headers = self._headers, b""
-        if headers and not self._headers_in(_copied(packet)):
-            packet = _copied(packet, headers)
-        for kind, data in self._said.items():
+        packet = self._headers.give(packet)
+        for kind, side_data in self._said.items():
             if not packet.has_sidedata(kind):
-                packet.set_sidedata(data)
+                packet.set_sidedata(side_data)
         self._said.clear()
         return packet
 
-    def _new_filter(self) -> BitStreamFilterContext | None:
-        stream = self._stream
-        if not isinstance(stream, VideoStream) or stream.codec_context is None:
-            return None
-        if stream.codec_context.codec.canonical_name not in _WITH_HEADERS:
-            return None
-        try:
-            return BitStreamFilterContext("extract_extradata", stream)
-        except (av.FFmpegError, ValueError):
-            return None
 
-    def _headers_in(self, packet: Packet[Stream]) -> bytes:
-        """The headers that a packet brings, b"" for none; the packet is used up."""
-        if self._filter is None:
-            return b""
+class Headers:
+    """Headers inside a stream's packets; none, for codecs without."""
+
+    def skip(self, packet: Packet[Stream]) -> None:
+        """Take note of those of a packet, which is used up."""
+
+    def give(self, packet: Packet[Stream]) -> Packet[Stream]:
+        """A packet with those that it lacks."""
+        return packet
+
+
+class StartCodes(Headers):
+    """Each behind a start code, as in MPEG-TS and AVI."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        self._filter = BitStreamFilterContext("extract_extradata", stream)
+        self._last = b""
+
+    def skip(self, packet: Packet[Stream]) -> None:
+        self._last = self._in(packet) or self._last
+
+    def give(self, packet: Packet[Stream]) -> Packet[Stream]:
+        last, self._last = self._last, b""
+        if not last or self._in(_copied(packet)):
+            return packet
+        return _copied(packet, last)
+
+    def _in(self, packet: Packet[Stream]) -> bytes:
         try:
             found = self._filter.filter(packet)
         except av.FFmpegError:
-            # No start codes: as in MP4 and Matroska, which keep the headers outside of packets.
-            self._filter = None
             return b""
         for filtered in found:
             if filtered.has_sidedata("new_extradata"):
@@ -76,13 +94,104 @@ class SkippedPackets:
         return b""
 
 
-def _copied(packet: Packet[Stream], before: bytes = b"") -> Packet[Stream]:
-    """A packet of the same time and side data, with bytes put before its own."""
-    copy: Packet[Stream] = av.Packet(before + bytes(packet))
+class Lengths(Headers):
+    """Each behind its length, as in MP4 and Matroska, which have more headers outside."""
+
+    def __init__(self, codec: str, extradata: bytes) -> None:
+        self._types = _PARAMETER_SETS[codec]
+        self._is_h264 = codec == "h264"
+        at = 4 if self._is_h264 else 21  # ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1
+        self._width = (extradata[at] & 3) + 1
+        self._units: dict[bytes, None] = {}
+
+    def skip(self, packet: Packet[Stream]) -> None:
+        data, at = bytes(packet), 0
+        while at + self._width < len(data):
+            end = at + self._width + int.from_bytes(data[at : at + self._width], "big")
+            head = data[at + self._width]
+            if (head & 31 if self._is_h264 else head >> 1 & 63) in self._types:
+                self._units.pop(data[at:end], None)
+                self._units[data[at:end]] = None
+            at = end
+        while len(self._units) > _MAX_PARAMETER_SETS:
+            del self._units[next(iter(self._units))]
+
+    def give(self, packet: Packet[Stream]) -> Packet[Stream]:
+        if not self._units:
+            return packet
+        # In their order; what the packet brings itself comes behind, and counts.
+        units = b"".join(self._units)
+        self._units.clear()
+        return _copied(packet, units)
+
+
+class JpegTables(Headers):
+    """Those of JPEG pictures, of which each lasts until another of its number."""
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple[int, int], bytes] = {}
+
+    def skip(self, packet: Packet[Stream]) -> None:
+        self._tables |= jpeg_tables(bytes(packet))
+
+    def give(self, packet: Packet[Stream]) -> Packet[Stream]:
+        if not self._tables:
+            return packet
+        tables = b"".join(self._tables.values())
+        self._tables.clear()
+        return _copied(packet, tables, at=2)
+
+
+def _headers_of(stream: Stream) -> Headers:
+    if not isinstance(stream, VideoStream) or stream.codec_context is None:
+        return Headers()
+    codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
+    if codec == "mjpeg":
+        return JpegTables()
+    if codec in _PARAMETER_SETS and extradata and extradata[0] == 1 and len(extradata) > 21:
+        return Lengths(codec, extradata)
+    try:
+        return StartCodes(stream) if codec in _WITH_HEADERS else Headers()
+    except (av.FFmpegError, ValueError):
+        return Headers()
+
+
+def jpeg_tables(data: bytes) -> dict[tuple[int, int], bytes]:
+    """The tables in front of a JPEG picture's first scan, a segment for each, by marker and number.
+
+    ITU-T T.81, B.2.4.1 and B.2.4.2; nothing behind what is no segment.
+    """
+    tables: dict[tuple[int, int], bytes] = {}
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != _SOS:
+        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        content = data[at + 4 : end]
+        while content and marker in (_DQT, _DHT, _DRI):
+            size = _table_bytes(marker, content)
+            if size > len(content):
+                break
+            number = 0 if marker == _DRI else content[0]
+            head = bytes([0xFF, marker]) + (size + 2).to_bytes(2, "big")
+            tables[marker, number] = head + content[:size]
+            content = content[size:]
+        at = end
+    return tables
+
+
+def _table_bytes(marker: int, content: bytes) -> int:
+    if marker == _DQT:
+        return 1 + 64 * (1 + (content[0] >> 4 != 0))
+    return 17 + sum(content[1:17]) if marker == _DHT else len(content)
+
+
+def _copied(packet: Packet[Stream], added: bytes = b"", at: int = 0) -> Packet[Stream]:
+    """A packet of the same time and side data, with bytes added to its own."""
+    data = bytes(packet)
+    copy: Packet[Stream] = av.Packet(data[:at] + added + data[at:])
     copy.stream = packet.stream
     copy.time_base = packet.time_base
     copy.pts, copy.dts, copy.duration = packet.pts, packet.dts, packet.duration
     copy.is_keyframe, copy.is_corrupt = packet.is_keyframe, packet.is_corrupt
-    for data in packet.iter_sidedata():
-        copy.set_sidedata(data)
+    for side_data in packet.iter_sidedata():
+        copy.set_sidedata(side_data)
     return copy
