@@ -20,6 +20,7 @@ import pytest
 from av.packet import Packet
 from av.stream import Stream
 
+import srstream
 from srstream.config import EngineConfig, ModelConfig, ReuseConfig, SourceConfig
 from srstream.engines.contract import Engine
 from srstream.engines.openvino import OpenVinoEngine
@@ -246,6 +247,22 @@ def test_shapes_stay(
     for note, first in zip(about, (NUM_FRAMES, 2 * NUM_FRAMES), strict=True):
         assert f"at {frames[first].pts_seconds:.3f} s" in note
     assert "black around" in about[0] and "black around" not in about[1]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (Part(full=True), Part()),
+        (Part(matrix=6), Part(matrix=1, full=True)),
+        (Part(aspect=Fraction(16, 11)), Part(aspect=Fraction(12, 11), matrix=6)),
+    ],
+)
+def test_the_receipt_of_a_job_agrees(tmp_path: Path, parts: tuple[Part, Part]) -> None:
+    path = _write(tmp_path / "in.ts", parts)
+    result = srstream.enhance(path, tmp_path / "out.mp4")
+    assert result.receipt is not None
+    assert result.receipt.problems == []
+    assert result.exit_code == 0
 
 
 def test_an_excerpt_of_the_second_part_says_how_it_differs(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def one_at_a_time(cues: Sequence[Cue]) -> Iterator[Cue]:
 
     At each moment at which a cue begins or ends a new one begins, with the texts of all that are
     shown then: those that began earlier first, equal ones once. All cues have ends; those that
-    last no time are left out.
+    last no time or hold no text are left out.
     """
     shown = [(cue.start, number, cue) for number, cue in enumerate(cues) if _length(cue) > 0]
     shown.sort(key=lambda item: item[:2], reverse=True)
@@ -52,7 +52,7 @@ def one_at_a_time(cues: Sequence[Cue]) -> Iterator[Cue]:
         active = [item for item in active if (item[2].end or 0) > moment]
         while shown and shown[-1][0] == moment:
             insort(active, shown.pop(), key=lambda item: item[:2])
-        texts = dict.fromkeys(cue.text for _, _, cue in active)
+        texts = dict.fromkeys(cue.text for _, _, cue in active if cue.text)
         if texts:
             yield Cue(moment, following, "\n".join(texts))
 

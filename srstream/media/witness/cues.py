@@ -35,9 +35,14 @@ def _tx3g(data: bytes) -> str:
 
 
 def _event(data: bytes) -> str:
-    """An ASS event as Matroska stores it: the ninth field is the text."""
+    """An ASS event as Matroska stores it: the ninth field is the text, but for drawn shapes."""
     fields = data.decode("utf-8", "replace").split(",", 8)
-    return re.sub(r"\\[Nn]", "\n", fields[-1]).replace(r"\h", " ")
+    text, is_drawn = "", False
+    for part in re.split(r"(\{[^{}]*\})", fields[-1]):
+        if part.startswith("{") and (mode := re.findall(r"\\p(\d+)", part)):
+            is_drawn = int(mode[-1]) > 0
+        text += "" if is_drawn else part
+    return re.sub(r"\\[Nn]", "\n", text).replace(r"\h", " ")
 
 
 def _plain(data: bytes) -> str:

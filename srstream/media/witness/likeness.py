@@ -215,7 +215,7 @@ class Likeness:
             frame.height,
         )
         own = source
-        source = _in_common_matrix(source, output)
+        source = in_matrix_of(source, output.label)
         is_converted = source is not own
         if not is_whole:
             unfitted = thumb_of(source.picture)
@@ -406,9 +406,9 @@ def _pairs(source: Sight, output: Sight) -> Iterator[tuple[str, FloatPlane, Floa
         yield "alpha", before.alpha, now.alpha
 
 
-def _in_common_matrix(source: Sight, output: Sight) -> Sight:
+def in_matrix_of(source: Sight, output: Label) -> Sight:
     """The source in the output's matrix, where both are known and differ."""
-    before, now = (1 if sight.label.is_rgb else sight.label.matrix for sight in (source, output))
+    before, now = (1 if label.is_rgb else label.matrix for label in (source.label, output))
     picture = source.picture
     known = before in LUMA_WEIGHTS and now in LUMA_WEIGHTS
     if not known or LUMA_WEIGHTS[before] == LUMA_WEIGHTS[now] or picture.chroma is None:

@@ -167,7 +167,8 @@ def relabelled(label: Label, frame: VideoFrame, aspect: Fraction) -> Label:
         primaries=_known(int(frame.color_primaries), label.primaries),
         transfer=_known(int(frame.color_trc), label.transfer),
         matrix=matrix,
-        full_range=name.startswith("yuvj") or _RANGES.get(int(frame.color_range), label.full_range),
+        # A decoder may keep a name of full range where the frames begin to say limited.
+        full_range=_RANGES.get(int(frame.color_range), name.startswith("yuvj") or label.full_range),
         aspect=aspect,
         is_interlaced=bool(frame.interlaced_frame),
     )

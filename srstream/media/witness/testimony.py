@@ -27,6 +27,7 @@ from srstream.media.witness.likeness import (
     Likeness,
     Sight,
     Thumb,
+    in_matrix_of,
     is_surely_other,
     luma_distance,
     nearest_field,
@@ -318,7 +319,7 @@ class _Testimony:
         sight = sight_of(
             picture_of(moment.frame, label), label, self._crop if is_first_size else Crop()
         )
-        thumb = thumb_of(sight.picture)
+        thumb = thumb_of(in_matrix_of(sight, self._out_label).picture)
         self._finish_look(thumb)
         if is_wanted:
             self._compare(sight, thumb, at)
