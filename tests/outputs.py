@@ -106,7 +106,7 @@ def make_output(
     )
     other = earliest(read_starts(source_path, source.video.index), plan.streams)
     plan = alter(replace(plan, keeps_start=config.source.keep_start, earliest_other=other))
-    folder = source_path.parent / f"segments_{plan.path.name}"
+    folder = plan.path.parent / f"segments_{plan.path.name}"
     folder.mkdir(exist_ok=True)
     segments: list[SegmentFile] = []
     encoder: SegmentEncoder | None = None
