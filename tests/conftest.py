@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
+from srstream.media.scheduling import same_scheduling
+
 REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SRSTREAM_DATA", REPOSITORY.parent / "shared" / "data"))
 NUM_CORES = len(os.sched_getaffinity(0))
@@ -41,6 +43,13 @@ def limited_threads() -> None:
     """PyTorch counts the machine's cores, not those that this process may use."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(NUM_CORES)
+
+
+@pytest.fixture(autouse=True)
+def ordinary_scheduling() -> Iterator[None]:
+    """A test that makes a clip with SVT-AV1 itself would leave root a real-time process."""
+    with same_scheduling():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from srstream.frame import PlaneLayout
 from srstream.media.containers import MKV, Container, canonical_codec, carried_codecs
 from srstream.media.errors import ffmpeg_text
 from srstream.media.layouts import layout_of
+from srstream.media.scheduling import same_scheduling
 from srstream.media.siting import LOCATION_NAMES, states_siting
 from srstream.media.types import HdrMetadata, OutputVideo, VideoInfo
 
@@ -175,7 +176,8 @@ def check_encoder(video: OutputVideo) -> None:
     assert isinstance(context, VideoCodecContext)
     try:
         configure(context, trial, threads=1, deterministic=True)
-        context.open()
+        with same_scheduling():
+            context.open()
     except (av.FFmpegError, ValueError, OverflowError) as error:
         fault = nvenc_fault(video.codec) if is_nvenc(video.codec) else None
         if fault is not None:

@@ -25,6 +25,7 @@ from srstream.media.codecs import configure, nominal_rate
 from srstream.media.containers import canonical_codec, muxed_codecs
 from srstream.media.errors import libav_errors
 from srstream.media.output import plan_output as plan_output
+from srstream.media.scheduling import same_scheduling
 from srstream.media.types import OutputVideo, SegmentFile
 
 _MAX_TIMESCALE = 2**31 - 1
@@ -62,7 +63,10 @@ class SegmentEncoder:
         self._reorder_depth = _MAX_REORDER if canonical_codec(video.codec) in _REORDERING else 0
         self._is_closed = False
         self._fill = _filler(video.pix_fmt)
-        with libav_errors(path, f"{video.codec} cannot be opened", kind=EncodeError):
+        with (
+            libav_errors(path, f"{video.codec} cannot be opened", kind=EncodeError),
+            same_scheduling(),
+        ):
             self._container = _open_segment(path, video)
             stream = self._container.add_stream(
                 video.codec, rate=nominal_rate(video.frame_rate), time_base=video.time_base
