@@ -110,7 +110,7 @@ class ConsoleReporter:
             f"{event.output_width}x{event.output_height}, model {event.model} on {event.engine} "
             f"({event.engine_reason}), {event.codec}"
         )
-        self.say(knobs(event.restore, event.restore_reason, event.detail))
+        self.say(knobs(event.restore, event.strength, event.restore_reason, event.detail))
         for note in event.notes:
             self.say(f"note: {note}")
         for loss in event.losses:
@@ -178,9 +178,10 @@ def render_left_out(files: Sequence[LeftOut]) -> list[str]:
     return lines
 
 
-def knobs(restore: float, reason: str, detail: float) -> str:
+def knobs(restore: float, strength: float, reason: str, detail: float) -> str:
     """What `--restore` and `--detail` came to, and why."""
-    return f"restore {restore:g} ({reason}), detail {detail:g}"
+    softened = "" if strength == 1.0 else f" at a strength of {strength:g}"
+    return f"restore {restore:g}{softened} ({reason}), detail {detail:g}"
 
 
 def render_summary(summary: PlanSummary) -> list[str]:
@@ -198,7 +199,7 @@ def render_summary(summary: PlanSummary) -> list[str]:
         f"  to {summary.output} ({summary.container}): {output_size} {summary.output_pix_fmt}, "
         + summary.codec,
         f"  model {summary.model} on {summary.engine} ({summary.engine_reason})",
-        "  " + knobs(summary.restore, summary.restore_reason, summary.detail),
+        "  " + knobs(summary.restore, summary.strength, summary.restore_reason, summary.detail),
         "",
         "streams",
     ]

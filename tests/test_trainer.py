@@ -562,10 +562,10 @@ def test_auto_mends_what_needs_it_and_is_never_under_bicubic(name):
     for crf, is_harmed in [(18.0, False), (36.0, True)]:
         clip = load_test_clip(sample, x264_at(crf), 8)
         frames = clip.pictures[::4]
-        knob = automatic_restore(clip.encoded, name)
+        chosen = automatic_restore(clip.encoded, name)
         faithful, auto = (
-            score(method_of(name, restore=value).upscale, frames, 4).psnr_db
-            for value in (0.0, knob)
+            score(method_of(name, restore=value, strength=strength).upscale, frames, 4).psnr_db
+            for value, strength in ((0.0, 1.0), (chosen.restore, chosen.strength))
         )
         bicubic = score(bicubic_upscaler(4), frames, 4).psnr_db
         assert auto >= bicubic

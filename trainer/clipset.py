@@ -9,7 +9,7 @@ from pathlib import Path
 from srstream.config import SourceConfig
 from srstream.media.probe import probe
 from srstream.media.quantiser import measure_compression
-from srstream.models.blend import restore_for
+from srstream.models.restoration import Restoration, restoration_for
 from trainer.clips import video_frames
 from trainer.codec import CodecSettings, decode, encode
 from trainer.degrade import SCALE, downscale
@@ -46,13 +46,13 @@ def load_test_clip(path: Path, settings: CodecSettings | None, num_frames: int) 
     return TestClip(pictures, encoded)
 
 
-def automatic_restore(encoded: bytes | None, model: str) -> float:
-    """What `--restore auto` comes to for a file and a model; 0 for what was never encoded."""
-    if encoded is None:
-        return 0.0
+def automatic_restore(encoded: bytes, model: str) -> Restoration:
+    """What `--restore auto` comes to for a file and a model."""
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
         file.write(encoded)
         file.flush()
         path, config = Path(file.name), SourceConfig()
         found = measure_compression(path, probe(path, config).video, [], config)
-    return 0.0 if found is None else restore_for(found.quantiser, model)
+    if found is None:
+        return Restoration(restore=0.0, strength=1.0)
+    return restoration_for(found.quantiser, found.detail, model)

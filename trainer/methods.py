@@ -15,7 +15,7 @@ from srstream.models.onnx_graph import onnx_metadata
 from srstream.models.table import MODELS, ModelSpec, model_spec, weights_path
 from trainer.comparison import Method
 from trainer.degrade import SCALE
-from trainer.evaluate import bicubic_upscaler, model_upscaler, network_upscaler
+from trainer.evaluate import bicubic_upscaler, model_upscaler, network_upscaler, softened_upscaler
 from trainer.export import compiled_planes, load_run, openvino_planes
 from trainer.sparse import load_dictionaries, sparse_upscaler
 
@@ -23,11 +23,17 @@ BICUBIC = "bicubic"
 
 
 def method_of(
-    name: str, *, restore: float = 0.0, detail: float = 0.0, precision: Precision = "float32"
+    name: str,
+    *,
+    restore: float = 0.0,
+    strength: float = 1.0,
+    detail: float = 0.0,
+    precision: Precision = "float32",
 ) -> Method:
     """`bicubic`, a model's name, a run's folder, or a file: `.onnx`, `.safetensors`, `.npz`.
 
-    The knobs mix the sets of weights that ship with a model.
+    The knobs mix the sets of weights that ship with a model; of what it adds to bicubic `strength`
+    is taken.
 
     Raises:
         UsageError, WeightsError: there is nothing of this name, or it is no such thing.
@@ -36,7 +42,7 @@ def method_of(
     if name == BICUBIC:
         return Method(BICUBIC, bicubic_upscaler(SCALE))
     if name in MODELS:
-        return _shipped(model_spec(name), restore, detail, precision)
+        return _shipped(model_spec(name), restore, strength, detail, precision)
     if path.is_dir():
         run = load_run(path)
         spec = run.network.spec
@@ -61,14 +67,19 @@ def method_of(
     return _of_weights(path.stem, load_weights(path))
 
 
-def _shipped(spec: ModelSpec, restore: float, detail: float, precision: Precision) -> Method:
+def _shipped(
+    spec: ModelSpec, restore: float, strength: float, detail: float, precision: Precision
+) -> Method:
     blend = blend_of(ModelConfig(name=spec.name, restore=restore, detail=detail), spec)
     core = import_openvino().Core()
     ranges = ranges_of(blend) if precision == "int8" else None
     network = engine_network(core, blend, spec, ranges)
     upscale = model_upscaler(compiled_planes(core, network, precision), spec)
+    if strength < 1.0:
+        upscale = softened_upscaler(upscale, strength, SCALE)
     knobs = {"restore": restore, "detail": detail}
     turned = "".join(f" {knob} {value:g}" for knob, value in knobs.items() if value)
+    turned += "" if strength == 1.0 else f" strength {strength:g}"
     turned += "" if precision == "float32" else f" {precision}"
     weights = load_weights(weights_path(spec.name, ".safetensors"))
     return Method(spec.name + turned, upscale, _size(weights), spec.kmac_per_pixel, weights.recipe)

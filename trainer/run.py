@@ -9,6 +9,7 @@ from typing import Literal
 
 from srstream.config import Precision
 from srstream.errors import UsageError
+from srstream.models.restoration import Restoration
 from trainer.clips import degraded_pairs
 from trainer.clipset import automatic_restore, load_test_clip
 from trainer.codec import x264_at
@@ -103,15 +104,20 @@ def compare(
         raise UsageError("nothing to measure on: give --test-set or --clip")
     names = [BICUBIC, *(name for name in names if name != BICUBIC)]
 
+    def method(name: str, encoded: bytes | None) -> Method:
+        chosen = Restoration(0.0 if restore == "auto" else restore, strength=1.0)
+        if restore == "auto" and encoded is not None:
+            chosen = automatic_restore(encoded, name)
+        return method_of(
+            name,
+            restore=chosen.restore,
+            strength=chosen.strength,
+            detail=detail,
+            precision=precision,
+        )
+
     def methods(encoded: bytes | None = None) -> list[Method]:
-        knobs = {
-            name: automatic_restore(encoded, name) if restore == "auto" else restore
-            for name in names
-        }
-        return [
-            method_of(name, restore=knobs[name], detail=detail, precision=precision)
-            for name in names
-        ]
+        return [method(name, encoded) for name in names]
 
     fixed = methods()
     whole = Comparison(fixed, judge_name=PerceptualDistance.name if judge is None else judge.name)

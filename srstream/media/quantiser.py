@@ -2,7 +2,8 @@
 
 Where libav exports what the decoder read (`AVVideoEncParams`: H.264, MPEG-1, -2 and -4, VP9), it is
 the mean over the blocks of a few dozen frames. For other codecs it is estimated from the bits that
-a pixel got, which also depends on what the picture shows.
+a pixel got, which also depends on what the picture shows. How soft the pictures are is measured on
+some of the same frames.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,18 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from srstream.config import SourceConfig
+from srstream.errors import MediaError
 from srstream.media.demux import open_decoder, open_source
+from srstream.media.layouts import extract_planes
+from srstream.media.sharpness import detail_of, mean_detail
 from srstream.media.types import VideoInfo
+from srstream.models.restoration import Detail
 
 NUM_PLACES = 3
 FRAMES_PER_PLACE = 8
 MAX_PACKETS_PER_PLACE = 60
+FRAMES_PER_LOOK = 4
+"""Of so many frames the detail of one is measured."""
 
 # libavutil/video_enc_params.h: nb_blocks, blocks_offset, block_size, type, qp; a block is x, y, w,
 # h and its own delta to qp.
@@ -56,6 +63,18 @@ class Compression:
     num_frames: int
     """Frames whose quantisers were read; 0 where it is estimated from the bits."""
     bits_per_pixel: float
+    detail: Detail
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What was read so far."""
+
+    quantisers: list[float] = field(default_factory=list)
+    details: list[Detail] = field(default_factory=list)
+    """Of one frame in `FRAMES_PER_LOOK`."""
+    num_bits: int = 0
+    num_packets: int = 0
 
 
 def measure_compression(
@@ -66,10 +85,7 @@ def measure_compression(
     Raises:
         MediaError: the file cannot be opened.
     """
-    if video.codec in LOSSLESS_CODECS:
-        return Compression(0.0, 0, math.inf)
-    quantisers: list[float] = []
-    num_bits = num_packets = 0
+    found = _Findings()
     with open_source(path, config.max_pixels) as container:
         stream = container.streams[video.index]
         assert isinstance(stream, VideoStream)
@@ -78,19 +94,24 @@ def measure_compression(
             if pts is not None:
                 container.seek(pts, stream=stream)
                 context.flush_buffers()
-            found, place_bits, place_packets = _read_place(container, stream, context)
-            quantisers += found
-            num_bits, num_packets = num_bits + place_bits, num_packets + place_packets
-    if not num_packets:
+            _read_place(container, stream, context, found)
+    if not found.details:
         return None
-    bits_per_pixel = num_bits / num_packets / (video.width * video.height)
-    if quantisers:
-        return Compression(float(np.mean(quantisers)), len(quantisers), bits_per_pixel)
-    return Compression(estimated_quantiser(video.codec, bits_per_pixel), 0, bits_per_pixel)
+    bits_per_pixel = found.num_bits / found.num_packets / (video.width * video.height)
+    quantiser = estimated_quantiser(video.codec, bits_per_pixel)
+    if found.quantisers:
+        quantiser = float(np.mean(found.quantisers))
+    detail = mean_detail(found.details)
+    return Compression(quantiser, len(found.quantisers), bits_per_pixel, detail)
 
 
 def estimated_quantiser(codec: str, bits_per_pixel: float) -> float:
-    """From the bits of an average frame; x264's rate halves with every 6 of its quantiser."""
+    """From the bits of an average frame; x264's rate halves with every 6 of its quantiser.
+
+    0 for a lossless codec.
+    """
+    if codec in LOSSLESS_CODECS:
+        return 0.0
     needed = EFFICIENCY.get(codec, INTRA if codec in INTRA_CODECS else 1.0)
     as_h264 = max(bits_per_pixel / needed, 1e-6)
     quantiser = 23.0 + 6.0 * math.log2(BITS_PER_PIXEL_AT_23 / as_h264)
@@ -113,23 +134,28 @@ def _places(key_pts: Sequence[int]) -> list[int | None]:
 
 
 def _read_place(
-    container: InputContainer, stream: VideoStream, context: VideoCodecContext
-) -> tuple[list[float], int, int]:
-    """Quantisers of the frames from here, and number of bits and packets read."""
-    quantisers: list[float] = []
-    num_bits = num_packets = num_frames = 0
-    with contextlib.suppress(av.error.FFmpegError, ValueError):  # a damaged place says less
+    container: InputContainer, stream: VideoStream, context: VideoCodecContext, found: _Findings
+) -> None:
+    """Adds what the packets and frames from here on say."""
+    num_packets = num_frames = 0
+    with contextlib.suppress(av.error.FFmpegError, ValueError, MediaError):
+        # A damaged place says less.
         for packet in container.demux(stream):
             if packet.size:
-                num_bits, num_packets = num_bits + 8 * packet.size, num_packets + 1
+                found.num_bits += 8 * packet.size
+                num_packets += 1
+                found.num_packets += 1
             for frame in context.decode(packet):
-                num_frames += 1
                 quantiser = frame_quantiser(frame)
                 if quantiser is not None:
-                    quantisers.append(quantiser)
+                    found.quantisers.append(quantiser)
+                if num_frames % FRAMES_PER_LOOK == 0:
+                    layout, planes = extract_planes(frame)
+                    woven = frame.interlaced_frame
+                    found.details.append(detail_of(planes[0], layout.bits, is_interlaced=woven))
+                num_frames += 1
             if num_frames >= FRAMES_PER_PLACE or num_packets >= MAX_PACKETS_PER_PLACE:
                 break
-    return quantisers, num_bits, num_packets
 
 
 def _mean_quantiser(content: bytes) -> float:

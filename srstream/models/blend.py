@@ -10,18 +10,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from srstream.config import ModelConfig
 from srstream.errors import UsageError, WeightsError
 from srstream.models.table import ModelSpec, WeightSet, available_sets, weights_path
-
-RESTORE_BY_QUANTISER: dict[str, tuple[tuple[float, float], ...]] = {
-    "fast": ((19.0, 0.0), (22.0, 0.1), (27.0, 0.25), (28.0, 0.85), (33.0, 1.0)),
-    "balanced": ((17.0, 0.0), (19.0, 0.2), (22.0, 0.35), (27.0, 0.35), (28.0, 0.85), (33.0, 1.0)),
-    "srgan": ((5.0, 0.0), (12.0, 0.25), (22.0, 0.3), (28.0, 0.5), (31.0, 0.7), (35.0, 1.0)),
-}
-"""For each model: (x264's quantiser, `--restore`), straight lines between; docs/evaluation.md."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +80,6 @@ def blend_of(model: ModelConfig, spec: ModelSpec) -> Blend:
         for weight_set, value in turned.items()
     ]
     return Blend(tuple(files))
-
-
-def restore_for(quantiser: float, model: str) -> float:
-    """The knob for a quantiser on x264's scale, in steps of 0.05.
-
-    A model that nobody has measured yet is taken to be like `fast`.
-    """
-    table = RESTORE_BY_QUANTISER.get(model, RESTORE_BY_QUANTISER["fast"])
-    quantisers, values = zip(*table, strict=True)
-    return round(20.0 * float(np.interp(quantiser, quantisers, values))) / 20.0
 
 
 def _read(path: Path, share: float) -> WeightFile:

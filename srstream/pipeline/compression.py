@@ -1,4 +1,4 @@
-"""`--restore auto`: how far to mend, from how hard the source was compressed."""
+"""`--restore auto`: how far to mend, from how hard the source was compressed and how soft it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from srstream.config import JobConfig, ModelConfig
 from srstream.errors import SrstreamError
 from srstream.media.quantiser import Compression, measure_compression
 from srstream.media.types import PacketIndex, VideoInfo
-from srstream.models.blend import restore_for
+from srstream.models.restoration import restoration_for
 from srstream.models.table import ModelSpec, available_sets
 
 
@@ -19,6 +19,8 @@ class RestoreChoice:
 
     value: float
     reason: str
+    strength: float = 1.0
+    """The share of what the network adds to bicubic; only `auto` takes less than all."""
 
     def applied(self, model: ModelConfig) -> ModelConfig:
         """The model's settings with the knob set."""
@@ -28,7 +30,7 @@ class RestoreChoice:
 def choose_restore(
     source: Path, video: VideoInfo, index: PacketIndex, config: JobConfig, spec: ModelSpec
 ) -> RestoreChoice:
-    """The value asked for, or for `auto` the one that the source's quantiser calls for."""
+    """The value asked for, or for `auto` what the source's quantiser and sharpness call for."""
     asked = config.model.restore
     if asked != "auto":
         return RestoreChoice(asked, "as asked")
@@ -42,10 +44,15 @@ def choose_restore(
         found = None  # what is wrong with the file is said by who decodes it
     if found is None:
         return RestoreChoice(0.0, "nothing could be read of its compression")
-    return RestoreChoice(restore_for(found.quantiser, spec.name), _reason(video.codec, found))
+    chosen = restoration_for(found.quantiser, found.detail, spec.name)
+    return RestoreChoice(chosen.restore, _reason(video.codec, found), chosen.strength)
 
 
 def _reason(codec: str, found: Compression) -> str:
+    return f"{_compression(codec, found)}; sharpness {found.detail.sharpness:.2f}"
+
+
+def _compression(codec: str, found: Compression) -> str:
     if found.num_frames:
         return (
             f"{codec} at a mean quantiser of {found.quantiser:.0f} (x264's scale), "

@@ -33,6 +33,7 @@ class Started(_Event):
     engine_reason: str
     restore: float
     restore_reason: str
+    strength: float
     detail: float
     codec: str
     num_frames: int | None

@@ -428,6 +428,7 @@ class _Job:
                 engine_reason=plan.engine_reason,
                 restore=plan.restore.value,
                 restore_reason=plan.restore.reason,
+                strength=plan.restore.strength,
                 detail=plan.config.model.detail,
                 codec=output.codec,
                 num_frames=plan.num_frames,

@@ -15,6 +15,7 @@ import av
 
 from srstream.config import EngineConfig, JobConfig, ModelConfig, ScaleConfig
 from srstream.engines.contract import Engine
+from srstream.engines.softened import softened
 from srstream.engines.table import ENGINES, choose_engine, engine_name
 from srstream.errors import NoSpaceError, RefusedError, TruncatedError, UsageError
 from srstream.files import largest_file
@@ -173,6 +174,7 @@ def make_plan(
     keys = replace(index, pts=())  # it can be long, and may have to cross to another process
     restore = media.do(ChooseRestore(video=info.video, index=keys, config=config), source)
     engine, reason = open_engine(config.engine, restore.applied(config.model), spec)
+    engine = softened(engine, restore.strength)
     job = JobPlan(
         source=info,
         index=index,

@@ -57,6 +57,7 @@ class PlanSummary(BaseModel):
     engine_reason: str
     restore: float
     restore_reason: str
+    strength: float
     detail: float
     num_segments: int
     streams: list[StreamSummary]
@@ -112,6 +113,7 @@ def plan_summary(
         engine_reason=plan.engine_reason,
         restore=plan.restore.value,
         restore_reason=plan.restore.reason,
+        strength=plan.restore.strength,
         detail=config.model.detail,
         num_segments=len(plan.cuts),
         streams=[
