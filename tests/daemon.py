@@ -138,12 +138,17 @@ retry_seconds = 0.2
         return self.job(job)
 
     def children(self, module: str) -> list[psutil.Process]:
-        """Processes below the daemon that run this module."""
+        """Processes below the daemon that run this module.
+
+        A process that is just being started is its parent's copy until it runs its own program.
+        """
         assert self.process is not None
         found = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
             try:
-                if any(module in word for word in child.cmdline()):
+                command = child.cmdline()
+                copied = command == psutil.Process(child.ppid()).cmdline()
+                if not copied and any(module in word for word in command):
                     found.append(child)
             except psutil.NoSuchProcess:
                 continue

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 
 from srstream.engines.contract import OnDone
 
 Wait = Callable[[], object]
 """Returns, or raises, once a tile is done."""
+
+_LAST_TILE_SECONDS = 60.0
+"""How long the end of the program waits for a tile that is under way."""
 
 
 class DoneNotifier:
@@ -23,7 +28,9 @@ class DoneNotifier:
     def __init__(self, on_done: OnDone) -> None:
         self._waits: queue.SimpleQueue[Wait | None] = queue.SimpleQueue()
         arguments = (self._waits, on_done)
-        threading.Thread(target=_run, args=arguments, name="await-tiles", daemon=True).start()
+        thread = threading.Thread(target=_run, args=arguments, name="await-tiles", daemon=True)
+        thread.start()
+        _running[thread] = self._waits
 
     def expect(self, wait: Wait) -> None:
         """Have `on_done` called when `wait`, called in the thread, returns."""
@@ -40,3 +47,20 @@ def _run(waits: queue.SimpleQueue[Wait | None], on_done: OnDone) -> None:
             wait()
         del wait
         on_done()
+
+
+_running: weakref.WeakKeyDictionary[threading.Thread, queue.SimpleQueue[Wait | None]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+@atexit.register
+def _end_all() -> None:
+    """End the threads of sessions that nobody closed, after an error for instance.
+
+    Python ends what still runs when it ends itself by unwinding its stack; a runtime written in C++
+    takes that for a fault and aborts the program.
+    """
+    for thread, waits in list(_running.items()):
+        waits.put(None)
+        thread.join(_LAST_TILE_SECONDS)
