@@ -6,6 +6,7 @@ that is written anew with one thing changed. What is expected is known from what
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -27,6 +28,7 @@ from srstream.media.types import WHOLE, OutputPlan, TimeWindow
 from srstream.media.verify import verify
 from srstream.pipeline.enhancer import Enhancer
 from tests import clips
+from tests.jobs import run
 from tests.outputs import Change, make_output
 from tests.test_cropping import SOME, _with_pixel_crop
 
@@ -542,6 +544,18 @@ def palette_video(path: Path, frames: int = 12) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_a_still_chart_of_two_fields_is_no_moved_picture(codec: str, tmp_path: Path) -> None:
+    """Rows that the deinterlacer makes of their neighbours may seem moved by a part of a row."""
+    source, output = tmp_path / "in.mkv", tmp_path / "out.mkv"
+    chart = ["-f", "lavfi", "-i", "testsrc2=s=176x144:r=25:d=0.2", "-vf", "setfield=tff"]
+    fields = ["-c:v", codec, "-flags", "+ilme+ildct", "-b:v", "4M"]
+    subprocess.run(["ffmpeg", "-v", "error", *chart, *fields, source], check=True)
+    done = run("enhance", source, "-o", output)
+    assert done.returncode == 0, done.stderr
+    assert "deinterlaced" in done.stderr
 
 
 def test_a_palette_that_is_skipped_is_named(

@@ -53,6 +53,10 @@ MAX_CHROMA_MOVE = 0.12
 """Samples of the source's planes by which a picture, or its colour, may seem moved. Colour that is
 enlarged as if it lay in the middle, where it lies at the left, moves by 0.19 to 0.25."""
 
+DEINTERLACED_MOVE = 0.5
+"""Rows more, where a picture was woven of two fields: what lies between a field's rows is the
+deinterlacer's guess, and a still picture may seem moved by a part of a row."""
+
 Thumb = npt.NDArray[np.float32]
 """A small picture, (3, THUMB, THUMB): luma and colour differences in levels."""
 
@@ -204,6 +208,7 @@ class Likeness:
     shows_instead: dict[str, float] = field(default_factory=dict)
     """What else was seen, with the time at which it first was."""
     luma_motion: _Motion = field(default_factory=_Motion)
+    is_deinterlaced: bool = False
     chroma_motion: _Motion = field(default_factory=_Motion)
 
     def add(self, source: Sight, output: Sight, frame: Frame, seconds: float) -> None:
@@ -214,6 +219,7 @@ class Likeness:
             frame.width,
             frame.height,
         )
+        self.is_deinterlaced |= source.label.is_interlaced
         own = source
         source = in_matrix_of(source, output.label)
         is_converted = source is not own
@@ -330,18 +336,26 @@ class Likeness:
                 seconds,
             )
 
+    def _is_beyond(self, move: tuple[float, float] | None, limit: float) -> bool:
+        """Whether a move (columns, rows) is more than `limit` and what deinterlacing may do."""
+        if move is None:
+            return False
+        rows = limit + (DEINTERLACED_MOVE if self.is_deinterlaced else 0.0)
+        return abs(move[0]) > limit or abs(move[1]) > rows
+
     def _moves(self) -> list[str]:
         found = []
         move = self.luma_motion.found()
-        if move is not None and max(map(abs, move)) > MAX_MOVE + self.luma_motion.doubt():
+        if self._is_beyond(move, MAX_MOVE + self.luma_motion.doubt()):
+            assert move is not None
             found.append(
                 f"the picture is moved by {move[0]:+.2f} columns and {move[1]:+.2f} rows of the "
                 "source"
             )
             return found
         move = self.chroma_motion.found()
-        limit = MAX_CHROMA_MOVE + self.chroma_motion.doubt()
-        if move is not None and max(map(abs, move)) > limit:
+        if self._is_beyond(move, MAX_CHROMA_MOVE + self.chroma_motion.doubt()):
+            assert move is not None
             found.append(
                 f"colour is moved by {move[0]:+.2f} columns and {move[1]:+.2f} rows of the "
                 "source's colour planes, against where their siting says"
