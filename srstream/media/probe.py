@@ -165,7 +165,9 @@ def _look(
             fault = packet.error
             continue
         num_packets += 1
-        is_encrypted |= packet.has_sidedata("encryption_info")
+        if packet.has_sidedata("encryption_info"):
+            # Scrambled bytes decode by chance now and then, to a picture of nothing.
+            raise MediaError(_undecodable(path, context, num_packets, fault, is_encrypted=True))
         try:
             frames = context.decode(packet)
         except av.FFmpegError as error:
