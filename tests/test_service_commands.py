@@ -126,11 +126,11 @@ def test_watch_ends_with_its_job(running: Daemon, client: Client) -> None:
 
 def test_health_is_an_exit_code(running: Daemon, client: Client, tmp_path: Path) -> None:
     assert ask(running, "health").startswith("well: ")
-    wait_for(lambda: "\nengine-0 on " in ask(running, "health"))
     assert json.loads(ask(running, "health", "--json"))["ok"] is True
     client.use_model("broken")
     try:
-        assert "problem: the default model is broken" in ask(running, "health", code=1)
+        lines = ask(running, "health", code=1).splitlines()
+        assert any(line.startswith("problem: the default model is broken") for line in lines)
     finally:
         client.use_model("fast")
     gone = run("health", "--address", f"ipc://{tmp_path}/control.sock")
