@@ -12,6 +12,7 @@ import torch
 from srstream.config import EngineConfig, ModelConfig, ReuseConfig
 from srstream.engines.contract import TileFormat
 from srstream.engines.table import open_engine
+from srstream.errors import EngineError
 from srstream.frame import ColorSpec, Frame, PlaneLayout
 from srstream.media.types import OutputVideo, VideoInfo
 from srstream.models.checkpoint import load_weights
@@ -131,6 +132,21 @@ QUICK = [name for name in available_models() if model_spec(name).kmac_per_pixel 
 def test_shipped_models_keep_greys(name):
     for knobs in knobs_of(name, 4):
         hold_greys(name, knobs, 5)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_shipped_models_keep_greys_in_bfloat16(name):
+    """To the code in 8 bits, within one in 10: a quarter of a level."""
+    spec = model_spec(name)
+    for knobs in knobs_of(name, 2):
+        model = ModelConfig(name=name, **knobs)
+        try:
+            engine = open_engine("openvino", EngineConfig(precision="bfloat16"), model, spec)
+        except EngineError as error:
+            pytest.skip(str(error))
+        for tile in FORMATS:
+            colours = greys(tile, spec.form.num_input_planes, 11)
+            assert off_by(engine, colours, tile, spec.halo) <= (tile.bits - 8) // 2, (knobs, tile)
 
 
 @pytest.mark.long

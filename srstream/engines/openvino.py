@@ -37,7 +37,7 @@ from srstream.engines.contract import (
 )
 from srstream.engines.int8 import Ranges, quantise, ranges_of
 from srstream.engines.notify import DoneNotifier
-from srstream.engines.openvino_flat import is_pixel_shuffle, make_flat, tensors_of
+from srstream.engines.openvino_flat import is_pixel_shuffle, make_flat, repeat_anchor, tensors_of
 from srstream.errors import EngineError, WeightsError
 from srstream.frame import Plane
 from srstream.models.blend import Blend, WeightFile, blend_of
@@ -47,7 +47,7 @@ from srstream.models.table import COLOUR_FORMS, Colour, ModelSpec, PlaneGroup
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 5
+CACHE_FORMAT = 6
 """Raise it when the graph built around the network changes: cached blobs are then left alone."""
 
 MAX_CACHED_GRAPHS = 200
@@ -244,6 +244,7 @@ def engine_network(core: Any, blend: Blend, spec: ModelSpec, ranges: Ranges | No
     correction = None if tensors is None else correction_of_graph(spec, tensors)
     if ranges is not None:
         quantise(network, ranges)
+    repeat_anchor(network)
     if correction is not None:
         make_flat(network, spec, correction)
     return network

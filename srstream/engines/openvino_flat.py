@@ -54,6 +54,22 @@ def make_flat(network: Any, spec: ModelSpec, correction: Correction) -> None:
     network.validate_nodes_and_infer_types()
 
 
+def repeat_anchor(network: Any) -> None:
+    """Takes an anchor's planes as they are, where the graph has a convolution with ones do it.
+
+    Convolutions are what a lower precision is for, and the anchor is the picture itself: it would
+    lose up to a level in bfloat16.
+    """
+    ops = importlib.import_module("openvino.opset13")
+    for node in network.get_ops():
+        if node.get_type_name() == "Convolution" and node.get_friendly_name() == "anchor":
+            kernel = node.input_value(1).get_node().data
+            planes = ops.constant(kernel[:, :, 0, 0].argmax(axis=1).astype(np.int64))
+            repeated = ops.gather(node.input_value(0), planes, ops.constant(np.int64(1)))
+            node.output(0).replace(repeated.output(0))
+    network.validate_nodes_and_infer_types()
+
+
 def is_pixel_shuffle(node: Any, scale: int) -> bool:
     """Whether a node is the PixelShuffle that enlarges by `scale`."""
     if node.get_type_name() != "DepthToSpace":
