@@ -48,8 +48,8 @@ def damage_sound(path: Path) -> None:
     ("codec", "ending"),
     [
         *[("aac", ending) for ending in (".mp4", ".mkv", ".webm")],
-        *[("mp2", ending) for ending in (".mkv", ".webm")],
-        *[("ac3", ending) for ending in (".mkv", ".webm")],
+        *[("mp2", ending) for ending in (".mp4", ".mov", ".mkv", ".webm", ".ts")],
+        *[("ac3", ending) for ending in (".mp4", ".mov", ".mkv", ".webm", ".ts")],
     ],
 )
 def test_damaged_sound_of_a_broadcast(tmp_path: Path, codec: str, ending: str) -> None:

@@ -260,9 +260,12 @@ def _compare_packets(
             )
     # A further video that is cut between its keyframes begins with what nobody can decode.
     is_torn = before.kind == "video" and placing.start is not None
-    said = result.losses if is_torn else result.problems
+    said = result.losses if is_torn or before.num_unframed else result.problems
     count = len(found) + now.num_unstamped
     if not len(wanted) - early <= count <= len(wanted):
+        # Those around a damaged one may be lost with it, or be read as others.
+        lost = abs(len(wanted) - count) > early + 2 * before.num_unframed
+        said = result.problems if lost else said
         said.append(f"{before.name()} holds {count} packets, the source {len(wanted)}")
         return None
     same_size = before.num_packets == now.num_packets and before.num_bytes == now.num_bytes

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from av.audio.codeccontext import AudioCodecContext
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import AttachmentStream, Stream
 from av.video.stream import VideoStream
 
@@ -93,6 +94,9 @@ class StreamFacts:
     """AAC whose packets begin with headers of their own, of which MP4 and Matroska make theirs."""
     num_damaged: int = 0
     """Packets without such a header, which nothing can be made of; counted nowhere else."""
+    num_unframed: int = 0
+    """Packets of MPEG audio or AC-3 without their header, damaged: some muxers take them, and
+    readers find other packets in what follows."""
 
     @property
     def first_seconds(self) -> Fraction:
@@ -168,6 +172,7 @@ def survey(path: Path, num_videos_before: int | None = None) -> Survey:
                 if facts.is_adts and not _is_adts(bytes(packet)):
                     facts.num_damaged += 1
                     continue
+                facts.num_unframed += not _is_framed(facts.codec, packet)
                 facts.num_packets += 1
                 if facts.codec == "mpeg4" and facts.index == video and facts.num_packets <= 50:
                     found.is_packed |= bytes(packet).count(_PICTURE) > 1
@@ -261,6 +266,33 @@ def _facts(stream: Stream) -> StreamFacts:
         is_adts=is_adts,
         content=bytes(stream.data or b"") if isinstance(stream, AttachmentStream) else b"",
     )
+
+
+def _is_framed(codec: str, packet: Packet[Stream]) -> bool:
+    """Whether sound begins with its header: ISO/IEC 11172-3, 2.4.2.3, or ATSC A/52, 5.3."""
+    if codec in ("mp1", "mp2", "mp3"):
+        data = bytes(packet)[:4]
+        if len(data) < 4 or data[0] != 0xFF or data[1] & 0xE0 != 0xE0:
+            return False
+        version, layer = data[1] >> 3 & 3, data[1] >> 1 & 3
+        return version != 1 and layer != 0 and data[2] >> 4 != 15 and data[2] >> 2 & 3 != 3
+    if codec == "ac3":
+        data = bytes(packet)[:5]
+        if len(data) < 5 or data[:2] != b"\x0b\x77":
+            return data[:2] == b"\x77\x0b"
+        rate, code = data[4] >> 6, data[4] & 63
+        return rate < 3 and code < 38 and packet.size == _ac3_bytes(rate, code)
+    if codec == "eac3":
+        return bytes(packet)[:2] in (b"\x0b\x77", b"\x77\x0b")
+    return True
+
+
+def _ac3_bytes(rate: int, code: int) -> int:
+    """The length of a frame: ATSC A/52, table 5.18."""
+    kbits = (*range(32, 64, 8), *range(64, 128, 16), *range(128, 256, 32), *range(256, 641, 64))
+    bits = kbits[code // 2] * 1000
+    words = bits * 1536 // ((48_000, 44_100, 32_000)[rate] * 16)
+    return 2 * (words + (code & 1 if rate == 1 else 0))
 
 
 def _is_adts(data: bytes) -> bool:
