@@ -8,7 +8,7 @@
 # make uninstall  remove both; the configuration, the queue and the user stay
 #
 # PYTHON=python3.12    another interpreter          VENV=path         another environment
-# PYTEST_ARGS='-k fo'  passed to pytest             NUM_PROCESSES=0  tests in one process, not two
+# PYTEST_ARGS='-k fo'  passed to pytest             NUM_PROCESSES=0  tests in one process, not three
 # PIP_ARGS='...'       passed to pip, for example
 #   PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu' for PyTorch's CPU build
 # PREFIX=/opt/srstream  where install puts it           PROFILE=cpu|gpu  which hardening it gets
@@ -18,7 +18,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
-NUM_PROCESSES ?= 2
+NUM_PROCESSES ?= 3
 PREFIX ?= /opt/srstream
 DESTDIR ?=
 PROFILE ?= cpu
@@ -53,7 +53,7 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.base
 	@mkdir -p $(DEMO)
 	$(BIN)/srstream enhance $(SAMPLE) --end 5 --overwrite --restart -o $(DEMO)/nasa_13013_4x.mp4
-	@$(BIN)/python -m srstream.pipeline.compare \
+	@$(BIN)/python -m srstream.pictures.before_after \
 		$(SAMPLE) $(DEMO)/nasa_13013_4x.mp4 $(DEMO)/before_after.png >/dev/null
 	@echo
 	@echo "enhanced clip         $(DEMO)/nasa_13013_4x.mp4"
@@ -74,7 +74,7 @@ $(VENV)-tensorrt/.built: pyproject.toml
 	@touch $@
 
 test-tensorrt: $(VENV)-tensorrt/.built
-	FAIL_WITHOUT_TENSORRT=1 $(VENV)-tensorrt/bin/python -m pytest tests/test_tensorrt_build.py \
+	FAIL_WITHOUT_TENSORRT=1 $(VENV)-tensorrt/bin/python -m pytest tests/engines/test_tensorrt_build.py \
 		--timeout 600 -W ignore $(PYTEST_ARGS)
 
 lint: $(VENV)/.test

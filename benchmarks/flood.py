@@ -245,7 +245,7 @@ def serving(daemon: psutil.Process, kind: str) -> psutil.Process:
     """The process whose memory counts."""
     if kind == "bad_control":
         return daemon
-    return next(it for it in daemon.children() if "engine_worker" in " ".join(it.cmdline()))
+    return next(it for it in daemon.children() if "workers.main" in " ".join(it.cmdline()))
 
 
 def phase(kind: str, daemon: psutil.Process, folder: Path, options: Any) -> None:

@@ -46,7 +46,7 @@ def make_clip(path: Path, size: tuple[int, int], seconds: float) -> None:
 def peak_bytes(source: Path, output: Path) -> int:
     """Enhance and return the highest memory of the process and its children."""
     process = psutil.Popen(
-        [sys.executable, "-m", "srstream.cli", "enhance", str(source), "-o", str(output)],
+        [sys.executable, "-m", "srstream.cli.main", "enhance", str(source), "-o", str(output)],
         stderr=subprocess.PIPE,
         text=True,
     )

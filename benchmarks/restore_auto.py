@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from scipy.optimize import differential_evolution
 
 from srstream.config import SourceConfig
-from srstream.media.probe import probe
-from srstream.media.quantiser import measure_compression
+from srstream.media.read.probe import probe
+from srstream.media.read.quantiser import measure_compression
 from srstream.models.restoration import (
     MIDDLE_QUANTISER,
     MOST_BESIDE,

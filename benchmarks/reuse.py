@@ -22,10 +22,10 @@ import cv2
 import numpy as np
 
 from srstream.config import EngineConfig, JobConfig, ModelConfig, ReuseConfig
+from srstream.enhancer.enhancer import Enhancer
 from srstream.frame import Frame
-from srstream.media.decode import Decoder
-from srstream.pipeline.enhancer import Enhancer
-from srstream.pipeline.plan import JobPlan, make_plan
+from srstream.jobs.plan import JobPlan, make_plan
+from srstream.media.read.decode import Decoder
 from srstream.quality import psnr
 from trainer.clips import decoded_frames, frame_to_rgb
 from trainer.codec import Yuv, encode, x264_at

@@ -31,7 +31,7 @@ CLIP = REPOSITORY / "samples" / "nasa_13013.mp4"
 def measure(process: psutil.Process) -> dict[str, float]:
     """MiB and descriptors of the daemon and of its workers."""
     workers = [
-        child for child in process.children() if any("engine_worker" in w for w in child.cmdline())
+        child for child in process.children() if any("workers.main" in w for w in child.cmdline())
     ]
     return {
         "supervisor_mib": process.memory_info().rss / 2**20,

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from srstream.config import JobConfig
 
 if TYPE_CHECKING:
+    from srstream.client.frames import FrameStream
+    from srstream.client.jobs import Client
+    from srstream.jobs.events import OnEvent
+    from srstream.jobs.job import Result
+    from srstream.jobs.summary import PlanSummary
     from srstream.media.verify import Receipt
-    from srstream.pipeline.events import OnEvent
-    from srstream.pipeline.job import Result
-    from srstream.pipeline.pictures import PictureResult
-    from srstream.pipeline.summary import PlanSummary
-    from srstream.service.client import Client
-    from srstream.service.frame_client import FrameStream
+    from srstream.pictures.job import PictureResult
 
 __all__ = [
     "Client",
@@ -56,7 +56,7 @@ def enhance(
         config: model, engine, size, codec and what is taken of the source.
         overwrite: replace an existing output, at the very end.
         restart: discard an unfinished job instead of resuming it.
-        on_event: called with every event of `srstream.pipeline.events`.
+        on_event: called with every event of `srstream.jobs.events`.
 
     Returns:
         Where the output is, its number of frames, the exit code (0, or 4 for a part) and the
@@ -66,9 +66,9 @@ def enhance(
         srstream.errors.SrstreamError: in one sentence, what went wrong and what to do.
     """
     from srstream.errors import UsageError
-    from srstream.pipeline.events import ignore
-    from srstream.pipeline.job import enhance_file
-    from srstream.pipeline.pictures import is_picture_input
+    from srstream.jobs.events import ignore
+    from srstream.jobs.job import enhance_file
+    from srstream.pictures.job import is_picture_input
 
     if is_picture_input(Path(source)):
         raise UsageError(f"{source}: this is a picture or a folder; use enhance_pictures.")
@@ -101,7 +101,7 @@ def enhance_pictures(
     Raises:
         srstream.errors.SrstreamError: nothing could be enhanced at all.
     """
-    from srstream.pipeline.pictures import enhance_pictures as enhance_all
+    from srstream.pictures.job import enhance_pictures as enhance_all
 
     return list(
         enhance_all(
@@ -121,7 +121,7 @@ def plan(
     Raises:
         srstream.errors.SrstreamError: the job cannot work, and why.
     """
-    from srstream.pipeline.summary import plan_summary
+    from srstream.jobs.summary import plan_summary
 
     return plan_summary(
         Path(source), None if output is None else Path(output), config or JobConfig()
@@ -145,11 +145,11 @@ def __getattr__(name: str) -> Any:
 
         return version("srstream")
     if name == "Client":
-        from srstream.service.client import Client
+        from srstream.client.jobs import Client
 
         return Client
     if name == "FrameStream":
-        from srstream.service.frame_client import FrameStream
+        from srstream.client.frames import FrameStream
 
         return FrameStream
     raise AttributeError(name)

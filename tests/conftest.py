@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.paths import REPOSITORY
+
 # Several threads for networks this small, on cores that are busy, wait for each other a hundred
 # times longer than they compute. Set before anything imports PyTorch; started processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,9 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-from srstream.media.scheduling import same_scheduling
+from srstream.media.write.scheduling import same_scheduling
 
-REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SRSTREAM_DATA", REPOSITORY.parent / "shared" / "data"))
 NUM_CORES = len(os.sched_getaffinity(0))
 

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 import zmq
 
-from tests import clips
-from tests.jobs import REPOSITORY
+from tests.support import clips
+from tests.support.paths import REPOSITORY
 
 UID = 990
 
@@ -96,7 +96,7 @@ def test_the_package_builds_from_what_is_copied(tmp_path: Path) -> None:
     )
     (wheel,) = (tmp_path / "out").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "srstream/service/supervisor.py" in names
+    assert "srstream/daemon/supervisor.py" in names
     assert any(name.startswith("srstream/models/weights/") for name in names)
 
 

@@ -8,8 +8,8 @@ import pytest
 from srstream.config import JobConfig, ModelConfig
 from srstream.errors import NoSpaceError
 from srstream.files import largest_file, write_whole
-from srstream.pipeline.plan import _fitted, make_plan
-from tests import clips
+from srstream.jobs.plan import _fitted, make_plan
+from tests.support import clips
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+import srstream
+from tests.support.paths import REPOSITORY
+
 FILES = sorted([*(REPOSITORY / "srstream").rglob("*.py"), *(REPOSITORY / "trainer").rglob("*.py")])
 
 # A part may import any of a lower number, and itself. `api` is `srstream/__init__.py`.
@@ -19,23 +21,25 @@ RANKS = {
     "config": 1,
     "files": 1,
     "terminal": 1,
-    "options": 2,
+    "sqlite": 1,
     "frame": 2,
     "color": 3,
+    "protocol": 3,
     "quality": 4,
     "models": 5,
     "engines": 6,
     "media": 6,
-    "pipeline": 7,
-    "service": 8,
-    "api": 9,
-    "console": 9,
-    "model_list": 9,
-    "bench": 9,
-    "cli": 10,
-    "__main__": 11,
+    "enhancer": 7,
+    "sandbox": 7,
+    "jobs": 8,
+    "pictures": 9,
+    "daemon": 10,
+    "client": 11,
+    "api": 12,
+    "cli": 13,
+    "__main__": 14,
 }
-TRAINER_MAY_IMPORT = {name for name, rank in RANKS.items() if rank < RANKS["pipeline"]}
+TRAINER_MAY_IMPORT = {name for name, rank in RANKS.items() if rank < RANKS["enhancer"]}
 PICKLE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "joblib", "marshal"}
 
 
@@ -59,7 +63,7 @@ def imports_of(path: Path) -> Iterator[str]:
 
 
 def part_of(name: str) -> str:
-    """`srstream.media.probe.probe` belongs to `media`, `srstream.enhance` to `api`."""
+    """`srstream.media.read.probe.probe` belongs to `media`, `srstream.enhance` to `api`."""
     parts = name.split(".")
     if parts[0] != "srstream":
         return parts[0]
@@ -144,7 +148,7 @@ def test_nothing_is_unpickled(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["srstream", "srstream.cli", "srstream.console", "srstream.pipeline.job"]
+    "module", ["srstream", "srstream.cli.main", "srstream.cli.console", "srstream.jobs.job"]
 )
 def test_no_engine_is_imported_before_it_is_used(module: str) -> None:
     heavy = "{'torch', 'openvino', 'onnx', 'safetensors'}"
@@ -153,3 +157,9 @@ def test_no_engine_is_imported_before_it_is_used(module: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False
     )
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_no_folder_hides_what_the_package_offers() -> None:
+    """An imported `srstream.enhance` package would take the place of `srstream.enhance()`."""
+    folders = {path.name for path in (REPOSITORY / "srstream").iterdir() if path.is_dir()}
+    assert not folders & set(srstream.__all__)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import clips
-from tests.daemon import Daemon, wait_for
-from tests.jobs import REPOSITORY, command
+from tests.support import clips
+from tests.support.daemon import Daemon, wait_for
+from tests.support.jobs import command
+from tests.support.paths import REPOSITORY
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 

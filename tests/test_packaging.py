@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from tests.jobs import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 MAX_ENVIRONMENT_BYTES = 600_000_000
 WEIGHTS = REPOSITORY / "srstream" / "models" / "weights"
@@ -53,7 +53,7 @@ def test_the_wheel_holds_the_weights_and_their_cards(wheel: zipfile.ZipFile) -> 
 
 def test_the_wheel_holds_both_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    assert {"srstream/py.typed", "srstream/cli.py", "trainer/cli.py"} <= names
+    assert {"srstream/py.typed", "srstream/cli/main.py", "trainer/cli.py"} <= names
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"srstream", "trainer"}
     assert not [name for name in names if name.endswith((".pt", ".pth", ".ckpt", ".pyc"))]
@@ -69,7 +69,7 @@ def test_the_base_package_needs_no_pytorch(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_has_the_commands(wheel: zipfile.ZipFile) -> None:
     scripts = metadata(wheel, "entry_points.txt")
-    assert "srstream = srstream.cli:main" in scripts
+    assert "srstream = srstream.cli.main:main" in scripts
     assert "srtrain = trainer:main" in scripts
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from srstream.quality import luma_bt601, psnr, shave, ssim
+from tests.support.paths import REPOSITORY
 from trainer.degrade import bicubic_resize, downscale, resize_matrix
 from trainer.evaluate import bicubic_upscaler, load_test_set, score
 
-REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("SRSTREAM_DATA", REPOSITORY.parent / "shared" / "data"))
 
 

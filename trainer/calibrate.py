@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from srstream.engines.int8 import Ranges, ranges_json, ranges_path
+from srstream.engines.openvino.int8 import Ranges, ranges_json, ranges_path
 from srstream.errors import UsageError
 from srstream.models.checkpoint import load_weights
 from srstream.models.networks import Network, UpscalingStack, network_from_weights

@@ -25,8 +25,8 @@ from srstream.color import rgb_to_yuv_matrix
 from srstream.config import SourceConfig
 from srstream.errors import MediaError, UsageError
 from srstream.frame import Frame
-from srstream.media.decode import Decoder
-from srstream.media.probe import probe
+from srstream.media.read.decode import Decoder
+from srstream.media.read.probe import probe
 from trainer.codec import MIN_SIDE, CodecSettings, encode_decode, random_settings
 from trainer.config import DegradationSection
 from trainer.data import Pair, find_pictures, read_rgb

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srstream.config import SourceConfig
-from srstream.media.probe import probe
-from srstream.media.quantiser import measure_compression
+from srstream.media.read.probe import probe
+from srstream.media.read.quantiser import measure_compression
 from srstream.models.restoration import Restoration, restoration_for
 from trainer.clips import video_frames
 from trainer.codec import CodecSettings, decode, encode

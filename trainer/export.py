@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from srstream.config import Precision
-from srstream.engines.int8 import SUFFIX, ranges_json
-from srstream.engines.openvino import HINTS, import_openvino
+from srstream.engines.openvino.engine import HINTS, import_openvino
+from srstream.engines.openvino.int8 import SUFFIX, ranges_json
 from srstream.errors import UsageError, WeightsError
 from srstream.models.checkpoint import Weights, load_weights, safetensors_bytes
 from srstream.models.networks import (

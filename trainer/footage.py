@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from srstream.config import SourceConfig
 from srstream.errors import MediaError, UsageError
-from srstream.media.probe import probe
-from srstream.media.quantiser import measure_compression
-from srstream.media.scan import scan_packets
+from srstream.media.read.probe import probe
+from srstream.media.read.quantiser import measure_compression
+from srstream.media.read.scan import scan_packets
 from trainer.clips import SIDE_MULTIPLE, decoded_frames, frame_to_rgb, pairs_of_clip
 from trainer.config import CodecName, DataSection, DegradationSection
 from trainer.data import Pair, clean_pair

@@ -25,7 +25,7 @@ class EngineEntry:
 
 ENGINES: dict[str, EngineEntry] = {
     "openvino": EngineEntry(
-        target="srstream.engines.openvino:OpenVinoEngine",
+        target="srstream.engines.openvino.engine:OpenVinoEngine",
         package="openvino",
         install="pip install openvino",
     ),
@@ -35,12 +35,12 @@ ENGINES: dict[str, EngineEntry] = {
         install="pip install 'srstream[train]'",
     ),
     "tensorrt": EngineEntry(
-        target="srstream.engines.tensorrt:TensorRtEngine",
+        target="srstream.engines.tensorrt.engine:TensorRtEngine",
         package="torch_tensorrt",
         install="pip install 'srstream[tensorrt]'",
     ),
     "ncnn": EngineEntry(
-        target="srstream.engines.ncnn:NcnnEngine",
+        target="srstream.engines.ncnn.engine:NcnnEngine",
         package="ncnn",
         install="pip install 'srstream[ncnn]'",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from srstream.media.demux import MAX_PIXELS, open_source
+from srstream.media.read.demux import MAX_PIXELS, open_source
 from srstream.media.receipt import Receipt as Receipt
 from srstream.media.types import HdrMetadata, OutputPlan, TimeWindow
 from srstream.media.witness.streams import Promise, Promises

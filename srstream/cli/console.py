@@ -1,0 +1,227 @@
+"""What a person sees on standard error while a job runs; on a terminal a bar, otherwise lines."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Self
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+)
+from rich.progress import (
+    Progress as Bar,
+)
+
+from srstream.jobs.events import (
+    Done,
+    Event,
+    Failed,
+    Note,
+    Progress,
+    SegmentDone,
+    Started,
+    Verified,
+)
+from srstream.terminal import plain_console, show_json, tell
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from srstream.jobs.summary import PlanSummary
+    from srstream.pictures.job import AnimationPlan, LeftOut, PicturePlan
+
+_LINE_SECONDS = 5.0
+_NUM_NAMES = 5
+
+
+def format_seconds(seconds: float | None) -> str:
+    """1:02:03 or 2:03; a dash while unknown."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class JsonReporter:
+    """One JSON object a line on standard output."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, event: Event) -> None:
+        show_json(json.dumps(event.model_dump(mode="json", by_alias=True)))
+
+
+class ConsoleReporter:
+    """Sentences and progress on standard error; standard output stays free for data."""
+
+    def __init__(self) -> None:
+        self._console = plain_console(stderr=True)
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]}", markup=False),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            self._progress(event)
+        elif isinstance(event, Started):
+            self._started(event)
+        elif isinstance(event, Note):
+            self.say(event.text)
+        elif isinstance(event, Verified):
+            self.say(event.summary)
+        elif isinstance(event, Done):
+            self._done(event)
+        elif isinstance(event, SegmentDone | Failed):
+            pass  # Segments are bookkeeping; the error itself is printed by the command.
+
+    def say(self, text: str) -> None:
+        """One sentence."""
+        self._console.print(text)
+
+    def _started(self, event: Started) -> None:
+        self.say(
+            f"{event.input}: {event.width}x{event.height} to "
+            f"{event.output_width}x{event.output_height}, model {event.model} on {event.engine} "
+            f"({event.engine_reason}), {event.codec}"
+        )
+        self.say(knobs(event.restore, event.strength, event.restore_reason, event.detail))
+        for note in event.notes:
+            self.say(f"note: {note}")
+        for loss in event.losses:
+            self.say(f"loss: {loss}")
+        if event.num_frames_done:
+            self.say(f"resuming: {event.num_frames_done} of {event.num_frames} frames are done")
+
+    def _progress(self, event: Progress) -> None:
+        speed = ""
+        if event.stage == "enhancing" and event.fps is not None:
+            speed = f"{event.fps:.1f} fps, {format_seconds(event.eta_seconds)} left"
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task(event.stage, speed=speed)
+            self._bar.update(
+                self._task,
+                description=event.stage,
+                completed=event.done,
+                total=event.total,
+                speed=speed,
+            )
+        elif event.stage == "enhancing" and time.monotonic() - self._last_line > _LINE_SECONDS:
+            self._last_line = time.monotonic()
+            total = "?" if event.total is None else event.total
+            self.say(f"{event.stage}: {event.done}/{total} frames, {speed}")
+
+    def _done(self, event: Done) -> None:
+        speed = "" if event.fps is None else f", {event.fps:.1f} fps over all"
+        broken = ""
+        if event.num_corrupt_packets:
+            broken = (
+                f"; {event.num_corrupt_packets} corrupt packets, "
+                f"{event.num_concealed} frames concealed"
+            )
+        self.say(
+            f"{event.output}: {event.num_frames} frames in "
+            f"{format_seconds(event.seconds)}{speed}{broken}"
+        )
+        if event.exit_code:
+            self.say("only a part of the input could be delivered (exit code 4)")
+
+
+def print_error(text: str) -> None:
+    """The one sentence with which a failed command ends."""
+    tell(f"srstream: {text}")
+
+
+def render_pictures(plans: Sequence[PicturePlan | AnimationPlan]) -> list[str]:
+    """One line for each picture."""
+    return [
+        f"{plan.source}: {'x'.join(map(str, plan.size))} to "
+        f"{plan.destination}: {'x'.join(map(str, plan.output_size))}"
+        for plan in plans
+    ]
+
+
+def render_left_out(files: Sequence[LeftOut]) -> list[str]:
+    """A line for each reason, with the names of the first files."""
+    lines = []
+    for reason in sorted({file.reason for file in files}):
+        names = [file.path.name for file in files if file.reason == reason]
+        shown = ", ".join(names[:_NUM_NAMES])
+        more = f" and {len(names) - _NUM_NAMES} more" if len(names) > _NUM_NAMES else ""
+        lines.append(f"left out: {shown}{more}: {reason}")
+    return lines
+
+
+def knobs(restore: float, strength: float, reason: str, detail: float) -> str:
+    """What `--restore` and `--detail` came to, and why."""
+    softened = "" if strength == 1.0 else f" at a strength of {strength:g}"
+    return f"restore {restore:g}{softened} ({reason}), detail {detail:g}"
+
+
+def render_summary(summary: PlanSummary) -> list[str]:
+    """The summary as lines to read."""
+    duration = format_seconds(summary.duration_seconds)
+    time_needed = format_seconds(summary.estimated_seconds)
+    speed = f"{time_needed} on this machine, {summary.estimated_fps:.1f} fps"
+    disk, memory = summary.estimated_output_bytes / 1e6, summary.estimated_memory_bytes / 1e6
+    num_frames = summary.num_frames
+    size = f"{summary.width}x{summary.height}"
+    output_size = f"{summary.output_width}x{summary.output_height}"
+    woven = ", interlaced (will be deinterlaced)" if summary.is_interlaced else ""
+    lines = [
+        f"{summary.input}: {num_frames} frames, {duration}, {size} {summary.pix_fmt}{woven}",
+        f"  to {summary.output} ({summary.container}): {output_size} {summary.output_pix_fmt}, "
+        + summary.codec,
+        f"  model {summary.model} on {summary.engine} ({summary.engine_reason})",
+        "  " + knobs(summary.restore, summary.strength, summary.restore_reason, summary.detail),
+        "",
+        "streams",
+    ]
+    for stream in summary.streams:
+        language = f" [{stream.language}]" if stream.language else ""
+        what = stream.action
+        if stream.output_codec and stream.output_codec != stream.codec:
+            what += f" to {stream.output_codec}"
+        reason = f": {stream.reason}" if stream.reason else ""
+        lines.append(f"  {stream.index}  {stream.type} {stream.codec}{language}  {what}{reason}")
+    if summary.num_chapters:
+        lines.append(f"     {summary.num_chapters} chapters  copy")
+    lines += [
+        "",
+        f"about {speed}",
+        f"about {disk:.0f} MB on disk, {memory:.0f} MB of memory",
+        f"{summary.num_segments} segments, each safe once written",
+    ]
+    if summary.device_prediction is not None:
+        lines.append(summary.device_prediction)
+    if not summary.is_whole_file_read:
+        lines.append("the file is long: frames and time are those of the part read in a second")
+    lines += [f"note: {note}" for note in summary.notes]
+    lines += [f"loss: {loss}" for loss in summary.losses] or ["nothing of the file is lost"]
+    return lines

@@ -1,0 +1,371 @@
+"""The commands: parse, call, print."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from srstream.cli import daemon as service
+from srstream.cli.options import (
+    JobOptions,
+    Json,
+    Output,
+    Overwrite,
+    Source,
+    with_job_options,
+)
+from srstream.errors import InterruptedJobError, SrstreamError, StalledError
+from srstream.terminal import run_app, show, show_json, tell
+
+app = typer.Typer(
+    name="srstream",
+    help="Small, old or compressed video in; the same video at four times the size out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.command()
+@with_job_options()
+def enhance(
+    source: Source,
+    *,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    options: JobOptions,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard an unfinished job of this output.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Enhance a video file or pictures.
+
+    Killed or interrupted, the same command resumes where it was. Exit codes: 0 done, 1 failed,
+    2 usage, 3 an unfinished job that does not match, 4 done in part (--salvage), 130 interrupted.
+    """
+    from srstream.cli.console import ConsoleReporter, JsonReporter
+    from srstream.jobs.job import StopSignal, enhance_file
+    from srstream.pictures.job import is_picture_input
+
+    config = options.config()
+    if is_picture_input(source):
+        raise typer.Exit(_enhance_pictures(source, output, config, overwrite, as_json))
+    stop = StopSignal()
+    with JsonReporter() if as_json else ConsoleReporter() as reporter, _signals(stop, reporter):
+        result = enhance_file(
+            source,
+            output,
+            config,
+            overwrite=overwrite,
+            restart=restart,
+            on_event=reporter,
+            stop=stop,
+        )
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+@with_job_options()
+def plan(
+    source: Source,
+    *,
+    output: Output = None,
+    options: JobOptions,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="Predict the speed of a GPU, on paper: h100, l4, t4 ..."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what enhancing would do, take and lose, without doing it."""
+    from srstream.cli.console import render_left_out, render_pictures, render_summary
+    from srstream.jobs.summary import plan_summary
+    from srstream.pictures.job import is_picture_input, left_out, plan_pictures
+
+    config = options.config()
+    if is_picture_input(source):
+        pictures, rest = plan_pictures(source, output, config), left_out(source)
+        if as_json:
+            show_json(json.dumps([entry.as_json() for entry in (*pictures, *rest)], indent=2))
+        else:
+            show(*render_pictures(pictures), *render_left_out(rest))
+        return
+    summary = plan_summary(source, output, config, device=device)
+    if as_json:
+        show_json(summary.model_dump_json(by_alias=True, indent=2))
+    else:
+        show(*render_summary(summary))
+
+
+@app.command()
+def verify(
+    source: Annotated[Path, typer.Argument(help="The original.")],
+    output: Annotated[Path, typer.Argument(help="What was made of it.")],
+    sample: Annotated[
+        int | None,
+        typer.Option("--sample", min=1, help="Compare the pixels of so many frames, not of all."),
+    ] = None,
+) -> None:
+    """Compare an output with its source and print the fidelity receipt as JSON.
+
+    Exit code 0 if everything of the source is there, 1 if not.
+    """
+    from srstream.media.verify import verify as make_receipt
+
+    receipt = make_receipt(source, output, sample=sample)
+    show_json(receipt.model_dump_json(by_alias=True, indent=2))
+    raise typer.Exit(0 if receipt.ok else 1)
+
+
+@app.command()
+@with_job_options({"model", "threads"})
+def bench(
+    source: Annotated[
+        Path | None, typer.Argument(help="A video. [dim]default: one is made, 320x180[/]")
+    ] = None,
+    *,
+    options: JobOptions,
+    frames: Annotated[int, typer.Option(min=2, help="Frames a stage is measured on.")] = 60,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each stage.")] = 3,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=600, help="Length of the clip that is made.")
+    ] = 10.0,
+    command: Annotated[
+        bool, typer.Option("--command/--no-command", help="Measure the whole command too.")
+    ] = True,
+    networks: Annotated[
+        bool, typer.Option("--networks/--no-networks", help="Measure every model and engine.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Measure what this machine can do, and say what would make it faster."""
+    from srstream.cli.bench import as_text
+    from srstream.cli.bench import bench as measure
+
+    config = options.config()
+    report = measure(
+        source,
+        config.model.name,
+        num_frames=frames,
+        repeats=repeats,
+        seconds=seconds,
+        threads=config.engine.threads,
+        with_command=command,
+        with_networks=networks,
+    )
+    if as_json:
+        show_json(json.dumps(report.as_json(), indent=2))
+    else:
+        show(*as_text(report).split("\n"))
+
+
+service.add_to(app)
+
+models_app = typer.Typer(
+    help="The models that ship, and those of one's own.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(models_app, name="models")
+
+ModelName = Annotated[str, typer.Argument(help="Its name, as `srstream models list` has it.")]
+
+
+@models_app.command("list")
+def list_models(
+    as_json: Json = False,
+    of_service: service.OfService = False,
+    address: service.Address = None,
+    client_key: service.Key = None,
+) -> None:
+    """Every model that --model may name."""
+    if of_service:
+        service.list_models(address, client_key, as_json)
+        return
+    from srstream.cli.models import as_table, model_entries
+
+    entries = model_entries()
+    if as_json:
+        show_json(json.dumps(entries, indent=2))
+    else:
+        show(*as_table(entries).split("\n"))
+
+
+@models_app.command("show")
+def show_model(name: ModelName, as_json: Json = False) -> None:
+    """What is known of a model: its network, its recipe, its card."""
+    from srstream.cli.models import describe, model_entry
+
+    entry = model_entry(name)
+    if as_json:
+        show_json(json.dumps(entry, indent=2))
+    else:
+        show(*describe(entry).split("\n"))
+
+
+@models_app.command("add")
+def add_model(
+    weights: Annotated[Path, typer.Argument(help="The .safetensors file of `srtrain finetune`.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="What to call it. [dim]default: the file's name[/]")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace one of this name.")] = False,
+    of_service: service.OfService = False,
+    address: service.Address = None,
+    client_key: service.Key = None,
+) -> None:
+    """Make weights of one's own available as --model NAME."""
+    if of_service:
+        show(f"{service.add_model(weights, name, replace, address, client_key)}: registered")
+        return
+    from srstream.models import registry
+
+    model = registry.add_model(weights, name, replace=replace)
+    show(f"{model.name}: weights for {model.network}; use them with --model {model.name}")
+
+
+models_app.command("use")(service.use_model)
+
+
+@models_app.command("remove")
+def remove_model(name: ModelName) -> None:
+    """Forget a model of one's own and delete its files."""
+    from srstream.models import registry
+
+    show(f"{registry.remove_model(name).name}: removed")
+
+
+@app.command()
+def serve(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The daemon's srstream.toml.")
+    ] = None,
+) -> None:
+    """Run the daemon: take jobs on ZeroMQ sockets until told to stop."""
+    from srstream.daemon.supervisor import serve as run_daemon
+
+    raise typer.Exit(run_daemon(config))
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        show(version("srstream"))
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; every way out is an exit code and at most one sentence."""
+    from srstream.cli.console import print_error
+
+    try:
+        run_app(app)
+    except StalledError as error:
+        print_error(str(error))
+        sys.stdout.flush()
+        # What hangs in a library would keep Python from ending.
+        os._exit(error.exit_code)
+    except SrstreamError as error:
+        print_error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print_error("interrupted.")
+        sys.exit(InterruptedJobError.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output is gone, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        # A name that is too long, a full /dev/full behind standard output, and the like.
+        print_error(f"{error.filename or 'output'}: {error.strerror or error}.")
+        sys.exit(2 if error.errno == errno.ENAMETOOLONG else 1)
+    except Exception as error:
+        print_error(_internal_error(error))
+        sys.exit(1)
+
+
+def _enhance_pictures(
+    source: Path, output: Path | None, config: Any, overwrite: bool, as_json: bool
+) -> int:
+    from srstream.cli.console import ConsoleReporter, JsonReporter, print_error, render_left_out
+    from srstream.jobs.events import Note
+    from srstream.pictures.job import enhance_pictures, left_out
+
+    exit_code = 0
+    reporter = JsonReporter() if as_json else ConsoleReporter()
+    results = enhance_pictures(source, output, config, overwrite=overwrite, on_event=reporter)
+    for line in render_left_out(left_out(source)):
+        reporter(Note(text=line))
+    for result in results:
+        if as_json:
+            show_json(json.dumps(result.as_event()))
+        elif result.error is None:
+            tell(f"{result.source} -> {result.destination}")
+        if result.error is not None:
+            print_error(str(result.error))
+            exit_code = max(exit_code, result.error.exit_code)
+    return exit_code
+
+
+@contextmanager
+def _signals(stop: Any, reporter: Any) -> Iterator[None]:
+    """First Ctrl-C: stop after the segment under way; second, or SIGTERM: at once."""
+
+    def at_once(number: int, frame: FrameType | None) -> None:
+        raise InterruptedJobError("interrupted. Run the same command again to go on.")
+
+    def soon(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, at_once)
+        stop.request()
+        tell(
+            "srstream: finishing the segment under way; Ctrl-C again stops at once. "
+            "Both can be resumed."
+        )
+
+    former = {
+        signal.SIGINT: signal.signal(signal.SIGINT, soon),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, at_once),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _internal_error(error: Exception) -> str:
+    descriptor, name = tempfile.mkstemp(prefix="srstream-error-", suffix=".txt")
+    with os.fdopen(descriptor, "w") as file:
+        traceback.print_exception(error, file=file)
+    return (
+        f"an error inside srstream ({type(error).__name__}: {error}); nothing of yours was "
+        f"touched. Please report it with {name}."
+    )
+
+
+if __name__ == "__main__":
+    main()

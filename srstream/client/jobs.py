@@ -1,0 +1,434 @@
+"""A client of the daemon, for Python programs and for the commands.
+
+with srstream.Client() as client:
+    job = client.submit("/videos/in.mkv", priority=2)
+    print(client.wait(job.id).output)
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import zmq
+from pydantic import ValidationError
+
+from srstream.daemon.settings import default_runtime_dir
+from srstream.errors import ServiceError, UsageError, error_named
+from srstream.protocol.control import (
+    FINAL_STATES,
+    PROTOCOL_VERSION,
+    WATCH_SECONDS,
+    Event,
+    EventMessage,
+    HealthInfo,
+    JobInfo,
+    JobState,
+    Reply,
+)
+from srstream.protocol.keys import ClientKey
+
+_CREDIT = 1000
+_RECONNECT_SECONDS = 0.5
+_HEARTBEAT_MS, _SILENCE_MS = 5_000, 15_000
+
+Answer = TypeVar("Answer", JobInfo, HealthInfo)
+
+
+def default_address() -> str:
+    """Where this user's daemon listens; if there is none, where the system's service does."""
+    path = default_runtime_dir() / "control.sock"
+    if not path.exists() and SYSTEM_SOCKET.exists():
+        path = SYSTEM_SOCKET
+    return f"ipc://{path}"
+
+
+SYSTEM_SOCKET = Path("/run/srstream/control.sock")
+
+
+class NoAnswerError(ServiceError):
+    """No answer came in time."""
+
+
+class Client:
+    """A connection to the daemon. Not for several threads at once.
+
+    Every method raises the error that the daemon answered with, as its class of `srstream.errors`,
+    and ServiceError if there is no answer within `timeout_seconds`.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        key: ClientKey | os.PathLike[str] | str | None = None,
+        timeout_seconds: float = 10.0,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            address: ipc://PATH or tcp://HOST:PORT; the daemon of this machine if None.
+            key: over TCP, the key or the file that `srstream keys new` wrote.
+        """
+        self.address = default_address() if address is None else address
+        self.timeout_seconds = timeout_seconds
+        if not self.address.startswith(("ipc://", "tcp://")):
+            raise UsageError(f"{self.address}: write ipc://PATH or tcp://HOST:PORT.")
+        self._key = key if key is None or isinstance(key, ClientKey) else ClientKey.read(Path(key))
+        if self.address.startswith("tcp://") and self._key is None:
+            raise UsageError(f"{self.address}: TCP needs a key; see srstream keys new.")
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._connection: _Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection, and every watch."""
+        self._connection = None
+        self._context.destroy(0)
+
+    def submit(
+        self,
+        source: str | os.PathLike[str],
+        output: str | os.PathLike[str] | None = None,
+        *,
+        config: dict[str, dict[str, Any] | bool] | None = None,
+        overwrite: bool = False,
+        priority: int = 0,
+        key: str | None = None,
+    ) -> JobInfo:
+        """Queue a file of the daemon's machine; relative paths are taken from here.
+
+        Args:
+            output: name of the result; `INPUT_4x` beside the source if None.
+            config: what differs from the daemon's defaults, in the sections of `JobConfig`.
+            key: submitting with the same one again returns the first job.
+        """
+        values = {
+            "input": os.path.abspath(source),
+            "output": None if output is None else os.path.abspath(output),
+            "config": config or {},
+            "overwrite": overwrite,
+            "priority": priority,
+            "key": key,
+        }
+        return self._ask_for(JobInfo, "submit", **values)
+
+    def status(self, job: str) -> JobInfo:
+        """One job."""
+        return self._ask_for(JobInfo, "status", job=job)
+
+    def list(
+        self, *states: JobState, limit: int = 100, before: str | None = None
+    ) -> tuple[JobInfo, ...]:
+        """Jobs of these states (none: of all), newest first; `before` asks for the next page."""
+        result = self.ask("list", states=states, limit=limit, before=before)
+        return tuple(_checked(JobInfo, each) for each in result.get("jobs", ()))
+
+    def cancel(self, job: str) -> JobInfo:
+        """End a job for good."""
+        return self._ask_for(JobInfo, "cancel", job=job)
+
+    def pause(self, job: str) -> JobInfo:
+        """Stop a job at the end of the segment under way."""
+        return self._ask_for(JobInfo, "pause", job=job)
+
+    def resume(self, job: str) -> JobInfo:
+        """Let a job go on that was paused, or try one again that failed."""
+        return self._ask_for(JobInfo, "resume", job=job)
+
+    def set_priority(self, job: str, priority: int) -> JobInfo:
+        """From -10 to 10; higher ones go first."""
+        return self._ask_for(JobInfo, "priority", job=job, priority=priority)
+
+    def models(self) -> dict[str, Any]:
+        """`models`: those that a job may name; `default`: the one of jobs that name none."""
+        return self.ask("models.list")
+
+    def add_model(
+        self, weights: str | os.PathLike[str], name: str | None = None, *, replace: bool = False
+    ) -> dict[str, Any]:
+        """Register weights, a .safetensors file of the daemon's machine."""
+        return self.ask("models.add", weights=os.path.abspath(weights), name=name, replace=replace)
+
+    def use_model(self, name: str, *, running: bool = False) -> dict[str, Any]:
+        """Make a model the default; with `running` for jobs too that have begun with the former."""
+        return self.ask("models.use", name=name, running=running)
+
+    def reload(self) -> dict[str, Any]:
+        """Let the daemon read its configuration again."""
+        return self.ask("reload")
+
+    def health(self) -> HealthInfo:
+        """How the daemon is."""
+        return self._ask_for(HealthInfo, "health")
+
+    def watch(
+        self, job: str | None = None, *, after: int = -1, patience_seconds: float = 60.0
+    ) -> Iterator[Event]:
+        """Events as they happen, without end; each once, in order.
+
+        A lost connection is made anew, and what was missed is asked for.
+
+        Args:
+            after: sequence number of the last one seen; -1: from now, that is the first `next`.
+            patience_seconds: how long a daemon may be away before ServiceError is raised.
+        """
+        watch = _Watch(self, job, after, patience_seconds)
+        try:
+            watch.begin()
+            while True:
+                event = watch.next_event(None)
+                if event is not None:
+                    yield event
+        finally:
+            watch.close()
+
+    def wait(self, job: str, timeout_seconds: float | None = None) -> JobInfo:
+        """Wait until a job has ended, however it did.
+
+        Raises:
+            ServiceError: it has not within `timeout_seconds`, or the daemon has gone.
+        """
+        ends = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        watch = _Watch(self, job, -1, _PATIENCE_SECONDS)
+        try:
+            watch.begin()  # before the first look, so that no change falls between them
+            while True:
+                info = self._patient_status(job)
+                if info.state in FINAL_STATES:
+                    return info
+                if not watch.next_state(ends):
+                    raise ServiceError(f"job {job}: {info.state} still after {timeout_seconds} s.")
+        finally:
+            watch.close()
+
+    def ask(self, op: str, **values: Any) -> dict[str, Any]:
+        """Send any request and return what the reply holds."""
+        if self._connection is None:
+            self._connection = self.connect()
+        try:
+            return self._connection.ask(op, values, self.timeout_seconds)
+        except NoAnswerError:
+            # Whatever still waits to be sent must not be, to a daemon that comes up later.
+            self._connection.close()
+            self._connection = None
+            raise
+
+    def connect(self) -> _Connection:
+        """A further connection, which its owner closes."""
+        if self.address.startswith("ipc://"):
+            _check_there(self.address.removeprefix("ipc://"))
+        return _Connection(self._context, self.address, self._key)
+
+    def _ask_for(self, kind: type[Answer], op: str, **values: Any) -> Answer:
+        return _checked(kind, self.ask(op, **values))
+
+    def _patient_status(self, job: str) -> JobInfo:
+        """The status, also of a daemon that is just being started again."""
+        ends = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return self.status(job)
+            except ServiceError:
+                if time.monotonic() > ends:
+                    raise
+            time.sleep(_RECONNECT_SECONDS)
+
+
+_PATIENCE_SECONDS = 60.0
+
+
+class _Connection:
+    """A DEALER and what it has received but nobody has asked for yet."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], address: str, key: ClientKey | None
+    ) -> None:
+        self.address = address
+        self._numbers = itertools.count(1)
+        self._events: list[Event] = []
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.immediate = True
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
+        if key is not None and address.startswith("tcp://"):
+            self._socket.curve_publickey = key.public.encode()
+            self._socket.curve_secretkey = key.secret.encode()
+            self._socket.curve_serverkey = key.server.encode()
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise UsageError(f"{address}: {error.strerror}.") from error
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def ask(self, op: str, values: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
+        """Send a request; events that come before its reply are kept for `next_event`."""
+        ends = time.monotonic() + timeout_seconds
+        identifier = str(next(self._numbers))
+        self._send({"version": PROTOCOL_VERSION, "id": identifier, "op": op, **values}, ends)
+        while (message := self._receive(ends)) is not None:
+            if isinstance(message, Event):
+                self._events.append(message)
+            elif message.id in (identifier, ""):
+                return _result(message)
+        raise NoAnswerError(f"the daemon at {self.address} gave no answer in {timeout_seconds} s.")
+
+    def next_event(self, timeout_seconds: float) -> Event | None:
+        """The next event; None if there is none in time."""
+        if self._events:
+            return self._events.pop(0)
+        ends = time.monotonic() + timeout_seconds
+        while (message := self._receive(ends)) is not None:
+            if isinstance(message, Event):
+                return message
+        return None
+
+    def _send(self, values: dict[str, Any], ends: float) -> None:
+        if not self._socket.poll(_ms_until(ends), zmq.POLLOUT):
+            over_tcp = self.address.startswith("tcp://")
+            raise NoAnswerError(
+                f"no daemon can be reached at {self.address}"
+                + (", or it does not know the key." if over_tcp else ", or it takes no more.")
+            )
+        self._socket.send_json(values, zmq.NOBLOCK)
+
+    def _receive(self, ends: float) -> Reply | Event | None:
+        if not self._socket.poll(_ms_until(ends), zmq.POLLIN):
+            return None
+        payload = self._socket.recv_multipart(zmq.NOBLOCK)[-1]
+        try:
+            if payload.startswith(b'{"version":1,"event":'):
+                return EventMessage.model_validate_json(payload).event
+            return Reply.model_validate_json(payload)
+        except ValidationError as error:
+            raise ServiceError(
+                f"{self.address} does not speak version {PROTOCOL_VERSION} of srstream's protocol."
+            ) from error
+
+
+class _Watch:
+    """A watch that outlives its connection."""
+
+    def __init__(self, client: Client, job: str | None, after: int, patience: float) -> None:
+        self._client = client
+        self._job = job
+        self._seq = after
+        self._patience_seconds = patience
+        self._connection: _Connection | None = None
+        self._credit = 0
+        self._renew_at = 0.0
+
+    def begin(self) -> None:
+        """Connect and ask. Events from now on are not missed any more."""
+        self._connection = self._client.connect()
+        self._renew()
+
+    def next_event(self, ends: float | None) -> Event | None:
+        """The next one that was not returned before; None if there is none until `ends`."""
+        while ends is None or time.monotonic() < ends:
+            event = self._next_of_connection(ends)
+            if event is None:
+                continue
+            self._credit -= 1
+            if event.kind == "progress":
+                return event
+            if event.seq > self._seq:
+                self._seq = event.seq
+                return event
+        return None
+
+    def next_state(self, ends: float | None) -> bool:
+        """Wait for an event that tells of a new state; False: there is none until `ends`."""
+        while (event := self.next_event(ends)) is not None:
+            if event.kind == "state":
+                return True
+        return False
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _next_of_connection(self, ends: float | None) -> Event | None:
+        now = time.monotonic()
+        if self._connection is None or self._credit <= 0 or now >= self._renew_at:
+            self._keep_up()
+        assert self._connection is not None
+        until = self._renew_at if ends is None else min(self._renew_at, ends)
+        return self._connection.next_event(max(until - now, 0.0))
+
+    def _keep_up(self) -> None:
+        """Renew, on a new connection if the old one is lost, for as long as patience lasts."""
+        ends = time.monotonic() + self._patience_seconds
+        while True:
+            try:
+                self.begin() if self._connection is None else self._renew()
+                return
+            except ServiceError:
+                self.close()
+                if time.monotonic() > ends:
+                    raise
+            time.sleep(_RECONNECT_SECONDS)
+
+    def _renew(self) -> None:
+        assert self._connection is not None
+        values = {"after": self._seq, "job": self._job, "credit": _CREDIT}
+        begun = self._connection.ask("watch", values, self._client.timeout_seconds)
+        self._seq = begun["after"]  # lower than asked for by a daemon that has begun afresh
+        self._credit = _CREDIT
+        self._renew_at = time.monotonic() + _RENEW_SECONDS
+
+
+_RENEW_SECONDS = min(WATCH_SECONDS / 4, 5.0)
+"""Also how soon a daemon that was started again is noticed."""
+
+
+def _check_there(path: str) -> None:
+    """Say at once what libzmq would try for ever."""
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            probe.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise ServiceError(f"no daemon listens at {path}; start one with srstream serve.") from None
+    except (TimeoutError, BlockingIOError):
+        pass  # it is there, and busy
+    except OSError as error:
+        raise ServiceError(f"{path}: {error.strerror or error}.") from error
+
+
+def _result(reply: Reply) -> dict[str, Any]:
+    """What a reply holds, or the error that it tells of."""
+    if reply.ok:
+        return reply.result or {}
+    if reply.error is None:
+        raise ServiceError("the daemon refused, and did not say why.")
+    raise (error_named(reply.error.kind) or ServiceError)(reply.error.text)
+
+
+def _checked(kind: type[Answer], values: dict[str, Any]) -> Answer:
+    """Typed; what a newer daemon says more is left out."""
+    try:
+        return kind.model_validate({n: v for n, v in values.items() if n in kind.model_fields})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ServiceError(f"the daemon's answer is odd: {where}: {first['msg']}.") from error
+
+
+def _ms_until(ends: float) -> int:
+    return max(0, int(1000 * (ends - time.monotonic()) + 0.999))

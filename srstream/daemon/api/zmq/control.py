@@ -1,0 +1,341 @@
+"""The control socket: requests in, replies and events out. docs/protocol.md describes it.
+
+Nothing that a client sends, or does not read, hurts another client or the daemon. What libzmq
+bounds is in `endpoint`; here are the bounds on requests under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pydantic_core
+import structlog
+import zmq
+
+from srstream.daemon import zap as auth
+from srstream.daemon.api.zmq.endpoint import (
+    Endpoint,
+    MemoryGuard,
+    Message,
+    Sent,
+    listen_tcp,
+    listen_unix,
+    lock_socket,
+)
+from srstream.daemon.api.zmq.gate import Gate, GateLimits
+from srstream.daemon.api.zmq.subscriptions import EventSource, Subscriptions
+from srstream.daemon.settings import SocketSettings
+from srstream.errors import RefusedError, ServiceError, SrstreamError, UsageError
+from srstream.protocol.control import (
+    MAX_MESSAGE_BYTES,
+    ErrorInfo,
+    Event,
+    Reply,
+    Request,
+    Status,
+    Watch,
+    parse_request,
+)
+from srstream.protocol.keys import KeyRing
+
+log = structlog.get_logger(__name__)
+
+LOCAL = "local"
+
+_INNER_NAME = "control.zmq"  # the ROUTER's own, behind the gate; nobody else can connect to it
+_GATE_LIMITS = GateLimits(
+    max_parts=64,  # a request has 1 or 2
+    max_part_bytes=MAX_MESSAGE_BYTES,
+    max_message_bytes=2 * MAX_MESSAGE_BYTES,
+    max_unfinished_bytes=4 << 20,
+    max_message_seconds=30.0,
+    messages_per_second=2000.0,
+)
+_NUM_WAITING = 16  # connections that are let through to be told that there is no room
+_MAX_PENDING = 256
+_MAX_PENDING_BYTES = 256 << 10
+_MAX_TEXT = 500
+_RETRY_SECONDS = 0.01
+_ROOM_SECONDS = 2.0  # that a client has to make room for a reply
+_SWEEP_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who asks: `local` over ipc, over TCP the name of the key. `address` is for logs."""
+
+    name: str
+    address: str = ""
+
+
+class ControlHandler(EventSource, Protocol):
+    """What the daemon does with a request. Watches never get here."""
+
+    async def handle(self, request: Request, peer: Peer) -> dict[str, Any]:
+        """The reply's `result`; an SrstreamError becomes an error reply."""
+        ...
+
+
+_PeerKey = tuple[Endpoint, bytes]
+
+
+@dataclass
+class _Pending:
+    """Requests of one connection that wait for those before them."""
+
+    messages: deque[Message] = field(default_factory=deque)
+    num_bytes: int = 0
+
+
+class ControlServer:
+    """Serves one ipc socket and, with keys, one TCP socket. All calls belong to the loop."""
+
+    def __init__(
+        self, settings: SocketSettings, handler: ControlHandler, keys: KeyRing | None
+    ) -> None:
+        self._settings = settings
+        self._handler = handler
+        self._keys = keys
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._lock: int | None = None
+        self._owns_path = False
+        self._gate: Gate | None = None
+        self._zap: auth.ZapHandler | None = None
+        self._endpoints: dict[str, Endpoint] = {}
+        self._listeners: list[socket.socket] = []
+        self._pending: dict[_PeerKey, _Pending] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._new_backlog = asyncio.Event()
+        self._watches: Subscriptions[_PeerKey] = Subscriptions(
+            handler, self._send_event, settings.max_clients
+        )
+
+    def bind(self, listen_fd: int | None = None) -> None:
+        """Take the sockets; clients may connect from now on, and are answered by `serve`.
+
+        Args:
+            listen_fd: systemd's socket, which stays open; None: one is made.
+
+        Raises:
+            ServiceError: another daemon has them, or they cannot be had; in one sentence.
+        """
+        try:
+            path = self._settings.control_path
+            self._lock = lock_socket(path)
+            self._zap = auth.ZapHandler(self._context, self._keys, self._has_room)
+            if listen_fd is None:
+                listener = listen_unix(path, self._settings.mode, self._settings.group)
+                self._owns_path = True
+            else:
+                listener = _inherited(listen_fd)
+            self._listeners.append(listener)
+            inner = path.with_name(_INNER_NAME)
+            most = self._settings.max_clients + _NUM_WAITING
+            self._gate = Gate(listener, inner, most, _GATE_LIMITS)
+            self._add_endpoint(auth.LOCAL_DOMAIN, listen_unix(inner, 0o600, None), auth.guard_local)
+            if self._settings.control_tcp is not None:
+                self._bind_tcp(self._settings.control_tcp)
+        except BaseException:
+            self.close()
+            raise
+
+    async def serve(self) -> None:
+        """Answer until cancelled."""
+        assert self._zap is not None, "bind first"
+        self._zap.start()
+        for endpoint in self._endpoints.values():
+            endpoint.start()
+        if self._gate is not None:
+            self._gate.start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                endpoints = list(self._endpoints.values())
+                group.create_task(MemoryGuard(endpoints, self._exposed_endpoints()).run())
+                group.create_task(self._feed_watches())
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def publish(self, event: Event) -> None:
+        """Send an event, which the handler's `events_after` knows already, to the watches."""
+        self._watches.publish(event)
+        if self._watches.has_backlog:
+            self._new_backlog.set()
+
+    def close(self) -> None:
+        """Give the sockets up, and remove the names of those which were made here."""
+        if self._gate is not None:
+            self._gate.close()
+            self._settings.control_path.with_name(_INNER_NAME).unlink(missing_ok=True)
+            self._gate = None
+        for endpoint in self._endpoints.values():
+            endpoint.close()
+        for listener in self._listeners:
+            listener.close()
+        if self._zap is not None:
+            self._zap.close()
+        self._endpoints, self._listeners, self._zap = {}, [], None
+        self._context.destroy(0)
+        if self._owns_path:
+            self._settings.control_path.unlink(missing_ok=True)
+            self._owns_path = False
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _bind_tcp(self, address: str) -> None:
+        keys = self._keys
+        if keys is None:
+            raise ServiceError(f"{address}: TCP needs keys; make some with srstream keys new.")
+        listener = listen_tcp(address)
+        self._add_endpoint(auth.CURVE_DOMAIN, listener, lambda it: auth.guard_curve(it, keys))
+
+    def _add_endpoint(self, domain: str, listener: socket.socket, secure: Any) -> None:
+        self._listeners.append(listener)
+        self._endpoints[domain] = Endpoint(
+            self._context, listener, secure, self._on_message, self._settings.max_clients
+        )
+
+    def _exposed_endpoints(self) -> list[Endpoint]:
+        """Those over TCP: what CURVE encrypts, no gate can count."""
+        return [it for domain, it in self._endpoints.items() if domain != auth.LOCAL_DOMAIN]
+
+    def _has_room(self, domain: str) -> bool:
+        return domain in self._endpoints and self._endpoints[domain].has_room()
+
+    def _on_message(self, endpoint: Endpoint, message: Message) -> None:
+        """Queue it behind those of the same connection; connections do not wait for another."""
+        if message.payload == b"" and not message.envelope:
+            return  # ZMQ_PROBE_ROUTER says hello like this
+        size = len(message.payload or b"")
+        key = (endpoint, message.identity)
+        pending = self._pending.get(key)
+        if pending is None:
+            if len(self._pending) >= self._settings.max_clients * len(self._endpoints):
+                self._reply(endpoint, message, _refusal("", "the daemon is busy; try later."))
+                return
+            pending = self._pending[key] = _Pending()
+            task = asyncio.get_running_loop().create_task(self._work_off(key, pending))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif len(pending.messages) >= _MAX_PENDING or pending.num_bytes + size > _MAX_PENDING_BYTES:
+            text = "too many requests of this connection wait; read their replies first."
+            self._reply(endpoint, message, _refusal(_id_of(message.payload), text))
+            return
+        pending.messages.append(message)
+        pending.num_bytes += size
+
+    async def _work_off(self, key: _PeerKey, pending: _Pending) -> None:
+        try:
+            while pending.messages:
+                message = pending.messages.popleft()
+                pending.num_bytes -= len(message.payload or b"")
+                reply = await self._answer(key, message)
+                end = time.monotonic() + _ROOM_SECONDS
+                while self._reply(key[0], message, reply) is Sent.FULL and time.monotonic() < end:
+                    await asyncio.sleep(_RETRY_SECONDS)
+                self._new_backlog.set()
+                await asyncio.sleep(0)  # so that others have a turn, however many these are
+        finally:
+            del self._pending[key]
+
+    async def _answer(self, key: _PeerKey, message: Message) -> Reply:
+        payload = message.payload
+        if payload is None:
+            return _refusal("", "a request is one part of JSON, after an empty one for REQ.")
+        try:
+            request = parse_request(payload)
+        except UsageError as error:
+            return _refusal(_id_of(payload), str(error))
+        try:
+            result = pydantic_core.to_jsonable_python(await self._result(key, message, request))
+        except SrstreamError as error:
+            return _error_reply(request.id, type(error).__name__, str(error))
+        except Exception:
+            log.exception("a request failed inside the daemon", op=request.op)
+            text = "an error inside the daemon; its log says more."
+            return _error_reply(request.id, "InternalError", text)
+        return Reply(id=request.id, ok=True, result=result)
+
+    async def _result(self, key: _PeerKey, message: Message, request: Request) -> dict[str, Any]:
+        peer = self._peer(key[0], message)
+        if not isinstance(request, Watch):
+            return await self._handler.handle(request, peer)
+        if message.envelope:
+            raise UsageError("a watch sends events besides its reply: use DEALER, not REQ.")
+        if request.job is not None and request.credit:
+            await self._handler.handle(Status(job=request.job), peer)  # or say that it is unknown
+        return dict(self._watches.begin(key, request))
+
+    def _peer(self, endpoint: Endpoint, message: Message) -> Peer:
+        """Who it is. A connection outlives the key that let it in, but is not listened to."""
+        if endpoint is self._endpoints.get(auth.LOCAL_DOMAIN):
+            return Peer(LOCAL, message.address)
+        if message.user is None or self._keys is None or not self._keys.is_allowed(message.user):
+            raise RefusedError("this key is not allowed any more.")
+        return Peer(message.user, message.address)
+
+    def _reply(self, endpoint: Endpoint, message: Message, reply: Reply) -> Sent:
+        """A reply that its client does not make room for is lost, and nobody else's."""
+        payload = reply.model_dump_json().encode()
+        return endpoint.send(message.identity, message.envelope, payload)
+
+    def _send_event(self, key: _PeerKey, payload: bytes) -> Sent:
+        endpoint, identity = key
+        return endpoint.send(identity, (), payload)
+
+    async def _feed_watches(self) -> None:
+        """Send what was missed, to those who are behind; a slow reader is tried again."""
+        while True:
+            with suppress(TimeoutError):
+                # `wait_for` of Python 3.11 swallows a cancellation that comes with the event.
+                async with asyncio.timeout(_SWEEP_SECONDS):
+                    await self._new_backlog.wait()
+            self._new_backlog.clear()
+            while True:
+                could_more = self._watches.catch_up()
+                if not self._watches.has_backlog:
+                    break
+                await asyncio.sleep(0 if could_more else _RETRY_SECONDS)
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    """A copy of systemd's socket."""
+    try:
+        listener = socket.socket(fileno=os.dup(descriptor))
+    except OSError as error:
+        raise ServiceError(f"descriptor {descriptor} is no socket: {error.strerror}.") from error
+    if listener.family != socket.AF_UNIX or not listener.getsockopt(
+        socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+    ):
+        listener.close()
+        raise ServiceError(f"descriptor {descriptor} is no unix socket that listens.")
+    return listener
+
+
+def _refusal(identifier: str, text: str) -> Reply:
+    return _error_reply(identifier, "ProtocolError", text)
+
+
+def _error_reply(identifier: str, kind: str, text: str) -> Reply:
+    if len(text) > _MAX_TEXT:
+        text = text[:_MAX_TEXT] + " ..."
+    return Reply(id=identifier, ok=False, error=ErrorInfo(kind=kind, text=text))
+
+
+def _id_of(payload: bytes | None) -> str:
+    """The `id` of what is no request otherwise, so that its sender knows which one it was."""
+    try:
+        values = pydantic_core.from_json(payload or b"")
+    except ValueError:
+        return ""
+    found = values.get("id") if isinstance(values, dict) else None
+    return found if isinstance(found, str) and len(found) <= 64 else ""

@@ -1,0 +1,423 @@
+"""A ROUTER socket that strangers write to: what is read, kept and sent of them is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import enum
+import fcntl
+import itertools
+import os
+import resource
+import shutil
+import socket
+import stat
+import termios
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from operator import attrgetter
+from pathlib import Path
+
+import structlog
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from srstream.daemon.zap import has_message
+from srstream.errors import ServiceError
+from srstream.protocol.control import MAX_MESSAGE_BYTES
+
+log = structlog.get_logger(__name__)
+
+_Context = zmq.Context[zmq.Socket[bytes]]
+
+_NUM_WAITING_IN = 8  # messages of one peer that libzmq holds until we read them
+_NUM_WAITING_OUT = 8  # replies that it holds for a peer that does not read
+_BATCH = 64  # messages that are read before others in the loop have a turn
+_MAX_PARTS = 2  # an empty one before the payload: REQ
+_MAX_DISCARDED = 1000  # whoever sends a message of more parts is cut off
+_HEARTBEAT_MS, _SILENCE_MS = 10_000, 30_000
+_HANDSHAKE_MS = 5_000
+_GUARD_SECONDS = 0.05
+_MAX_GROWTH_BYTES = 32 << 20
+_NUM_SAMPLES, _SAMPLE_SECONDS = 4, 0.002
+_NUM_SETTLING, _SETTLING_SECONDS = 20, 0.005
+_BACKLOG = 128
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a peer sent. `payload` None: it has no form that a request has."""
+
+    identity: bytes
+    envelope: tuple[bytes, ...]
+    payload: bytes | None
+    user: str | None
+    address: str
+
+
+class Sent(enum.Enum):
+    """What became of a message to a peer."""
+
+    YES = enum.auto()
+    FULL = enum.auto()
+    """It has not read what it was sent before."""
+    GONE = enum.auto()
+
+
+class Endpoint:
+    """A ROUTER in an asyncio loop, on a socket that listens already.
+
+    libzmq keeps all parts of a message until the last one has come, however many there are. So
+    parts are taken one by one and none is kept of a message with too many; against messages
+    without end there is `MemoryGuard`.
+    """
+
+    def __init__(
+        self,
+        context: _Context,
+        listener: socket.socket,
+        secure: Callable[[zmq.Socket[bytes]], None],
+        on_message: Callable[[Endpoint, Message], None],
+        max_clients: int,
+    ) -> None:
+        """`secure` gives the ROUTER the options that decide who gets in."""
+        self._context = context
+        self._listener = listener
+        self._secure = secure
+        self._on_message = on_message
+        self._max_clients = max_clients
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_scheduled = False
+        self._descriptors: set[int] = set()
+        self._open()
+
+    def has_room(self) -> bool:
+        """Whether one more connection may be. The one in question counts already."""
+        self._count()
+        if len(self._descriptors) > self._max_clients:
+            self._descriptors = {each for each in self._descriptors if _is_socket(each)}
+        return len(self._descriptors) <= self._max_clients
+
+    def start(self) -> None:
+        """Hand on messages from now on, in the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._add_readers(self._loop)
+
+    def drop_connections(self) -> None:
+        """End all of them, with everything that libzmq keeps for them. Clients connect again."""
+        self._close_sockets()
+        self._open()
+        if self._loop is not None:
+            self._add_readers(self._loop)
+
+    def cut_hogs(self) -> int:
+        """End the connections that send faster than libzmq reads, or do not read what they are
+        sent; how many these were.
+        """
+        self._count()
+        hogs = set(self._descriptors)
+        for _ in range(_NUM_SAMPLES):
+            hogs = {each for each in hogs if self._num_waiting_bytes(each)}
+            time.sleep(_SAMPLE_SECONDS)
+        for each in hogs:
+            _cut(each)
+        return len(hogs)
+
+    def close(self) -> None:
+        """End it; the name of the listening socket is its owner's to remove."""
+        self._close_sockets()
+        self._loop = None
+
+    def send(self, identity: bytes, envelope: tuple[bytes, ...], payload: bytes) -> Sent:
+        """Send, without waiting, to a peer that may be slow, full or gone."""
+        try:
+            self._socket.send_multipart([identity, *envelope, payload], zmq.NOBLOCK)
+        except zmq.Again:
+            return Sent.FULL
+        except zmq.ZMQError:
+            return Sent.GONE
+        finally:
+            # Sending handles what has arrived as well, and then FD tells of it no more.
+            self._schedule()
+        return Sent.YES
+
+    def _open(self) -> None:
+        router = self._context.socket(zmq.ROUTER)
+        descriptor = os.dup(self._listener.fileno())  # libzmq closes the one that it is given
+        try:
+            _bound(router)
+            self._secure(router)
+            router.setsockopt(zmq.USE_FD, descriptor)
+            self._monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+            router.bind(_address(self._listener))
+        except BaseException:
+            router.disable_monitor()
+            router.close(0)
+            os.close(descriptor)
+            raise
+        self._socket = router
+        self._descriptors.clear()
+
+    def _close_sockets(self) -> None:
+        if self._socket.closed:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._socket.FD)
+            self._loop.remove_reader(self._monitor.FD)
+        self._socket.disable_monitor()
+        self._socket.close(0)
+
+    def _add_readers(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.add_reader(self._socket.FD, self._read)
+        loop.add_reader(self._monitor.FD, self._count)
+        self._schedule()
+        self._count()
+
+    def _schedule(self) -> None:
+        if self._loop is not None and not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._read)
+
+    def _read(self) -> None:
+        """Hand on a batch of messages. FD tells of changes only, so the rest is scheduled."""
+        self._is_scheduled = False
+        if self._socket.closed:
+            return
+        for _ in range(_BATCH):
+            if not has_message(self._socket):
+                return
+            self._on_message(self, self._receive())
+        self._schedule()
+
+    def _receive(self) -> Message:
+        identity = self._socket.recv(zmq.NOBLOCK, copy=False)
+        parts = [identity]
+        while parts[-1].more and len(parts) <= _MAX_PARTS:
+            parts.append(self._socket.recv(zmq.NOBLOCK, copy=False))
+        is_whole = not parts[-1].more
+        if not is_whole and _num_discarded(self._socket) > _MAX_DISCARDED:
+            _cut(int(identity.get(zmq.SRCFD)))
+            return_memory()
+        parts = parts[1:]
+        is_req = len(parts) > 1 and len(parts[0]) == 0
+        return Message(
+            identity.bytes,
+            (b"",) if is_req else (),
+            parts[-1].bytes if is_whole and len(parts) == 1 + is_req else None,
+            _metadata(parts, "User-Id"),
+            _metadata(parts, "Peer-Address") or "",
+        )
+
+    def _count(self) -> None:
+        """Which connections there are, by their descriptors."""
+        while not self._monitor.closed and has_message(self._monitor):
+            event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self._descriptors.add(event["value"])
+            else:
+                self._descriptors.discard(event["value"])
+
+    def _num_waiting_bytes(self, descriptor: int) -> int:
+        """What the kernel holds for one of our connections, in or out; 0 if it is none any more."""
+        try:
+            with socket.socket(fileno=os.dup(descriptor)) as connection:
+                if connection.getsockname() != self._listener.getsockname():
+                    return 0
+                return sum(
+                    int.from_bytes(fcntl.ioctl(connection, question, bytes(4)), "little")
+                    for question in (termios.FIONREAD, termios.TIOCOUTQ)
+                )
+        except OSError:
+            return 0
+
+
+class MemoryGuard:
+    """Ends messages without end, which no option of libzmq bounds.
+
+    They show in the process's memory. When it has grown by `max_growth_bytes`, the connections
+    are ended that send without a pause or read nothing; if that frees too little, all of the
+    `exposed` endpoints are, those without a gate, and clients connect again.
+    Memory that then remains is the daemon's own.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        exposed: Sequence[Endpoint],
+        max_growth_bytes: int = _MAX_GROWTH_BYTES,
+    ) -> None:
+        self._endpoints = endpoints
+        self._exposed = exposed
+        self._max_growth_bytes = max_growth_bytes
+        self._baseline_bytes = resident_bytes()
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(_GUARD_SECONDS)
+            if self._has_grown():
+                return_memory()
+            if self._has_grown():
+                self._drop()
+
+    def _has_grown(self) -> bool:
+        resident = resident_bytes()
+        self._baseline_bytes = min(self._baseline_bytes, resident)
+        return resident - self._baseline_bytes > self._max_growth_bytes
+
+    def _drop(self) -> None:
+        before = resident_bytes()
+        num_cut = sum(endpoint.cut_hogs() for endpoint in self._endpoints)
+        is_over = num_cut > 0 and self._settles()
+        if not is_over:
+            for endpoint in self._exposed:
+                endpoint.drop_connections()
+            self._settles()
+            self._baseline_bytes = resident_bytes()
+        if num_cut or self._exposed:
+            log.warning(
+                "memory grew as by a message without end; connections were ended",
+                connections=num_cut if is_over else "all over TCP",
+                num_bytes_freed=before - resident_bytes(),
+            )
+
+    def _settles(self) -> bool:
+        """libzmq's threads free memory a moment later; nothing else matters as much meanwhile."""
+        for _ in range(_NUM_SETTLING):
+            time.sleep(_SETTLING_SECONDS)
+            return_memory()
+            if not self._has_grown():
+                return True
+        return False
+
+
+def lock_socket(path: Path) -> int:
+    """Hold the lock beside a socket, as long as the descriptor returned is open.
+
+    Raises:
+        ServiceError: another daemon holds it, or it cannot be made.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ServiceError(f"{lock}: {error.strerror}.") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ServiceError(f"{path}: another srstream daemon serves this socket.") from None
+    return descriptor
+
+
+def listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
+    """A socket that listens at `path`, never open to more than `mode` says.
+
+    Raises:
+        ServiceError: it cannot be made, in one sentence.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        os.fchmod(listener.fileno(), 0o600)  # what `bind` makes has this mode from the start
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        if group is not None:
+            shutil.chown(path, group=group)
+        path.chmod(mode)
+        listener.listen(_BACKLOG)
+    except LookupError:
+        listener.close()
+        raise ServiceError(f"{path}: there is no group {group}.") from None
+    except OSError as error:
+        listener.close()
+        raise ServiceError(f"{path}: {error.strerror or error}.") from error
+    return listener
+
+
+def listen_tcp(address: str) -> socket.socket:
+    """A socket that listens at tcp://HOST:PORT; `*` is every interface.
+
+    Raises:
+        ServiceError: it cannot be made, in one sentence.
+    """
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    host = host.strip("[]")
+    try:
+        return socket.create_server(
+            ("" if host == "*" else host, int(port)),
+            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+            backlog=_BACKLOG,
+        )
+    except (OSError, OverflowError) as error:
+        raise ServiceError(f"{address}: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _address(listener: socket.socket) -> str:
+    """As libzmq wants it; with USE_FD it only tells the transport."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"ipc://{name}"
+    host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
+    return f"tcp://{host}:{name[1]}"
+
+
+def _bound(router: zmq.Socket[bytes]) -> None:
+    """The limits that libzmq itself keeps."""
+    router.linger = 0
+    router.maxmsgsize = MAX_MESSAGE_BYTES
+    router.rcvhwm = _NUM_WAITING_IN
+    router.sndhwm = _NUM_WAITING_OUT
+    router.router_mandatory = True
+    router.setsockopt(zmq.ROUTER_HANDOVER, 0)
+    router.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+    router.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
+    router.setsockopt(zmq.HEARTBEAT_TTL, _SILENCE_MS)
+    router.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+
+
+def _num_discarded(router: zmq.Socket[bytes]) -> int:
+    """Take the other parts of a message; how many. Nobody is served meanwhile, so no Python runs
+    in the loop: it takes half of the time, 0.1 s for 10^5 parts.
+    """
+    rest = iter(partial(router.recv, zmq.NOBLOCK, copy=False), None)
+    counter = itertools.count(1)
+    deque(zip(takewhile(attrgetter("more"), rest), counter, strict=False), maxlen=0)
+    return next(counter)
+
+
+def _cut(descriptor: int) -> None:
+    """End a connection; libzmq finds it ended and cleans up."""
+    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _metadata(parts: list[zmq.Frame], name: str) -> str | None:
+    if not parts:
+        return None
+    try:
+        return str(parts[0].get(name)) or None
+    except (zmq.ZMQError, UnicodeDecodeError):
+        return None
+
+
+def _is_socket(descriptor: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def return_memory() -> None:
+    """Give back to the system what glibc keeps for later; other C libraries have no such call."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

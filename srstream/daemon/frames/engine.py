@@ -1,0 +1,43 @@
+"""Clients' frames on the engines of the daemon's jobs: each session takes its turns with them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from srstream.config import JobConfig, ModelConfig
+from srstream.daemon.frames.session import EnhancerStage, OpenStage
+from srstream.daemon.workers.job import EnginePool
+from srstream.enhancer.turns import Round
+from srstream.models.registry import resolved
+from srstream.models.table import model_spec
+from srstream.protocol.frames import Hello
+
+
+def stage_opener(pool: EnginePool, round_: Round, defaults: JobConfig) -> OpenStage:
+    """What opens a session's stage: model and knobs as its HELLO says, the rest by the defaults.
+
+    It raises an SrstreamError where there is no such model, or it cannot work on such frames.
+    """
+
+    def open_stage(hello: Hello) -> EnhancerStage:
+        asked = ModelConfig(name=hello.model, restore=hello.restore, detail=hello.detail)
+        model = resolved(asked)
+        held = ExitStack()
+        try:
+            lease = held.enter_context(pool.lease())
+            engine, _ = lease.open(defaults.engine, model, model_spec(model.name))
+            member = round_.join(0)
+            held.callback(member.close)
+            return EnhancerStage(
+                engine,
+                hello.form,
+                max_memory_bytes=defaults.engine.max_memory_bytes,
+                reuse=defaults.reuse,
+                turn=member.turn,
+                on_close=held.close,
+            )
+        except BaseException:
+            held.close()
+            raise
+
+    return open_stage

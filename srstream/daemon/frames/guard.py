@@ -1,0 +1,200 @@
+"""Connections of the data socket that take too much: too many, or of nonsense, or without end.
+
+libzmq keeps all parts of a message until the last one has come, bounds each part only, and can cut
+no single peer off. So the connections' descriptors are watched from outside. What comes over ipc
+has been counted before (`gate.py`); over TCP this is all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from srstream.daemon.api.zmq.endpoint import resident_bytes, return_memory
+from srstream.daemon.logs import FewLines
+
+logger = logging.getLogger(__name__)
+logger.addFilter(FewLines(30))
+
+MAX_GROWTH_BYTES = 64 << 20
+"""By which this process may grow before somebody is looked for."""
+
+MAX_FAULTS = 100
+"""Messages of a connection that are answered with an ERROR; with the last one it ends."""
+
+_MAX_OFFENDERS = 4096
+"""Remembered; the oldest is forgotten first."""
+
+_LOOK_SECONDS, _HURRIED_LOOK_SECONDS = 0.1, 0.02
+_MAX_SEEN_SENDING = 25
+_TRIM_SECONDS = 0.5
+_TRIM_AFTER_SECONDS = 3.0
+"""So long after a connection has ended libzmq frees what it had sent of a message."""
+_FORGET_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class _Connection:
+    """`inode` tells a descriptor that has been closed and given to something else."""
+
+    inode: int
+    num_seen_sending: int = 0
+
+
+@dataclass(slots=True)
+class _Offender:
+    """A connection by the name that libzmq gave it, which is given once."""
+
+    descriptor: int
+    inode: int
+    num_faults: int = 0
+
+
+class ConnectionGuard:
+    """Watches the connections of one ROUTER, in the thread that owns it.
+
+    Memory alone tells nothing, since jobs take some too. A connection is cut when memory has grown
+    and bytes of it were waiting again and again while none of its messages came to an end; a frame
+    of the largest size comes to an end long before.
+    """
+
+    def __init__(
+        self,
+        router: zmq.Socket[bytes],
+        max_connections: int,
+        max_growth_bytes: int = MAX_GROWTH_BYTES,
+    ) -> None:
+        self._router, self._max_connections = router, max_connections
+        self._max_growth_bytes = max_growth_bytes
+        self.monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._connections: dict[int, _Connection] = {}
+        self._offenders: dict[bytes, _Offender] = {}
+        self._baseline_bytes = resident_bytes()
+        self._grown_since: float | None = None
+        self._next_look = self._next_trim = self._trim_until = 0.0
+
+    def close(self) -> None:
+        """Before the router is closed."""
+        self._router.disable_monitor()
+        self.monitor.close(linger=0)
+
+    @property
+    def look_ms(self) -> int:
+        """After which `look` has to be called again."""
+        return int(1000 * self._look_seconds)
+
+    @property
+    def _look_seconds(self) -> float:
+        return _LOOK_SECONDS if self._grown_since is None else _HURRIED_LOOK_SECONDS
+
+    def saw_message(self, part: zmq.Frame) -> None:
+        """A message of `part`'s connection has come to its end."""
+        connection = self._connections.get(int(part.get(zmq.SRCFD)))
+        if connection is not None:
+            connection.num_seen_sending = 0
+
+    def saw_fault(self, part: zmq.Frame) -> None:
+        """A message of `part`'s connection was against the protocol."""
+        name = part.bytes
+        # Not by the descriptor: what a connection that is gone has left in the queue would count
+        # for the next one, which has the same.
+        offender = self._offenders.get(name)
+        if offender is None:
+            descriptor = int(part.get(zmq.SRCFD))
+            offender = self._offenders[name] = _Offender(descriptor, _inode_of(descriptor))
+            if len(self._offenders) > _MAX_OFFENDERS:
+                del self._offenders[next(iter(self._offenders))]
+        offender.num_faults += 1
+        if offender.num_faults >= MAX_FAULTS:
+            logger.warning("a connection was cut: %d wrong messages", MAX_FAULTS)
+            del self._offenders[name]
+            _shut_down(offender.descriptor, offender.inode)
+
+    def look(self) -> None:
+        """Take note of who has come and gone, and cut off whoever must be; cheap, so call often."""
+        now = time.monotonic()
+        while self.monitor.poll(0):
+            event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self._accept(event["value"])
+            else:
+                self._connections.pop(event["value"], None)
+                self._trim_until = now + _TRIM_AFTER_SECONDS
+        if now >= self._next_look:
+            self._look_at_memory(now)
+            self._next_look = now + self._look_seconds
+
+    def _accept(self, descriptor: int) -> None:
+        self._connections[descriptor] = _Connection(_inode_of(descriptor))
+        if len(self._connections) > self._max_connections:
+            logger.warning("connections are refused: %d are open", self._max_connections)
+            self._cut(descriptor)
+
+    def _look_at_memory(self, now: float) -> None:
+        has_grown = self._has_grown()
+        if now >= self._next_trim and (has_grown or now < self._trim_until):
+            self._next_trim = now + _TRIM_SECONDS
+            return_memory()
+        if not has_grown:
+            self._grown_since = None
+            return
+        if self._grown_since is None:
+            self._grown_since = now
+            for connection in self._connections.values():
+                connection.num_seen_sending = 0
+        elif self._cut_endless():
+            self._grown_since = now  # what it held is freed by libzmq a moment later
+        elif now - self._grown_since > _FORGET_SECONDS:
+            self._baseline_bytes = resident_bytes()  # so it is of somebody else
+
+    def _has_grown(self) -> bool:
+        resident = resident_bytes()
+        self._baseline_bytes = min(self._baseline_bytes, resident)
+        return resident - self._baseline_bytes > self._max_growth_bytes
+
+    def _cut_endless(self) -> bool:
+        """Whether somebody was."""
+        was_cut = False
+        for descriptor, connection in list(self._connections.items()):
+            connection.num_seen_sending += _is_sending(descriptor)
+            if connection.num_seen_sending >= _MAX_SEEN_SENDING:
+                logger.warning("a connection was cut: it sent a message without end")
+                self._cut(descriptor)
+                was_cut = True
+        return was_cut
+
+    def _cut(self, descriptor: int) -> None:
+        connection = self._connections.pop(descriptor, None)
+        if connection is not None:
+            _shut_down(descriptor, connection.inode)
+
+
+def _inode_of(descriptor: int) -> int:
+    """0 where it is closed already."""
+    with suppress(OSError):
+        return os.fstat(descriptor).st_ino
+    return 0
+
+
+def _shut_down(descriptor: int, inode: int) -> None:
+    """End a connection, if the descriptor still is that one's."""
+    with suppress(OSError):
+        if os.fstat(descriptor).st_ino == inode:
+            with socket.socket(fileno=os.dup(descriptor)) as ours:
+                ours.shutdown(socket.SHUT_RDWR)
+
+
+def _is_sending(descriptor: int) -> bool:
+    """Whether bytes wait in the kernel to be read."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as ours:
+            return bool(ours.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False

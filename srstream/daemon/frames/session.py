@@ -1,0 +1,376 @@
+"""One client's stream in the engine worker: its frames, what is made of them, its own thread.
+
+The thread that owns the socket (`frames.py`) puts frames in and takes messages out; it never waits
+for a stage. The session's thread never touches the socket.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from typing import Any, Protocol
+
+from srstream.config import ReuseConfig
+from srstream.engines.contract import Engine
+from srstream.enhancer.enhancer import Enhancer
+from srstream.errors import ServiceError, SrstreamError
+from srstream.frame import Frame, encode_frame
+from srstream.media.types import OutputVideo, VideoInfo
+from srstream.protocol.frames import (
+    CREDIT,
+    END,
+    ERROR,
+    FRAME,
+    MAX_CREDIT,
+    NOTE,
+    READY,
+    FrameForm,
+    Hello,
+    ProtocolError,
+    check_samples,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_UNSENT_FRAMES = 2
+"""Finished frames that wait for the client; with as many no further one is begun."""
+
+Parts = list[bytes | memoryview]
+
+
+class FrameStage(Protocol):
+    """What enlarges a session's frames: one out for each in, in order."""
+
+    @property
+    def output(self) -> FrameForm:
+        """Of every frame that comes out."""
+        ...
+
+    def push(self, frame: Frame) -> list[Frame]: ...
+
+    def drain(self) -> list[Frame]: ...
+
+    def close(self) -> None: ...
+
+
+OpenStage = Callable[[Hello], FrameStage]
+"""May take its time: it is called in the session's thread."""
+
+
+class EnhancerStage:
+    """An `Enhancer` for what a client announced; layout and colour stay, the size is the model's.
+
+    Args:
+        engine: the caller's, which may serve others too.
+        turn: entered for each frame while it is computed; `fair.Member.turn`.
+        on_close: called once the engine is needed no more.
+
+    Raises:
+        RefusedError: the model cannot work on such frames.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        form: FrameForm,
+        *,
+        max_memory_bytes: int | None = None,
+        reuse: ReuseConfig | None = None,
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        scale = engine.capabilities.scale
+        self.output = replace(form, width=form.width * scale, height=form.height * scale)
+        self._turn, self._on_close = turn, on_close
+        self._enhancer = Enhancer(
+            engine,
+            video_of(form),
+            output_of(self.output),
+            max_memory_bytes=max_memory_bytes,
+            reuse=ReuseConfig() if reuse is None else reuse,
+        )
+
+    def push(self, frame: Frame) -> list[Frame]:
+        with self._turn():
+            return self._enhancer.push(frame)
+
+    def drain(self) -> list[Frame]:
+        with self._turn():
+            return self._enhancer.drain()
+
+    def close(self) -> None:
+        self._enhancer.close()
+        if self._on_close is not None:
+            self._on_close()
+
+
+def video_of(form: FrameForm) -> VideoInfo:
+    """A source of such frames, as the enhancer wants it described; each frame brings its time."""
+    return VideoInfo(
+        index=0,
+        codec="rawvideo",
+        pix_fmt="",
+        width=form.width,
+        height=form.height,
+        layout=form.layout,
+        color=form.color,
+        time_base=Fraction(1),
+        frame_rate=None,
+        sample_aspect_ratio=Fraction(1),
+    )
+
+
+def output_of(form: FrameForm) -> OutputVideo:
+    """An output of such frames, likewise."""
+    return OutputVideo(
+        codec="rawvideo",
+        pix_fmt="",
+        layout=form.layout,
+        width=form.width,
+        height=form.height,
+        color=form.color,
+        time_base=Fraction(1),
+        frame_rate=None,
+        sample_aspect_ratio=Fraction(1),
+        options={},
+    )
+
+
+class _CancelledError(Exception):
+    """Nobody waits for the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """What a session may take."""
+
+    window_frames: int
+    """Input frames that may wait."""
+    frames_in_stage: int
+    """Frames that may be computed at once."""
+    idle_seconds: float
+    """How long the session waits for its client."""
+    reserved_bytes: int
+    """The most that its frames take in memory, input and output."""
+
+
+class FrameSession:
+    """A stream between HELLO and END.
+
+    Methods are for the socket's thread, but for `_run` and what it calls. `wake` is called from the
+    session's thread whenever there is something to send.
+    """
+
+    def __init__(
+        self,
+        hello: Hello,
+        limits: SessionLimits,
+        *,
+        open_stage: OpenStage,
+        wake: Callable[[], None],
+    ) -> None:
+        self.id = uuid.uuid4().hex[:16]
+        self.hello, self.limits, self.form = hello, limits, hello.form
+        self._open_stage, self._wake = open_stage, wake
+        self._changed = threading.Condition()
+        self._inputs: deque[Frame] = deque()
+        self._announcements: deque[Parts] = deque()
+        self._made: deque[Frame] = deque()
+        self._last: Parts | None = None
+        self._input_credit = limits.window_frames
+        self._owed_credit = 0
+        self._output_credit = 0
+        self._is_finishing = self._is_cancelled = self._has_ended = False
+        self._is_busy = True
+        self._touched = time.monotonic()
+        self.num_frames = 0
+        """Computed so far."""
+        self._thread = threading.Thread(target=self._run, name=f"frames-{self.id}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, timeout_seconds: float) -> None:
+        self._thread.join(timeout_seconds)
+
+    @property
+    def has_ended(self) -> bool:
+        """It holds nothing any more, neither frames nor an engine."""
+        return self._has_ended
+
+    def put(self, frame: Frame) -> None:
+        """Queues a frame.
+
+        Raises:
+            ProtocolError: there was no credit for it, or BYE was said.
+        """
+        with self._changed:
+            if self._is_finishing:
+                raise ProtocolError("FRAME: after BYE.")
+            if self._input_credit < 1:
+                raise ProtocolError("FRAME: more were sent than credit was given for.")
+            self._input_credit -= 1
+            self._inputs.append(frame)
+            self._changed.notify()
+
+    def grant(self, num_frames: int) -> None:
+        """The client can take so many frames more."""
+        with self._changed:
+            self._output_credit = min(self._output_credit + num_frames, MAX_CREDIT)
+
+    def finish(self) -> None:
+        """Nothing more comes in; END goes out behind the last frame."""
+        with self._changed:
+            self._is_finishing = True
+            self._changed.notify()
+
+    def cancel(self) -> None:
+        """Throws everything away; the thread ends as soon as the stage lets it."""
+        with self._changed:
+            self._is_cancelled = True
+            self._inputs.clear()
+            self._made.clear()
+            self._changed.notify()
+
+    def touch(self) -> None:
+        """The client is alive."""
+        self._touched = time.monotonic()
+
+    def is_idle(self) -> bool:
+        """Whether the client, and nobody else, has been waited for too long."""
+        waited = time.monotonic() - self._touched
+        return not self._is_busy and waited > self.limits.idle_seconds
+
+    def next_message(self) -> Parts | None:
+        """What is to be sent now, if anything; call `sent` when it is on its way."""
+        with self._changed:
+            if self._announcements:
+                return self._announcements[0]
+            if self._owed_credit:
+                return [CREDIT, b"%d" % self._owed_credit]
+            if self._made and self._output_credit:
+                return [FRAME, *encode_frame(self._made[0])]
+            return None if self._made else self._last
+
+    def sent(self, message: Parts) -> bool:
+        """Strikes out what `next_message` returned; True when it was the last of the session."""
+        with self._changed:
+            if message[0] == CREDIT:
+                amount = int(message[1])
+                self._owed_credit -= amount
+                self._input_credit += amount
+            elif message[0] == FRAME:
+                self._made.popleft()
+                self._output_credit -= 1
+                self._changed.notify()
+            elif message is self._last:
+                return True
+            else:
+                self._announcements.popleft()
+            return False
+
+    def _run(self) -> None:
+        stage: FrameStage | None = None
+        last: Parts | None = None
+        try:
+            stage = self._open_stage(self.hello)
+            self._announce([READY, json.dumps(self._ready(stage.output)).encode()])
+            self._work(stage)
+            last = [END, json.dumps({"num_frames": self.num_frames}).encode()]
+        except _CancelledError:
+            pass
+        except SrstreamError as error:
+            last = error_message(error)
+        except Exception:
+            logger.exception("session=%s failed", self.id)
+            last = error_message(ServiceError("the daemon failed; see its log."))
+        finally:
+            self._leave(stage, last)
+
+    def _work(self, stage: FrameStage) -> None:
+        num_pushed = 0
+        while (frame := self._next_frame()) is not None:
+            check_samples(frame)
+            made = stage.push(frame)
+            num_pushed += 1
+            num_inside = num_pushed - self.num_frames - len(made)
+            # Nobody knows when the next one comes; and memory was reserved for so many.
+            if not self._inputs or num_inside >= self.limits.frames_in_stage:
+                made += stage.drain()
+            self._deliver(made)
+        self._deliver(stage.drain())
+
+    def _next_frame(self) -> Frame | None:
+        """Waits for a frame and for room for its result; None after the last one."""
+        with self._changed:
+            self._is_busy = False
+            self.touch()
+            while not self._is_cancelled:
+                if len(self._made) < MAX_UNSENT_FRAMES:
+                    if self._inputs:
+                        self._is_busy = True
+                        self._owed_credit += 1
+                        self._wake()
+                        return self._inputs.popleft()
+                    if self._is_finishing:
+                        self._is_busy = True
+                        return None
+                self._changed.wait()
+            raise _CancelledError
+
+    def _deliver(self, frames: list[Frame]) -> None:
+        with self._changed:
+            if self._is_cancelled:
+                raise _CancelledError
+            self._made.extend(frames)
+            self.num_frames += len(frames)
+        self._wake()
+
+    def note(self, text: str) -> None:
+        """Sends a sentence that the user shall read; from any thread."""
+        self._announce([NOTE, text.encode()])
+
+    def _announce(self, message: Parts) -> None:
+        with self._changed:
+            self._announcements.append(message)
+        self._wake()
+
+    def _leave(self, stage: FrameStage | None, last: Parts | None) -> None:
+        """Frees everything, and only then lets the client know that the session is over."""
+        self._inputs.clear()
+        if stage is not None:
+            try:
+                stage.close()
+            except Exception:
+                logger.exception("session=%s: its stage cannot be closed", self.id)
+        with self._changed:
+            self._last = last
+            self._is_busy, self._has_ended = False, True
+        self.touch()
+        self._wake()
+
+    def _ready(self, output: FrameForm) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "session": self.id,
+            "width": output.width,
+            "height": output.height,
+            "layout": asdict(output.layout),
+            "color": asdict(output.color),
+            "credit_frames": self.limits.window_frames,
+            "idle_seconds": self.limits.idle_seconds,
+        }
+
+
+def error_message(error: SrstreamError) -> Parts:
+    """An ERROR for the wire."""
+    content = {"kind": type(error).__name__, "text": str(error)[:2000]}
+    return [ERROR, json.dumps(content).encode()]

@@ -1,0 +1,406 @@
+"""Watch folders: a file that appears and has stopped growing becomes a job.
+
+Polled, not notified, so that network mounts work. Every step is journaled before it is taken
+(`watch_journal.py`) and may be taken again: whenever the daemon is killed, no file is submitted
+twice and none is forgotten. A file keeps the settings with which it was taken, also when its folder
+is no longer watched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from srstream.daemon.actions import default_output
+from srstream.daemon.inbox.files import (
+    Found,
+    Signature,
+    beside,
+    find_files,
+    free_names,
+    is_being_written,
+    move_away,
+    write_atomically,
+)
+from srstream.daemon.inbox.forget import Forgetter
+from srstream.daemon.inbox.journal import Taken, TakenState, WatchJournal
+from srstream.daemon.logs import redacted
+from srstream.daemon.settings import WatchFolder
+from srstream.errors import BusyError, ConfigError, JobError, NoSpaceError, SrstreamError
+from srstream.jobs.events import printable
+from srstream.protocol.control import FINAL_STATES, JobInfo, Submit
+
+logger = logging.getLogger(__name__)
+
+_MAY_PASS = (BusyError, NoSpaceError, JobError)
+"""Why a job is not taken now and may be later."""
+_MAX_REFUSALS = 10
+"""In one pass; with a full queue it is enough to have asked a few times."""
+_SHORTEST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.05, 2.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 300.0
+
+
+@dataclass(slots=True)
+class _Sighting:
+    """A file as it was last seen, and since when it has not changed."""
+
+    signature: Signature
+    since: float
+    is_taken: bool = False
+
+
+class WatchFolders:
+    """All watch folders of the configuration. All calls belong to the event loop.
+
+    Args:
+        entries: none: nothing is taken, what was taken before is gone on with.
+        submit: takes a job, as a client's `submit` does; the same key again returns the same job.
+        status: a job, None if it was forgotten.
+        journal: path of the journal, which is made if it is not there.
+        released: called when nothing needs a folder any more that is no longer watched.
+
+    Raises:
+        ConfigError: results or failures would be taken as inputs.
+        JobError: the journal cannot be opened.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[WatchFolder],
+        submit: Callable[[Submit], Awaitable[JobInfo]],
+        status: Callable[[str], JobInfo | None],
+        journal: Path,
+        released: Callable[[], None] = lambda: None,
+    ) -> None:
+        check_apart(entries)
+        self._submit_job, self._status, self._released = submit, status, released
+        self._journal = WatchJournal(journal)
+        self._forgetter = Forgetter(self._journal, lambda job: status(job) is not None)
+        open_ones = self._journal.open_ones()
+        self._unsure = {taken.key for taken in open_ones}
+        """Submitted files whose job may have ended without our having heard of it."""
+        self._untended = {taken.folder for taken in open_ones}
+        self._tended: set[Path] = set()
+        """Folders that have no task yet, and those that have one."""
+        self._is_changed = asyncio.Event()
+        self._settling = asyncio.Lock()
+        self._sightings: dict[Path, dict[Path, _Sighting]] = {}
+        self._told: dict[Path, set[str]] = {}
+        self._troubles: dict[Path, set[str]] = {}
+        """What went wrong in the last pass over a folder, and in this one so far."""
+        self._pauses: dict[str, tuple[float, float]] = {}
+        """Of files that cannot be moved: when it is tried again, and after how long."""
+        self.reconfigure(entries)
+
+    def reconfigure(self, entries: Sequence[WatchFolder]) -> None:
+        """Watch these from now on, and no others; `check_apart` must have found nothing.
+
+        What was taken before goes on with the settings of then.
+        """
+        self._entries = {entry.folder: entry for entry in entries}
+        self._excluded = tuple(
+            folder for entry in entries for folder in (entry.output, entry.quarantine)
+        )
+        self._untended |= self._entries.keys() - self._tended
+        self._is_changed.set()
+
+    def unfinished_entries(self) -> list[WatchFolder]:
+        """With which files were taken that still need their folders, watched or no longer."""
+        return self._journal.open_entries()
+
+    def forget_old(self, keep_days: float) -> None:
+        """Begin to delete what ended longer ago from the journal, where that does no harm."""
+        self._forgetter.begin(self._entries, time.time() - keep_days * 86_400)
+
+    async def run(self) -> None:
+        """Watch until cancelled. A folder that hangs or is not there keeps none of the others."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._is_changed.clear()
+                while self._untended:
+                    folder = self._untended.pop()
+                    self._tended.add(folder)
+                    group.create_task(self._tend(folder))
+                await self._is_changed.wait()
+
+    async def job_ended(self, info: JobInfo) -> None:
+        """Put down a job's result or its failure; other jobs than those of files are ignored.
+
+        What cannot be done now (a full disk) is done later.
+        """
+        taken = self._journal.of_job(info.id)
+        if taken is not None:
+            self._unsure.add(taken.key)
+            await self._try(taken.folder, lambda: self._settle(taken, info))
+
+    async def look(self, folder: Path) -> None:
+        """One pass over a folder: go on with what was begun; if watched, take what has settled."""
+        await self._go_on(folder)
+        entry = self._entries.get(folder)
+        if entry is None:
+            if not self._journal.open_ones(folder):
+                self._leave(folder)
+            return
+        await self._forgetter.go_on(entry)
+        found = await asyncio.to_thread(find_files, entry, self._excluded)
+        for file in self._settled(entry, found):
+            await self._take(entry, file)
+
+    def close(self) -> None:
+        """Close the journal; `run` must have ended."""
+        self._journal.close()
+
+    async def _tend(self, folder: Path) -> None:
+        """Pass after pass, until it is watched no longer and nothing is left to do."""
+        while True:
+            await self._try(folder, lambda: self.look(folder))
+            if folder not in self._tended:
+                return
+            self._told[folder] = self._troubles.pop(folder, set())
+            await asyncio.sleep(self._pause(folder))
+
+    def _pause(self, folder: Path) -> float:
+        entry = self._entries.get(folder)
+        if entry is None:
+            return _LONGEST_POLL_SECONDS
+        return min(max(entry.settle_seconds / 4, _SHORTEST_POLL_SECONDS), _LONGEST_POLL_SECONDS)
+
+    def _leave(self, folder: Path) -> None:
+        self._tended.discard(folder)
+        for known in (self._sightings, self._told, self._troubles):
+            known.pop(folder, None)
+
+    async def _try(self, folder: Path, work: Callable[[], Awaitable[None]]) -> bool:
+        """Do something that a full disk or a lost mount may keep from being done now."""
+        try:
+            await work()
+        except (OSError, sqlite3.Error, *_MAY_PASS) as error:
+            self._tell_trouble(folder, str(error))
+            return False
+        return True
+
+    def _tell_trouble(self, folder: Path, text: str) -> None:
+        """Once, and not at every pass."""
+        troubles = self._troubles.setdefault(folder, set())
+        is_told = text in troubles or text in self._told.get(folder, ())
+        troubles.add(text)
+        if not is_told:
+            logger.warning("watch folder %s: %s It is tried again.", printable(folder), text)
+
+    # --- taking files ------------------------------------------------------------------------
+
+    def _settled(self, entry: WatchFolder, found: Sequence[Found]) -> list[Found]:
+        """Those that have not changed for long enough and were not taken before."""
+        now, before = time.monotonic(), self._sightings.get(entry.folder, {})
+        seen: dict[Path, _Sighting] = {}
+        settled = []
+        for file in found:
+            sighting = before.get(file.path)
+            if sighting is None or sighting.signature != file.signature:
+                sighting = _Sighting(file.signature, now)
+            seen[file.path] = sighting
+            if not sighting.is_taken and now - sighting.since >= entry.settle_seconds:
+                settled.append(file)
+        self._sightings[entry.folder] = seen
+        return settled
+
+    async def _take(self, entry: WatchFolder, file: Found) -> None:
+        sighting = self._sightings[entry.folder][file.path]
+        last = self._journal.latest(file)
+        # What failed was moved away; if it is here again, somebody wants it to be tried again.
+        is_new = last is None or last.state == "failed"
+        if is_new and await asyncio.to_thread(is_being_written, file.path):
+            sighting.since = time.monotonic()
+            return
+        if self._entries.get(entry.folder) is not entry:
+            # A reload came in between; the next pass decides anew.
+            return
+        if is_new:
+            attempt = 0 if last is None else last.attempt + 1
+            taken = self._journal.add(entry, file, attempt, self._output(entry, file.path))
+            logger.info("watch folder: %s is taken", printable(file.path))
+            sighting.is_taken = True
+            await self._submit(taken)
+        sighting.is_taken = True
+        await self._forgetter.saw(entry.folder, file.path)
+
+    def _output(self, entry: WatchFolder, path: Path) -> Path:
+        """Where the result goes: subfolders as in the input, a name that no other input has."""
+        default = entry.output / default_output(path.relative_to(entry.folder))
+        default = beside(default.with_suffix(""), default.suffix)
+        if self._journal.inputs_of(default) <= {path}:
+            return default
+        marked = f"{path.stem}_{path.suffix.removeprefix('.')}_4x"
+        return beside(default.with_name(marked), default.suffix)
+
+    async def _submit(self, taken: Taken) -> bool:
+        """Submit a journaled file; False if it has to wait."""
+        entry = self._entry_of(taken)
+        if entry is None:
+            return False
+        try:
+            await asyncio.to_thread(taken.output.parent.mkdir, parents=True, exist_ok=True)
+            info = await self._submit_job(self._request(entry, taken))
+        except (OSError, sqlite3.Error, *_MAY_PASS) as error:
+            self._tell_trouble(taken.folder, str(error))
+            return False
+        except ValidationError:
+            name = printable(taken.path)
+            await self._fail(taken, f"{name}: its name is too long or no UTF-8; rename the file.")
+        except SrstreamError as error:
+            await self._fail(taken, str(error))
+        else:
+            self._journal.change(taken.key, "submitted", job=info.id)
+            # It may have ended before its id was noted.
+            self._unsure.add(taken.key)
+        return True
+
+    def _request(self, entry: WatchFolder, taken: Taken) -> Submit:
+        changes = {} if entry.config is None else entry.config.model_dump(exclude_unset=True)
+        return Submit(
+            input=str(taken.path),
+            output=str(taken.output),
+            config=changes,
+            # A new version of a file replaces the result of the old one, and nothing else does.
+            overwrite=self._journal.has_made(taken.output),
+            priority=entry.priority,
+            key=taken.key,
+        )
+
+    # --- what becomes of them ----------------------------------------------------------------
+
+    async def _go_on(self, folder: Path) -> None:
+        """With everything that a crash, a full disk or a full queue has left half done."""
+        num_refusals = 0
+        for taken in self._journal.open_ones(folder):
+            if taken.state == "new":
+                if num_refusals < _MAX_REFUSALS and not await self._submit(taken):
+                    num_refusals += 1
+            elif taken.state == "failing":
+                await self._quarantine_again(taken)
+            elif taken.key in self._unsure:
+                await self._try(folder, lambda taken=taken: self._catch_up(taken))  # type: ignore[misc]
+
+    async def _quarantine_again(self, taken: Taken) -> None:
+        """After longer and longer pauses: where it cannot be moved now, it seldom can be soon."""
+        retry_at, pause = self._pauses.get(taken.key, (0.0, _FIRST_PAUSE_SECONDS / 2))
+        if time.monotonic() < retry_at:
+            # Not told again, but not mended either.
+            told = self._told.get(taken.folder, set())
+            self._troubles.setdefault(taken.folder, set()).update(told)
+            return
+        if await self._try(taken.folder, lambda: self._quarantine(taken)):
+            self._pauses.pop(taken.key, None)
+        else:
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            self._pauses[taken.key] = time.monotonic() + pause, pause
+
+    async def _catch_up(self, taken: Taken) -> None:
+        assert taken.job is not None
+        info = self._status(taken.job)
+        if info is None:
+            self._end(taken, "cancelled")
+        elif info.state in FINAL_STATES:
+            await self._settle(taken, info)
+        self._unsure.discard(taken.key)
+
+    async def _settle(self, taken: Taken, info: JobInfo) -> None:
+        async with self._settling:
+            taken = self._journal.get(taken.key)
+            if taken.state != "submitted":
+                pass
+            elif info.state == "done":
+                await self._write_receipt(taken, info)
+                self._end(taken, "done")
+            elif info.state in ("failed", "quarantined"):
+                await self._fail(taken, info.error or f"job {info.id} failed.")
+            elif info.state == "cancelled":
+                self._end(taken, "cancelled")
+        self._unsure.discard(taken.key)
+
+    def _entry_of(self, taken: Taken) -> WatchFolder | None:
+        """With which it was taken. None: an older version took it, from a folder now unwatched."""
+        return taken.entry or self._entries.get(taken.folder)
+
+    def _end(self, taken: Taken, state: TakenState, **columns: str) -> None:
+        self._journal.change(taken.key, state, **columns)
+        entry = self._entry_of(taken)
+        needed = (*self._entries.values(), *self._journal.open_entries())
+        if entry is not None and _places(entry) not in map(_places, needed):
+            self._released()
+
+    async def _write_receipt(self, taken: Taken, info: JobInfo) -> None:
+        receipt = (info.result or {}).get("receipt")
+        if receipt is not None:
+            text = json.dumps(receipt, indent=2) + "\n"
+            path = beside(taken.output, ".receipt.json")
+            await asyncio.to_thread(write_atomically, path, text)
+        if (entry := self._entry_of(taken)) is not None:
+            await self._forgetter.saw(entry.output, taken.output)
+
+    async def _fail(self, taken: Taken, reason: str) -> None:
+        """Decide where a file goes that cannot be done, then move it there."""
+        entry = self._entry_of(taken)
+        if entry is None:
+            logger.warning("%s: %s", printable(taken.path), reason)
+            self._end(taken, "cancelled", reason=redacted(reason))
+            return
+        wanted = entry.quarantine / taken.path.relative_to(taken.folder)
+        place = next(
+            name
+            for name in itertools.islice(free_names(wanted), 10_000)
+            if not self._journal.is_promised(name)
+        )
+        text = redacted(reason).encode(errors="backslashreplace").decode()
+        taken = self._journal.change(taken.key, "failing", reason=text, quarantined_as=place)
+        await self._quarantine(taken)
+
+    async def _quarantine(self, taken: Taken) -> None:
+        """First the reason, then the file: one that lies there always has its reason beside it."""
+        place = taken.quarantined_as
+        assert place is not None
+        reason = beside(place, ".reason.txt")
+        await asyncio.to_thread(write_atomically, reason, f"{taken.reason}\n")
+        await asyncio.to_thread(move_away, taken.folder, taken.path, place, taken.signature)
+        self._end(taken, "failed")
+        # Should it be put back at once, it is a new sighting.
+        self._sightings.get(taken.folder, {}).pop(taken.path, None)
+        logger.warning(
+            "watch folder: %s went to %s: %s",
+            printable(taken.path),
+            printable(place),
+            taken.reason,
+            extra={"job": taken.job},
+        )
+
+
+def _places(entry: WatchFolder) -> tuple[Path, Path]:
+    return entry.folder, entry.output
+
+
+def check_apart(entries: Sequence[WatchFolder]) -> None:
+    """A result that lies where inputs are taken from would become an input, for ever.
+
+    Raises:
+        ConfigError: that would be, or a folder is named twice.
+    """
+    watched = [entry.folder.resolve() for entry in entries]
+    if len(set(watched)) < len(watched):
+        raise ConfigError("watch: a folder is named twice; name it once.")
+    for entry in entries:
+        for folder in (entry.output.resolve(), entry.quarantine.resolve()):
+            for other in watched:
+                if other == folder or other.is_relative_to(folder):
+                    raise ConfigError(
+                        f"watch: {folder} takes results or failures and holds the watched folder "
+                        f"{other}; keep them apart, or put it below the watched one."
+                    )

@@ -1,0 +1,255 @@
+"""What became of every file that a watch folder has taken: a row each, in SQLite.
+
+    new ──► submitted ──► done, cancelled
+     └─────────┴──► failing ──► failed
+
+A row is written before what it announces is done, so that after a crash it is done again, with the
+same key, the same output and the same place in the quarantine. A row holds the settings with which
+its file was taken, so a reload changes nothing for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from srstream.daemon.inbox.files import Found, Signature
+from srstream.daemon.settings import WatchFolder
+from srstream.errors import JobError
+from srstream.sqlite import open_journal
+
+TakenState = Literal["new", "submitted", "failing", "done", "failed", "cancelled"]
+
+# Names are bytes: a file's need not be UTF-8.
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS taken (
+    key TEXT PRIMARY KEY,
+    folder BLOB NOT NULL,
+    path BLOB NOT NULL,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    inode TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    output BLOB NOT NULL,
+    state TEXT NOT NULL,
+    job TEXT,
+    reason TEXT,
+    quarantined_as BLOB,
+    entry TEXT,
+    ended REAL
+) STRICT;
+CREATE INDEX IF NOT EXISTS taken_by_path ON taken (path);
+CREATE INDEX IF NOT EXISTS taken_by_output ON taken (output);
+CREATE INDEX IF NOT EXISTS taken_by_job ON taken (job);
+CREATE INDEX IF NOT EXISTS taken_open ON taken (folder)
+    WHERE state IN ('new', 'submitted', 'failing');
+"""
+_ADDED = {"entry": "TEXT", "ended": "REAL"}
+"""Columns that the journals of older versions lack."""
+_OPEN = "state IN ('new', 'submitted', 'failing')"
+_ENDED = "state IN ('done', 'failed', 'cancelled')"
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A file that was taken."""
+
+    key: str
+    """What its job is submitted with."""
+    folder: Path
+    path: Path
+    signature: Signature
+    attempt: int
+    output: Path
+    state: TakenState
+    job: str | None
+    reason: str | None
+    quarantined_as: Path | None
+    entry: WatchFolder | None
+    """With which it was taken; None: by an older version."""
+    row: int
+    """Grows with every file that is taken."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something is still to be done."""
+        return self.state in ("new", "submitted", "failing")
+
+
+class WatchJournal:
+    """The journal's file, held open by one process.
+
+    Raises:
+        JobError: it cannot be opened or is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._database = open_journal(path, _SCHEMA)
+            self._migrate()
+        except (OSError, sqlite3.Error) as error:
+            raise JobError(
+                f"{path}: the watch folders' journal cannot be opened ({error}). Move it away to "
+                "begin anew; files that lie in a watched folder are then taken once more."
+            ) from error
+
+    def close(self) -> None:
+        self._database.close()
+
+    def add(self, entry: WatchFolder, found: Found, attempt: int, output: Path) -> Taken:
+        """Note that a file is taken, before it is submitted."""
+        key = _key(found, attempt)
+        size, mtime_ns, inode = _columns(found.signature)
+        self._database.execute(
+            "INSERT INTO taken (key, folder, path, size, mtime_ns, inode, attempt, output, entry,"
+            " state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'new')",
+            (
+                key,
+                os.fsencode(entry.folder),
+                os.fsencode(found.path),
+                size,
+                mtime_ns,
+                inode,
+                attempt,
+                os.fsencode(output),
+                entry.model_dump_json(exclude_unset=True, exclude_computed_fields=True),
+            ),
+        )
+        return self.get(key)
+
+    def get(self, key: str) -> Taken:
+        """The row of a key that there is."""
+        (taken,) = self._select("key = ?", key)
+        return taken
+
+    def change(self, key: str, state: TakenState, **columns: str | Path) -> Taken:
+        """Bring a row into a state, with further columns."""
+        values: dict[str, Any] = {
+            name: os.fsencode(value) if isinstance(value, Path) else value
+            for name, value in columns.items()
+        }
+        if state in ("done", "failed", "cancelled"):
+            values["ended"] = time.time()
+        names = "".join(f", {name} = ?" for name in values)
+        self._database.execute(
+            f"UPDATE taken SET state = ?{names} WHERE key = ?", (state, *values.values(), key)
+        )
+        return self.get(key)
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Delete some hundred rows."""
+        marks = ",".join("?" * len(keys))
+        self._database.execute(f"DELETE FROM taken WHERE key IN ({marks})", tuple(keys))
+
+    def latest(self, found: Found) -> Taken | None:
+        """The last time that just this file was taken."""
+        rows = self._select(
+            "path = ? AND size = ? AND mtime_ns = ? AND inode = ? ORDER BY attempt DESC LIMIT 1",
+            os.fsencode(found.path),
+            *_columns(found.signature),
+        )
+        return rows[0] if rows else None
+
+    def open_ones(self, folder: Path | None = None) -> list[Taken]:
+        """Files with which something is still to be done, of one folder or all, oldest first."""
+        if folder is None:
+            return self._select(f"{_OPEN} ORDER BY rowid")
+        return self._select(f"folder = ? AND {_OPEN} ORDER BY rowid", os.fsencode(folder))
+
+    def open_entries(self) -> list[WatchFolder]:
+        """The settings with which these were taken."""
+        rows = self._database.execute(f"SELECT DISTINCT entry FROM taken WHERE {_OPEN}")
+        entries = [_entry(row["entry"]) for row in rows]
+        return [entry for entry in entries if entry is not None]
+
+    def ended_ones(self, folder: Path, before: float, after_row: int, limit: int) -> list[Taken]:
+        """Files of a folder that ended before a time, the oldest first, behind a row."""
+        where = f"folder = ? AND {_ENDED} AND ended < ? AND rowid > ? ORDER BY rowid LIMIT ?"
+        return self._select(where, os.fsencode(folder), before, after_row, limit)
+
+    def has_successor(self, taken: Taken) -> bool:
+        """Whether the same output was made again of a later version of the file."""
+        where = "output = ? AND path = ? AND state = 'done' AND rowid > ? LIMIT 1"
+        values = os.fsencode(taken.output), os.fsencode(taken.path), taken.row
+        return bool(self._select(where, *values))
+
+    def of_job(self, job: str) -> Taken | None:
+        """The file whose job this is."""
+        rows = self._select("job = ?", job)
+        return rows[0] if rows else None
+
+    def inputs_of(self, output: Path) -> set[Path]:
+        """What an output was or will be made of; nothing if it is none of ours."""
+        return {taken.path for taken in self._select("output = ?", os.fsencode(output))}
+
+    def has_made(self, output: Path) -> bool:
+        """Whether the output was finished before."""
+        return bool(self._select("output = ? AND state = 'done' LIMIT 1", os.fsencode(output)))
+
+    def is_promised(self, target: Path) -> bool:
+        """Whether a place in the quarantine was given to a file already."""
+        where = "state = 'failing' AND quarantined_as = ? LIMIT 1"
+        return bool(self._select(where, os.fsencode(target)))
+
+    def _select(self, where: str, *values: object) -> list[Taken]:
+        rows = self._database.execute(f"SELECT rowid AS row, * FROM taken WHERE {where}", values)
+        return [_taken(row) for row in rows]
+
+    def _migrate(self) -> None:
+        """Add what a journal of an older version lacks; what ended in it counts as ended now."""
+        there = {row["name"] for row in self._database.execute("PRAGMA table_info(taken)")}
+        for name, kind in _ADDED.items():
+            if name not in there:
+                self._database.execute(f"ALTER TABLE taken ADD COLUMN {name} {kind}")
+        self._database.execute(
+            f"UPDATE taken SET ended = ? WHERE ended IS NULL AND {_ENDED}", (time.time(),)
+        )
+
+
+def _key(found: Found, attempt: int) -> str:
+    about = (*_columns(found.signature), attempt)
+    digest = hashlib.sha256(os.fsencode(found.path) + repr(about).encode()).hexdigest()
+    return f"watch-{digest}"
+
+
+def _columns(signature: Signature) -> tuple[int, int, str]:
+    """An inode may have 64 bits without a sign, more than SQLite's integers hold."""
+    return signature.size, signature.mtime_ns, str(signature.inode)
+
+
+@lru_cache(maxsize=256)
+def _entry(text: str | None) -> WatchFolder | None:
+    """None where there is none, or one that this version does not understand."""
+    if text is None:
+        return None
+    try:
+        return WatchFolder.model_validate_json(text)
+    except ValidationError:
+        return None
+
+
+def _taken(row: sqlite3.Row) -> Taken:
+    place = row["quarantined_as"]
+    return Taken(
+        key=row["key"],
+        folder=Path(os.fsdecode(row["folder"])),
+        path=Path(os.fsdecode(row["path"])),
+        signature=Signature(row["size"], row["mtime_ns"], int(row["inode"])),
+        attempt=row["attempt"],
+        output=Path(os.fsdecode(row["output"])),
+        state=row["state"],
+        job=row["job"],
+        reason=row["reason"],
+        quarantined_as=None if place is None else Path(os.fsdecode(place)),
+        entry=_entry(row["entry"]),
+        row=row["row"],
+    )

@@ -1,0 +1,241 @@
+"""Logs: JSON lines for the journal, a readable form for a terminal; every line by one write.
+
+Supervisor and engine workers write to the same standard error. What the rest of srstream logs
+through `logging` takes the same way as structlog's own loggers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, ParamSpec, TypeVar
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from srstream.daemon.settings import LogSettings
+from srstream.terminal import visible
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+_PRIORITIES = (
+    (logging.CRITICAL, 2),
+    (logging.ERROR, 3),
+    (logging.WARNING, 4),
+    (logging.INFO, 6),
+    (logging.NOTSET, 7),
+)
+"""syslog's, by the lowest level that has it; see sd-daemon(3)."""
+
+_FADING = ("segment",)
+"""Fields that are left out while they have no value."""
+
+_HIDDEN = "***"
+# Both begin at a fixed text and stop at a character that cannot begin another match, so that time
+# grows with the length alone: clients choose some of what is logged.
+_PASSWORD = re.compile(r"(://[^/\s:@?#]*):[^\s/?#]*@")
+_SECRET = re.compile(
+    r"([?&;#][\w.-]*(?:token|passw(?:or)?d|passphrase|pwd|pass|secret|key|auth|sig|signature)=)"
+    r"[^&;#\s\"'<>]+",
+    re.IGNORECASE,
+)
+
+
+def configure(settings: LogSettings, **fields: str) -> None:
+    """Send this process's logs to standard error, as configured; again after a reload.
+
+    Args:
+        fields: stand on every line of this process, such as `worker` and `device`.
+    """
+    is_json = settings.form == "json" or (settings.form == "auto" and not os.isatty(2))
+    before: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        _called,
+        _with(fields),
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True)
+        if is_json
+        else structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+    ]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *before],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            _redact_values,
+            *_rendering(is_json),
+        ],
+    )
+    handler = _LineHandler(has_priority=_is_journal())
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    # At one stroke: other threads log meanwhile.
+    root.handlers = [handler]
+    root.setLevel(_LEVELS[settings.level])
+    logging.getLogger("asyncio").setLevel(max(root.level, logging.INFO))
+    logging.captureWarnings(True)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *before,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def log_context(**fields: object) -> AbstractContextManager[None]:
+    """Every line that is logged within, by this thread or task, carries these: job, segment.
+
+    A function is called for each line, for what changes meanwhile.
+    """
+    return structlog.contextvars.bound_contextvars(**fields)
+
+
+def in_this_context(work: Callable[_P, _T]) -> Callable[_P, _T]:
+    """`work` for another thread, whose lines are to carry what this one's do."""
+    context = contextvars.copy_context()
+
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return context.run(work, *args, **kwargs)
+
+    return run
+
+
+def redacted(text: str) -> str:
+    """Without the passwords and tokens of URLs in it."""
+    return _SECRET.sub(rf"\1{_HIDDEN}", _PASSWORD.sub(rf"\1:{_HIDDEN}@", text))
+
+
+class FewLines(logging.Filter):
+    """For a logger whose lines clients cause: so many a minute, then how many were left out.
+
+    Errors always pass.
+    """
+
+    def __init__(self, num_a_minute: int) -> None:
+        super().__init__()
+        self._num_a_minute = num_a_minute
+        self._minute_ends = 0.0
+        self._num_lines = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now >= self._minute_ends:
+            num_left_out = self._num_lines - self._num_a_minute
+            if num_left_out > 0:
+                record.msg = f"{record.msg} ({num_left_out} lines before it were left out)"
+            self._minute_ends, self._num_lines = now + 60.0, 0
+        self._num_lines += 1
+        return record.levelno >= logging.ERROR or self._num_lines <= self._num_a_minute
+
+
+class _LineHandler(logging.Handler):
+    """Writes to descriptor 2, a record at once, so that lines of processes do not mix.
+
+    A reader that is gone or a full disk loses lines and harms nobody.
+    """
+
+    def __init__(self, *, has_priority: bool) -> None:
+        super().__init__()
+        self._has_priority = has_priority
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception as error:
+            where = f"{record.pathname}:{record.lineno}"
+            text = json.dumps({"event": f"a log line of {where} failed: {type(error).__name__}"})
+        if self._has_priority:
+            priority = next(number for level, number in _PRIORITIES if record.levelno >= level)
+            text = "".join(f"<{priority}>{line}\n" for line in text.splitlines())
+        else:
+            text += "\n"
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="backslashreplace"))
+
+
+def _rendering(is_json: bool) -> list[Processor]:
+    if is_json:
+        return [_message_first, structlog.processors.JSONRenderer(ensure_ascii=True)]
+    return [
+        _without_control_characters,
+        structlog.dev.ConsoleRenderer(
+            colors=os.isatty(2) and "NO_COLOR" not in os.environ,
+            exception_formatter=structlog.dev.plain_traceback,
+        ),
+    ]
+
+
+def _message_first(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """In the order in which people read a line."""
+    first = {name: event[name] for name in ("timestamp", "level", "event") if name in event}
+    return {**first, **event}
+
+
+def _with(fields: Mapping[str, str]) -> Processor:
+    def add(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        for name, value in fields.items():
+            event.setdefault(name, value)
+        return event
+
+    return add
+
+
+def _called(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """The present value of what changes while a context lasts, such as a job's segment."""
+    now = {name: value() if callable(value) else value for name, value in event.items()}
+    return {name: value for name, value in now.items() if value is not None or name not in _FADING}
+
+
+def _redact_values(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {name: _redacted_value(value) for name, value in event.items()}
+
+
+def _redacted_value(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _redacted_value(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_redacted_value(item) for item in value]
+    return redacted(str(value))
+
+
+def _without_control_characters(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """A file's name must not steer the terminal; JSON escapes them anyway."""
+    return {
+        name: visible(value) if isinstance(value, str) and name != "exception" else value
+        for name, value in event.items()
+    }
+
+
+def _is_journal() -> bool:
+    """Whether standard error goes to journald, which takes `<3>` at a line's head for its priority.
+
+    JOURNAL_STREAM alone says it of the process that systemd started, redirected or not.
+    """
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        about = os.fstat(2)
+    except OSError:
+        return False
+    return (device, inode) == (str(about.st_dev), str(about.st_ino))

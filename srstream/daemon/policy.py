@@ -1,0 +1,120 @@
+"""What becomes of a job that failed, crashed or was stopped. Pure decisions, no side effects."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from srstream.daemon.queue import Job
+from srstream.daemon.settings import JobSettings
+from srstream.errors import (
+    DiskFullError,
+    EngineError,
+    HostileInputError,
+    JobError,
+    MediaError,
+    NoSpaceError,
+    SrstreamError,
+)
+from srstream.protocol.control import JobState
+
+MAX_FAILURES = 3
+"""At the same segment, before a job is put aside."""
+
+CRASHES_IN_COMPANY = 2
+"""Deaths of its worker at the same segment after which a job runs alone."""
+
+MAX_SPACE_SECONDS = 15.0
+"""Longest pause before it is seen whether a full disk has space again."""
+
+MAY_PASS = (EngineError, JobError)
+"""What is worth another attempt; everything else is the request's or the file's own fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The state a job goes to, what is told of it, and the columns that change with it."""
+
+    state: JobState
+    columns: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def is_suspect(job: Job) -> bool:
+    """Whether a job is to run alone, because workers died under it twice at the same segment."""
+    return job.crashes >= CRASHES_IN_COMPANY
+
+
+def after_crash(job: Job, settings: JobSettings) -> Verdict:
+    """Its worker died. Who was to blame is known only of a job that ran alone.
+
+    From the second time on others go first for a while: a worker that was killed from outside, or
+    for want of memory, is then not held against this job.
+    """
+    wanted = _wanted(job)
+    if wanted is not None:
+        return wanted
+    crashes = job.crashes + 1
+    if crashes >= CRASHES_IN_COMPANY + MAX_FAILURES:
+        error = (
+            f"{job.input}: the engine worker died {crashes} times at segment "
+            f"{job.num_segments_done}, {MAX_FAILURES} times of them with this job alone. It is put "
+            "aside; `srstream resume` tries again."
+        )
+        return Verdict("quarantined", {"error": error, "crashes": crashes})
+    columns: dict[str, Any] = {"crashes": crashes, "attempts": max(0, job.attempts - 1)}
+    if crashes > 1:
+        columns["retry_at"] = time.time() + _pause_seconds(crashes - 1, settings)
+    return Verdict("queued", columns, {"reason": "the engine worker died"})
+
+
+def after_stop(job: Job, reason: str = "stopped") -> Verdict:
+    """It ended because it was told to: what it was told for is what was wanted of it."""
+    return _wanted(job) or Verdict(
+        "queued", {"attempts": max(0, job.attempts - 1)}, {"reason": reason}
+    )
+
+
+def after_failure(job: Job, kind: type[SrstreamError], text: str, settings: JobSettings) -> Verdict:
+    """It failed, with an error of this kind."""
+    wanted = _wanted(job)
+    if wanted is not None and wanted.state == "cancelled":
+        return wanted
+    failures = job.failures + 1
+    if issubclass(kind, DiskFullError | NoSpaceError):
+        # Whoever waits for space loses nothing, however long it takes.
+        later = _later(failures, text, settings, MAX_SPACE_SECONDS)
+        return Verdict("queued", {**later, "attempts": max(0, job.attempts - 1)})
+    if issubclass(kind, HostileInputError):
+        return Verdict("quarantined", {"error": text})
+    if not issubclass(kind, MAY_PASS) or issubclass(kind, MediaError):
+        return Verdict("failed", {"error": text})
+    if failures >= MAX_FAILURES:
+        return Verdict("quarantined", {"error": text, "failures": failures})
+    if job.attempts >= settings.max_attempts:
+        return Verdict("failed", {"error": text})
+    return Verdict("queued", _later(failures, text, settings))
+
+
+def _wanted(job: Job) -> Verdict | None:
+    """What a client has asked for meanwhile."""
+    if job.wanted == "cancel":
+        return Verdict("cancelled", {"wanted": None})
+    if job.wanted == "pause":
+        attempts = max(0, job.attempts - 1)
+        return Verdict("paused", {"wanted": None, "attempts": attempts})
+    return None
+
+
+def _later(
+    failures: int, text: str, settings: JobSettings, longest_seconds: float = math.inf
+) -> dict[str, Any]:
+    pause = min(_pause_seconds(failures, settings), longest_seconds)
+    return {"failures": failures, "error": text, "retry_at": time.time() + pause}
+
+
+def _pause_seconds(times: int, settings: JobSettings) -> float:
+    """Doubled from time to time."""
+    return min(settings.retry_seconds * 2 ** min(times - 1, 20), settings.max_retry_seconds)

@@ -1,0 +1,413 @@
+"""The queue: every job that was ever accepted and not yet forgotten, in SQLite.
+
+One process, the supervisor, writes it. A change of a job and the event that tells of it are one
+transaction (WAL, synchronous FULL), so what a client was told survives a power cut.
+
+    queued ──► running ──► done
+      ▲  ▲        │ ├────► failed, quarantined ──(resume)──► queued
+      │  └────────┘ └────► cancelled
+      └── paused ◄─┘
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from srstream.config import JobConfig
+from srstream.errors import BusyError, DiskFullError, JobError, UsageError
+from srstream.protocol.control import FINAL_STATES, Event, JobInfo, JobProgress, JobState
+from srstream.sqlite import open_journal
+
+EventKind = Literal["state", "segment", "note", "daemon"]
+
+MAX_EVENTS = 200_000
+"""The oldest are forgotten; a client that asks for them is sent the rest."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS job (
+    id TEXT PRIMARY KEY,
+    key TEXT UNIQUE,
+    state TEXT NOT NULL,
+    input TEXT NOT NULL,
+    output TEXT NOT NULL,
+    overwrite INTEGER NOT NULL,
+    config TEXT NOT NULL,
+    names_model INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    submitter TEXT NOT NULL,
+    created REAL NOT NULL,
+    started REAL,
+    ended REAL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,
+    crashes INTEGER NOT NULL DEFAULT 0,
+    retry_at REAL,
+    error TEXT,
+    num_segments INTEGER,
+    num_segments_done INTEGER NOT NULL DEFAULT 0,
+    weights_sha256 TEXT,
+    changes_weights INTEGER NOT NULL DEFAULT 0,
+    wanted TEXT,
+    result TEXT
+) STRICT;
+CREATE INDEX IF NOT EXISTS job_by_state ON job (state, priority DESC, created);
+CREATE TABLE IF NOT EXISTS event (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    time REAL NOT NULL,
+    job TEXT,
+    kind TEXT NOT NULL,
+    data TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS event_by_job ON event (job, seq);
+CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A row of the queue."""
+
+    id: str
+    state: JobState
+    input: Path
+    output: Path
+    overwrite: bool
+    config: JobConfig
+    names_model: bool
+    """Whether the job named its model; otherwise it was the daemon's default."""
+    priority: int
+    submitter: str
+    created: float
+    started: float | None
+    ended: float | None
+    attempts: int
+    failures: int
+    """In a row without a new segment."""
+    crashes: int
+    """Deaths of its worker in a row while it was at the same segment."""
+    retry_at: float | None
+    error: str | None
+    num_segments: int | None
+    num_segments_done: int
+    weights_sha256: str | None
+    changes_weights: bool
+    """Whether it goes on with other weights than it was begun with."""
+    wanted: Literal["cancel", "pause"] | None
+    """What was asked for while it ran, and is done when its thread has ended."""
+    result: dict[str, Any] | None
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL_STATES
+
+    def info(self, progress: JobProgress | None = None) -> JobInfo:
+        """What clients are told."""
+        return JobInfo(
+            id=self.id,
+            state=self.state,
+            input=str(self.input),
+            output=str(self.output),
+            priority=self.priority,
+            submitter=self.submitter,
+            created=self.created,
+            started=self.started,
+            ended=self.ended,
+            attempts=self.attempts,
+            retry_at=self.retry_at,
+            error=self.error,
+            num_segments=self.num_segments,
+            num_segments_done=self.num_segments_done,
+            progress=progress if self.state == "running" else None,
+            model=self.config.model.name,
+            weights_sha256=self.weights_sha256,
+            result=self.result,
+        )
+
+
+def new_job_id(now: float) -> str:
+    """Sorts by time: 11 hexadecimal digits of milliseconds, then 8 at random."""
+    return f"{int(now * 1000):011x}{secrets.token_hex(4)}"
+
+
+class JobQueue:
+    """The queue's file, held open.
+
+    Raises:
+        JobError: it cannot be opened or is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._database = open_journal(path, _SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise JobError(
+                f"{path}: the queue cannot be opened ({error}). Move it away to begin with an "
+                "empty one; finished outputs are not affected."
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._database.close()
+
+    # --- jobs --------------------------------------------------------------------------------
+
+    def add(
+        self,
+        source: Path,
+        output: Path,
+        config: JobConfig,
+        *,
+        names_model: bool,
+        overwrite: bool,
+        priority: int,
+        submitter: str,
+        key: str | None,
+        max_queued: int,
+    ) -> tuple[Job, Event | None]:
+        """A new job, or (no event) the one that was submitted with the same key before.
+
+        Raises:
+            BusyError: the queue is full, or an unfinished job has the same output.
+        """
+        with self._transaction():
+            if key is not None and (row := self._row("key = ?", key)) is not None:
+                return _job(row), None
+            waiting = "state IN ('queued', 'running', 'paused')"
+            if self._count(waiting) >= max_queued:
+                raise BusyError(f"the queue is full: {max_queued} jobs wait. Try again later.")
+            if (row := self._row(f"output = ? AND {waiting}", str(output))) is not None:
+                raise BusyError(
+                    f"{output}: job {row['id']} is about to write this file; choose another "
+                    "output, or cancel that job."
+                )
+            now = time.time()
+            job_id = new_job_id(now)
+            self._database.execute(
+                "INSERT INTO job (id, key, state, input, output, overwrite, config, names_model,"
+                " priority, submitter, created) VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    job_id,
+                    key,
+                    str(source),
+                    str(output),
+                    int(overwrite),
+                    config.model_dump_json(),
+                    int(names_model),
+                    priority,
+                    submitter,
+                    now,
+                ),
+            )
+            event = self._tell(job_id, "state", {"state": "queued"})
+        return self.get(job_id), event
+
+    def get(self, job_id: str) -> Job:
+        """One job.
+
+        Raises:
+            UsageError: there is none of this id.
+        """
+        row = self._row("id = ?", job_id)
+        if row is None:
+            raise UsageError(f"{job_id}: no such job; `srstream jobs` lists those there are.")
+        return _job(row)
+
+    def with_key(self, key: str) -> Job | None:
+        """The job that was submitted with this key, if there is one."""
+        row = self._row("key = ?", key)
+        return None if row is None else _job(row)
+
+    def jobs(
+        self, states: Sequence[JobState] = (), *, limit: int = 1000, before: str | None = None
+    ) -> list[Job]:
+        """The newest first."""
+        where, values = ["1"], list[Any]()
+        if states:
+            where.append(f"state IN ({','.join('?' * len(states))})")
+            values += states
+        if before is not None:
+            where.append("id < ?")
+            values.append(before)
+        rows = self._database.execute(
+            f"SELECT * FROM job WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?",
+            (*values, limit),
+        )
+        return [_job(row) for row in rows]
+
+    def next_jobs(self, limit: int) -> list[Job]:
+        """Those that may start now, in the order in which they should."""
+        rows = self._database.execute(
+            "SELECT * FROM job WHERE state = 'queued' AND (retry_at IS NULL OR retry_at <= ?)"
+            " ORDER BY priority DESC, created LIMIT ?",
+            (time.time(), limit),
+        )
+        return [_job(row) for row in rows]
+
+    def next_retry(self) -> float | None:
+        """When the first of the waiting jobs may be tried again."""
+        row = self._database.execute(
+            "SELECT min(retry_at) FROM job WHERE state = 'queued' AND retry_at > ?", (time.time(),)
+        ).fetchone()
+        return None if row[0] is None else float(row[0])
+
+    def counts(self) -> dict[str, int]:
+        """Number of jobs by state."""
+        return dict(self._database.execute("SELECT state, count(*) FROM job GROUP BY state"))
+
+    def change(
+        self, job_id: str, state: JobState, data: dict[str, Any] | None = None, **columns: Any
+    ) -> Event:
+        """Bring a job into a state, with further columns, and tell of it."""
+        if state in FINAL_STATES:
+            columns.setdefault("ended", time.time())
+        with self._transaction():
+            self._update(job_id, state=state, **columns)
+            shown = {name: columns[name] for name in ("error", "retry_at") if columns.get(name)}
+            return self._tell(job_id, "state", {"state": state, **shown, **(data or {})})
+
+    def update(self, job_id: str, **columns: Any) -> None:
+        """Set columns that nobody need be told of."""
+        with self._transaction():
+            self._update(job_id, **columns)
+
+    def tell(self, job_id: str | None, kind: EventKind, data: dict[str, Any]) -> Event:
+        """Keep an event."""
+        with self._transaction():
+            return self._tell(job_id, kind, data)
+
+    def segment_done(self, job_id: str, num_done: int, num_segments: int) -> Event:
+        """A segment is on disk: what failed before it is forgiven."""
+        with self._transaction():
+            self._update(
+                job_id,
+                num_segments_done=num_done,
+                num_segments=num_segments,
+                failures=0,
+                crashes=0,
+            )
+            return self._tell(
+                job_id, "segment", {"num_done": num_done, "num_segments": num_segments}
+            )
+
+    def forget_old(self, keep_days: float) -> int:
+        """Delete jobs that ended longer ago, and events beyond the limit."""
+        oldest = time.time() - keep_days * 86_400
+        with self._transaction():
+            marks = ",".join("?" * len(FINAL_STATES))
+            gone = self._database.execute(
+                f"DELETE FROM job WHERE state IN ({marks}) AND ended < ?", (*FINAL_STATES, oldest)
+            ).rowcount
+            self._database.execute(
+                "DELETE FROM event WHERE seq <= ?", (self.last_seq - MAX_EVENTS,)
+            )
+        return gone
+
+    # --- events ------------------------------------------------------------------------------
+
+    @property
+    def last_seq(self) -> int:
+        """Sequence number of the newest event; 0 if there was none yet."""
+        row = self._database.execute(
+            "SELECT seq FROM sqlite_sequence WHERE name = 'event'"
+        ).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def events_after(self, after: int, job_id: str | None, limit: int) -> list[Event]:
+        """Kept events behind `after`, oldest first."""
+        where = "" if job_id is None else "AND job = ?"
+        values = (after, limit) if job_id is None else (after, job_id, limit)
+        rows = self._database.execute(
+            f"SELECT * FROM event WHERE seq > ? {where} ORDER BY seq LIMIT ?", values
+        )
+        return [_event(row) for row in rows]
+
+    # --- settings ----------------------------------------------------------------------------
+
+    def setting(self, name: str) -> str | None:
+        """A value that the daemon remembers, such as the default model."""
+        row = self._database.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def remember(self, name: str, value: str) -> None:
+        with self._transaction():
+            self._database.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (name, value))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of it or nothing; a full disk is a `DiskFullError`."""
+        try:
+            with self._database:
+                self._database.execute("BEGIN IMMEDIATE")
+                yield
+        except sqlite3.Error as error:
+            if "full" in str(error) or "disk I/O" in str(error):
+                raise DiskFullError(
+                    f"{self._path}: the disk is full; nothing was lost, and nothing new can be "
+                    "kept until there is space."
+                ) from error
+            raise JobError(f"{self._path}: the queue cannot be written ({error}).") from error
+
+    # --- rows --------------------------------------------------------------------------------
+
+    def _row(self, where: str, *values: Any) -> sqlite3.Row | None:
+        row: sqlite3.Row | None = self._database.execute(
+            f"SELECT * FROM job WHERE {where} LIMIT 1", values
+        ).fetchone()
+        return row
+
+    def _count(self, where: str) -> int:
+        return int(self._database.execute(f"SELECT count(*) FROM job WHERE {where}").fetchone()[0])
+
+    def _update(self, job_id: str, **columns: Any) -> None:
+        names = ", ".join(f"{name} = ?" for name in columns)
+        values = (json.dumps(v) if isinstance(v, dict) else v for v in columns.values())
+        self._database.execute(f"UPDATE job SET {names} WHERE id = ?", (*values, job_id))
+
+    def _tell(self, job_id: str | None, kind: EventKind, data: dict[str, Any]) -> Event:
+        now = time.time()
+        cursor = self._database.execute(
+            "INSERT INTO event (time, job, kind, data) VALUES (?, ?, ?, ?)",
+            (now, job_id, kind, json.dumps(data)),
+        )
+        assert cursor.lastrowid is not None
+        return Event(seq=cursor.lastrowid, time=now, job=job_id, kind=kind, data=data)
+
+
+def _job(row: sqlite3.Row) -> Job:
+    values = {name: row[name] for name in row.keys() if name != "key"}  # noqa: SIM118
+    return Job(
+        **{
+            **values,
+            "input": Path(row["input"]),
+            "output": Path(row["output"]),
+            "overwrite": bool(row["overwrite"]),
+            "names_model": bool(row["names_model"]),
+            "changes_weights": bool(row["changes_weights"]),
+            "config": JobConfig.model_validate_json(row["config"]),
+            "result": None if row["result"] is None else json.loads(row["result"]),
+        }
+    )
+
+
+def _event(row: sqlite3.Row) -> Event:
+    return Event(
+        seq=row["seq"],
+        time=row["time"],
+        job=row["job"],
+        kind=row["kind"],
+        data=json.loads(row["data"]),
+    )

@@ -1,0 +1,343 @@
+"""One job of the daemon, done in a thread of an engine worker.
+
+What `srstream enhance` does, with the source and the output's folder opened beneath the configured
+roots, everything that reads the source in confined children, and an engine that jobs share.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from srstream.config import EngineConfig, JobConfig, ModelConfig
+from srstream.daemon.roots import Roots
+from srstream.daemon.settings import SecuritySettings
+from srstream.daemon.workers.link import Ended, JobOrder
+from srstream.engines.contract import Engine
+from srstream.engines.table import choose_engine, cpu_engine_name
+from srstream.enhancer.enhancer import Enhancer
+from srstream.enhancer.stage import FrameStage
+from srstream.enhancer.turns import Member, Round, SharedStage
+from srstream.errors import (
+    InterruptedJobError,
+    RefusedError,
+    ResumeMismatchError,
+    SrstreamError,
+    StalledError,
+)
+from srstream.files import write_whole
+from srstream.jobs.events import Event, Note, Progress, SegmentDone
+from srstream.jobs.job import Result, StopSignal, Workplace, enhance_file
+from srstream.jobs.store import disk_errors
+from srstream.models.registry import resolved
+from srstream.models.table import ModelSpec
+from srstream.pictures.files import is_animated_png
+from srstream.pictures.job import is_picture
+from srstream.protocol.control import JobProgress
+from srstream.sandbox.steps import InChild
+
+logger = logging.getLogger(__name__)
+
+_MAX_OPEN_ENGINES = 4
+_PINNED_NAME = "weights.onnx"
+_PINNED_MODEL_NAME = "model.json"
+
+
+class EnginePool:
+    """Engines by what they were opened for; those used last stay open, so their weights are warm.
+
+    For any number of threads.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._lock = threading.Lock()
+        self._open: OrderedDict[tuple[EngineConfig, ModelConfig], tuple[Engine, str]] = (
+            OrderedDict()
+        )
+        self._users: dict[int, int] = {}
+
+    @contextmanager
+    def lease(self) -> Iterator[Lease]:
+        """For one job: what it opens stays open at least until the end."""
+        lease = Lease(self)
+        try:
+            yield lease
+        finally:
+            with self._lock:
+                for engine in lease.engines:
+                    self._users[id(engine)] -= 1
+                self._close_unused()
+
+    def open(self, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
+        """The engine for a model, and why that one; counted as used once more."""
+        if config.name == "auto" and self._device != "auto":
+            # Who named a device wants no other: without its engine the worker does not start.
+            on_gpu = self._device.startswith("cuda")
+            name = "tensorrt" if on_gpu else cpu_engine_name(config, spec.name)
+            config = config.model_copy(update={"name": name})
+        with self._lock:
+            key = config, model
+            if key not in self._open:
+                self._open[key] = choose_engine(config, model, spec)
+            self._open.move_to_end(key)
+            engine, reason = self._open[key]
+            self._users[id(engine)] = self._users.get(id(engine), 0) + 1
+            return engine, reason
+
+    def _close_unused(self) -> None:
+        for key in list(self._open):
+            engine = self._open[key][0]
+            if len(self._open) > _MAX_OPEN_ENGINES and not self._users.get(id(engine)):
+                del self._open[key]
+                self._users.pop(id(engine), None)
+                engine.close()
+
+
+@dataclass(slots=True)
+class Lease:
+    """What one job has open of a pool."""
+
+    pool: EnginePool
+    engines: list[Engine] = field(default_factory=list)
+
+    def open(self, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
+        engine, reason = self.pool.open(config, model, spec)
+        self.engines.append(engine)
+        return engine, reason
+
+
+class RunningJob:
+    """A job between its order and its end; the thread that runs it is `run`'s caller.
+
+    Args:
+        tell: takes events of the pipeline, from the job's threads.
+        pinned: is told the SHA-256 of the weights that the job works with.
+    """
+
+    def __init__(
+        self,
+        order: JobOrder,
+        roots: Roots,
+        security: SecuritySettings,
+        pool: EnginePool,
+        round_: Round,
+        tell: Callable[[Event], None],
+        pinned: Callable[[str], None],
+    ) -> None:
+        self.order = order
+        self._roots, self._security, self._pool = roots, security, pool
+        self._member: Member = round_.join(order.priority)
+        self._tell, self._pinned = tell, pinned
+        self._stop = StopSignal()
+        self._enhancer: Enhancer | None = None
+        self._stage, self._stage_since = "", time.monotonic()
+        self.advance = 0
+        """Grows with every sign that the job gets on."""
+        self.progress: JobProgress | None = None
+        self.segment: int | None = None
+        """That is under way; None: the work on segments has not begun."""
+        self.num_frames = self.num_pixels = self.num_pixels_computed = 0
+        self.stage_seconds: dict[str, float] = {}
+
+    def stop(self, *, now: bool) -> None:
+        """At the segment's end, or within a second."""
+        if now:
+            self._stop.request_now()
+        else:
+            self._stop.request()
+
+    def weigh(self, priority: int) -> None:
+        """Give it another share of the engine."""
+        self._member.weigh(priority)
+
+    def run(self) -> Ended:
+        """Do the job; every way it can end is in what comes back."""
+        try:
+            try:
+                result = self._enhance(restart=False)
+            except ResumeMismatchError as error:
+                self._tell(Note(text=f"{error} The job begins anew."))
+                result = self._enhance(restart=True)
+        except InterruptedJobError as error:
+            return self._ended("stopped", error)
+        except SrstreamError as error:
+            return self._ended("failed", error)
+        except Exception as error:
+            logger.exception("an error inside srstream")
+            return self._ended("failed", error)
+        finally:
+            self._enter_stage("")
+            self._member.close()
+        receipt = None if result.receipt is None else result.receipt.model_dump(mode="json")
+        return Ended(
+            job=self.order.id,
+            outcome="done",
+            result={
+                "output": str(self.order.output),
+                "num_frames": result.num_frames,
+                "exit_code": result.exit_code,
+                "receipt": receipt,
+            },
+        )
+
+    def _ended(self, outcome: Any, error: Exception) -> Ended:
+        text = (
+            str(error)
+            if isinstance(error, SrstreamError)
+            else (f"an error inside srstream ({type(error).__name__}: {error}); the log has more.")
+        )
+        return Ended(job=self.order.id, outcome=outcome, kind=type(error).__name__, text=text)
+
+    def _enhance(self, *, restart: bool) -> Result:
+        order = self.order
+        with disk_errors("creating the job's folder", order.directory):
+            order.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        source = self._roots.open_source(order.input)
+        try:
+            if is_picture(order.input) and not is_animated_png(Path(f"/proc/self/fd/{source}")):
+                raise RefusedError(
+                    f"{order.input}: the daemon takes videos; use `srstream enhance` for pictures."
+                )
+            folder = self._roots.open_folder(order.output.parent)
+            try:
+                return self._enhance_opened(source, folder, restart=restart)
+            finally:
+                os.close(folder)
+        finally:
+            os.close(source)
+
+    def _enhance_opened(self, source: int, folder: int, *, restart: bool) -> Result:
+        order = self.order
+        media = InChild(
+            order.input,
+            source,
+            order.directory,
+            memory_bytes=self._security.decoder_memory_bytes,
+            on_advance=self._advanced,
+            is_aborted=self._stop.is_aborted,
+        )
+        try:
+            with self._pool.lease() as lease:
+                return enhance_file(
+                    order.input,
+                    order.output,
+                    self._config(),
+                    overwrite=order.overwrite,
+                    restart=restart,
+                    on_event=self._on_event,
+                    stop=self._stop,
+                    workplace=Workplace(
+                        media=media,
+                        open_engine=partial(self._open_engine, lease),
+                        directory=order.directory,
+                        output_folder=folder,
+                        source_descriptor=source,
+                        share=self._share,
+                        on_alive=self._advanced,
+                        may_change_weights=order.may_change_weights,
+                        keeps_directory=True,
+                        decoder_memory_bytes=self._security.decoder_memory_bytes,
+                    ),
+                )
+        except StalledError:
+            self._enhancer = None  # to close it is to wait for what hangs
+            raise
+        finally:
+            media.close()
+            self._count()
+
+    def _config(self) -> JobConfig:
+        """The job's settings within what the daemon allows, with the weights that it began with."""
+        config, security = self.order.config, self._security
+        source = config.source.model_copy(
+            update={
+                "max_pixels": min(config.source.max_pixels, security.max_pixels),
+                "max_streams": min(config.source.max_streams, security.max_streams),
+                "max_duration_seconds": security.max_duration_seconds,
+            }
+        )
+        model = pinned_model(
+            config.model, self.order.directory, renew=self.order.may_change_weights
+        )
+        return config.model_copy(update={"source": source, "model": model})
+
+    def _open_engine(
+        self, lease: Lease, config: EngineConfig, model: ModelConfig, spec: ModelSpec
+    ) -> tuple[Engine, str]:
+        engine, reason = lease.open(config, model, spec)
+        self._pinned(engine.capabilities.weights_sha256)
+        return engine, reason
+
+    def _share(self, enhancer: Enhancer, wake: Callable[[], None]) -> FrameStage:
+        self._count()
+        self._enhancer = enhancer
+        return SharedStage(enhancer, self._member, wake)
+
+    def _count(self) -> None:
+        """Take over what the enhancer has counted, before it is gone."""
+        enhancer, self._enhancer = self._enhancer, None
+        if enhancer is not None:
+            self.num_pixels += enhancer.num_pixels
+            self.num_pixels_computed += enhancer.num_pixels_computed
+            enhancer.close()
+
+    def _advanced(self) -> None:
+        self.advance += 1
+
+    def _on_event(self, event: Event) -> None:
+        self._advanced()
+        if isinstance(event, SegmentDone):
+            self.segment = event.number + 1
+        if not isinstance(event, Progress):
+            self._tell(event)
+            return
+        self._enter_stage(event.stage)
+        if event.stage == "enhancing":
+            before = self.progress.done if self.progress is not None else 0
+            same = self.progress is not None and self.progress.stage == "enhancing"
+            self.num_frames += max(0, event.done - before) if same else 0
+        self.progress = JobProgress(
+            stage=event.stage, done=event.done, total=event.total, fps=event.fps
+        )
+
+    def _enter_stage(self, stage: str) -> None:
+        now = time.monotonic()
+        if self._stage:
+            spent = self.stage_seconds.get(self._stage, 0.0) + now - self._stage_since
+            self.stage_seconds[self._stage] = spent
+        self._stage, self._stage_since = stage, now
+
+
+def pinned_model(model: ModelConfig, directory: Path, *, renew: bool) -> ModelConfig:
+    """The model with weights that stay the same until the job's end, whatever is registered.
+
+    Weights that ship are what the installed version has; others are copied into the job's folder.
+    With `renew`, what is registered now takes the place of what was pinned.
+    """
+    stated, weights = directory / _PINNED_MODEL_NAME, directory / _PINNED_NAME
+    if stated.exists() and not renew:
+        return ModelConfig.model_validate_json(stated.read_text())
+    network = resolved(model)
+    with disk_errors("keeping the job's weights", directory):
+        if network.weights is not None:
+            _copy_safely(Path(network.weights), weights)
+            network = network.model_copy(update={"weights": str(weights)})
+        write_whole(stated, network.model_dump_json().encode())
+    return network
+
+
+def _copy_safely(source: Path, target: Path) -> None:
+    for suffix in ("", ".int8.json"):
+        beside = source.with_suffix(suffix) if suffix else source
+        if beside.is_file():
+            write_whole(target.with_suffix(suffix) if suffix else target, beside.read_bytes())

@@ -1,0 +1,150 @@
+"""What supervisor and engine worker say to each other: JSON lines over a pair of sockets.
+
+The pair is made before the worker starts and has no name, so nobody else can speak on it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from srstream.config import JobConfig
+from srstream.daemon.settings import LogSettings, SecuritySettings, SocketSettings
+from srstream.protocol.control import JobProgress
+
+MAX_LINE_BYTES = 16 << 20
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def line(self) -> bytes:
+        """As it is sent."""
+        return self.model_dump_json(exclude_computed_fields=True).encode() + b"\n"
+
+
+class Setup(_Line):
+    """The first line that a worker is given."""
+
+    name: str
+    device: str
+    parent_pid: int
+    security: SecuritySettings
+    sockets: SocketSettings
+    defaults: JobConfig
+    max_frame_sessions: int
+    """0: this worker serves no frames."""
+    keys_dir: Path | None = None
+    """Of those who may push frames over TCP."""
+    logs: LogSettings
+
+
+class JobOrder(_Line):
+    """One job, as a worker is told to do it."""
+
+    id: str
+    input: Path
+    output: Path
+    overwrite: bool
+    config: JobConfig
+    priority: int
+    directory: Path
+    """Of its unfinished work."""
+    may_change_weights: bool = False
+
+
+class Start(_Line):
+    do: Literal["start"] = "start"
+    order: JobOrder
+
+
+class Stop(_Line):
+    """End a job: at its segment's end, or within a second."""
+
+    do: Literal["stop"] = "stop"
+    job: str
+    now: bool
+
+
+class Weigh(_Line):
+    do: Literal["weigh"] = "weigh"
+    job: str
+    priority: int
+
+
+class Configure(_Line):
+    """What a reload changed: the logs at once, the rest for jobs that start from now on."""
+
+    do: Literal["configure"] = "configure"
+    security: SecuritySettings
+    logs: LogSettings
+
+
+class Exit(_Line):
+    do: Literal["exit"] = "exit"
+
+
+Command = Start | Stop | Weigh | Configure | Exit
+COMMAND: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="do")])
+
+
+class Ready(_Line):
+    """The engine is warm."""
+
+    say: Literal["ready"] = "ready"
+    engine: str
+    reason: str
+
+
+class Counts(_Line):
+    """What a worker has done since it started."""
+
+    frames: dict[str, int] = {}
+    """Enhanced, by model."""
+    pixels: int = 0
+    """Input pixels that were to be enlarged, and of them those that were computed."""
+    pixels_computed: int = 0
+    stage_seconds: dict[str, float] = {}
+    frame_sessions: int = 0
+
+
+class Beat(_Line):
+    """Once a second. `advance` grows with every sign of getting on, of each job and of all."""
+
+    say: Literal["beat"] = "beat"
+    advance: dict[str, int]
+    progress: dict[str, JobProgress]
+    counts: Counts
+
+
+class Happened(_Line):
+    """An event of `srstream.jobs.events` in a job."""
+
+    say: Literal["event"] = "event"
+    job: str
+    event: dict[str, Any]
+
+
+class Pinned(_Line):
+    """The weights that a job works with."""
+
+    say: Literal["pinned"] = "pinned"
+    job: str
+    weights_sha256: str
+
+
+class Ended(_Line):
+    """A job's thread is through. `kind` is the name of an srstream error where it failed."""
+
+    say: Literal["ended"] = "ended"
+    job: str
+    outcome: Literal["done", "stopped", "failed"]
+    kind: str = ""
+    text: str = ""
+    result: dict[str, Any] | None = None
+
+
+Message = Ready | Beat | Happened | Pinned | Ended
+MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="say")])

@@ -1,0 +1,292 @@
+"""The engine worker: the process that holds an engine and does the jobs that it is told to do.
+
+Run as `python -m srstream.daemon.workers.main DESCRIPTOR` by the supervisor, which speaks to it
+over that socket (`link.py`). It dies with the supervisor. One thread a job; this one takes orders
+and beats.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from srstream.daemon import logs
+from srstream.daemon.frames.engine import stage_opener
+from srstream.daemon.frames.keys import FrameKeys
+from srstream.daemon.frames.server import FrameLimits, FramesServer
+from srstream.daemon.logs import log_context
+from srstream.daemon.roots import Roots
+from srstream.daemon.workers.job import EnginePool, RunningJob
+from srstream.daemon.workers.link import (
+    COMMAND,
+    MAX_LINE_BYTES,
+    Beat,
+    Command,
+    Configure,
+    Counts,
+    Ended,
+    Exit,
+    Happened,
+    JobOrder,
+    Message,
+    Pinned,
+    Ready,
+    Setup,
+    Start,
+    Stop,
+    Weigh,
+)
+from srstream.engines.contract import TileFormat
+from srstream.enhancer.turns import Round
+from srstream.errors import SrstreamError
+from srstream.jobs.events import Event
+from srstream.models.registry import resolved
+from srstream.models.table import model_spec
+from srstream.sandbox.child import die_with_parent
+
+logger = logging.getLogger(__name__)
+
+_Number = TypeVar("_Number", int, float)
+
+BEAT_SECONDS = 0.5
+_WARM_TILE = (180, 320)
+
+
+class Link:
+    """The worker's end: lines in for one thread, messages out for any."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._pending = b""
+
+    def send(self, message: Message) -> None:
+        with self._lock:
+            self._connection.sendall(message.line())
+
+    def lines(self, timeout_seconds: float) -> Iterator[bytes]:
+        """What came, after at most so long a wait.
+
+        Raises:
+            EOFError: the supervisor is gone.
+        """
+        if not select.select([self._connection], [], [], timeout_seconds)[0]:
+            return
+        chunk = self._connection.recv(1 << 20)
+        if not chunk:
+            raise EOFError
+        *lines, self._pending = (self._pending + chunk).split(b"\n")
+        if len(self._pending) > MAX_LINE_BYTES:
+            raise EOFError
+        yield from lines
+
+    def first_line(self) -> bytes:
+        """Waits for the first line."""
+        for _ in range(600):
+            for line in self.lines(0.1):
+                return line
+        raise EOFError
+
+
+class EngineWorker:
+    """Jobs on one device, each in its thread."""
+
+    def __init__(self, setup: Setup, link: Link) -> None:
+        self._setup, self._link = setup, link
+        self._roots = _open_roots(setup)
+        self._pool = EnginePool(setup.device)
+        self._round = Round()
+        self._jobs: dict[str, RunningJob] = {}
+        self._lock = threading.Lock()
+        self._ended = Counts()
+        self._is_leaving = False
+        self._frames: FramesServer | None = None
+        self._frame_keys: FrameKeys | None = None
+
+    def warm_up(self) -> Ready:
+        """Open the default model's engine and run it once, so that the first job need not wait.
+
+        From then on clients can push frames, if this worker takes any.
+
+        Raises:
+            SrstreamError: there is no engine to be had, or no socket for the frames.
+        """
+        defaults = self._setup.defaults
+        model = resolved(defaults.model).model_copy(update={"restore": 0.0})
+        spec = model_spec(model.name)
+        engine, reason = self._pool.open(defaults.engine, model, spec)
+        can = engine.capabilities
+        matrix = 1 if can.colour == "rgb" else None
+        session = engine.open_session(TileFormat(_WARM_TILE, 8, matrix))
+        tile = [np.full(_WARM_TILE, 128, np.uint8)] * can.form.num_input_planes
+        session.result(session.submit(tile))
+        session.close()
+        if self._setup.max_frame_sessions:
+            self._frames = self._start_frames()
+        return Ready(engine=can.name, reason=reason)
+
+    def _start_frames(self) -> FramesServer:
+        setup, most = self._setup, FrameLimits()
+        limits = replace(
+            most,
+            max_sessions=setup.max_frame_sessions,
+            max_pixels=min(most.max_pixels, setup.security.max_pixels),
+        )
+        open_stage = stage_opener(self._pool, self._round, setup.defaults)
+        keys = None
+        if setup.keys_dir is not None and setup.sockets.frames_tcp is not None:
+            self._frame_keys = keys = FrameKeys(setup.keys_dir)
+        server = FramesServer(
+            setup.sockets,
+            open_stage=open_stage,
+            limits=limits,
+            curve=None if keys is None else keys.curve,
+            context=None if keys is None else keys.context,
+        )
+        server.start()
+        return server
+
+    def close(self) -> None:
+        """Tell the clients that push frames, and remove their socket."""
+        if self._frames is not None:
+            self._frames.close()
+        if self._frame_keys is not None:
+            self._frame_keys.close()
+
+    def serve(self) -> None:
+        """Take orders and beat, until told to leave or the supervisor is gone."""
+        next_beat = 0.0
+        while not self._is_leaving:
+            for line in self._link.lines(BEAT_SECONDS / 2):
+                self._obey(COMMAND.validate_json(line))
+            if time.monotonic() >= next_beat:
+                self._link.send(self._beat())
+                next_beat = time.monotonic() + BEAT_SECONDS
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Start):
+            self._start(command.order)
+        elif isinstance(command, Configure):
+            self._configure(command)
+        elif isinstance(command, Exit):
+            self._is_leaving = True
+        elif (job := self._jobs.get(command.job)) is not None:
+            if isinstance(command, Stop):
+                job.stop(now=command.now)
+            elif isinstance(command, Weigh):
+                job.weigh(command.priority)
+
+    def _configure(self, command: Configure) -> None:
+        changes = {"security": command.security, "logs": command.logs}
+        self._setup = self._setup.model_copy(update=changes)
+        _configure_logs(self._setup)
+        self._roots = _open_roots(self._setup)
+        logger.debug("configured anew")
+
+    def _start(self, order: JobOrder) -> None:
+        def tell(event: Event) -> None:
+            self._link.send(Happened(job=order.id, event=event.model_dump(mode="json")))
+
+        def pinned(weights_sha256: str) -> None:
+            self._link.send(Pinned(job=order.id, weights_sha256=weights_sha256))
+
+        security = self._setup.security
+        job = RunningJob(order, self._roots, security, self._pool, self._round, tell, pinned)
+        self._jobs[order.id] = job
+        name = f"job-{order.id}"
+        threading.Thread(target=self._run, args=(job,), name=name, daemon=True).start()
+
+    def _run(self, job: RunningJob) -> None:
+        with log_context(job=job.order.id, segment=lambda: job.segment):
+            ended = job.run()
+        with self._lock:
+            self._ended = _sum(self._ended, _counts_of(job))
+            self._jobs.pop(job.order.id, None)
+        self._link.send(ended)
+
+    def _beat(self) -> Beat:
+        with self._lock:
+            jobs, counts = dict(self._jobs), self._ended
+        if self._frames is not None:
+            counts = _sum(counts, Counts(frame_sessions=self._frames.status.num_sessions))
+        for job in jobs.values():
+            counts = _sum(counts, _counts_of(job))
+        return Beat(
+            advance={name: job.advance for name, job in jobs.items()},
+            progress={name: job.progress for name, job in jobs.items() if job.progress is not None},
+            counts=counts,
+        )
+
+
+def _configure_logs(setup: Setup) -> None:
+    logs.configure(setup.logs, worker=setup.name, device=setup.device)
+
+
+def _open_roots(setup: Setup) -> Roots:
+    return Roots(setup.security.read_roots, setup.security.write_roots)
+
+
+def _counts_of(job: RunningJob) -> Counts:
+    return Counts(
+        frames={job.order.config.model.name: job.num_frames} if job.num_frames else {},
+        pixels=job.num_pixels,
+        pixels_computed=job.num_pixels_computed,
+        stage_seconds=dict(job.stage_seconds),
+    )
+
+
+def _sum(a: Counts, b: Counts) -> Counts:
+    return Counts(
+        frames=_added(a.frames, b.frames),
+        pixels=a.pixels + b.pixels,
+        pixels_computed=a.pixels_computed + b.pixels_computed,
+        stage_seconds=_added(a.stage_seconds, b.stage_seconds),
+        frame_sessions=a.frame_sessions + b.frame_sessions,
+    )
+
+
+def _added(a: Mapping[str, _Number], b: Mapping[str, _Number]) -> dict[str, _Number]:
+    total = dict(a)
+    for name, value in b.items():
+        total[name] = total[name] + value if name in total else value
+    return total
+
+
+def main() -> int:
+    """Entry point of the worker."""
+    link = Link(socket.socket(fileno=int(sys.argv[1])))
+    setup = Setup.model_validate_json(link.first_line())
+    die_with_parent(setup.parent_pid)
+    _configure_logs(setup)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The supervisor decides when to stop; a terminal's Ctrl-C goes to the whole group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    worker = EngineWorker(setup, link)
+    try:
+        link.send(worker.warm_up())
+        worker.serve()
+    except SrstreamError as error:
+        link.send(Ended(job="", outcome="failed", kind=type(error).__name__, text=str(error)))
+        return 1
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass
+    worker.close()
+    # Threads of jobs may hang in libraries; nothing of theirs is worth waiting for.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""The engine workers as the supervisor sees them: started, listened to, killed, replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from srstream.daemon.workers.link import (
+    MAX_LINE_BYTES,
+    MESSAGE,
+    Beat,
+    Command,
+    Exit,
+    JobOrder,
+    Message,
+    Ready,
+    Setup,
+    Start,
+)
+from srstream.protocol.control import JobProgress, WorkerInfo
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS = 300.0
+"""For warming up; building an engine for a GPU takes minutes."""
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 15.0
+
+
+@dataclass(slots=True)
+class RunningOrder:
+    """A job on a worker."""
+
+    order: JobOrder
+    advance: int = 0
+    advanced_at: float = field(default_factory=time.monotonic)
+    progress: JobProgress | None = None
+
+
+class EngineProcess:
+    """One engine worker and its successors: whatever dies is started again, after a pause.
+
+    Args:
+        on_message: gets what a worker says, one message after the other.
+        on_death: gets the jobs that a worker had when it died.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        device: str,
+        make_setup: Callable[[str, str], Setup],
+        on_message: Callable[[EngineProcess, Message], Awaitable[None]],
+        on_death: Callable[[EngineProcess, list[JobOrder]], Awaitable[None]],
+    ) -> None:
+        self.name, self.device = name, device
+        self._make_setup = make_setup
+        self._on_message, self._on_death = on_message, on_death
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self.running: dict[str, RunningOrder] = {}
+        self.is_ready = self.is_leaving = False
+        self.engine = ""
+        self.fault = ""
+        """What the last one said before it went."""
+        self.num_restarts = 0
+        self.num_deaths_in_a_row = 0
+        """Without a job having advanced in between."""
+        self._heard_at = self._started_at = time.monotonic()
+        self._is_busy_here = False
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def info(self) -> WorkerInfo:
+        """What clients are told."""
+        alive = self._process is not None
+        ready = "ready" if self.is_ready else "starting"
+        return WorkerInfo(
+            name=self.name,
+            device=self.device,
+            pid=self.pid,
+            state="draining" if self.is_leaving and alive else ready if alive else "dead",
+            num_jobs=len(self.running),
+            num_restarts=self.num_restarts,
+        )
+
+    async def live(self) -> None:
+        """Start the worker, listen until it dies, start the next; until `leave` or cancelled."""
+        try:
+            while not self.is_leaving:
+                reader = await self._start()
+                await self._listen(reader)
+                await self._bury()
+                await self._pause()
+        finally:
+            self.kill()
+
+    async def _pause(self) -> None:
+        """Longer after every death that came before a job advanced."""
+        if self.is_leaving:
+            return
+        self.num_restarts += 1
+        self.num_deaths_in_a_row += 1
+        seconds = _FIRST_PAUSE_SECONDS * 2 ** min(self.num_deaths_in_a_row - 1, 10)
+        await asyncio.sleep(min(seconds, _LONGEST_PAUSE_SECONDS))
+
+    def start_job(self, order: JobOrder) -> None:
+        """Hand it a job."""
+        self.running[order.id] = RunningOrder(order)
+        self.send(Start(order=order))
+
+    def send(self, command: Command) -> None:
+        """Tell it something; nothing happens where it has just died."""
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(command.line())
+
+    def leave(self) -> None:
+        """Have it end, and not be replaced."""
+        self.is_leaving = True
+        self.send(Exit())
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            _kill(self._process)
+
+    def stall(self, stall_seconds: float, silence_seconds: float) -> str | None:
+        """Why it has to be replaced, if it has."""
+        now = time.monotonic()
+        if self._process is None:
+            return None
+        if not self.is_ready:
+            late = now - self._started_at > START_SECONDS
+            return f"was not ready after {START_SECONDS:.0f} s" if late else None
+        if not self._is_busy_here and now - self._heard_at > silence_seconds:
+            return f"said nothing for {now - self._heard_at:.0f} s"
+        for job, running in self.running.items():
+            if now - running.advanced_at > stall_seconds:
+                return f"did not advance job {job} for {now - running.advanced_at:.0f} s"
+        return None
+
+    async def _start(self) -> asyncio.StreamReader:
+        ours, theirs = socket.socketpair()
+        self._started_at = self._heard_at = time.monotonic()
+        environment = dict(os.environ)
+        if self.device.startswith("cuda:"):
+            environment["CUDA_VISIBLE_DEVICES"] = self.device.removeprefix("cuda:")
+        for variable in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+            environment.pop(variable, None)  # the supervisor's alone to answer
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                "srstream.daemon.workers.main",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                env=environment,
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
+        self._writer.write(self._make_setup(self.name, self.device).line())
+        logger.info("engine worker started", extra={"worker": self.name, "pid": self.pid})
+        return reader
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                line = await reader.readline()
+                if not line:
+                    return
+                message = MESSAGE.validate_json(line)
+            except (ConnectionError, ValueError, ValidationError) as error:
+                logger.error("engine worker %s: cannot be understood (%s)", self.name, error)
+                return
+            self._heard_at = time.monotonic()
+            if isinstance(message, Ready):
+                self.is_ready, self.engine = True, message.engine
+            elif isinstance(message, Beat):
+                self._take_beat(message)
+            # While the disk is full this waits; the worker is not to blame for it.
+            self._is_busy_here = True
+            await self._on_message(self, message)
+            self._is_busy_here = False
+            self._heard_at = time.monotonic()
+
+    def _take_beat(self, beat: Beat) -> None:
+        for job, advance in beat.advance.items():
+            running = self.running.get(job)
+            if running is not None and advance != running.advance:
+                running.advance, running.advanced_at = advance, time.monotonic()
+                self.num_deaths_in_a_row = 0
+        for job, progress in beat.progress.items():
+            if job in self.running:
+                self.running[job].progress = progress
+
+    async def _bury(self) -> None:
+        """The worker is gone or must go; its jobs are handed back."""
+        process, self._process = self._process, None
+        assert process is not None
+        _kill(process)
+        status = await process.wait()
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self.is_ready, self._is_busy_here = None, False, False
+        orders = [running.order for running in self.running.values()]
+        self.running.clear()
+        if not self.is_leaving:
+            logger.warning(
+                "engine worker %s ended (status %s)", self.name, status, extra={"worker": self.name}
+            )
+        await self._on_death(self, orders)
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill a child if it lives.
+
+    `process.kill` would take away the status of one that has just died by itself, which asyncio
+    then looks for in vain.
+    """
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)

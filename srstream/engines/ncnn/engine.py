@@ -1,0 +1,194 @@
+"""ncnn: Winograd convolutions on the CPU, and Vulkan on the GPUs of any maker.
+
+Everything is computed in float32. On the CPU each tile has one thread and as many are computed as
+there are cores; on a GPU one after the other.
+
+ncnn's convolutions add up in an order that depends on where in its tile a sample lies, so tiles are
+not exact to the last bit (`Capabilities.tiles_are_exact`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srstream.config import EngineConfig, ModelConfig
+from srstream.engines.contract import Affine, Capabilities, OnDone, TileFormat
+from srstream.engines.ncnn.graph import INPUT_NAME, OUTPUT_NAMES, ncnn_network
+from srstream.engines.openvino.engine import available_threads
+from srstream.engines.threads import ThreadSession, check_format
+from srstream.errors import EngineError
+from srstream.frame import Plane
+from srstream.models.blend import blend_of
+from srstream.models.checkpoint import Weights, blended_weights
+from srstream.models.edges import border_of
+from srstream.models.table import ModelSpec, ResidualGenerator, Stack
+
+LIVE_ACTIVATIONS = {Stack: 15, ResidualGenerator: 6}
+"""Feature maps of the widest layer that are held at once, with Winograd's transformed ones and what
+ncnn keeps for the next tile: 14 and 4.5 were measured."""
+
+LESS_EXACT = (
+    "use_winograd63_convolution",  # no faster than the smaller transforms, five times their error
+    "use_fp16_packed",
+    "use_fp16_storage",
+    "use_fp16_arithmetic",
+    "use_bf16_packed",
+    "use_bf16_storage",
+)
+SOFTWARE = 3
+"""ncnn's number for a Vulkan device that is a CPU."""
+
+Floats = NDArray[np.float32]
+
+
+class NcnnEngine:
+    """The model's network on the first GPU with Vulkan where there is one, else on the CPU.
+
+    With `software_vulkan` a Vulkan device that is a CPU will do: for tests, it is slow.
+
+    Raises:
+        EngineError: ncnn doesn't load, or refuses the network.
+        WeightsError: the weights are missing, cannot be read or aren't the model's.
+    """
+
+    capabilities: Capabilities
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: ModelConfig,
+        spec: ModelSpec,
+        *,
+        software_vulkan: bool = False,
+    ) -> None:
+        blend = blend_of(model, spec)
+        try:
+            self._ncnn = importlib.import_module("ncnn")
+        except ImportError as error:
+            raise EngineError(f"ncnn cannot be loaded ({error})") from error
+        gpu = vulkan_device(self._ncnn, software=software_vulkan)
+        num_threads = config.threads or available_threads()
+        self._outputs = OUTPUT_NAMES[: len(spec.form.outputs)]
+        weights = blended_weights(blend, spec)
+        with _without_stderr():
+            self._net = _load(self._ncnn, weights, gpu)
+        self.capabilities = Capabilities(
+            name="ncnn",
+            device="CPU" if gpu is None else self._ncnn.get_gpu_info(gpu).device_name(),
+            weights=blend.path,
+            weights_sha256=blend.sha256,
+            colour=spec.colour,
+            scale=spec.scale,
+            halo=spec.halo,
+            border=border_of(weights),
+            mixes_sets=blend.mixes_sets,
+            activation_bytes_per_pixel=4
+            * max(spec.network.activation_channels, 16)
+            * LIVE_ACTIVATIONS[type(spec.network)],
+            num_streams=num_threads if gpu is None else 1,
+            num_threads=num_threads if gpu is None else 1,
+            takes_any_shape=True,
+            tiles_are_exact=False,
+        )
+
+    def open_session(self, tile: TileFormat, on_done: OnDone | None = None) -> ThreadSession:
+        """See `Engine.open_session`; nothing is compiled."""
+        check_format(tile, self.capabilities)
+        return ThreadSession(self._run, tile, self.capabilities, on_done)
+
+    def close(self) -> None:
+        """Frees the weights, on a GPU the device's memory."""
+        self._net.clear()
+
+    def _run(self, codes_CHW: Plane, tile: TileFormat) -> list[Plane]:
+        colour, peak = self.capabilities.colour, np.float32(2**tile.bits - 1)
+        to_codes = tile.from_network(colour)
+        x = _mapped(codes_CHW.astype(np.float32), tile.to_network(colour))
+        planes: list[Plane] = []
+        for group in self._forward(np.ascontiguousarray(x)):
+            y = _mapped(group, to_codes.of_planes(len(planes), len(group)))
+            np.rint(y, out=y)
+            np.clip(y, 0, peak, out=y)
+            planes += [plane.astype(tile.dtype) for plane in y]
+        return planes
+
+    def _forward(self, x_CHW: Floats) -> list[Floats]:
+        """The network's groups of output planes.
+
+        A Mat made of an array owns nothing: it outlives the array without holding it, and a layer
+        that works in place on one ends the process, since it looks for a count of users that is
+        not there. The clone owns its memory. What comes out is copied before its Mat goes.
+        """
+        extractor = self._net.create_extractor()
+        extractor.input(INPUT_NAME, self._ncnn.Mat(x_CHW).clone())
+        groups = []
+        for name in self._outputs:
+            code, made = extractor.extract(name)
+            if code != 0:
+                raise RuntimeError(
+                    "there is not enough memory for it" if code == -100 else f"code {code}"
+                )
+            groups.append(np.array(made, np.float32, copy=True))
+        return groups
+
+
+def vulkan_device(ncnn: Any, *, software: bool = False) -> int | None:
+    """The first GPU that Vulkan lists, with `software` the first device of any kind."""
+    try:
+        ctypes.CDLL("libvulkan.so.1")  # ncnn complains eight times where it isn't there
+    except OSError:
+        return None
+    with _without_stderr():
+        found = range(ncnn.get_gpu_count())
+        kinds = {index: ncnn.get_gpu_info(index).type() for index in found}
+    return next((index for index in found if software or kinds[index] != SOFTWARE), None)
+
+
+def _load(ncnn: Any, weights: Weights, gpu: int | None) -> Any:
+    """From files: from memory ncnn would refer to bytes that Python may have freed."""
+    net = ncnn.Net()
+    net.opt.num_threads = 1
+    for name in LESS_EXACT:
+        setattr(net.opt, name, False)
+    net.opt.use_vulkan_compute = gpu is not None
+    if gpu is not None:
+        net.set_vulkan_device(gpu)
+    text, content = ncnn_network(weights)
+    with tempfile.TemporaryDirectory(prefix="srstream-ncnn-") as folder:
+        layers, values = Path(folder) / "net.param", Path(folder) / "net.bin"
+        layers.write_text(text)
+        values.write_bytes(content)
+        if net.load_param(str(layers)) != 0 or net.load_model(str(values)) != 0:
+            raise EngineError(f"ncnn refuses the network of model {weights.spec.name!r}")
+    return net
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """ncnn and drivers describe every device on standard error, which is the progress bar's."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _mapped(planes_CHW: Floats, affine: Affine) -> Floats:
+    gains, offset = affine.gains, affine.offset.astype(np.float32)[:, None, None]
+    if gains is not None:
+        return planes_CHW * gains.astype(np.float32)[:, None, None] + offset
+    mixed: Floats = np.tensordot(affine.mix.astype(np.float32), planes_CHW, axes=1) + offset
+    return mixed

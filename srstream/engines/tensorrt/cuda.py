@@ -1,0 +1,101 @@
+"""CUDA as the ring of slots sees it: streams, events, pinned memory and copies, through PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srstream.engines.tensorrt.ring import Array
+
+TORCH_DTYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.int16}
+"""What codes are held in: PyTorch computes little with uint16, so those are the bits of int16."""
+
+
+class CudaDevice:
+    """One CUDA device; see `srstream.engines.tensorrt.ring.Device`."""
+
+    def __init__(self, index: int) -> None:
+        self.device = torch.device("cuda", index)
+
+    def stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.device)
+
+    def event(self) -> torch.cuda.Event:
+        # A waiting thread sleeps; otherwise it would keep a core busy.
+        return torch.cuda.Event(blocking=True)
+
+    def pinned(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Tensor:
+        return torch.empty(tuple(shape), dtype=TORCH_DTYPES[dtype], pin_memory=True)
+
+    def buffer(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Tensor:
+        return torch.empty(tuple(shape), dtype=TORCH_DTYPES[dtype], device=self.device)
+
+    def array(self, pinned: Tensor) -> Array:
+        array = pinned.numpy()
+        return array.view(np.uint16) if pinned.dtype == torch.int16 else array
+
+    def copy(self, target: Tensor, source: Tensor, stream: torch.cuda.Stream) -> None:
+        with torch.cuda.stream(stream):
+            target.copy_(source, non_blocking=True)
+
+    def record(self, event: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
+        event.record(stream)
+
+    def wait(self, stream: torch.cuda.Stream, event: torch.cuda.Event) -> None:
+        stream.wait_event(event)
+
+    def has_happened(self, event: torch.cuda.Event) -> bool:
+        return event.query()
+
+    def synchronize(self, event: torch.cuda.Event) -> None:
+        event.synchronize()
+
+    def synchronize_all(self) -> None:
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return  # what went wrong is raised where its tile is asked for
+
+
+class HostDevice:
+    """The CPU under the same protocol, everything at once: for tests and machines without a GPU.
+
+    A stream is nothing, an event has always happened, pinned memory is memory.
+    """
+
+    def stream(self) -> None:
+        return None
+
+    def event(self) -> None:
+        return None
+
+    def pinned(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Tensor:
+        return torch.empty(tuple(shape), dtype=TORCH_DTYPES[dtype])
+
+    buffer = pinned
+
+    def array(self, pinned: Tensor) -> Array:
+        array = pinned.numpy()
+        return array.view(np.uint16) if pinned.dtype == torch.int16 else array
+
+    def copy(self, target: Tensor, source: Tensor, stream: None) -> None:
+        target.copy_(source)
+
+    def record(self, event: None, stream: None) -> None:
+        return None
+
+    def wait(self, stream: None, event: None) -> None:
+        return None
+
+    def has_happened(self, event: None) -> bool:
+        return True
+
+    def synchronize(self, event: None) -> None:
+        return None
+
+    def synchronize_all(self) -> None:
+        return None

@@ -1,0 +1,170 @@
+"""Jobs that share an engine take turns: each gets its share of the engine's time, none is starved.
+
+Start-time fair queueing (Goyal, Vin and Cheng, 1997) on measured time: every member has a clock
+that runs faster the lower its weight, and of those that wait the one whose clock is behind goes
+first. Who comes in late starts at the others' time, so idling saves nothing up.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from srstream.enhancer.stage import FrameStage
+from srstream.frame import Frame
+
+STEP = 1.5
+"""By which a step of priority multiplies a member's share."""
+
+
+class Member:
+    """One job's place in the round. Its owner's thread takes turns; any thread may weigh it."""
+
+    def __init__(self, round_: Round, priority: int) -> None:
+        self._round = round_
+        self.weight = STEP**priority
+        self.clock = 0.0
+        self.is_waiting = False
+        self.call: Callable[[], None] = _nothing
+        """What is called, from any thread, when it is the turn of this member that waits."""
+        self._since: float | None = None
+
+    def weigh(self, priority: int) -> None:
+        """Give it another priority from the next turn on."""
+        self.weight = STEP**priority
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the engine; waits until it is this member's turn."""
+        self._round.enter(self)
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.end_turn()
+
+    def try_turn(self) -> bool:
+        """Take the turn if it is this member's, or stand in line for it and be called then.
+
+        Whoever stands in line holds up those behind it until it has come back and taken its turn.
+        """
+        if self._since is None and self._round.try_enter(self):
+            self._since = time.monotonic()
+        return self._since is not None
+
+    def end_turn(self) -> None:
+        """Let the next one have the engine; nothing where this member does not hold it."""
+        since, self._since = self._since, None
+        if since is not None:
+            self._round.leave(self, (time.monotonic() - since) / self.weight)
+
+    def close(self) -> None:
+        """Leave the round, in the middle of a turn as well."""
+        self.end_turn()
+        self._round.remove(self)
+
+
+class Round:
+    """The members that share one engine."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._members: list[Member] = []
+        self._is_taken = False
+        self._now = 0.0
+        """The clock of the last one that was let in: where newcomers start."""
+
+    def join(self, priority: int) -> Member:
+        """A new member, at the time of those that are there."""
+        member = Member(self, priority)
+        with self._changed:
+            self._members.append(member)
+        return member
+
+    def enter(self, member: Member) -> None:
+        with self._changed:
+            member.is_waiting = True
+            member.clock = max(member.clock, self._now)
+            self._changed.wait_for(lambda: self._is_turn_of(member))
+            self._let_in(member)
+
+    def try_enter(self, member: Member) -> bool:
+        with self._changed:
+            if not member.is_waiting:
+                member.is_waiting = True
+                member.clock = max(member.clock, self._now)
+            if not self._is_turn_of(member):
+                return False
+            self._let_in(member)
+            return True
+
+    def leave(self, member: Member, cost: float) -> None:
+        with self._changed:
+            member.clock += cost
+            self._is_taken = False
+            self._call_next()
+
+    def remove(self, member: Member) -> None:
+        with self._changed:
+            self._members.remove(member)
+            self._call_next()
+
+    def _let_in(self, member: Member) -> None:
+        member.is_waiting = False
+        self._is_taken = True
+        self._now = member.clock
+
+    def _call_next(self) -> None:
+        self._changed.notify_all()
+        if not self._is_taken and (next_one := self._next()) is not None:
+            next_one.call()
+
+    def _is_turn_of(self, member: Member) -> bool:
+        return not self._is_taken and self._next() is member
+
+    def _next(self) -> Member | None:
+        waiting = [member for member in self._members if member.is_waiting]
+        return min(waiting, key=lambda member: member.clock, default=None)
+
+
+class SharedStage:
+    """An enhancer that is given a frame only when it is its job's turn.
+
+    A turn lasts from a frame's beginning until the engine has room for the next one: what it costs
+    is the time for which the job kept the engine busy.
+
+    Args:
+        wake: called, from any thread, when the job's turn has come.
+    """
+
+    def __init__(self, stage: FrameStage, member: Member, wake: Callable[[], None]) -> None:
+        self._stage, self._member = stage, member
+        member.call = wake
+
+    def has_room(self) -> bool:
+        return self._stage.has_room() and self._member.try_turn()
+
+    def push(self, frame: Frame) -> list[Frame]:
+        try:
+            return self._stage.push(frame)
+        finally:
+            self._end_turn()
+
+    def collect(self) -> list[Frame]:
+        try:
+            return self._stage.collect()
+        finally:
+            self._end_turn()
+
+    def forget(self) -> None:
+        self._stage.forget()
+
+    def _end_turn(self) -> None:
+        if self._stage.has_room():
+            self._member.end_turn()
+
+
+def _nothing() -> None:
+    """Nobody is to be called."""

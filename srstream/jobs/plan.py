@@ -1,0 +1,389 @@
+"""What will be done, decided before anything is done; what cannot work is refused here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import av
+
+from srstream.config import EngineConfig, JobConfig, ModelConfig, ScaleConfig
+from srstream.engines.contract import Engine
+from srstream.engines.softened import softened
+from srstream.engines.table import ENGINES, choose_engine, engine_name
+from srstream.errors import NoSpaceError, RefusedError, TruncatedError, UsageError
+from srstream.files import largest_file
+from srstream.jobs.segments import SegmentCuts
+from srstream.media.read.demux import nvdec_fault
+from srstream.media.read.restore import RestoreChoice
+from srstream.media.read.start import earliest, start_pts
+from srstream.media.types import (
+    OutputPlan,
+    OutputVideo,
+    PacketIndex,
+    SourceInfo,
+    StreamPlan,
+    TimeWindow,
+    Tried,
+    VideoInfo,
+)
+from srstream.media.write.containers import Container
+from srstream.media.write.output import plan_output
+from srstream.models.registry import resolved
+from srstream.models.table import ModelSpec, model_spec
+from srstream.sandbox.steps import (
+    ChooseRestore,
+    InProcess,
+    MediaSteps,
+    OnProgress,
+    Probe,
+    Scan,
+    TryOutput,
+)
+
+MIN_SEGMENT_SECONDS = 2
+MAX_SEGMENT_SECONDS = 10
+MAX_SEGMENT_MACS = 12e12
+"""Of the network, in a segment of more than a second: some two minutes of two cores, which is what
+a kill may cost where frames take seconds."""
+
+# Bits per output pixel that libx264 needs at its default quality: a quiet clip, and a lively one.
+_LOW_BITS_PER_PIXEL = 0.01
+_TYPICAL_BITS_PER_PIXEL = 0.06
+_LOSSLESS_BITS_PER_SAMPLE = 2.5
+_MAX_NAME_BYTES = 255
+_MIN_OUTPUT_SIDE = 16
+OpenEngine = Callable[[EngineConfig, ModelConfig, ModelSpec], tuple[Engine, str]]
+
+_LOSSLESS_CODECS = frozenset({"ffv1", "utvideo", "png", "qtrle"})
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """One job, decided: from where to where, with what, in which segments."""
+
+    source: SourceInfo
+    index: PacketIndex
+    output: OutputPlan
+    model: ModelSpec
+    engine: Engine
+    engine_reason: str
+    restore: RestoreChoice
+    window: TimeWindow
+    cuts: SegmentCuts
+    config: JobConfig
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that the index promises within the window."""
+        if not self.index.has_timestamps:
+            return self.index.num_packets
+        start, end = self.window.start_pts, self.window.end_pts
+        return sum(
+            (start is None or pts >= start) and (end is None or pts < end) for pts in self.index.pts
+        )
+
+    @property
+    def is_truncated(self) -> bool:
+        return self.index.truncated_at_seconds is not None
+
+    @property
+    def low_bytes(self) -> int:
+        """Least size that the output is expected to have."""
+        return _estimate_bytes(self.output.video, self.num_frames, _LOW_BITS_PER_PIXEL)
+
+    @property
+    def typical_bytes(self) -> int:
+        """Size that the output will have, roughly."""
+        return _estimate_bytes(self.output.video, self.num_frames, _TYPICAL_BITS_PER_PIXEL)
+
+
+def make_plan(
+    source: Path,
+    output: Path | None,
+    config: JobConfig,
+    *,
+    deadline_seconds: float | None = None,
+    on_read: OnProgress | None = None,
+    media: MediaSteps | None = None,
+    open_engine: OpenEngine = choose_engine,
+    work_folder: Path | None = None,
+) -> JobPlan:
+    """Decide everything about a job.
+
+    Args:
+        media: who looks at the source; None: this process.
+        open_engine: gives the engine for a model, and why that one.
+        work_folder: where the unfinished job lies; None: beside the output.
+        deadline_seconds: ends the pass over the packets early (`plan` wants an answer in about a
+            second); a job itself needs the whole pass.
+
+    Raises:
+        UsageError, RefusedError: the request cannot work, in one sentence.
+        MediaError: the source cannot be read.
+        TruncatedError: the source ends early and `--salvage` was not given.
+    """
+    media = media or InProcess()
+    config = config.model_copy(update={"model": resolved(config.model)})
+    spec = model_spec(config.model.name)
+    if source.exists() and not source.is_file() and not source.is_dir():
+        raise UsageError(f"{source}: this is no regular file; give a file that can be read twice.")
+    info = media.do(Probe(config=config.source), source)
+    size = output_size(info.video, config.scaling, spec.scale)
+    config, decoder_notes = _with_decoder(source, config)
+    on_gpu = engine_name(config.engine, spec.name) == "tensorrt" and not config.deterministic
+
+    def try_streams(
+        video: OutputVideo, container: Container, streams: tuple[StreamPlan, ...]
+    ) -> Tried:
+        trial = TryOutput(
+            source=info,
+            video=video,
+            container=container.name,
+            streams=streams,
+            folder=work_folder,
+        )
+        return media.do(trial, source)
+
+    plan = plan_output(info, config, output, size, on_gpu=on_gpu, try_streams=try_streams)
+    if plan.path.resolve() == source.resolve():
+        raise UsageError(f"{source}: the output would be the input itself; choose another -o.")
+    if not plan.path.parent.is_dir():
+        raise UsageError(f"{plan.path.parent}: there is no such folder; create it or change -o.")
+    if plan.path.is_dir():
+        raise UsageError(f"{plan.path}: this is a folder; give the output a name in it.")
+    if len(os.fsencode(plan.path.name)) > _MAX_NAME_BYTES:
+        raise UsageError(f"{plan.path.name[:40]}...: this name is too long; give another with -o.")
+    scan = Scan(video=info.video, deadline_seconds=deadline_seconds)
+    index = media.do(scan, source, on_read)
+    if index.truncated_at_seconds is not None and not config.source.salvage:
+        raise TruncatedError(
+            f"{source}: the file ends at {index.truncated_at_seconds:.3f} s, earlier than its "
+            "header says. Use --salvage to enhance what is there."
+        )
+    if index.num_packets == 0 and index.is_complete:
+        raise RefusedError(f"{source}: its video stream holds no packet.")
+    window = time_window(info.video, index, config)
+    plan = _with_start(plan, info.video, index, config)
+    keys = replace(index, pts=())  # it can be long, and may have to cross to another process
+    restore = media.do(ChooseRestore(video=info.video, index=keys, config=config), source)
+    engine, reason = open_engine(config.engine, restore.applied(config.model), spec)
+    engine = softened(engine, restore.strength)
+    job = JobPlan(
+        source=info,
+        index=index,
+        output=replace(plan, notes=(*plan.notes, *decoder_notes)),
+        model=spec,
+        engine=engine,
+        engine_reason=reason,
+        restore=restore,
+        window=window,
+        cuts=cut_segments(info.video, index, window, longest_segment(info.video, spec)),
+        config=config,
+    )
+    folders = [plan.path.parent, *([work_folder] if work_folder is not None else [])]
+    for folder in folders:
+        _check_disk(job, folder)
+    limits = [limit for limit in map(largest_file, folders) if limit is not None]
+    return _fitted(job, min(limits, default=None))
+
+
+def _fitted(job: JobPlan, limit: int | None) -> JobPlan:
+    """The job, with a note if its output may become too large a file.
+
+    Raises:
+        NoSpaceError: it will.
+    """
+    if limit is None or job.typical_bytes <= limit:
+        return job
+    text = (
+        f"Its file system (FAT) holds files of at most {limit / 1e9:.1f} GB, the output takes "
+        f"about {job.typical_bytes / 1e9:.1f} GB"
+    )
+    if job.low_bytes > limit:
+        raise NoSpaceError(f"{job.output.path}: {text}. Name another folder with -o.")
+    return replace(job, output=replace(job.output, notes=(*job.output.notes, f"{text}.")))
+
+
+def _with_decoder(source: Path, config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
+    """The config with the decoder that is used, and what is to be said of it.
+
+    Raises:
+        RefusedError: NVDEC was asked for and doesn't open.
+    """
+    asked = config.source.decoder
+    if asked == "cpu":
+        return config, ()
+    fault = nvdec_fault(source)
+    if fault is not None and asked == "nvdec":
+        raise RefusedError(f"{source}: {fault}; use --decoder cpu.")
+    chosen = "nvdec" if fault is None else "cpu"
+    note = "Decoded by NVDEC, on the GPU." if fault is None else f"Decoded on the CPU: {fault}."
+    section = config.source.model_copy(update={"decoder": chosen})
+    return config.model_copy(update={"source": section}), (note,)
+
+
+def output_size(video: VideoInfo, scaling: ScaleConfig, model_scale: int) -> tuple[int, int]:
+    """(width, height) of the output, on the chroma grid.
+
+    Raises:
+        UsageError: both --scale and --height were given.
+        RefusedError: the size asked for is larger than the model's own.
+    """
+    full_width, full_height = video.width * model_scale, video.height * model_scale
+    if scaling.scale is not None and scaling.height is not None:
+        raise UsageError("--scale and --height exclude each other; give one.")
+    if scaling.scale is None and scaling.height is None:
+        return full_width, full_height
+    factor = (
+        Fraction(scaling.height, video.height)
+        if scaling.height is not None
+        else Fraction(scaling.scale or 1).limit_denominator(10_000)
+    )
+    if factor > model_scale:
+        raise RefusedError(
+            f"{video.height * factor} rows were asked for, the model makes at most {full_height}; "
+            "choose a smaller --height or --scale."
+        )
+    if min(video.width, video.height) * factor < _MIN_OUTPUT_SIDE:
+        raise RefusedError(
+            f"a picture smaller than {_MIN_OUTPUT_SIDE} pixels was asked for; choose a larger "
+            "--scale or --height."
+        )
+    return tuple(  # type: ignore[return-value]
+        max(2, round(side * factor / step) * step)
+        for side, step in (
+            (video.width, 1 << video.layout.log2_chroma_w),
+            (video.height, 1 << video.layout.log2_chroma_h),
+        )
+    )
+
+
+def time_window(video: VideoInfo, index: PacketIndex, config: JobConfig) -> TimeWindow:
+    """`--start/--end` as pts; they count from the first video frame."""
+    start, end = config.source.start_seconds, config.source.end_seconds
+    if start is None and end is None:
+        return TimeWindow()
+    if end is not None and end <= (start or 0):
+        raise UsageError(f"--end {end:g} is not after --start {start or 0:g}.")
+    first = index.pts[0] if index.pts else 0
+
+    def to_pts(seconds: float | None) -> int | None:
+        if seconds is None:
+            return None
+        return first + -int(-Fraction(str(seconds)) // video.time_base)
+
+    window = TimeWindow(to_pts(start), to_pts(end))
+    last = index.pts[-1] if index.pts else None
+    if last is not None and window.start_pts is not None and window.start_pts > last:
+        length = float((last - first) * video.time_base)
+        raise UsageError(f"--start {start:g} lies behind the last frame, at {length:.3f} s.")
+    return window
+
+
+def _with_start(
+    plan: OutputPlan, video: VideoInfo, index: PacketIndex, config: JobConfig
+) -> OutputPlan:
+    """The plan with when its output begins, and what is to be said of it."""
+    other = earliest(index.starts, plan.streams)
+    plan = replace(plan, keeps_start=config.source.keep_start, earliest_other=other)
+    start = start_pts(index.pts[0] if index.pts else 0, video.time_base, other) * video.time_base
+    if plan.keeps_start or config.source.start_seconds is not None or not start:
+        return plan
+    note = f"The file's clock starts at {float(start):.3f} s; all times are moved to start at zero"
+    return replace(plan, notes=(*plan.notes, f"{note} (--keep-start keeps them)."))
+
+
+def longest_segment(video: VideoInfo, model: ModelSpec) -> float:
+    """In seconds: 10, or for large frames and networks what `MAX_SEGMENT_MACS` are enough for."""
+    macs_a_second = 1e3 * model.kmac_per_pixel * video.width * video.height
+    macs_a_second *= float(video.frame_rate or 25)
+    return min(max(MAX_SEGMENT_MACS / macs_a_second, 1.0), MAX_SEGMENT_SECONDS)
+
+
+def cut_segments(
+    video: VideoInfo, index: PacketIndex, window: TimeWindow, longest_seconds: float
+) -> SegmentCuts:
+    """Segments start at keyframes of the source and last 2 seconds or more, where they may."""
+    longest = max(int(Fraction(longest_seconds) / video.time_base), 1)
+    shortest = min(int(MIN_SEGMENT_SECONDS / video.time_base), longest)
+    if index.has_timestamps:
+        first, last = index.pts[0] if index.pts else 0, index.pts[-1] if index.pts else 0
+        keys = index.key_pts
+    else:
+        rate = video.frame_rate or Fraction(25)
+        first, last = 0, int(index.num_packets / rate / video.time_base)
+        keys = ()
+    first = first if window.start_pts is None else max(first, window.start_pts)
+    last = last if window.end_pts is None else min(last, window.end_pts - 1)
+    starts = [first]
+    for key in [*(key for key in keys if first < key <= last), last + 1]:
+        while key - starts[-1] > longest:
+            starts.append(starts[-1] + longest)
+        if key - starts[-1] >= shortest and key <= last:
+            starts.append(key)
+    return SegmentCuts(tuple(starts))
+
+
+def fingerprint(plan: JobPlan) -> dict[str, Any]:
+    """Everything that decides the result; a resume goes on only if all of it is the same."""
+    config = plan.config.model_dump(mode="json")
+    # Where it runs does not decide what comes out.
+    for neutral in ("threads", "max_memory_bytes"):
+        config["engine"].pop(neutral)
+    config["reuse"].pop("enabled")
+    video = plan.output.video
+    return {
+        "source": plan.index.sha256,
+        "settings": config,
+        "output": {
+            "container": plan.output.container,
+            "codec": video.codec,
+            "pix_fmt": video.pix_fmt,
+            "size": [video.width, video.height],
+            "options": video.options,
+        },
+        "weights": plan.engine.capabilities.weights_sha256,
+        "versions": _versions(plan.engine.capabilities.name),
+    }
+
+
+def _versions(engine: str) -> dict[str, str]:
+    own = ENGINES[engine].package
+    packages = ["srstream", "av", "numpy", "opencv-python-headless", own]
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    for library, version in av.library_versions.items():
+        found[library] = ".".join(str(part) for part in version)
+    return found
+
+
+def _estimate_bytes(video: OutputVideo, num_frames: int, bits_per_pixel: float) -> int:
+    pixels = video.width * video.height * num_frames
+    if video.codec in _LOSSLESS_CODECS:
+        samples = video.layout.frame_bytes(video.width, video.height) * num_frames
+        return int(samples * _LOSSLESS_BITS_PER_SAMPLE / 8)
+    return int(pixels * bits_per_pixel / 8)
+
+
+def _check_disk(plan: JobPlan, folder: Path) -> None:
+    if not os.access(folder, os.W_OK):
+        raise RefusedError(f"{folder}: this folder cannot be written to; choose another with -o.")
+    free = shutil.disk_usage(folder).free
+    # Segments and the assembled file exist side by side for a moment.
+    if free < 2 * plan.low_bytes:
+        raise NoSpaceError(
+            f"{folder}: {free / 1e6:.0f} MB are free, the job needs at least "
+            f"{2 * plan.low_bytes / 1e6:.0f} MB and about {2 * plan.typical_bytes / 1e6:.0f} MB. "
+            "Free some space or choose another folder with -o."
+        )

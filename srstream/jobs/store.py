@@ -1,0 +1,376 @@
+"""The job's own folder: a lock, a SQLite journal and the segments that are done.
+
+It stands beside the output (`.NAME.srstream`), on the same file system, so that publishing is one
+rename. Order of a segment's life: encoded to a temporary name, fsynced, renamed, journaled. What
+the journal does not name does not exist and is swept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from srstream.errors import DiskFullError, JobError
+from srstream.files import fsync_path
+from srstream.jobs.failpoints import failpoint
+from srstream.media.types import SegmentFile
+from srstream.sqlite import open_journal
+
+_MAX_NAME_BYTES = 255
+_DAMAGED = " Use --restart to begin anew."
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS job (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS segment (
+    number INTEGER PRIMARY KEY,
+    file TEXT NOT NULL,
+    num_bytes INTEGER NOT NULL,
+    pts BLOB NOT NULL,
+    last_duration INTEGER NOT NULL,
+    last_frame_hash TEXT NOT NULL,
+    statistics TEXT NOT NULL
+) STRICT;
+"""
+
+
+_Entry = tuple[str, int | None]
+"""A name, and a descriptor of the folder that it is in; None: it is a whole path."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRecord:
+    """A segment that is safely on disk. `last_frame_hash` is of the source frame that ends it."""
+
+    number: int
+    file: SegmentFile
+    last_frame_hash: str
+    statistics: dict[str, Any]
+
+
+def job_directory(output: Path) -> Path:
+    """Where the unfinished job of `output` lives; a name that is too long is cut and hashed."""
+    name = os.fsencode(f".{output.name}.srstream")
+    if len(name) > _MAX_NAME_BYTES:
+        digest = hashlib.sha256(name).hexdigest()[:16]
+        name = name[: _MAX_NAME_BYTES - 40] + os.fsencode(f"-{digest}.srstream")
+    return output.with_name(os.fsdecode(name))
+
+
+@contextlib.contextmanager
+def disk_errors(doing: str, place: Path, advice: str = "") -> Iterator[None]:
+    """Turn a full disk into `DiskFullError`, which says that the job can be resumed."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if full or "disk is full" in str(error):
+            raise DiskFullError(
+                f"{place}: the disk became full while {doing}; nothing was published. "
+                "Free some space and run the same command again: it resumes."
+            ) from error
+        raise JobError(f"{place}: {doing} failed ({error}).{advice}") from error
+
+
+class JobStore:
+    """The folder of one job, held by an exclusive lock while open.
+
+    Args:
+        directory: where the folder is; None: beside the output.
+        output_folder: a descriptor of the folder in which the output gets its name, for callers
+            who must be sure that it is that very folder; None: opened by its path when needed.
+        fresh: begin with an empty journal.
+
+    Raises:
+        JobError: another process holds the job, or its journal is damaged.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        *,
+        directory: Path | None = None,
+        output_folder: int | None = None,
+        fresh: bool = False,
+    ) -> None:
+        # Absolute: to libav a relative name with a colon is a protocol.
+        self.output = output.absolute()
+        self.directory = job_directory(self.output) if directory is None else directory
+        self._output_folder = output_folder
+        with disk_errors("creating the job's folder", self.directory):
+            with contextlib.suppress(FileExistsError):
+                self.directory.mkdir(mode=0o700)
+            self._lock = _open_lock(self.directory)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise JobError(
+                f"{output}: another srstream is working on this output. "
+                "Wait for it or stop it first."
+            ) from error
+        try:
+            if fresh:
+                for path in self.directory.glob("journal.sqlite*"):
+                    path.unlink()
+            with disk_errors("opening the journal", self.directory, _DAMAGED):
+                self._database = open_journal(
+                    self.directory / "journal.sqlite", _SCHEMA, any_thread=True
+                )
+        except JobError:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the journal and the lock; the folder stays."""
+        self._database.close()
+        self._lock.close()
+
+    def get(self, key: str) -> Any:
+        """The value noted under `key`, None if there is none."""
+        with disk_errors("reading the journal", self.directory, _DAMAGED):
+            row = self._database.execute("SELECT value FROM job WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def put(self, key: str, value: Any) -> None:
+        """Note `value` (JSON) under `key`, durably."""
+        with disk_errors("writing the journal", self.directory):
+            self._database.execute(
+                "INSERT OR REPLACE INTO job VALUES (?, ?)", (key, json.dumps(value))
+            )
+
+    def segments(self) -> list[SegmentRecord]:
+        """The segments that are done, in order; a gap or a missing file ends the list."""
+        records: list[SegmentRecord] = []
+        with disk_errors("reading the journal", self.directory, _DAMAGED):
+            rows = self._database.execute("SELECT * FROM segment ORDER BY number").fetchall()
+        for row in rows:
+            number, name, num_bytes, pts_blob, last_duration, last_hash, statistics = row
+            path = self.directory / name
+            pts = array("q", pts_blob)
+            intact = not pts or (path.is_file() and path.stat().st_size == num_bytes)
+            if number != len(records) or not intact:
+                break
+            file = SegmentFile(path=path, pts=tuple(pts), last_duration=last_duration)
+            records.append(SegmentRecord(number, file, last_hash, json.loads(statistics)))
+        return records
+
+    def forget(self) -> None:
+        """Begin anew: no segment, no note."""
+        with disk_errors("clearing the journal", self.directory):
+            self._database.execute("DELETE FROM job")
+            self._database.execute("DELETE FROM segment")
+        self.assembled_path.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Forget all that lies beyond the last good segment: files that nothing names, old rows."""
+        good = self.segments()
+        names = {record.file.path.name for record in good}
+        self._database.execute("DELETE FROM segment WHERE number >= ?", (len(good),))
+        for path in self.directory.glob("segment-*"):
+            if path.name not in names:
+                path.unlink()
+
+    def temporary_segment(self, number: int) -> Path:
+        """Where segment `number` is encoded before it is committed."""
+        return self.directory / f"segment-{number:06d}.part"
+
+    def commit_segment(
+        self,
+        number: int,
+        encoded: SegmentFile | None,
+        suffix: str,
+        last_frame_hash: str,
+        statistics: dict[str, Any],
+    ) -> SegmentRecord:
+        """Make an encoded segment durable, then journal it; None is a segment without frames."""
+        name = f"segment-{number:06d}{suffix}"
+        path = self.directory / name
+        num_bytes = 0
+        with disk_errors(f"storing segment {number}", self.directory):
+            failpoint("segment.encoded")
+            if encoded is not None:
+                fsync_path(encoded.path)
+                failpoint("segment.fsynced")
+                num_bytes = encoded.path.stat().st_size
+                os.replace(encoded.path, path)
+                fsync_path(self.directory)
+                failpoint("segment.renamed")
+            pts = () if encoded is None else encoded.pts
+            last_duration = 0 if encoded is None else encoded.last_duration
+            self._database.execute(
+                "INSERT OR REPLACE INTO segment VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    number,
+                    name,
+                    num_bytes,
+                    array("q", pts).tobytes(),
+                    last_duration,
+                    last_frame_hash,
+                    json.dumps(statistics),
+                ),
+            )
+        failpoint("segment.journaled")
+        return SegmentRecord(
+            number, SegmentFile(path, pts, last_duration), last_frame_hash, statistics
+        )
+
+    @property
+    def assembled_path(self) -> Path:
+        """Where the whole output is put together before it is published."""
+        return self.directory / f"output{self.output.suffix}"
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Give the assembled output its name. Atomic; an existing file only with `overwrite`.
+
+        Where it cannot be moved from the job's folder it is copied beside its name first. That is
+        so between file systems, and between two mounts of one, as containers and systemd make them.
+
+        Raises:
+            JobError: the output's name was taken meanwhile; the job is kept.
+        """
+        with disk_errors("publishing the output", self.output):
+            fsync_path(self.assembled_path)
+            failpoint("output.fsynced")
+            with self._open_output_folder() as folder:
+                try:
+                    self._give_name((os.fspath(self.assembled_path), None), folder, overwrite)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
+                    self._give_name(self._copied_beside(folder), folder, overwrite)
+                os.fsync(folder)
+        failpoint("output.published")
+
+    def _give_name(self, ready: _Entry, folder: int, overwrite: bool) -> None:
+        """Journaled before, so that a run that comes after a kill knows its own output."""
+        self.put("publishing", _identity(os.stat(ready[0], dir_fd=ready[1])))
+        self.put("state", "publishing")
+        failpoint("output.publishing")
+        _give_name(ready, self.output, folder, overwrite=overwrite)
+
+    def was_published(self) -> bool:
+        """Whether a run that was killed while publishing had already given the output its name."""
+        if self.get("state") != "publishing":
+            return False
+        with self._open_output_folder() as folder:
+            try:
+                found = os.stat(self.output.name, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                return False
+        return _identity(found) == self.get("publishing")
+
+    @contextlib.contextmanager
+    def _open_output_folder(self) -> Iterator[int]:
+        if self._output_folder is not None:
+            yield self._output_folder
+            return
+        folder = os.open(self.output.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield folder
+        finally:
+            os.close(folder)
+
+    def _copied_beside(self, folder: int) -> _Entry:
+        """A copy of the assembled output in the output's folder."""
+        name = part_name(self.directory)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with (
+            self.assembled_path.open("rb") as source,
+            open(os.open(name, flags, 0o666, dir_fd=folder), "wb") as copy,
+        ):
+            shutil.copyfileobj(source, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        failpoint("output.copied")
+        return name, folder
+
+    def remove(self) -> None:
+        """Delete the job's folder; the lock goes with it."""
+        self.close()
+        with contextlib.suppress(OSError), self._open_output_folder() as folder:
+            os.unlink(part_name(self.directory), dir_fd=folder)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        failpoint("job.done")
+
+
+def part_name(directory: Path) -> str:
+    """The name beside the output under which it is copied from a job's folder elsewhere."""
+    return f".{directory.name}.srstream-part"
+
+
+def _identity(found: os.stat_result) -> list[int]:
+    return [found.st_dev, found.st_ino]
+
+
+def _open_lock(directory: Path) -> BinaryIO:
+    """The job's lock file, opened for the lock.
+
+    Raises:
+        JobError: the folder or the file is a link: it would lead the job's work elsewhere.
+    """
+    try:
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise JobError(
+            f"{directory}: this is a link or a file, not a job's folder; nothing was touched. "
+            "Remove it and run the same command again."
+        ) from error
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        return os.fdopen(os.open("lock", flags, 0o600, dir_fd=folder), "ab")
+    finally:
+        os.close(folder)
+
+
+def _give_name(ready: _Entry, output: Path, folder: int, *, overwrite: bool) -> None:
+    source, source_folder = ready
+    if overwrite:
+        os.replace(source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder)
+        return
+    try:
+        os.link(
+            source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder, follow_symlinks=False
+        )
+    except FileExistsError as error:
+        raise JobError(
+            f"{output}: a file of this name appeared while the job ran; nothing was replaced. "
+            "Move it away or add --overwrite, and run the same command again."
+        ) from error
+    except OSError as error:
+        # Some file systems (FAT, some network shares) have no hard links.
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if _exists(output.name, folder):
+            raise FileExistsError(errno.EEXIST, "output exists", str(output)) from error
+        os.rename(source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder)
+        return
+    if source_folder is not None:
+        os.unlink(source, dir_fd=source_folder)
+
+
+def _exists(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

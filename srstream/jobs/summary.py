@@ -1,0 +1,151 @@
+"""`srstream plan`: the decisions of a job as data, and as a page to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from srstream.config import JobConfig
+from srstream.jobs.estimate import estimate
+from srstream.jobs.events import printable
+from srstream.jobs.gpu_model import device_spec, predict
+from srstream.jobs.plan import JobPlan, make_plan
+
+SCHEMA = "srstream.plan/1"
+_SCAN_SECONDS = 1.0
+
+
+class StreamSummary(BaseModel):
+    """What becomes of one stream."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    type: str
+    codec: str
+    language: str | None
+    action: str
+    output_codec: str | None
+    reason: str
+
+
+class PlanSummary(BaseModel):
+    """All that `srstream plan` says. Sizes in bytes, times in seconds, pictures in pixels."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: str = Field(SCHEMA, serialization_alias="schema")
+    input: str
+    output: str
+    container: str
+    width: int
+    height: int
+    pix_fmt: str
+    output_width: int
+    output_height: int
+    output_pix_fmt: str
+    codec: str
+    codec_options: dict[str, str]
+    num_frames: int
+    is_whole_file_read: bool
+    duration_seconds: float | None
+    is_interlaced: bool
+    is_truncated: bool
+    model: str
+    engine: str
+    engine_reason: str
+    restore: float
+    restore_reason: str
+    strength: float
+    detail: float
+    num_segments: int
+    streams: list[StreamSummary]
+    num_chapters: int
+    losses: list[str]
+    notes: list[str]
+    estimated_fps: float
+    estimated_seconds: float
+    estimated_output_bytes: int
+    estimated_memory_bytes: int
+    device_prediction: str | None = None
+    """For `--device`: a paper model, nothing that was measured."""
+
+
+def plan_summary(
+    source: Path, output: Path | None, config: JobConfig, *, device: str | None = None
+) -> PlanSummary:
+    """Decide everything about a job, calibrate, and say it.
+
+    `device` names an entry of `DEVICES`, for which a speed is predicted.
+
+    Raises:
+        SrstreamError: what `make_plan` raises; a job that is summed up here can be run.
+    """
+    spec = None if device is None else device_spec(device)
+    plan = make_plan(source, output, config, deadline_seconds=_SCAN_SECONDS)
+    speed = estimate(plan)
+    video, out = plan.source.video, plan.output.video
+    predicted = None
+    if spec is not None:
+        sizes = (video.width, video.height), (out.width, out.height)
+        predicted = predict(spec, plan.model, *sizes, speed.encode_fps).sentence()
+    languages = {stream.index: stream.language for stream in plan.source.streams}
+    return PlanSummary(
+        input=printable(source),
+        output=printable(plan.output.path),
+        container=plan.output.container,
+        width=video.width,
+        height=video.height,
+        pix_fmt=video.pix_fmt,
+        output_width=out.width,
+        output_height=out.height,
+        output_pix_fmt=out.pix_fmt,
+        codec=out.codec,
+        codec_options=out.options,
+        num_frames=plan.num_frames,
+        is_whole_file_read=plan.index.is_complete,
+        duration_seconds=plan.source.duration_seconds,
+        is_interlaced=video.is_interlaced,
+        is_truncated=plan.is_truncated,
+        model=plan.model.name,
+        engine=plan.engine.capabilities.name,
+        engine_reason=plan.engine_reason,
+        restore=plan.restore.value,
+        restore_reason=plan.restore.reason,
+        strength=plan.restore.strength,
+        detail=config.model.detail,
+        num_segments=len(plan.cuts),
+        streams=[
+            StreamSummary(
+                index=stream.index,
+                type=stream.type,
+                codec=stream.codec,
+                language=languages.get(stream.index),
+                action=stream.action,
+                output_codec=stream.output_codec,
+                reason=stream.reason,
+            )
+            for stream in plan.output.streams
+        ],
+        num_chapters=plan.source.num_chapters,
+        losses=list(plan.output.losses),
+        notes=[*plan.source.warnings, *plan.output.notes],
+        estimated_fps=round(speed.fps, 2),
+        estimated_seconds=round(speed.seconds, 1),
+        estimated_output_bytes=plan.typical_bytes,
+        estimated_memory_bytes=memory_bytes(plan),
+        device_prediction=predicted,
+    )
+
+
+def memory_bytes(plan: JobPlan) -> int:
+    """What a job holds at its most: libraries, queues in both processes, the encoder's look-ahead.
+
+    The constant is the resident size of the interpreter with all libraries loaded.
+    """
+    video, out = plan.source.video, plan.output.video
+    frame_in = video.layout.frame_bytes(video.width, video.height)
+    frame_out = out.layout.frame_bytes(out.width, out.height)
+    libraries, window, lookahead = 160 << 20, 24, 50
+    return libraries + 2 * window * frame_in + (16 + lookahead) * frame_out

@@ -1,0 +1,398 @@
+"""Opening a source and reading its video packets: what probe, scan and decode have in common.
+
+Times that leave here are those of the file, exactly, until its clock jumps back (a wrapped 33-bit
+counter, two recordings in one file); from there on `Clock` carries them on without a gap, the same
+way for everyone who reads the packets in order.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+from av.codec.context import CodecContext
+from av.codec.hwaccel import HWAccel
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition, Stream
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
+
+from srstream.errors import MediaError, RefusedError, SrstreamError, UsageError
+from srstream.media.errors import libav_errors, sentence
+from srstream.media.formats import NAMING_FORMATS as NAMING_FORMATS
+from srstream.media.read.packed import Unpacker
+
+CLOCK_WRAP = 1 << 33
+"""MPEG-TS and -PS count 90 kHz in 33 bits (ISO/IEC 13818-1, 2.4.2)."""
+
+MAX_REORDERED = 16
+"""Pictures that one may be decoded before it is shown (H.264, A.3.1)."""
+
+MAX_FAULTS_IN_A_ROW = 8
+"""So many packets that cannot be read or decoded, one after the other, end a job."""
+
+MAX_STREAMS = 1000
+"""Of one file, where nothing else is asked for; libav's own limit too."""
+
+MAX_PIXELS = 16384 * 16384
+"""For a reader that decodes nothing itself; libav looks at a few frames all the same."""
+
+_ALLOWED_FORMATS = ",".join(sorted(av.formats_available - NAMING_FORMATS))
+_LISTS = (b"#EXTM3U", b"ffconcat ", b"v=0", b"SMXS", b"RTSP", b"# VobSub index file")
+
+_AVFMT_NOTIMESTAMPS = 0x80
+_MAX_PIXELS_OF_LIBAV = (1 << 31) - 1
+_CUT_ANYWHERE = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc"}
+_MAX_HEADLESS = 300
+
+
+def open_source(
+    path: Path,
+    max_pixels: int,
+    *,
+    on_gpu: bool = False,
+    container: str | None = None,
+    max_streams: int = MAX_STREAMS,
+) -> InputContainer:
+    """Open a file for reading, and no other file whatever it names.
+
+    Args:
+        on_gpu: its video is decoded by NVDEC, which must open.
+        container: name of its format, which is then not guessed: libav also looks at the
+            file's suffix, which a descriptor's path lacks.
+
+    Raises:
+        UsageError: it is missing, a directory, or may not be read.
+        RefusedError: it is a list of other files, or has more than `max_streams` streams.
+        MediaError: it is empty or not media.
+    """
+    if not path.exists():
+        raise UsageError(sentence(path, "there is no such file", advice="Check the path."))
+    if path.is_dir():
+        raise UsageError(sentence(path, "is a directory, not a video", advice="Name a file."))
+    if path.is_file() and path.stat().st_size == 0:
+        raise MediaError(sentence(path, "is empty (0 bytes)", advice="Copy or record it again."))
+    what, advice = "cannot be read as media", "Check that it is a video and complete."
+    if cut_off_index(path):
+        what = "the file is cut off before its index (moov), without which nothing can be decoded"
+        advice = "Copy or record it again; a repair tool needs an intact file of the same camera."
+    _refuse_list(path)
+    with libav_errors(path, what, advice=advice):
+        # Of `options`, libavformat takes what it knows and hands the rest to the decoders that
+        # it opens while it looks for stream parameters.
+        opened = av.open(
+            str(path.absolute()),
+            format=None if container is None else container.split(",")[0],
+            metadata_errors="replace",
+            hwaccel=HWAccel("cuda", allow_software_fallback=False) if on_gpu else None,
+            options={
+                "max_pixels": str(min(max_pixels, _MAX_PIXELS_OF_LIBAV)),
+                "max_streams": str(max(max_streams, MAX_STREAMS) + 1),
+                "protocol_whitelist": "file",
+                "format_whitelist": _ALLOWED_FORMATS,
+            },
+        )
+    if len(opened.streams) > max_streams:
+        opened.close()
+        raise RefusedError(
+            sentence(
+                path,
+                f"holds more than the {max_streams} streams that are allowed",
+                advice="Raise source.max_streams if you trust the file.",
+            )
+        )
+    return opened
+
+
+def _refuse_list(path: Path) -> None:
+    """Say it clearly where a file is known to be a list; libav's whitelist refuses the others."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(32)
+    except OSError:
+        return  # libav's own words say why
+    if head.removeprefix(b"\xef\xbb\xbf").startswith(_LISTS):
+        raise RefusedError(
+            sentence(
+                path,
+                "is a list that names other files or streams, which srstream does not follow",
+                advice="Give the video itself.",
+            )
+        )
+
+
+def nvdec_fault(path: Path) -> str | None:
+    """Why NVIDIA's decoder cannot decode this file here; None where it does.
+
+    libav has it compiled in on every machine and says "operation not permitted" without a driver;
+    a codec that the GPU doesn't know shows with the first frame only.
+    """
+    try:
+        with open_source(path, MAX_PIXELS, on_gpu=True) as container:
+            next(container.decode(video=0), None)
+    except (SrstreamError, av.FFmpegError, RuntimeError, NotImplementedError) as error:
+        cause = error.__cause__ if isinstance(error, SrstreamError) else error
+        if isinstance(cause, PermissionError):
+            return "NVDEC cannot be opened on this machine (no NVIDIA driver or no GPU)"
+        return f"NVDEC does not decode this video ({cause or error})"
+    return None
+
+
+def cut_off_index(path: Path) -> bool:
+    """Whether a file is an MP4 or MOV that ends before its moov box came."""
+    boxes = [name for name, _, _ in top_level_boxes(path)]
+    return bool(boxes) and boxes[0] in (b"ftyp", b"wide", b"mdat") and b"moov" not in boxes
+
+
+def top_level_boxes(path: Path, limit: int = 100_000) -> Iterator[tuple[bytes, int, int]]:
+    """(type, start, end) of an MP4's outermost boxes, as far as they look like boxes.
+
+    `end` may lie behind the end of the file (ISO/IEC 14496-12, 4.2).
+    """
+    size = path.stat().st_size
+    at = 0
+    with path.open("rb") as file:
+        for _ in range(limit):
+            file.seek(at)
+            head = file.read(16)
+            if len(head) < 8 or not (head[4:8].isalnum() or head[4:8].strip().isalnum()):
+                return
+            length = int.from_bytes(head[:4], "big")
+            if length == 1 and len(head) == 16:
+                length = int.from_bytes(head[8:16], "big")
+            end = size if length == 0 else at + length
+            yield head[4:8], at, end
+            if 0 < length < 8 or end >= size:
+                return
+            at = end
+
+
+def is_picture(stream: Stream) -> bool:
+    """Whether a video stream is a cover or thumbnails, not the film."""
+    return bool(stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails))
+
+
+def has_timestamps(container: InputContainer) -> bool:
+    """False where packets carry no display time of their own.
+
+    That is so in raw streams, and in AVI with H.264 or HEVC: AVI counts packets as they are
+    decoded, and libav's guess at B frames is wrong. Both are of constant rate.
+    """
+    if container.format.name == "avi":
+        codecs = {stream.codec_context.name for stream in container.streams.video}
+        return not codecs & {"h264", "hevc"}
+    return not container.format.flags & _AVFMT_NOTIMESTAMPS
+
+
+_ASPECT_BOXES = {"mov": b"pasp", "avi": b"vprp"}
+_WITHOUT_ASPECT = {"mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "vvc", "flv", "dv"}
+_MAX_INDEX_BYTES = 64 << 20
+
+
+def states_aspect(path: Path, container: InputContainer) -> bool:
+    """Whether the container says a pixel aspect, which then holds for all pictures.
+
+    Otherwise each picture says its own. MP4, MOV and AVI may or may not say one.
+    """
+    names = container.format.name.split(",")
+    if _WITHOUT_ASPECT.intersection(names):
+        return False
+    box = next((_ASPECT_BOXES[name] for name in names if name in _ASPECT_BOXES), None)
+    if box is None:
+        return True
+    start, end = 0, _MAX_INDEX_BYTES >> 10
+    if box == b"pasp":
+        moov = [(a, b) for name, a, b in top_level_boxes(path) if name == b"moov"]
+        start, end = moov[0] if moov else (0, 0)
+    with path.open("rb") as file:
+        file.seek(start)
+        return box in file.read(min(end - start, _MAX_INDEX_BYTES))
+
+
+def has_webm_alpha(stream: Stream) -> bool:
+    """Whether a VP8 or VP9 stream carries alpha in its block additions (WebM's alpha_mode)."""
+    return any(
+        key.lower() == "alpha_mode" and value.strip() not in ("", "0")
+        for key, value in stream.metadata.items()
+    )
+
+
+def open_decoder(
+    stream: VideoStream, max_pixels: int, threads: int = 1, *, export_quantisers: bool = False
+) -> VideoCodecContext:
+    """A decoder for `stream`, limited to `max_pixels`.
+
+    Threads share a picture (slices) and never work on several: their output is the same for any
+    number, also where packets are damaged. Alpha in WebM is only decoded by libvpx.
+    """
+    context = stream.codec_context
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.codec.name)
+    if name and name in av.codecs_available and has_webm_alpha(stream):
+        alpha_context = CodecContext.create(name, "r")
+        assert isinstance(alpha_context, VideoCodecContext)
+        if context.extradata:
+            alpha_context.extradata = context.extradata
+        context = alpha_context
+    context.options = {"max_pixels": str(min(max_pixels, _MAX_PIXELS_OF_LIBAV))}
+    if export_quantisers:
+        context.options = {**context.options, "export_side_data": "venc_params"}
+    context.thread_type = "SLICE"
+    context.thread_count = threads
+    return context
+
+
+class Clock:
+    """Carries times on where a file's clock jumps back.
+
+    Fed with the packets of one stream in file order. Decode times rise in a sound stream; one
+    that falls by more than a quarter of a second, or leaps by half of a 33-bit clock, is a
+    discontinuity.
+    """
+
+    def __init__(self, time_base: Fraction) -> None:
+        self.offset = 0
+        self._limit = max(int(Fraction(1, 4) / time_base), 1)
+        self._reorder_limit = max(int(2 / time_base), 1)
+        self._wraps = time_base == Fraction(1, 90000)
+        self._last: int | None = None
+        self._last_is_dts = False
+        self._step = 0
+
+    def correct(self, packet: Packet[Stream]) -> None:
+        """Set the packet's times to the unwrapped ones."""
+        stamp = packet.dts if packet.dts is not None else packet.pts
+        if stamp is None:
+            return
+        moment = stamp + self.offset
+        is_dts = packet.dts is not None
+        if self._last is not None:
+            # A display time may lie before the last one by the depth of reordering, and so may the
+            # first decode time, which Matroska does not tell before it.
+            limit = self._limit
+            if not (is_dts and self._last_is_dts):
+                step = max(self._step, packet.duration or 0)
+                limit = max(self._reorder_limit, MAX_REORDERED * step)
+            jump = moment - self._last
+            if jump < -limit or (self._wraps and jump > CLOCK_WRAP // 2):
+                self._leap(jump)
+                moment = stamp + self.offset
+            self._step = packet.duration or max(moment - self._last, 0) or self._step
+        is_first = self._last is None or (is_dts and not self._last_is_dts)
+        self._last = moment if is_first else max(cast(int, self._last), moment)
+        self._last_is_dts = is_dts
+        if self.offset:
+            if packet.pts is not None:
+                packet.pts += self.offset
+            if packet.dts is not None:
+                packet.dts += self.offset
+
+    def _leap(self, jump: int) -> None:
+        if self._wraps and abs(jump + CLOCK_WRAP) < 900_000:
+            self.offset += CLOCK_WRAP
+        else:
+            self.offset += self._step - jump
+
+
+def strictly_rising(last: int | None, pts: int) -> int:
+    """`pts`, or the next tick after `last` where a time was given twice."""
+    return pts if last is None or pts > last else last + 1
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFault:
+    """A read from the container failed."""
+
+    error: av.FFmpegError
+
+
+def read_packets(
+    container: InputContainer, *streams: Stream, deadline: float | None = None
+) -> Iterator[Packet[Stream] | ReadFault]:
+    """The packets of `streams` (all if none are named), in file order; a failed read is retried.
+
+    Ends at the end of the file or after eight failures in a row, whose last is yielded too.
+    Empty packets, which a decoder would take for the end, are left out; MPEG-4 that is packed comes
+    unpacked. `deadline` is a `time.monotonic()` after which no more is read.
+    """
+    faults = 0
+    unpackers = {s.index: Unpacker(s) for s in streams or container.streams if _may_be_packed(s)}
+    while faults < MAX_FAULTS_IN_A_ROW:
+        try:
+            for packet in container.demux(*streams):
+                if packet.size:
+                    faults = 0
+                    unpacker = unpackers.get(packet.stream_index)
+                    yield from [packet] if unpacker is None else unpacker.push(packet)
+                if deadline is not None and time.monotonic() > deadline:
+                    return
+            for unpacker in unpackers.values():
+                yield from unpacker.drain()
+            return
+        except av.FFmpegError as error:
+            if error.errno == errno.EAGAIN:
+                continue
+            faults += 1
+            yield ReadFault(error)
+
+
+def _may_be_packed(stream: Stream) -> bool:
+    context = stream.codec_context
+    return stream.type == "video" and context is not None and context.name == "mpeg4"
+
+
+def is_shown(packet: Packet[Stream], codec: str) -> bool:
+    """Whether a packet holds a picture for the viewer: not cut by an edit list, not hidden.
+
+    Some files give the hidden reference pictures of VP8 and VP9 packets of their own.
+    """
+    if packet.is_discard:
+        return False
+    if codec == "vp8" and packet.size:
+        return bool(memoryview(packet)[0] & 0x10)  # RFC 6386, 9.1
+    if codec == "vp9" and packet.size:
+        return _is_shown_vp9(memoryview(packet))
+    return True
+
+
+def _is_shown_vp9(data: memoryview) -> bool:
+    """VP9 bitstream specification, 6.2 (uncompressed header) and Annex B (superframes)."""
+    if data[-1] & 0xE0 == 0xC0:
+        return True
+    head = data[0]
+    if head & 0x30 == 0x30:
+        head <<= 1
+    return bool(head & 0x08 or head & 0x02)
+
+
+def without_headless_start(
+    container: InputContainer, packets: Iterator[Packet[Stream] | ReadFault]
+) -> Iterator[Packet[Stream] | ReadFault]:
+    """Leave out what comes before the first keyframe of a recording cut in the middle.
+
+    Such packets refer to pictures that are not there. Only for MPEG streams, where the parser
+    and not the file marks the keyframes; and if none comes within 300 packets, all are kept.
+    """
+    if not _CUT_ANYWHERE.intersection(container.format.name.split(",")):
+        yield from packets
+        return
+    waiting: list[Packet[Stream] | ReadFault] = []
+    for packet in packets:
+        is_key = not isinstance(packet, ReadFault) and packet.is_keyframe
+        waiting.append(packet)
+        if is_key or len(waiting) > _MAX_HEADLESS:
+            yield from waiting[-1:] if is_key else waiting
+            break
+    else:
+        yield from waiting
+    yield from packets
+
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""

@@ -1,0 +1,66 @@
+"""`--restore auto`: how far to mend, from how hard the source was compressed and how soft it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from srstream.config import JobConfig, ModelConfig
+from srstream.errors import SrstreamError
+from srstream.media.read.quantiser import Compression, measure_compression
+from srstream.media.types import PacketIndex, VideoInfo
+from srstream.models.restoration import restoration_for
+from srstream.models.table import ModelSpec, available_sets
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreChoice:
+    """What `--restore` came to."""
+
+    value: float
+    reason: str
+    strength: float = 1.0
+    """The share of what the network adds to bicubic; only `auto` takes less than all."""
+
+    def applied(self, model: ModelConfig) -> ModelConfig:
+        """The model's settings with the knob set."""
+        return model.model_copy(update={"restore": self.value})
+
+
+def choose_restore(
+    source: Path, video: VideoInfo, index: PacketIndex, config: JobConfig, spec: ModelSpec
+) -> RestoreChoice:
+    """The value asked for, or for `auto` what the source's quantiser and sharpness call for."""
+    asked = config.model.restore
+    if asked != "auto":
+        return RestoreChoice(asked, "as asked")
+    if config.model.weights is not None:
+        return RestoreChoice(0.0, "these weights have no knobs")
+    if "restore" not in available_sets(spec.name):
+        return RestoreChoice(0.0, f"model {spec.name} has no restore weights")
+    try:
+        found = measure_compression(source, video, index.key_pts, config.source)
+    except SrstreamError:
+        found = None  # what is wrong with the file is said by who decodes it
+    if found is None:
+        return RestoreChoice(0.0, "nothing could be read of its compression")
+    chosen = restoration_for(found.quantiser, found.detail, spec.name)
+    return RestoreChoice(chosen.restore, _reason(video.codec, found), chosen.strength)
+
+
+def _reason(codec: str, found: Compression) -> str:
+    return f"{_compression(codec, found)}; sharpness {found.detail.sharpness:.2f}"
+
+
+def _compression(codec: str, found: Compression) -> str:
+    if found.num_frames:
+        return (
+            f"{codec} at a mean quantiser of {found.quantiser:.0f} (x264's scale), "
+            f"read from {found.num_frames} frames"
+        )
+    if found.quantiser == 0.0:
+        return f"{codec} is lossless"
+    return (
+        f"{codec} with {found.bits_per_pixel:.3f} bits a pixel, about a quantiser of "
+        f"{found.quantiser:.0f} on x264's scale"
+    )

@@ -1,0 +1,65 @@
+"""When a file begins: what its clock shows then, which is the recorder's and not the picture's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from math import floor
+from pathlib import Path
+
+from av.packet import Packet
+from av.stream import Stream
+
+from srstream.media.read.demux import Clock, ReadFault, is_picture, open_source, read_packets
+from srstream.media.types import StreamPlan
+
+_MAX_PIXELS = 2**31 - 1
+_PRIMED = frozenset({"mov", "matroska", "ogg"})
+"""Formats whose sound begins before zero with what an encoder needed to start, and nobody hears."""
+_PRIMING_SECONDS = Fraction(1, 10)
+
+
+class Starts:
+    """The earliest time that each stream but the enhanced video shows or sounds, in seconds."""
+
+    def __init__(self, format_name: str) -> None:
+        self.seconds: dict[int, Fraction] = {}
+        self._is_primed = bool(_PRIMED.intersection(format_name.split(",")))
+        self._clocks: dict[int, Clock] = {}
+
+    def take(self, packet: Packet[Stream]) -> None:
+        """Note a packet, whose times become unwrapped. All of a stream come in file order."""
+        stream = packet.stream
+        if stream.index not in self._clocks:
+            self._clocks[stream.index] = Clock(Fraction(packet.time_base))
+        self._clocks[stream.index].correct(packet)
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is None or packet.is_discard or is_picture(stream):
+            return
+        moment = stamp * Fraction(packet.time_base)
+        if self._is_primed and stream.type == "audio" and -_PRIMING_SECONDS < moment < 0:
+            moment = Fraction(0)
+        known = self.seconds.get(stream.index)
+        self.seconds[stream.index] = moment if known is None else min(known, moment)
+
+
+def earliest(starts: dict[int, Fraction], plans: Iterable[StreamPlan]) -> Fraction | None:
+    """That of the streams that an output has beside its video; None if there are none."""
+    kept = {p.index for p in plans if p.action in ("copy", "convert") and p.type != "data"}
+    return min((starts[n] for n in kept if n in starts), default=None)
+
+
+def start_pts(first_pts: int, base: Fraction, earliest_other: Fraction | None) -> int:
+    """When a file begins whose video begins at `first_pts`, in whole ticks of the video's clock."""
+    return first_pts if earliest_other is None else min(first_pts, floor(earliest_other / base))
+
+
+def read_starts(path: Path, video_index: int) -> dict[int, Fraction]:
+    """The starts of a file's streams but one, from a pass over their packets."""
+    with open_source(path, _MAX_PIXELS) as container:
+        starts = Starts(container.format.name)
+        streams = [s for s in container.streams if s.index != video_index]
+        for packet in read_packets(container, *streams) if streams else ():
+            if not isinstance(packet, ReadFault):
+                starts.take(packet)
+    return starts.seconds

@@ -1,0 +1,452 @@
+"""Choosing and configuring a video encoder: format, quality, colour, limits."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import av
+from av.codec import Codec
+from av.codec.context import CodecContext
+from av.codec.context import Flags as CodecFlags
+from av.video.codeccontext import VideoCodecContext
+
+from srstream.config import EncodeConfig
+from srstream.errors import MediaError, RefusedError
+from srstream.frame import PlaneLayout
+from srstream.media.errors import ffmpeg_text
+from srstream.media.layouts import layout_of
+from srstream.media.siting import LOCATION_NAMES, states_siting
+from srstream.media.types import HdrMetadata, OutputVideo, VideoInfo
+from srstream.media.write.containers import MKV, Container, canonical_codec, carried_codecs
+from srstream.media.write.scheduling import same_scheduling
+
+PACKED_FORMATS = frozenset({"rgb24", "bgr0", "bgra", "ya8"})
+"""Packed formats that `srstream.media.write.encode` fills, besides libav's planar ones."""
+
+HDR_TRANSFERS = (16, 18)
+"""SMPTE ST 2084 (PQ) and ARIB STD-B67 (HLG)."""
+
+DEFAULT_CRF = {
+    "libx264": 18,
+    "libx264rgb": 12,
+    "libx265": 18,
+    "libsvtav1": 28,
+    "libvpx-vp9": 24,
+    "libvpx": 10,
+}
+DEFAULT_PRESET = {
+    "libx264": "veryfast",
+    "libx264rgb": "veryfast",
+    "libx265": "veryfast",
+    "libsvtav1": "10",
+    "h264_nvenc": "p5",
+    "hevc_nvenc": "p5",
+    "av1_nvenc": "p5",
+}
+DEFAULT_CQ = 19
+"""NVENC's constant quality, in place of a CRF."""
+
+QUANTISER = 3
+"""Of MPEG's older relatives, which have no CRF and would else be given 200 kbit/s."""
+
+_QUANTISED = frozenset(
+    {
+        "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v2", "msmpeg4v3", "flv1", "h261", "h263",
+        "h263p", "wmv1", "wmv2", "mjpeg", "rv10", "rv20",
+    }
+)  # fmt: skip
+_QUANTISERS_PER_LAMBDA = 118  # FF_QP2LAMBDA
+
+HDR_KEEPERS = frozenset({"libx264", "libx265", "libsvtav1"})
+"""Encoders that can be given static HDR metadata, by options of their own."""
+
+SIDE_LIMITS = {"libsvtav1": (16384, 8704), "libvpx-vp9": (65535, 65535)}
+"""Largest (width, height) of encoders that cannot be asked without taking gigabytes."""
+
+_MAX_TRIAL_PIXELS = 1 << 21
+_NVENC_TRIAL_SIDE = 256
+"""NVENC refuses pictures under 145x49."""
+_ALPHA_KEEPERS = frozenset({"ffv1", "prores_ks"})
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderChoice:
+    """An encoder, the pixel format it is fed, and what that format loses."""
+
+    codec: str
+    pix_fmt: str
+    layout: PlaneLayout
+    losses: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def choose_encoder(
+    video: VideoInfo, config: EncodeConfig, container: Container | None, *, on_gpu: bool = False
+) -> EncoderChoice:
+    """The encoder for a source; `container` is None where the user named none.
+
+    `on_gpu`: the network runs on a GPU, beside which x264 would be the slow part: `auto` takes
+    NVENC in its place where NVENC opens.
+
+    Raises:
+        RefusedError: this FFmpeg lacks the encoder, or it cannot take such pictures.
+    """
+    wanted = video.layout
+    codec = config.codec if config.codec != "auto" else _auto_codec(video, container)
+    notes = []
+    if on_gpu and config.codec == "auto" and codec == "libx264" and wanted.bits == 8:
+        fault = nvenc_fault("h264_nvenc")
+        if fault is None:
+            codec = "h264_nvenc"
+            notes.append("Encoded with h264_nvenc, on the GPU; --codec libx264 for x264.")
+        else:
+            notes.append(f"Encoded with libx264: {fault}.")
+    codec = _require_encoder(codec)
+    if codec == "libx264" and wanted.kind == "rgb":
+        codec = "libx264rgb"
+        notes.append("Encoded with libx264rgb, since the source is RGB.")
+    pix_fmt, layout = _nearest_format(codec, wanted)
+    losses = []
+    if wanted.has_alpha and not layout.has_alpha:
+        losses.append(f"The alpha plane is left out: {codec} cannot keep it; ffv1 in .mkv can.")
+    if layout.bits < wanted.bits:
+        losses.append(f"{wanted.bits} bits become {layout.bits}: {codec} takes no more.")
+    if _chroma_is_lost(wanted, layout):
+        losses.append(f"Chroma resolution is reduced to fit {codec} ({pix_fmt}).")
+    if config.codec == "auto" and codec not in ("libx264", "h264_nvenc"):
+        notes.append(f"Encoded with {codec}, which keeps {_say(wanted, video)}.")
+        notes += [
+            f"{codec} has no --{name}; it is left out."
+            for name in ("crf", "preset")
+            if getattr(config, name) is not None and name not in _private_options(codec)
+        ]
+    return EncoderChoice(codec, pix_fmt, layout, tuple(losses), tuple(notes))
+
+
+def encoder_options(
+    codec: str, layout: PlaneLayout, config: EncodeConfig, hdr: HdrMetadata
+) -> dict[str, str]:
+    """The encoder's own options for a configuration.
+
+    Raises:
+        RefusedError: crf or preset was given to an encoder that the user chose and that has none.
+    """
+    known = _private_options(codec)
+    options: dict[str, str] = {}
+    is_chosen = config.codec != "auto"  # An encoder that we chose just does without.
+    if is_chosen and config.crf is not None and not {"crf", "cq"} & known:
+        raise RefusedError(f"{codec} has no --crf; leave it out or choose another --codec.")
+    if is_chosen and config.preset is not None and "preset" not in known:
+        raise RefusedError(f"{codec} has no --preset; leave it out or choose another --codec.")
+    if is_nvenc(codec):
+        quality = DEFAULT_CQ if config.crf is None else config.crf
+        options |= {"rc": "vbr", "cq": f"{quality:g}", "b": "0", "tune": "hq"}
+    if "crf" in known:
+        crf = DEFAULT_CRF.get(codec) if config.crf is None else config.crf
+        if crf is not None:
+            options["crf"] = f"{crf:g}"
+    preset = config.preset or DEFAULT_PRESET.get(codec)
+    if preset is not None and "preset" in known:
+        options["preset"] = preset
+    return options | _fixed_options(codec, layout, hdr)
+
+
+def check_encoder(video: OutputVideo) -> None:
+    """Open the encoder for what is planned, and close it.
+
+    Raises:
+        RefusedError: it does not take this size, format, time base or these options.
+    """
+    size = f"{video.width}x{video.height}"
+    limit = SIDE_LIMITS.get(video.codec)
+    trial = video
+    if limit is not None:
+        if video.width > limit[0] or video.height > limit[1]:
+            raise RefusedError(
+                f"{video.codec} holds at most {limit[0]}x{limit[1]}, the output would be {size}; "
+                "use --scale or --height for a smaller one, or another --codec."
+            )
+        if video.width * video.height > _MAX_TRIAL_PIXELS:
+            trial = replace(video, width=1280, height=720)
+    context = CodecContext.create(video.codec, "w")
+    assert isinstance(context, VideoCodecContext)
+    try:
+        configure(context, trial, threads=1, deterministic=True)
+        with same_scheduling():
+            context.open()
+    except (av.FFmpegError, ValueError, OverflowError) as error:
+        fault = nvenc_fault(video.codec) if is_nvenc(video.codec) else None
+        if fault is not None:
+            raise RefusedError(f"{fault}; use --codec auto or libx264.") from error
+        raise RefusedError(
+            f"{video.codec} refuses {size} {video.pix_fmt} with {_show(video.options)} "
+            f"(FFmpeg: {ffmpeg_text(error)}); use --scale or --height for another size, or another "
+            "--codec, --crf or --preset."
+        ) from error
+
+
+def is_nvenc(codec: str) -> bool:
+    """Whether an encoder is NVIDIA's hardware."""
+    return codec.endswith("_nvenc")
+
+
+def nvenc_fault(codec: str) -> str | None:
+    """Why NVIDIA's encoder cannot be used here; None where it opens.
+
+    libav has it compiled in on every machine and says "operation not permitted" without a driver.
+    """
+    try:
+        context = CodecContext.create(codec, "w")
+        assert isinstance(context, VideoCodecContext)
+        context.width, context.height, context.pix_fmt = (
+            _NVENC_TRIAL_SIDE,
+            _NVENC_TRIAL_SIDE,
+            "yuv420p",
+        )
+        context.time_base = Fraction(1, 25)
+        context.open()
+    except (av.FFmpegError, ValueError) as error:
+        reason = (
+            "no NVIDIA driver or no GPU with NVENC"
+            if isinstance(error, PermissionError)
+            else f"FFmpeg: {ffmpeg_text(error)}"
+            if isinstance(error, av.FFmpegError)
+            else str(error)
+        )
+        return f"{codec} cannot be opened on this machine ({reason})"
+    return None
+
+
+def configure(
+    context: VideoCodecContext, video: OutputVideo, *, threads: int, deterministic: bool
+) -> None:
+    """Set everything on an encoder that is not open yet."""
+    threads = 1 if deterministic else threads
+    context.width, context.height, context.pix_fmt = video.width, video.height, video.pix_fmt
+    context.time_base = video.time_base
+    context.framerate = nominal_rate(video.frame_rate)
+    context.sample_aspect_ratio = video.sample_aspect_ratio
+    color = video.color
+    context.color_primaries, context.color_trc = color.primaries, color.transfer
+    context.colorspace = 0 if video.layout.kind == "rgb" else color.matrix
+    context.color_range = {None: 0, False: 1, True: 2}[color.full_range]
+    context.gop_size = min(max(round(5 * nominal_rate(video.frame_rate)), 25), 300)
+    context.thread_count = threads
+    context.flags |= CodecFlags.closed_gop | (CodecFlags.bitexact if deterministic else 0)
+    options = dict(video.options)
+    codec = canonical_codec(video.codec)
+    if color.chroma_location and states_siting(codec, video.layout, color.chroma_location):
+        options["chroma_sample_location"] = LOCATION_NAMES[color.chroma_location]
+    context.options = options | _thread_options(video.codec, options, threads, deterministic)
+
+
+def nominal_rate(rate: Fraction | None) -> Fraction:
+    """A frame rate that rate control can work with; estimates run into the thousands."""
+    if rate is None or rate <= 0:
+        return Fraction(25)
+    return min(max(Fraction(rate), Fraction(1)), Fraction(240)).limit_denominator(1001)
+
+
+def _auto_codec(video: VideoInfo, container: Container | None) -> str:
+    layout = video.layout
+    if container is not None and container.name == "webm":
+        is_420 = layout.kind == "gray" or (layout.log2_chroma_w, layout.log2_chroma_h) == (1, 1)
+        fits_av1 = layout.kind != "rgb" and is_420 and layout.bits in (8, 10)
+        return "libsvtav1" if fits_av1 else "libvpx-vp9"
+    ffv1_fits = container is None or container.name == "mkv"
+    if layout.has_alpha and ffv1_fits:
+        return "ffv1"
+    if layout.kind == "rgb":
+        if layout.bits == 8:
+            return "libx264rgb"
+        return "libx265" if layout.bits in (10, 12) or not ffv1_fits else "ffv1"
+    if layout.bits == 10 and video.color.transfer in HDR_TRANSFERS:
+        return "libx265"
+    if layout.bits in (8, 10):
+        return "libx264"
+    return "libx265" if layout.bits == 12 or not ffv1_fits else "ffv1"
+
+
+def _require_encoder(codec: str) -> str:
+    """The encoder's own name, for which libav also takes a codec's.
+
+    Raises:
+        RefusedError: there is none.
+    """
+    try:
+        encoder = Codec(codec, "w")
+    except ValueError:
+        raise RefusedError(
+            f"This FFmpeg has no encoder {codec!r}; use libx264, libx265, libsvtav1, ffv1 or "
+            "prores_ks."
+        ) from None
+    if encoder.type != "video":
+        raise RefusedError(f"{codec} is no video encoder; use libx264, for instance.")
+    return str(encoder.name)
+
+
+def _formats(codec: str) -> Iterator[tuple[str, PlaneLayout]]:
+    """The encoder's pixel formats that planes can be written to without swscale."""
+    for fmt in Codec(codec, "w").video_formats or ():
+        name = fmt.name
+        is_planar = name.startswith(("yuv", "gbr", "gray")) and not name.startswith("yuvj")
+        if name.endswith("be") or "f16" in name or "f32" in name or "msb" in name:
+            continue
+        if is_nvenc(codec) and name.endswith("16le"):
+            continue  # 16 bits are taken, 10 are kept
+        if not is_planar and name not in PACKED_FORMATS:
+            continue
+        try:
+            yield name, layout_of(name)
+        except MediaError:
+            continue
+
+
+def _nearest_format(codec: str, wanted: PlaneLayout) -> tuple[str, PlaneLayout]:
+    """The format that loses least and adds least; planar before packed."""
+    best: tuple[tuple[int, ...], str, PlaneLayout] | None = None
+    for name, layout in _formats(codec):
+        gray_in_yuv = wanted.kind == "gray" and layout.kind == "yuv"
+        if layout.kind != wanted.kind and not gray_in_yuv:
+            continue
+        if layout.has_alpha and not (wanted.has_alpha and codec in _ALPHA_KEEPERS):
+            continue
+        cost = (
+            int(wanted.has_alpha and not layout.has_alpha),
+            max(wanted.bits - layout.bits, 0),
+            _chroma_is_lost(wanted, layout) and not gray_in_yuv,
+            max(layout.bits - wanted.bits, 0),
+            int(gray_in_yuv),
+            -(layout.log2_chroma_w + layout.log2_chroma_h),
+            int(name in PACKED_FORMATS),
+        )
+        if best is None or cost < best[0]:
+            best = (cost, name, layout)
+    if best is None:
+        raise RefusedError(
+            f"{codec} takes no {wanted.kind} pictures such as the source's; use --codec auto."
+        )
+    _, name, layout = best
+    if layout.kind != wanted.kind:
+        # The neutral chroma is added where the planes are packed.
+        layout = PlaneLayout("gray", layout.bits)
+    return name, layout
+
+
+def _chroma_is_lost(wanted: PlaneLayout, layout: PlaneLayout) -> bool:
+    return wanted.kind == "yuv" and (
+        layout.log2_chroma_w > wanted.log2_chroma_w or layout.log2_chroma_h > wanted.log2_chroma_h
+    )
+
+
+def _private_options(codec: str) -> set[str]:
+    options = CodecContext.create(codec, "w").supported_options.private
+    return {option.name for option in options}
+
+
+def _fixed_options(codec: str, layout: PlaneLayout, hdr: HdrMetadata) -> dict[str, str]:
+    """What the pipeline needs of an encoder: closed groups of pictures, no chatter, HDR."""
+    if codec in ("libx264", "libx264rgb"):
+        # x264 takes 6 off the quality of chroma that is as large as luma, and flat colour then
+        # drifts by more than a level from frame to frame.
+        offset = ":chroma-qp-offset=-12" if _is_444(layout) else ""
+        return {"x264-params": f"open-gop=0{offset}{_hdr_options(codec, hdr)}"}
+    if codec == "libx265":
+        return {"x265-params": f"open-gop=0:info=0:log-level=none{_hdr_options(codec, hdr)}"}
+    if codec == "libsvtav1":
+        # Without a colon in front; threads follow when the encoder is opened.
+        params = _hdr_options(codec, hdr).removeprefix(":")
+        return {"svtav1-params": params} if params else {}
+    if codec == "libvpx-vp9":
+        return {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "5"}
+    if codec == "libvpx":
+        # Its CRF holds only beneath a bit rate, which this one never reaches.
+        return {"b": "1G", "deadline": "good", "cpu-used": "5"}
+    if codec == "ffv1":
+        return {"level": "3", "slicecrc": "1", "g": "1"}
+    if canonical_codec(codec) in _QUANTISED:
+        quality = str(QUANTISER * _QUANTISERS_PER_LAMBDA)
+        # These close their groups only where they look for no scene changes.
+        return {"flags": "+qscale", "global_quality": quality, "sc_threshold": "1000000000"}
+    return {}
+
+
+def _hdr_options(codec: str, hdr: HdrMetadata) -> str:
+    """Static HDR metadata as `:name=value` for each part that is there."""
+    display, light = hdr.mastering_display, hdr.content_light_level
+    names = {
+        "libx264": ("mastering-display", "cll"),
+        "libx265": ("hdr10=1:master-display", "max-cll"),
+        "libsvtav1": ("mastering-display", "content-light"),
+    }
+    if codec not in names:
+        return ""
+    if display and codec == "libsvtav1":
+        display = _in_nits(display)
+    parts = [f":{names[codec][0]}={display}" if display else ""]
+    parts += [":{}={},{}".format(names[codec][1], *light) if light else ""]
+    return "".join(parts)
+
+
+def _in_nits(display: str) -> str:
+    """x265's whole numbers (units of 0.00002 and 0.0001 cd/m2) as SVT-AV1's own ones."""
+
+    def scaled(found: re.Match[str]) -> str:
+        unit = 10_000 if found[1] == "L" else 50_000
+        return f"{found[1]}({int(found[2]) / unit:.8g},{int(found[3]) / unit:.8g})"
+
+    return re.sub(r"(WP|[GBRL])\((\d+),(\d+)\)", scaled, display)
+
+
+def _is_444(layout: PlaneLayout) -> bool:
+    return layout.kind == "yuv" and not (layout.log2_chroma_w or layout.log2_chroma_h)
+
+
+def _thread_options(
+    codec: str, options: dict[str, str], threads: int, deterministic: bool
+) -> dict[str, str]:
+    """Threads of the encoders that do not look at the context's number."""
+    if codec == "libx265":
+        frame_threads = ":frame-threads=1" if deterministic else ""
+        pools = f":pools={threads}" if threads > 1 else ":pools=none" if threads == 1 else ""
+        return {"x265-params": options.get("x265-params", "") + pools + frame_threads}
+    if codec == "libsvtav1":
+        # SVT-AV1 writes pages of settings to stderr unless its own variable forbids it.
+        os.environ.setdefault("SVT_LOG", "1")
+        params = [options.get("svtav1-params", ""), f"lp={threads}" if threads else ""]
+        params = [part for part in params if part]
+        return {"svtav1-params": ":".join(params)} if params else {}
+    return {}
+
+
+def check_carried(codec: str, container: Container) -> None:
+    """Whether `container` takes what the encoder makes.
+
+    Raises:
+        RefusedError: it does not.
+    """
+    if canonical_codec(codec) not in carried_codecs(container):
+        fits_matroska = canonical_codec(codec) in carried_codecs(MKV)
+        advice = "name an output that ends in .mkv or " if fits_matroska else ""
+        raise RefusedError(
+            f"{container.label} cannot carry {canonical_codec(codec)} video; {advice}choose "
+            "another --codec."
+        )
+
+
+def _say(layout: PlaneLayout, video: VideoInfo) -> str:
+    if layout.has_alpha:
+        return "the alpha plane"
+    if layout.kind == "rgb":
+        return f"{layout.bits}-bit RGB"
+    if video.color.transfer in HDR_TRANSFERS:
+        return "HDR and its metadata"
+    return f"{layout.bits} bits"
+
+
+def _show(options: dict[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in options.items()) or "its defaults"

@@ -1,0 +1,539 @@
+"""Pictures in, pictures out: one file, a folder or a pattern, each by itself, none overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from srstream.config import JobConfig
+from srstream.engines.contract import Engine
+from srstream.engines.table import choose_engine
+from srstream.enhancer.enhancer import Enhancer
+from srstream.errors import (
+    DiskFullError,
+    EncodeError,
+    InterruptedJobError,
+    MediaError,
+    RefusedError,
+    SrstreamError,
+    UsageError,
+)
+from srstream.files import fsync_path
+from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
+from srstream.jobs.events import SCHEMA, OnEvent, ignore
+from srstream.jobs.job import enhance_file
+from srstream.jobs.plan import output_size
+from srstream.media.read.probe import probe
+from srstream.media.types import OutputVideo, VideoInfo
+from srstream.media.write.containers import VIDEO_SUFFIXES
+from srstream.media.write.output import plan_output
+from srstream.models.registry import resolved
+from srstream.models.table import model_spec
+from srstream.pictures import files as picture_files
+from srstream.pictures.files import SUFFIXES, Header, Samples
+
+ANIMATED_SUFFIXES = frozenset({".gif", ".apng"})
+"""Names of animations that are never taken for a still picture."""
+
+WORKING_BYTES_PER_PIXEL = 18
+"""Of the output: Y, U and V of 16 bits, one of them in float while it is resampled, and RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class PicturePlan:
+    """What becomes of one picture."""
+
+    source: Path
+    destination: Path
+    header: Header
+    width: int
+    height: int
+    """Of the output."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the source."""
+        return self.header.width, self.header.height
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(width, height) of the output."""
+        return self.width, self.height
+
+    def as_json(self) -> dict[str, Any]:
+        """One entry of `srstream plan --json`."""
+        return {
+            "schema": "srstream.picture-plan/1",
+            "input": str(self.source),
+            "output": str(self.destination),
+            "size": list(self.size),
+            "output_size": list(self.output_size),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AnimationPlan:
+    """What becomes of one animated picture: a video."""
+
+    source: Path
+    destination: Path
+    size: tuple[int, int]
+    output_size: tuple[int, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """One entry of `srstream plan --json`."""
+        return {
+            "schema": "srstream.picture-plan/1",
+            "input": str(self.source),
+            "output": str(self.destination),
+            "size": list(self.size),
+            "output_size": list(self.output_size),
+            "is_animated": True,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file that a folder or a pattern holds and that is not enhanced."""
+
+    path: Path
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """One entry of `srstream plan --json`."""
+        return {
+            "schema": "srstream.picture-plan/1",
+            "input": str(self.path),
+            "output": None,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PictureResult:
+    """How one picture ended: written, or the reason why not."""
+
+    source: Path
+    destination: Path | None
+    error: SrstreamError | None = None
+
+    def as_event(self) -> dict[str, Any]:
+        """One line of `--json`."""
+        return {
+            "schema": SCHEMA,
+            "event": "picture",
+            "input": str(self.source),
+            "output": None if self.destination is None else str(self.destination),
+            "error": None if self.error is None else str(self.error),
+        }
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the name is that of a picture."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def is_picture_input(source: Path) -> bool:
+    """Whether a command's input means pictures: a file, a folder, or a pattern such as `*.png`.
+
+    An animated picture by itself is a video; in a folder or a pattern it may stand among pictures.
+    """
+    if source.is_dir():
+        return True
+    if source.exists() or not glob.has_magic(str(source)):
+        return is_picture(source) and not is_animated(source)
+    return is_picture(source) or any(map(_is_wanted, _matches(source)))
+
+
+def is_animated(path: Path) -> bool:
+    """Whether a file is an animation that is enhanced as a video: a GIF, an animated PNG."""
+    return path.suffix.lower() in ANIMATED_SUFFIXES or (
+        is_picture(path) and picture_files.is_animated_png(path)
+    )
+
+
+def expand_inputs(source: Path) -> list[Path]:
+    """The pictures that an input means, animated ones too, sorted by name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if source.is_dir():
+        found = [path for path in source.iterdir() if _is_wanted(path)]
+        if not found:
+            raise UsageError(
+                f"{source}: this folder holds no picture (PNG, JPEG, WebP, BMP, GIF). "
+                "Videos are named one by one."
+            )
+        return sorted(found)
+    if source.exists() or not glob.has_magic(str(source)):
+        if not source.exists():
+            raise UsageError(f"{source}: there is no such file.")
+        return [source]
+    found = [path for path in _matches(source) if _is_wanted(path)]
+    if not found:
+        raise UsageError(f"{source}: no picture has such a name.")
+    return sorted(found)
+
+
+def left_out(source: Path) -> list[LeftOut]:
+    """What a folder or a pattern holds besides pictures, but for hidden files; sorted by name."""
+    if source.is_dir():
+        found = [path for path in source.iterdir() if not path.name.startswith(".")]
+    elif source.exists() or not glob.has_magic(str(source)):
+        return []
+    else:
+        found = _matches(source)
+    return [LeftOut(path, _why_left_out(path)) for path in sorted(found) if not _is_wanted(path)]
+
+
+def _why_left_out(path: Path) -> str:
+    if path.is_dir():
+        return "it is a folder, which is named by itself"
+    if not path.is_file():
+        return "it is no regular file"
+    return "it is no picture (PNG, JPEG, WebP, BMP, GIF); videos are named one by one"
+
+
+def _is_wanted(path: Path) -> bool:
+    return path.is_file() and (is_picture(path) or path.suffix.lower() in ANIMATED_SUFFIXES)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    return [Path(name) for name in glob.glob(str(pattern), recursive=True)]
+
+
+def enhance_pictures(
+    source: Path,
+    output: Path | None,
+    config: JobConfig,
+    *,
+    overwrite: bool = False,
+    on_event: OnEvent = ignore,
+) -> Iterator[PictureResult]:
+    """Enhances every picture of an input; one that fails doesn't stop the others.
+
+    Args:
+        output: a file for one picture, a folder for several. None: `<stem>_4x` beside one picture,
+            the folder `<folder>_4x` beside the folder of several, with the names they have; the
+            videos that animated ones become end differently.
+        on_event: called with what happens while an animated picture is enhanced.
+
+    Raises:
+        UsageError: the input means no picture, or `output` is a file and there are several.
+        EngineError, WeightsError: nothing can be enhanced at all.
+    """
+    sources = expand_inputs(source)
+    targets = _destinations(source, sources, output, config)
+    model = resolved(config.model)
+    config = config.model_copy(update={"model": model})
+    engine, _ = choose_engine(config.engine, model, model_spec(model.name))
+    try:
+        for path, target in zip(sources, targets, strict=True):
+            try:
+                if is_animated(path):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    enhance_file(path, target, config, overwrite=overwrite, on_event=on_event)
+                    yield PictureResult(path, target)
+                else:
+                    yield enhance_picture(path, target, config, overwrite=overwrite, engine=engine)
+            except InterruptedJobError:
+                raise
+            except SrstreamError as error:
+                yield PictureResult(path, None, error)
+    finally:
+        engine.close()
+
+
+def plan_pictures(
+    source: Path, output: Path | None, config: JobConfig
+) -> list[PicturePlan | AnimationPlan]:
+    """What `enhance_pictures` would do, picture by picture; refuses what it would refuse.
+
+    Raises:
+        SrstreamError: the first picture that cannot work, and why.
+    """
+    sources = expand_inputs(source)
+    return [
+        plan_animation(path, target, config)
+        if is_animated(path)
+        else plan_picture(path, target, config)
+        for path, target in zip(
+            sources, _destinations(source, sources, output, config), strict=True
+        )
+    ]
+
+
+def plan_animation(source: Path, destination: Path, config: JobConfig) -> AnimationPlan:
+    """Sizes of an animated picture and of the video that it becomes.
+
+    Raises:
+        SrstreamError: it cannot be read or enhanced.
+    """
+    info = probe(source, config.source)
+    size = output_size(info.video, config.scaling, model_spec(resolved(config.model).name).scale)
+    video = plan_output(info, config, destination, size).video
+    sizes = (info.video.width, info.video.height), (video.width, video.height)
+    return AnimationPlan(source, destination, *sizes)
+
+
+def _destinations(
+    source: Path, sources: list[Path], output: Path | None, config: JobConfig
+) -> list[Path]:
+    """Where each of the pictures goes.
+
+    Raises:
+        UsageError: `output` cannot be what they become, or two would become the same file.
+    """
+    several = source.is_dir() or (glob.has_magic(str(source)) and not source.exists())
+    if several and output is not None and not output.is_dir():
+        if output.suffix.lower() in VIDEO_SUFFIXES:
+            raise UsageError(
+                f"{output}: pictures become pictures in a folder, and no video; name a folder with "
+                "-o, or make a video of them first and enhance that."
+            )
+        if output.exists() or is_picture(output):
+            raise UsageError(f"{output}: there are several pictures; name a folder with -o.")
+    targets = [_destination(path, output, config, several=several) for path in sources]
+    for target, path in zip(targets, sources, strict=True):
+        if targets.count(target) > 1:
+            raise UsageError(
+                f"{path}: another picture would become {target} too; enhance folder by folder, or "
+                "rename one of them."
+            )
+    return targets
+
+
+def _destination(path: Path, output: Path | None, config: JobConfig, *, several: bool) -> Path:
+    scaling = config.scaling
+    mark = f"{scaling.height}p" if scaling.height else f"{round(scaling.scale or 4, 2):g}x"
+    if several:
+        folder = path.resolve().parent
+        name = Path(path.name)
+        if is_animated(path):
+            name = name.with_suffix(_video_suffix(path, config))
+        return (output or folder.with_name(f"{folder.name}_{mark}")) / name
+    if output is None:
+        return path.with_name(f"{path.stem}_{mark}{path.suffix}")
+    return output / path.name if output.is_dir() else output
+
+
+def _video_suffix(path: Path, config: JobConfig) -> str:
+    """Of the video that an animated picture becomes where nothing else is asked for."""
+    try:
+        info = probe(path, config.source)
+        return plan_output(info, config, None, (info.video.width, info.video.height)).path.suffix
+    except SrstreamError:
+        return ".mp4"  # It is refused when its turn comes.
+
+
+def plan_picture(source: Path, destination: Path, config: JobConfig) -> PicturePlan:
+    """Reads the header and refuses what can't work, before anything is decoded.
+
+    Raises:
+        MediaError: the file can't be read or is no picture.
+        RefusedError: too large, animated, or not to be held by the destination's format.
+        UsageError: the destination's name is no picture's, or it is the source itself.
+    """
+    if not is_picture(destination):
+        raise UsageError(
+            f"{destination}: {source.name} is a picture and becomes one; choose a name that ends "
+            f"in {', '.join(SUFFIXES)}."
+        )
+    if destination.resolve() == source.resolve():
+        raise UsageError(f"{source}: the output would be the input itself; choose another -o.")
+    header = picture_files.read_header(source, _read(source))
+    if header.refusal:
+        raise RefusedError(f"{source}: {header.refusal}.")
+    if header.width * header.height > config.source.max_pixels:
+        raise RefusedError(
+            f"{source}: {header.width}x{header.height} are more than the "
+            f"{config.source.max_pixels} pixels allowed."
+        )
+    scale = model_spec(resolved(config.model).name).scale
+    video = _video(header.width, header.height, PlaneLayout("rgb", 8), ColorSpec())
+    width, height = output_size(video, config.scaling, scale)
+    picture_files.check_holds(SUFFIXES[destination.suffix.lower()], width, height, False)
+    needed = WORKING_BYTES_PER_PIXEL * header.width * header.height * scale * scale
+    available = config.engine.max_memory_bytes or _available_bytes()
+    if needed > available:
+        raise RefusedError(
+            f"{source}: enhancing {header.width}x{header.height} takes about {needed / 1e9:.1f} GB "
+            f"of memory, {available / 1e9:.1f} GB may be used; crop the picture."
+        )
+    return PicturePlan(source, destination, header, width, height)
+
+
+def enhance_picture(
+    source: Path,
+    destination: Path,
+    config: JobConfig,
+    *,
+    overwrite: bool = False,
+    engine: Engine | None = None,
+) -> PictureResult:
+    """Enhances one picture; the destination appears complete or not at all.
+
+    Args:
+        engine: None opens the one that `config` asks for.
+
+    Raises:
+        UsageError: the destination exists and `overwrite` wasn't asked for.
+        MediaError, RefusedError, EngineError, EncodeError: as their names say.
+    """
+    if destination.exists() and not overwrite:
+        raise UsageError(f"{destination}: exists already; use --overwrite to replace it.")
+    plan = plan_picture(source, destination, config)
+    opened = engine
+    if opened is None:
+        model = resolved(config.model)
+        opened, _ = choose_engine(config.engine, model, model_spec(model.name))
+    try:
+        content = _read(source)
+        samples = picture_files.decode(source, content)
+        pixels = _enhanced_pixels(plan, samples, config, opened)
+        form = SUFFIXES[destination.suffix.lower()]
+        data = picture_files.encode(pixels, form, content, plan.header, samples)
+    finally:
+        if engine is None:
+            opened.close()
+    _publish(destination, data, overwrite)
+    return PictureResult(source, destination)
+
+
+def _enhanced_pixels(plan: PicturePlan, samples: Samples, config: JobConfig, engine: Engine) -> Any:
+    frame = _frame(plan, samples.pixels)
+    form = SUFFIXES[plan.destination.suffix.lower()]
+    picture_files.check_holds(form, plan.width, plan.height, frame.layout.has_alpha)
+    bits = min(frame.layout.bits, picture_files.MAX_BITS[form])
+    layout = PlaneLayout(frame.layout.kind, bits, has_alpha=frame.layout.has_alpha)
+    output = OutputVideo(
+        codec=form,
+        pix_fmt=form,
+        layout=layout,
+        width=plan.width,
+        height=plan.height,
+        color=frame.color,
+        time_base=Fraction(1),
+        frame_rate=None,
+        sample_aspect_ratio=Fraction(1),
+        options={},
+    )
+    source = _video(frame.width, frame.height, frame.layout, frame.color)
+    enhancer = Enhancer(engine, source, output, max_memory_bytes=config.engine.max_memory_bytes)
+    try:
+        (enhanced,) = [*enhancer.push(frame), *enhancer.drain()]
+    except SrstreamError as error:
+        raise type(error)(f"{plan.source}: {error}") from error
+    finally:
+        enhancer.close()
+    return _interleaved(enhanced)
+
+
+def _frame(plan: PicturePlan, pixels: Any) -> Frame:
+    height, width = pixels.shape[:2]
+    if (width, height) != (plan.header.width, plan.header.height):
+        raise MediaError(
+            f"{plan.source}: its header says {plan.header.width}x{plan.header.height}, it holds "
+            f"{width}x{height}."
+        )
+    bits = 8 * pixels.dtype.itemsize
+    planes: tuple[Plane, ...]
+    if pixels.ndim == 2:
+        layout, planes = PlaneLayout("gray", bits), (pixels,)
+    else:
+        blue, green, red, *alpha = cv2.split(pixels)
+        if plan.header.is_grey and alpha:
+            planes = (blue, *alpha)
+            layout = PlaneLayout("gray", bits, has_alpha=True)
+        else:
+            planes = (green, blue, red, *alpha)
+            layout = PlaneLayout("rgb", bits, has_alpha=bool(alpha))
+    color = ColorSpec(full_range=True)
+    return Frame(planes, layout, width, height, 0, Fraction(1), color=color)
+
+
+def _interleaved(frame: Frame) -> Any:
+    """(H, W), (H, W, 3) BGR or (H, W, 4) BGRA, as OpenCV writes it; it knows no grey with alpha."""
+    if frame.layout.kind == "rgb":
+        green, blue, red, *alpha = frame.planes
+        return cv2.merge([blue, green, red, *alpha])
+    grey, *alpha = frame.planes
+    return cv2.merge([grey, grey, grey, *alpha]) if alpha else grey
+
+
+def _video(width: int, height: int, layout: PlaneLayout, color: ColorSpec) -> VideoInfo:
+    return VideoInfo(
+        index=0,
+        codec="picture",
+        pix_fmt="picture",
+        width=width,
+        height=height,
+        layout=layout,
+        color=color,
+        time_base=Fraction(1),
+        frame_rate=None,
+        sample_aspect_ratio=Fraction(1),
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _available_bytes() -> int:
+    """Memory that is free or can be freed."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _publish(destination: Path, data: bytes, overwrite: bool) -> None:
+    """Writes beside the destination, fsyncs, then links: an existing file is never touched."""
+    folder = destination.parent
+    temporary: str | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".srstream-")
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if overwrite:
+            os.replace(temporary, destination)
+            temporary = None
+        else:
+            os.link(temporary, destination)
+        fsync_path(folder)
+    except FileExistsError as error:
+        raise UsageError(
+            f"{destination}: exists already; use --overwrite to replace it."
+        ) from error
+    except OSError as error:
+        kind = DiskFullError if error.errno == 28 else EncodeError
+        raise kind(f"{destination}: cannot be written ({error.strerror}).") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

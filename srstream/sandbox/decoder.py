@@ -1,0 +1,209 @@
+"""The child process that decodes all frames: a decoder that crashes takes no output with it.
+
+Run as `python -m srstream.sandbox.decoder` with a request on standard input; frames, notes, the
+report and errors go back over ZeroMQ. It dies with its parent. Before it touches the source, which
+it gets as a descriptor, it gives up all that it does not need (`sandbox.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from srstream.config import SourceConfig
+from srstream.errors import SrstreamError, UsageError
+from srstream.frame import Frame
+from srstream.media.errors import sentence, show_as
+from srstream.media.read.decode import Decoder
+from srstream.media.types import TimeWindow, VideoInfo
+from srstream.sandbox.child import die_with_parent, start_child
+from srstream.sandbox.confine import confine, seal
+from srstream.sandbox.transport import FrameSender, endpoint
+
+
+class DecodeRequest(BaseModel):
+    """What the child shall decode and where the frames go.
+
+    `anchor_pts` and `anchor_hash` name the last frame of the part that is done; the child proves
+    that it met this very frame before it sends the ones behind it.
+
+    `source_descriptor` is the source, opened by the parent; `path` is then only its name in texts.
+    `memory_bytes` bounds the child's address space beyond its own code.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    path_hex: str
+    source_descriptor: int | None = None
+    container: str | None = None
+    video: VideoInfo
+    config: SourceConfig
+    window: TimeWindow
+    directory_descriptor: int
+    parent_pid: int
+    anchor_pts: int | None = None
+    anchor_hash: str | None = None
+    decode_threads: int = 1
+    memory_bytes: int | None = None
+
+    @property
+    def path(self) -> Path:
+        """The source; it crosses as hexadecimal bytes, since a name need not be UTF-8."""
+        return Path(os.fsdecode(bytes.fromhex(self.path_hex)))
+
+    @property
+    def opened_path(self) -> Path:
+        """What the child opens."""
+        if self.source_descriptor is None:
+            return self.path
+        return Path(f"/proc/self/fd/{self.source_descriptor}")
+
+
+@contextmanager
+def opened_source(path: Path, given: int | None = None) -> Iterator[int]:
+    """A descriptor of the source, for the child to inherit; the one that is `given`, if any.
+
+    Raises:
+        UsageError: it cannot be opened any more.
+    """
+    if given is not None:
+        yield given
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        text = sentence(path, f"cannot be opened ({error.strerror})", advice="Check the path.")
+        raise UsageError(text) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def frame_hash(frame: Frame) -> str:
+    """BLAKE2b of a frame's time and planes."""
+    digest = hashlib.blake2b(str(frame.pts).encode(), digest_size=16)
+    for plane in frame.planes:
+        digest.update(np.ascontiguousarray(plane).data)
+    return digest.hexdigest()
+
+
+def start_decoder(request: DecodeRequest, log: BinaryIO) -> subprocess.Popen[bytes]:
+    """Start the child; its frames arrive at the receiver whose folder the request names.
+
+    `log` takes what the child and libav say on standard error.
+    """
+    inherited = [request.directory_descriptor]
+    if request.source_descriptor is not None:
+        inherited.append(request.source_descriptor)
+    process = start_child(
+        "srstream.sandbox.decoder", inherited=inherited, stdout=subprocess.DEVNULL, log=log
+    )
+    assert process.stdin is not None
+    try:
+        process.stdin.write(request.model_dump_json().encode())
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # It died at once; the one who waits for its frames will see that.
+    return process
+
+
+def frames_from(decoder: Decoder, request: DecodeRequest) -> Iterator[Frame]:
+    """The frames of the window behind the anchor; raises LookupError if the anchor is not met."""
+    awaited = request.anchor_pts
+    for frame in decoder.frames():
+        if awaited is not None:
+            if frame.pts < awaited:
+                continue
+            if frame.pts != awaited or frame_hash(frame) != request.anchor_hash:
+                raise LookupError("the frame before the resume point is another one")
+            awaited = None
+            continue
+        if request.window.start_pts is not None and frame.pts < request.window.start_pts:
+            continue
+        if request.window.end_pts is not None and frame.pts >= request.window.end_pts:
+            return
+        yield frame
+    if awaited is not None:
+        raise LookupError("the frame before the resume point was not found")
+
+
+def run(request: DecodeRequest, sender: FrameSender) -> None:
+    """Decode and send; a start that lands elsewhere is answered by decoding from the beginning."""
+    start_pts = request.window.start_pts if request.anchor_pts is None else request.anchor_pts
+    for attempt in (start_pts, None):
+        decoder = Decoder(
+            request.opened_path,
+            request.video,
+            request.config,
+            start_pts=attempt,
+            threads=request.decode_threads,
+            container=request.container,
+        )
+        num_notes = 0
+        try:
+            for frame in frames_from(decoder, request):
+                for note in decoder.report.notes[num_notes:]:
+                    sender.note(note)
+                num_notes = len(decoder.report.notes)
+                sender.send(frame)
+            for note in decoder.report.notes[num_notes:]:
+                sender.note(note)
+            sender.end(asdict(decoder.report))
+            return
+        except LookupError:
+            if attempt is None:
+                raise
+        finally:
+            decoder.close()
+
+
+def _confine(request: DecodeRequest) -> tuple[str, ...]:
+    """Leave the child the source and nothing else; returns what is in force."""
+    show_as(request.opened_path, request.path)
+    with opened_source(request.path, request.source_descriptor) as source:
+        return confine(
+            readable=[source],
+            memory_bytes=request.memory_bytes,
+            devices=request.config.decoder != "cpu",
+        )
+
+
+def main() -> int:
+    """Entry point of the child."""
+    request = DecodeRequest.model_validate_json(sys.stdin.buffer.read())
+    die_with_parent(request.parent_pid)
+    in_force = _confine(request)
+    sender = FrameSender(endpoint(request.directory_descriptor))
+    sender.wait_until_connected()
+    in_force += seal()
+    sys.stderr.write(f"confined: {', '.join(in_force)}\n")
+    try:
+        run(request, sender)
+    except SrstreamError as error:
+        sender.fail(type(error).__name__, str(error))
+    except LookupError:
+        sender.fail(
+            "ResumeMismatchError",
+            f"{request.path}: decoding it again gave other frames than before. "
+            "Use --restart to begin anew.",
+        )
+    except MemoryError:
+        sender.fail("MediaError", f"{request.path}: decoding it needs more memory than there is.")
+    finally:
+        sender.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Built engines on disk: used for what they were built for, rebuilt with a word otherwise."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+
+from srstream.engines.cache import MAGIC, EngineCache
+
+KEY = {
+    "model": "fast", "weights_sha256": "ab" * 32, "dtype": "float16", "batch": 1, "max_side": 384,
+    "device": "NVIDIA L4", "compute_capability": "8.9", "torch": "2.13.0",
+    "torch_tensorrt": "2.13.0", "tensorrt": "10.14",
+}  # fmt: skip
+ENGINE = bytes(range(256)) * 40 + b"\n" + MAGIC
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return EngineCache(tmp_path / "deep" / "tensorrt")
+
+
+def counting(built=ENGINE):
+    calls = []
+
+    def build():
+        calls.append(1)
+        return built
+
+    return build, calls
+
+
+def test_an_engine_is_built_once(cache, caplog):
+    build, calls = counting()
+    assert cache.get(KEY, build) == cache.get(KEY, build) == ENGINE
+    assert len(calls) == 1
+    assert not caplog.records
+    assert [path.suffix for path in cache.folder.iterdir()] == [".engine"]
+
+
+@pytest.mark.parametrize("name", KEY)
+def test_whatever_decides_an_engine_is_part_of_its_key(cache, name):
+    cache.save(KEY, ENGINE)
+    other = {**KEY, name: "another" if isinstance(KEY[name], str) else KEY[name] + 1}
+    assert cache.load(other) is None
+    build, calls = counting(b"other")
+    assert cache.get(other, build) == b"other"
+    assert calls
+    assert cache.load(KEY) == ENGINE
+
+
+@pytest.mark.parametrize("name", ["device", "tensorrt", "weights_sha256"])
+def test_a_file_that_was_moved_from_another_machine_says_what_differs(cache, name, caplog):
+    cache.save({**KEY, name: "foreign"}, ENGINE)
+    os.replace(cache.path({**KEY, name: "foreign"}), cache.path(KEY))
+    build, calls = counting(b"new")
+    assert cache.get(KEY, build) == b"new"
+    assert f"built for another {name}; the engine is built anew" in caplog.text
+    assert calls
+    assert cache.load(KEY) == b"new"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda c: b"", "not an engine"),
+        (lambda c: b"\x80\x04pickle", "not an engine"),
+        (lambda c: c[: len(c) // 2], "cut short"),
+        (lambda c: c[:-5] + b"\0" + c[-4:], "cut short or damaged"),
+        (lambda c: c + b"more", "cut short or damaged"),
+        (lambda c: c.replace(b'"key"', b'"kez"', 1), "header is damaged"),
+        (lambda c: MAGIC + b"[]\n" + ENGINE, "header is damaged"),
+        (lambda c: MAGIC, "header is damaged"),
+    ],
+)
+def test_a_damaged_file_is_never_used(cache, damage, said, caplog):
+    cache.save(KEY, ENGINE)
+    path = cache.path(KEY)
+    path.write_bytes(damage(path.read_bytes()))
+    build, calls = counting()
+    assert cache.get(KEY, build) == ENGINE
+    assert said in caplog.text
+    assert str(path) in caplog.text
+    assert calls
+    assert cache.load(KEY) == ENGINE
+
+
+def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    cache = EngineCache(tmp_path / "file" / "sub")
+    build, calls = counting()
+    with caplog.at_level(logging.WARNING):
+        assert cache.get(KEY, build) == cache.get(KEY, build) == ENGINE
+    assert len(calls) == 2
+    assert "cannot be kept" in caplog.text
+
+
+def test_forgetting(cache):
+    cache.save(KEY, ENGINE)
+    cache.forget(KEY)
+    cache.forget(KEY)
+    assert cache.load(KEY) is None

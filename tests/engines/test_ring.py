@@ -1,0 +1,340 @@
+"""The ring of slots on a device that does everything as late and as disorderly as it may.
+
+The fake keeps a queue for each stream and runs them in random order, as far as the events allow.
+Data is moved when an operation *runs*: whatever is overwritten too early comes out wrong.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from srstream.engines.tensorrt.ring import NUM_SLOTS, Ring
+from srstream.errors import EngineError
+
+SHAPE_IN, SHAPES_OUT = (2, 3, 4), ((1, 6, 8), (2, 3, 4))
+DTYPE = np.dtype(np.uint8)
+
+
+class Stream:
+    def __init__(self):
+        self.queue = deque()
+
+
+class Event:
+    """Counts how often it was recorded and how often that has happened."""
+
+    def __init__(self):
+        self.recorded = self.happened = 0
+        self.error = None
+
+
+class Failure(RuntimeError):
+    pass
+
+
+class LazyDevice:
+    """Runs what the streams hold only when it must, in an order drawn by chance."""
+
+    def __init__(self, random, fail_at=frozenset(), fail_running=frozenset()):
+        self.random = random
+        self.streams = []
+        self.fail_at, self.fail_running = fail_at, fail_running
+        self.num_calls = self.num_run = 0
+        self.most_under_way = 0
+        self.num_failures = 0
+
+    # --- the protocol ----------------------------------------------------------------------
+
+    def stream(self):
+        self.streams.append(Stream())
+        return self.streams[-1]
+
+    def event(self):
+        return Event()
+
+    def pinned(self, shape, dtype):
+        return np.zeros(shape, dtype)
+
+    def buffer(self, shape, dtype):
+        return np.zeros(shape, dtype)
+
+    def array(self, pinned):
+        return pinned
+
+    def copy(self, target, source, stream):
+        self.put(stream, lambda: target.__setitem__(Ellipsis, source))
+
+    def record(self, event, stream):
+        self.put(stream, lambda: self.happen(event))
+        event.recorded += 1
+
+    def wait(self, stream, event):
+        needed = event.recorded
+        self.put(stream, lambda: None, ready=lambda: event.happened >= needed)
+
+    def has_happened(self, event):
+        self.run_some(int(self.random.integers(0, 4)))
+        return event.happened >= event.recorded
+
+    def synchronize(self, event):
+        while event.happened < event.recorded:
+            assert self.run_one(), "waiting for what will never happen"
+        error, event.error = event.error, None
+        if error is not None:
+            raise error
+
+    def synchronize_all(self):
+        while any(stream.queue for stream in self.streams):
+            self.run_one()
+
+    # --- behind it -------------------------------------------------------------------------
+
+    def happen(self, event):
+        event.happened += 1
+        event.error, self.pending = self.pending, None
+
+    pending = None
+
+    def put(self, stream, run, ready=lambda: True):
+        self.num_calls += 1
+        if self.num_calls in self.fail_at:
+            self.num_failures += 1
+            raise Failure(f"call {self.num_calls}")
+        stream.queue.append((run, ready))
+        self.run_some(int(self.random.integers(0, 3)))
+
+    def run_some(self, count):
+        for _ in range(count):
+            if not self.run_one():
+                return
+
+    def run_one(self):
+        able = [s for s in self.streams if s.queue and s.queue[0][1]()]
+        if not able:
+            assert not any(s.queue for s in self.streams), "a deadlock: nothing can run"
+            return False
+        stream = able[int(self.random.integers(len(able)))]
+        stream.queue.popleft()[0]()
+        self.num_run += 1
+        return True
+
+
+def network(planes):
+    """What `execute` computes: every output sample depends on every input sample."""
+    total = int(planes.astype(int).sum())
+    return [
+        ((np.arange(np.prod(shape)).reshape(shape) * 7 + total + planes.flat[0]) % 251).astype(
+            DTYPE
+        )
+        for shape in SHAPES_OUT
+    ]
+
+
+def ring_on(device, num_slots=NUM_SLOTS, told=None):
+    def execute(device_in, device_out, stream):
+        def run():
+            for buffer, made in zip(device_out, network(device_in), strict=True):
+                buffer[...] = made
+
+        device.put(stream, run)
+
+    return Ring(device, SHAPE_IN, SHAPES_OUT, DTYPE, execute, num_slots, told)
+
+
+def tile(seed):
+    return np.random.default_rng(seed).integers(0, 255, SHAPE_IN, dtype=DTYPE)
+
+
+def check(planes, seed):
+    expected = [plane for group in network(tile(seed)) for plane in group]
+    assert len(planes) == len(expected)
+    for made, true in zip(planes, expected, strict=True):
+        assert np.array_equal(made, true)
+
+
+def drive(seed, num_slots, num_tiles, fail_at=frozenset()):
+    """Submits and collects in a random order; returns the device and the number refused."""
+    random = np.random.default_rng(seed)
+    device = LazyDevice(random, fail_at)
+    ring = ring_on(device, num_slots)
+    waiting, refused, number = [], 0, 0
+    while number < num_tiles or waiting:
+        if number < num_tiles and (not waiting or random.random() < 0.6):
+            planes = [plane.copy() for plane in tile(number)]
+            try:
+                waiting.append((number, ring.submit(planes)))
+            except EngineError:
+                refused += 1
+            for plane in planes:
+                plane[:] = 0  # they are the caller's again
+            number += 1
+            busy = sum(ticket.slot is not None for _, ticket in waiting)
+            assert busy <= num_slots
+            device.most_under_way = max(device.most_under_way, busy)
+        else:
+            index = 0 if random.random() < 0.7 else int(random.integers(len(waiting)))
+            of, ticket = waiting.pop(index)
+            check(ring.result(ticket), of)
+            with pytest.raises(EngineError, match="collected before"):
+                ring.result(ticket)
+    ring.close()
+    assert not any(stream.queue for stream in device.streams)
+    return device, refused
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 14))
+def test_tiles_come_back_each_as_its_own_in_any_schedule(seed, num_slots, num_tiles):
+    _, refused = drive(seed, num_slots, num_tiles)
+    assert refused == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 4),
+    st.integers(2, 12),
+    st.frozensets(st.integers(1, 90), max_size=6),
+)
+def test_failures_cost_their_own_tile_only(seed, num_slots, num_tiles, fail_at):
+    device, refused = drive(seed, num_slots, num_tiles, fail_at)
+    assert refused == device.num_failures
+
+
+@pytest.mark.long
+def test_ten_thousand_schedules_with_failures():
+    refused = 0
+    for seed in range(10_000):
+        random = np.random.default_rng([7, seed])
+        fail_at = frozenset(random.integers(1, 90, random.integers(0, 4)).tolist())
+        device, count = drive(
+            seed, int(random.integers(1, 5)), int(random.integers(1, 12)), fail_at
+        )
+        assert count == device.num_failures
+        refused += count
+    assert refused > 1000
+
+
+def test_three_tiles_are_under_way_at_once():
+    device, _ = drive(3, NUM_SLOTS, 40)
+    assert device.most_under_way == NUM_SLOTS
+
+
+def test_upload_compute_and_download_overlap():
+    """With nothing waited for, all three streams have work of different tiles in front."""
+    device = LazyDevice(np.random.default_rng(0))
+    device.run_some = lambda count: None
+    ring = ring_on(device)
+    tickets = [ring.submit(tile(n)) for n in range(3)]
+    assert all(len(stream.queue) >= 3 for stream in device.streams)
+    for number, ticket in enumerate(tickets):
+        check(ring.result(ticket), number)
+
+
+@pytest.mark.parametrize("broken", ["up", "ran", "slot"])
+def test_the_fake_finds_a_ring_that_forgets_an_event(broken, monkeypatch):
+    """The check checked: without one of its waits the ring's results are wrong in some schedule."""
+    if broken == "slot":
+        monkeypatch.setattr(LazyDevice, "synchronize", lambda self, event: None)
+    else:
+        wait = LazyDevice.wait
+        nth = {"up": 0, "ran": 1}[broken]
+        calls = iter(range(10**9))
+        monkeypatch.setattr(
+            LazyDevice,
+            "wait",
+            lambda self, stream, event: (
+                wait(self, stream, event) if next(calls) % 2 != nth else None
+            ),
+        )
+    with pytest.raises(AssertionError):
+        for seed in range(200):
+            drive(seed, NUM_SLOTS, 12)
+
+
+def test_an_error_on_the_device_is_the_tile_s_own():
+    device = LazyDevice(np.random.default_rng(1))
+    ring = ring_on(device)
+    first, second = ring.submit(tile(0)), ring.submit(tile(1))
+    first.slot.down.error = Failure("an illegal address")
+    device.happen = lambda event: setattr(event, "happened", event.happened + 1)
+    with pytest.raises(EngineError, match="an illegal address"):
+        ring.result(first)
+    check(ring.result(second), 1)
+    check(ring.result(ring.submit(tile(2))), 2)
+
+
+def test_a_closed_ring_takes_and_gives_nothing():
+    device = LazyDevice(np.random.default_rng(1))
+    ring = ring_on(device)
+    ticket = ring.submit(tile(0))
+    ring.close()
+    assert ticket.is_done()
+    with pytest.raises(EngineError, match="closed"):
+        ring.submit(tile(1))
+    with pytest.raises(EngineError, match="closed"):
+        ring.result(ticket)
+
+
+class TimedEvent:
+    """Happens when the test says so."""
+
+    def __init__(self):
+        self.happened = threading.Event()
+        self.error = None
+
+
+class TimedDevice(LazyDevice):
+    """Does everything at once, but a download is known to have ended only later."""
+
+    def __init__(self):
+        super().__init__(np.random.default_rng(0))
+
+    def event(self):
+        return TimedEvent()
+
+    def put(self, stream, run, ready=lambda: True):
+        run()
+
+    def record(self, event, stream):
+        event.happened.clear()
+
+    def wait(self, stream, event):
+        pass
+
+    def has_happened(self, event):
+        if event.error is not None and event.happened.is_set():
+            raise event.error
+        return event.happened.is_set()
+
+    def synchronize(self, event):
+        assert event.happened.wait(20)
+        error, event.error = event.error, None
+        if error is not None:
+            raise error
+
+
+def test_every_tile_that_is_done_is_told_of_also_one_that_failed():
+    """Nobody waits for the tiles; whoever is told finds them done."""
+    device, told = TimedDevice(), threading.Semaphore(0)
+    ring = ring_on(device, told=told.release)
+    tickets = [ring.submit(tile(number)) for number in range(NUM_SLOTS)]
+    assert not told.acquire(timeout=0.05)
+    tickets[1].slot.down.error = Failure("an illegal address")
+    for number, ticket in enumerate(tickets):
+        assert not ticket.is_done()
+        ticket.slot.down.happened.set()
+        assert told.acquire(timeout=20) and ticket.is_done()
+        if number == 1:
+            with pytest.raises(EngineError, match="an illegal address"):
+                ring.result(ticket)
+        else:
+            check(ring.result(ticket), number)
+    ring.close()
+    assert not told.acquire(timeout=0.05)

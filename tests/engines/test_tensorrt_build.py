@@ -1,0 +1,97 @@
+"""Real TensorRT engines of all models, built (not run) where there is no GPU; `make test-tensorrt`.
+
+They are built by torch-tensorrt-rtx, which has the same front end and installs without a driver.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from srstream.engines.cache import EngineCache
+from srstream.engines.tensorrt.build import build_engine, exported, tensorrt_input, versions
+from srstream.engines.tensorrt.engine import SIDES
+from srstream.errors import EngineError
+from srstream.models.networks import fold, training_network
+from srstream.models.table import MODELS
+from tests.support import tensorrt_shim
+
+pytestmark = pytest.mark.needs_tensorrt
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_tensorrt():
+    tensorrt_shim.install()
+    import torch_tensorrt
+
+    return torch_tensorrt
+
+
+NUM_CONVOLUTIONS = {"fast": 8, "balanced": 8, "srgan": 37}
+
+
+def network(name):
+    torch.manual_seed(0)
+    return fold(training_network(MODELS[name]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_operator_is_tensorrts_in_one_engine(name, tmp_path, torch_tensorrt):
+    report = tmp_path / "dryrun.txt"
+    half = network(name)
+    torch_tensorrt.dynamo.compile(
+        exported(half, SIDES[0]),
+        arg_inputs=[tensorrt_input(half, SIDES[0])],
+        require_full_compilation=True,
+        dryrun=str(report),
+    )
+    text = report.read_text()
+    assert "100.0% coverage" in text
+    assert text.count("TRT Engine #") == 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("side", [SIDES[0], SIDES[-1]])
+def test_an_engine_is_built_in_half_precision(name, side):
+    engine = build_engine(network(name), side)
+    assert len(engine) > 100_000
+    assert tensorrt_shim.SEEN["convolutions"] == {"HALF": NUM_CONVOLUTIONS[name]}
+
+
+def test_a_network_in_float32_would_be_noticed(torch_tensorrt):
+    """What torch-tensorrt does with a module that isn't half, whatever it is asked for."""
+    single = network("fast")
+    torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
+        torch.export.export(single, (torch.zeros(1, 1, 24, 40),)),
+        arg_inputs=[torch_tensorrt.Input(shape=(1, 1, 24, 40), dtype=torch.float32)],
+        enabled_precisions={torch.float16},
+        require_full_compilation=True,
+    )
+    assert tensorrt_shim.SEEN["convolutions"] == {"FLOAT": 8}
+
+
+def test_what_tensorrt_does_not_take_is_one_sentence():
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.spec = MODELS["fast"]
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return torch.special.i0(x.float()).half() + self.weight
+
+    with pytest.raises(EngineError, match="TensorRT cannot build 'fast'") as caught:
+        build_engine(Odd(), SIDES[-1])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_built_engine_is_kept_under_the_versions_that_built_it(tmp_path):
+    cache = EngineCache(tmp_path)
+    key = {"model": "fast", "max_side": SIDES[-1], **versions()}
+    assert all(versions()[name][0].isdigit() for name in ("torch", "torch_tensorrt", "tensorrt"))
+    first = cache.get(key, lambda: build_engine(network("fast"), SIDES[-1]))
+
+    def never():
+        raise AssertionError("built twice")
+
+    assert cache.get(key, never) == first

@@ -1,0 +1,67 @@
+"""The paper model of a GPU: what it says follows from its figures, and it says what it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from srstream.cli.main import app
+from srstream.errors import UsageError
+from srstream.jobs.gpu_model import DEVICES, device_spec, predict
+from srstream.models.table import MODELS
+from tests.support import clips
+
+SMALL, HD = (320, 180), (1920, 1080)
+
+
+def limits(device, model, size, encode=100.0):
+    out = size[0] * 4, size[1] * 4
+    return predict(DEVICES[device], MODELS[model], size, out, encode)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("model", MODELS)
+def test_the_least_limit_is_the_bottleneck(device, model):
+    prediction = limits(device, model, HD)
+    assert prediction.fps == min(prediction.limits.values())
+    assert prediction.limits[prediction.bottleneck] == prediction.fps
+    text = prediction.sentence()
+    assert "on paper" in text
+    assert "Nothing of it was measured on such a device" in text
+    assert DEVICES[device].source in text
+
+
+def test_larger_frames_and_networks_are_slower_and_faster_devices_faster():
+    for name in ("compute", "memory bandwidth"):
+        assert limits("l4", "fast", HD).limits[name] < limits("l4", "fast", SMALL).limits[name]
+        assert limits("l4", "srgan", HD).limits[name] < limits("l4", "fast", HD).limits[name]
+        assert limits("h100", "srgan", HD).limits[name] > limits("l4", "srgan", HD).limits[name]
+
+
+def test_compute_is_operations_over_the_assumed_share_of_the_peak():
+    operations = 2e3 * MODELS["srgan"].kmac_per_pixel * HD[0] * HD[1]
+    expected = 121e12 * 0.3 / operations
+    assert limits("l4", "srgan", HD).limits["compute"] == pytest.approx(expected)
+
+
+def test_a_device_without_an_encoder_leaves_it_to_the_cpu():
+    assert limits("h100", "fast", SMALL, encode=55.0).limits["encoding on this CPU"] == 55.0
+    assert limits("h100", "fast", SMALL, encode=55.0).bottleneck == "encoding on this CPU"
+    with_encoder = replace(DEVICES["h100"], has_nvenc=True)
+    prediction = predict(with_encoder, MODELS["fast"], SMALL, (1280, 720), 55.0)
+    assert "encoding on this CPU" not in prediction.limits
+
+
+def test_plan_says_it(tmp_path):
+    source = clips.cfr(tmp_path / "in.mp4", frames=6)
+    result = CliRunner().invoke(app, ["plan", str(source), "--device", "h100", "--json"])
+    assert "H100 SXM, on paper" in json.loads(result.stdout)["device_prediction"]
+    result = CliRunner().invoke(app, ["plan", str(source), "--device", "l4"])
+    assert "L4, on paper" in result.stdout
+    result = CliRunner().invoke(app, ["plan", str(source), "--device", "abacus"])
+    assert isinstance(result.exception, UsageError)
+    with pytest.raises(UsageError, match="there are: h100"):
+        device_spec("abacus")
