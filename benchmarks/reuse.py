@@ -104,7 +104,7 @@ def enhance(
     plan: JobPlan, frames: list[Frame], reuse: ReuseConfig, seconds: list[float]
 ) -> tuple[list[Frame], float]:
     """All frames but the first, timed; and which share of the pixels the engine was given."""
-    enhancer = Enhancer(plan.engine, plan.source.video, plan.output.video, reuse=reuse)
+    enhancer = Enhancer(plan.engine, plan.source.video.form, plan.output.video.form, reuse=reuse)
     made = [*enhancer.push(frames[0]), *enhancer.drain()]
     before = enhancer.num_pixels_computed
     start = time.perf_counter()

@@ -134,6 +134,28 @@ class Frame:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class FrameForm:
+    """The form that the frames of one stream share: size, layout, color and pixel shape.
+
+    `sample_aspect_ratio` is the shape of a pixel wherever a frame does not state its own.
+    """
+
+    width: int
+    height: int
+    layout: PlaneLayout
+    color: ColorSpec
+    sample_aspect_ratio: Fraction = Fraction(1)
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.layout.frame_bytes(self.width, self.height)
+
+    def scaled(self, scale: int) -> FrameForm:
+        """The same form with `scale` times as many rows and columns."""
+        return replace(self, width=self.width * scale, height=self.height * scale)
+
+
 def encode_frame(frame: Frame) -> list[bytes | memoryview]:
     """The wire form: a JSON header, then each plane's bytes. No copy of a contiguous plane."""
     header = {

@@ -279,7 +279,12 @@ def _decoded(plan: JobPlan, num_frames: int) -> Iterator[Frame]:
 
 
 def _enhanced(plan: JobPlan, frames: Iterable[Frame]) -> list[Frame]:
-    enhancer = Enhancer(plan.engine, plan.source.video, plan.output.video, reuse=plan.config.reuse)
+    enhancer = Enhancer(
+        plan.engine,
+        plan.source.video.form,
+        plan.output.video.form,
+        reuse=plan.config.reuse,
+    )
     try:
         done = [enlarged for frame in frames for enlarged in enhancer.push(frame)]
         return done + enhancer.drain()

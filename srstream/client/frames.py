@@ -16,7 +16,7 @@ import zmq
 from srstream import errors
 from srstream.daemon.settings import SocketSettings
 from srstream.errors import ServiceError, SrstreamError, UsageError
-from srstream.frame import ColorSpec, Frame, PlaneLayout, encode_frame
+from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout, encode_frame
 from srstream.protocol.frames import (
     BYE,
     CREDIT,
@@ -27,7 +27,6 @@ from srstream.protocol.frames import (
     HELLO,
     NOTE,
     READY,
-    FrameForm,
     ProtocolError,
     Ready,
     frame_of_planes,

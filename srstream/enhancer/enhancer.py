@@ -29,8 +29,7 @@ from srstream.engines.contract import Engine, OnDone, Session, Ticket, TileForma
 from srstream.engines.tiles import Rectangle, Tile, TileGrid, choose_tiles
 from srstream.enhancer.reuse import CellGrid, KnownShapes, Memory, ResampledPlane
 from srstream.errors import EngineError, EngineMemoryError, RefusedError
-from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
-from srstream.media.types import OutputVideo, VideoInfo
+from srstream.frame import ColorSpec, Frame, FrameForm, Plane, PlaneLayout
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +134,9 @@ class Enhancer:
     """Frames of the source in, frames of the output out, in the order in which they came.
 
     Args:
-        source: describes the frames to come; its size is the one that fills the output.
-        output: layout, size and colour of what goes out.
+        source: the form of the frames to come; a frame of this size and pixel shape fills the
+            output.
+        output: the form of every frame that goes out.
         max_memory_bytes: what the whole job may use; decides how large tiles are.
         reuse: whether what did not change since the last frame is computed again.
         on_done: called from any thread whenever the engine has done a tile: `collect` may have
@@ -150,15 +150,15 @@ class Enhancer:
     def __init__(
         self,
         engine: Engine,
-        source: VideoInfo,
-        output: OutputVideo,
+        source: FrameForm,
+        output: FrameForm,
         *,
         max_memory_bytes: int | None = None,
         reuse: ReuseConfig = NO_REUSE,
         on_done: OnDone | None = None,
     ) -> None:
         _check_kinds(source.layout, output.layout)
-        self._source, self._output = source, output
+        self._source, self.output = source, output
         self._max_memory_bytes = max_memory_bytes
         self._on_done = on_done
         self._use(engine)
@@ -284,13 +284,13 @@ class Enhancer:
     def _memory_for_a_tile(self, max_memory_bytes: int | None) -> int | None:
         if max_memory_bytes is None:
             return None
-        output = self._output
+        output = self.output
         frames = 4 * output.layout.frame_bytes(output.width, output.height)
         left = max_memory_bytes - RESERVED_BYTES - frames
         return max(1, left // self._engine.capabilities.num_streams)
 
     def _job_of(self, frame: Frame) -> _Job:
-        _check_kinds(frame.layout, self._output.layout)
+        _check_kinds(frame.layout, self.output.layout)
         placing = self._placing(frame)
         if frame.layout.kind != "rgb":
             frame = self._with_matrix_of_output(frame)
@@ -316,8 +316,8 @@ class Enhancer:
 
         What cannot be converted stays as it is; the decoder has said so.
         """
-        old, new = frame.color.matrix, self._output.color.matrix
-        is_yuv = frame.layout.kind == self._output.layout.kind == "yuv"
+        old, new = frame.color.matrix, self.output.color.matrix
+        is_yuv = frame.layout.kind == self.output.layout.kind == "yuv"
         if not is_yuv or colour.same_matrix(old, new) is not False:
             return frame
         planes = colour.with_matrix(frame.planes, frame.layout, frame.color, new)
@@ -325,17 +325,17 @@ class Enhancer:
         return replace(frame, planes=planes, layout=layout, color=color)
 
     def _matrix_for_rgb(self) -> int:
-        return RGB_COLOR.matrix if self._output.layout.kind == "rgb" else self._output.color.matrix
+        return RGB_COLOR.matrix if self.output.layout.kind == "rgb" else self.output.color.matrix
 
     def _keeps_rgb_range(self, frame: Frame) -> bool:
         """RGB whose range stays is mixed code by code, which keeps what lies outside the range."""
-        output = self._output
+        output = self.output
         return output.layout.kind == "rgb" and (
             is_full_range(frame.color, frame.layout) == is_full_range(output.color, output.layout)
         )
 
     def _placing(self, frame: Frame) -> _Placing:
-        output, source = self._output, self._source
+        output, source = self.output, self._source
         aspect = frame.sample_aspect_ratio or source.sample_aspect_ratio
         if (frame.width, frame.height, aspect) == (
             source.width,
@@ -374,7 +374,7 @@ class Enhancer:
                 border = self._engine.capabilities.border
                 self.num_pixels += (height + 2 * border) * (width + 2 * border)
             return
-        bits = max(job.layout.bits, self._output.layout.bits)
+        bits = max(job.layout.bits, self.output.layout.bits)
         memories = {}
         for index in self._planes_to_enlarge(job):
             planes = self._input_planes(job, index, bits)
@@ -565,7 +565,7 @@ class Enhancer:
 
     def _shows_alpha(self, job: _Job) -> bool:
         """Whether there is alpha, it goes out, and it isn't opaque all over."""
-        if not (job.layout.has_alpha and self._output.layout.has_alpha):
+        if not (job.layout.has_alpha and self.output.layout.has_alpha):
             return False
         return int(job.planes[-1].min()) < (1 << job.layout.bits) - 1
 
@@ -612,7 +612,7 @@ class Enhancer:
             for index, parts in job.parts.items():
                 job.enlarged[index] = self._composed(index, parts)
             if job.repeats_last and self._last_output is not None:
-                output = self._output
+                output = self.output
                 made = job.frame.with_planes(
                     self._last_output.planes, output.width, output.height, output.layout
                 )
@@ -638,7 +638,7 @@ class Enhancer:
     def _finished(self, job: _Job) -> Frame:
         job.made = {index: self._cut(planes) for index, planes in job.enlarged.items()}
         self._check_mean(job)
-        output = self._output
+        output = self.output
         chroma = self._chroma_of_model(job) if self._makes_chroma else job.chroma
         planes = [self._fitted(job, 0), *chroma]
         if output.layout.kind == "rgb":
@@ -652,7 +652,7 @@ class Enhancer:
 
     def _check_mean(self, job: _Job) -> None:
         """A cheap guard against an engine that returns black, noise or another frame's picture."""
-        bits = max(job.layout.bits, self._output.layout.bits)
+        bits = max(job.layout.bits, self.output.layout.bits)
         before = cv2.mean(job.planes[0])[0] / ((1 << job.layout.bits) - 1)
         after = cv2.mean(job.made[0][0])[0] / ((1 << bits) - 1)
         if abs(after - before) > MAX_MEAN_CHANGE and (
@@ -669,7 +669,7 @@ class Enhancer:
 
         RGB's luma stays in 16 bits.
         """
-        output, frame, placing = self._output, job.frame, job.placing
+        output, frame, placing = self.output, job.frame, job.placing
         bits = max(job.layout.bits, output.layout.bits)
         enlarged: Plane | colour.FloatPlane = job.made[index][0]
         if self._makes_chroma:
@@ -690,7 +690,7 @@ class Enhancer:
         )
 
     def _target_range(self, *, is_chroma: bool) -> CodeRange:
-        output = self._output
+        output = self.output
         if output.layout.kind == "rgb":
             return code_range(RGB_BITS, True, is_chroma=is_chroma)
         full_range = is_full_range(output.color, output.layout)
@@ -698,7 +698,7 @@ class Enhancer:
 
     def _chroma_by_bicubic(self, job: _Job) -> list[Plane]:
         """U and V of the output from the source's; neutral for grey, none for a grey output."""
-        if self._output.layout.kind == "gray":
+        if self.output.layout.kind == "gray":
             return []
         if job.layout.kind == "gray":
             return self._neutral_chroma(job)
@@ -711,7 +711,7 @@ class Enhancer:
 
     def _chroma_of_model(self, job: _Job) -> list[Plane]:
         """U and V of the output from those that the network made."""
-        if self._output.layout.kind == "gray":
+        if self.output.layout.kind == "gray":
             return []
         if job.layout.kind == "gray":
             return self._neutral_chroma(job)
@@ -719,7 +719,7 @@ class Enhancer:
         height, width = y.shape
         stride = width // u.shape[1]
         middle = (stride - 1) / 2  # where models put it, see COLOUR_FORMS
-        bits = max(job.layout.bits, self._output.layout.bits)
+        bits = max(job.layout.bits, self.output.layout.bits)
         planes = [
             colour.with_local_mean(made, source)
             for made, source in zip((u, v), job.inputs[0][1:], strict=True)
@@ -732,11 +732,11 @@ class Enhancer:
         layout = self._output_chroma_layout()
         shape = layout.plane_shape(1, job.placing.width, job.placing.height)
         target = self._target_range(is_chroma=True)
-        neutral = np.full(shape, target.zero, self._output.layout.dtype)
+        neutral = np.full(shape, target.zero, self.output.layout.dtype)
         return [neutral, neutral.copy()]
 
     def _output_chroma_layout(self) -> PlaneLayout:
-        return RGB_LAYOUT if self._output.layout.kind == "rgb" else self._output.layout
+        return RGB_LAYOUT if self.output.layout.kind == "rgb" else self.output.layout
 
     def _placed_chroma(
         self,
@@ -754,7 +754,7 @@ class Enhancer:
             strides, shifts: (x, y), of the planes in luma samples of that picture.
         """
         layout, placing = self._output_chroma_layout(), job.placing
-        color_out = RGB_COLOR if layout is RGB_LAYOUT else self._output.color
+        color_out = RGB_COLOR if layout is RGB_LAYOUT else self.output.color
         x_out, y_out = colour.chroma_shift(layout, color_out)
         rows = Sampling.between(
             luma_shape[0],
@@ -787,7 +787,7 @@ class Enhancer:
         return [memory.resample for memory in self._chroma_memories]
 
     def _to_rgb(self, job: _Job, planes: Sequence[Plane]) -> list[Plane]:
-        output = self._output
+        output = self.output
         full_range = self._keeps_rgb_range(job.frame) or is_full_range(output.color, output.layout)
         y, u, v = planes
         return list(
@@ -799,7 +799,7 @@ class Enhancer:
     def _alpha(self, job: _Job) -> Plane:
         """Nowhere beyond what the source's own and its eight neighbours are: 0 and opaque stay."""
         shape = job.placing.height, job.placing.width
-        layout = self._output.layout
+        layout = self.output.layout
         if not self._shows_alpha(job):
             opaque: Plane = np.full(shape, (1 << layout.bits) - 1, layout.dtype)
             return opaque
@@ -820,7 +820,7 @@ class Enhancer:
         return clipped
 
     def _letterboxed(self, placing: _Placing, planes: Sequence[Plane]) -> list[Plane]:
-        output = self._output
+        output = self.output
         canvas = colour.black_planes(output.layout, output.color, output.width, output.height)
         for index, (black, plane) in enumerate(zip(canvas, planes, strict=True)):
             is_chroma = output.layout.kind == "yuv" and index in (1, 2)

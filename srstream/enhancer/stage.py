@@ -1,30 +1,62 @@
-"""The contract between a stage of enhancement and the loop that drives it."""
+"""The contract between what enlarges frames and the loops that drive it."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from srstream.frame import Frame
+from srstream.frame import Frame, FrameForm
 
 
-class FrameStage(Protocol):
-    """What the worker needs of the enhancer. Whoever makes one says when to look again."""
+class Stage(Protocol):
+    """Enlarges frames: one comes out for each one that goes in, in the same order.
+
+    One thread drives a stage. A loop that also waits for other things asks `has_room`, pushes and
+    collects, and waits for nothing; whoever makes the stage tells it when to look again. A caller
+    that has nothing else to do pushes and drains.
+    """
+
+    @property
+    def output(self) -> FrameForm:
+        """The form of every frame that comes out."""
+        ...
 
     def has_room(self) -> bool:
         """Whether `push` would begin a frame at once.
 
-        Asked only for a frame that will be pushed as soon as there is room.
+        Ask only for a frame that is pushed as soon as there is room.
         """
         ...
 
     def push(self, frame: Frame) -> list[Frame]:
-        """Begin a frame; those that are complete by now."""
+        """Begin a frame, and return the frames that are complete by now.
+
+        Waits for tiles of earlier frames if `has_room` says no.
+
+        Raises:
+            EngineError: the engine failed, or a frame came out of it wrong.
+        """
         ...
 
     def collect(self) -> list[Frame]:
-        """Those that are complete by now; waits for nothing."""
+        """Return the frames that are complete by now, without waiting.
+
+        Raises:
+            EngineError: the engine failed, or a frame came out of it wrong.
+        """
+        ...
+
+    def drain(self) -> list[Frame]:
+        """Wait for the frames under way and return them. More may be pushed afterwards.
+
+        Raises:
+            EngineError: the engine failed, or a frame came out of it wrong.
+        """
         ...
 
     def forget(self) -> None:
-        """Have the next frame depend on none before it."""
+        """Compute the next frame as a whole, so that it depends on no frame before it."""
+        ...
+
+    def close(self) -> None:
+        """Drop the frames under way and free what the stage has opened."""
         ...

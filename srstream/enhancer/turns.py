@@ -10,10 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
-from srstream.enhancer.stage import FrameStage
-from srstream.frame import Frame
+from srstream.enhancer.stage import Stage
+from srstream.frame import Frame, FrameForm
 
 STEP = 1.5
 """By which a step of priority multiplies a member's share."""
@@ -139,9 +139,13 @@ class SharedStage:
         wake: called, from any thread, when the job's turn has come.
     """
 
-    def __init__(self, stage: FrameStage, member: Member, wake: Callable[[], None]) -> None:
+    def __init__(self, stage: Stage, member: Member, wake: Callable[[], None]) -> None:
         self._stage, self._member = stage, member
         member.call = wake
+
+    @property
+    def output(self) -> FrameForm:
+        return self._stage.output
 
     def has_room(self) -> bool:
         return self._stage.has_room() and self._member.try_turn()
@@ -158,12 +162,64 @@ class SharedStage:
         finally:
             self._end_turn()
 
+    def drain(self) -> list[Frame]:
+        try:
+            return self._stage.drain()
+        finally:
+            self._end_turn()
+
     def forget(self) -> None:
         self._stage.forget()
+
+    def close(self) -> None:
+        self._stage.close()
+        self._member.end_turn()
 
     def _end_turn(self) -> None:
         if self._stage.has_room():
             self._member.end_turn()
+
+
+class WaitingStage:
+    """A stage whose caller waits for its turn, in a thread that does nothing else.
+
+    Args:
+        turn: is entered while frames are computed, such as `Member.turn`.
+        on_close: is called after the stage is closed.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        turn: Callable[[], AbstractContextManager[None]],
+        on_close: Callable[[], None],
+    ) -> None:
+        self._stage, self._turn, self._on_close = stage, turn, on_close
+
+    @property
+    def output(self) -> FrameForm:
+        return self._stage.output
+
+    def has_room(self) -> bool:
+        return self._stage.has_room()
+
+    def push(self, frame: Frame) -> list[Frame]:
+        with self._turn():
+            return self._stage.push(frame)
+
+    def collect(self) -> list[Frame]:
+        return self._stage.collect()
+
+    def drain(self) -> list[Frame]:
+        with self._turn():
+            return self._stage.drain()
+
+    def forget(self) -> None:
+        self._stage.forget()
+
+    def close(self) -> None:
+        self._stage.close()
+        self._on_close()
 
 
 def _nothing() -> None:

@@ -46,7 +46,7 @@ def estimate(plan: JobPlan) -> Estimate:
     )
     frames = _noise(small_in.layout.num_planes, plan, width, height)
     with tempfile.TemporaryDirectory(prefix="srstream-") as folder:
-        enhancer = Enhancer(plan.engine, small_in, small_out)
+        enhancer = Enhancer(plan.engine, small_in.form, small_out.form)
         encoder = SegmentEncoder(Path(folder) / "calibration.part", small_out, 1, False)
         try:
             _step(enhancer, encoder, frames[0])  # The first frame pays for compiling.

@@ -13,7 +13,7 @@ from typing import Any
 from srstream.config import JobConfig
 from srstream.engines.table import choose_engine
 from srstream.enhancer.enhancer import Enhancer
-from srstream.enhancer.stage import FrameStage
+from srstream.enhancer.stage import Stage
 from srstream.errors import (
     HostileInputError,
     InterruptedJobError,
@@ -104,7 +104,7 @@ class Workplace:
     """Descriptor of the output's folder; None: found by its name."""
     source_descriptor: int | None = None
     """The source, opened; None: found by its name."""
-    share: Callable[[Enhancer, Callable[[], None]], FrameStage] = lambda enhancer, wake: enhancer
+    share: Callable[[Enhancer, Callable[[], None]], Stage] = lambda enhancer, wake: enhancer
     """Wraps the enhancer of a job that shares its engine with others; given what to call when the
     engine may be free for it."""
     on_alive: Callable[[], None] = lambda: None
@@ -333,12 +333,12 @@ class _Job:
             anchor_hash=None if anchor is None else anchor.last_frame_hash,
         )
 
-    def _make_stage(self, wake: Callable[[], None]) -> FrameStage:
+    def _make_stage(self, wake: Callable[[], None]) -> Stage:
         plan = self._plan
         enhancer = Enhancer(
             plan.engine,
-            plan.source.video,
-            plan.output.video,
+            plan.source.video.form,
+            plan.output.video.form,
             max_memory_bytes=plan.config.engine.max_memory_bytes,
             reuse=plan.config.reuse,
             on_done=wake,

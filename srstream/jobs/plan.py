@@ -19,6 +19,7 @@ from srstream.engines.softened import softened
 from srstream.engines.table import ENGINES, choose_engine, engine_name
 from srstream.errors import NoSpaceError, RefusedError, TruncatedError, UsageError
 from srstream.files import largest_file
+from srstream.frame import FrameForm
 from srstream.jobs.segments import SegmentCuts
 from srstream.media.read.demux import nvdec_fault
 from srstream.media.read.restore import RestoreChoice
@@ -135,7 +136,7 @@ def make_plan(
     if source.exists() and not source.is_file() and not source.is_dir():
         raise UsageError(f"{source}: this is no regular file; give a file that can be read twice.")
     info = media.do(Probe(config=config.source), source)
-    size = output_size(info.video, config.scaling, spec.scale)
+    size = output_size(info.video.form, config.scaling, spec.scale)
     config, decoder_notes = _with_decoder(source, config)
     on_gpu = engine_name(config.engine, spec.name) == "tensorrt" and not config.deterministic
 
@@ -229,29 +230,29 @@ def _with_decoder(source: Path, config: JobConfig) -> tuple[JobConfig, tuple[str
     return config.model_copy(update={"source": section}), (note,)
 
 
-def output_size(video: VideoInfo, scaling: ScaleConfig, model_scale: int) -> tuple[int, int]:
+def output_size(source: FrameForm, scaling: ScaleConfig, model_scale: int) -> tuple[int, int]:
     """(width, height) of the output, on the chroma grid.
 
     Raises:
         UsageError: both --scale and --height were given.
         RefusedError: the size asked for is larger than the model's own.
     """
-    full_width, full_height = video.width * model_scale, video.height * model_scale
+    full_width, full_height = source.width * model_scale, source.height * model_scale
     if scaling.scale is not None and scaling.height is not None:
         raise UsageError("--scale and --height exclude each other; give one.")
     if scaling.scale is None and scaling.height is None:
         return full_width, full_height
     factor = (
-        Fraction(scaling.height, video.height)
+        Fraction(scaling.height, source.height)
         if scaling.height is not None
         else Fraction(scaling.scale or 1).limit_denominator(10_000)
     )
     if factor > model_scale:
         raise RefusedError(
-            f"{video.height * factor} rows were asked for, the model makes at most {full_height}; "
+            f"{source.height * factor} rows were asked for, the model makes at most {full_height}; "
             "choose a smaller --height or --scale."
         )
-    if min(video.width, video.height) * factor < _MIN_OUTPUT_SIDE:
+    if min(source.width, source.height) * factor < _MIN_OUTPUT_SIDE:
         raise RefusedError(
             f"a picture smaller than {_MIN_OUTPUT_SIDE} pixels was asked for; choose a larger "
             "--scale or --height."
@@ -259,8 +260,8 @@ def output_size(video: VideoInfo, scaling: ScaleConfig, model_scale: int) -> tup
     return tuple(  # type: ignore[return-value]
         max(2, round(side * factor / step) * step)
         for side, step in (
-            (video.width, 1 << video.layout.log2_chroma_w),
-            (video.height, 1 << video.layout.log2_chroma_h),
+            (source.width, 1 << source.layout.log2_chroma_w),
+            (source.height, 1 << source.layout.log2_chroma_h),
         )
     )
 

@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from srstream.enhancer.stage import FrameStage
+from srstream.enhancer.stage import Stage
 from srstream.errors import (
     InterruptedJobError,
     MediaError,
@@ -94,7 +94,7 @@ class Worker:
         self,
         store: JobStore,
         cuts: SegmentCuts,
-        stage: FrameStage,
+        stage: Stage,
         encoder: EncoderThread,
         wakeup: Wakeup,
         *,

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from srstream.frame import ColorSpec, PlaneLayout
+from srstream.frame import ColorSpec, FrameForm, PlaneLayout
 
 StreamType = Literal["video", "audio", "subtitle", "data", "attachment"]
 Action = Literal["enhance", "copy", "convert", "drop"]
@@ -95,6 +95,11 @@ class VideoInfo:
     bit_rate: int | None = None
     crop: Crop = WHOLE
 
+    @property
+    def form(self) -> FrameForm:
+        """The form of the stream's frames."""
+        return FrameForm(self.width, self.height, self.layout, self.color, self.sample_aspect_ratio)
+
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
@@ -151,6 +156,11 @@ class OutputVideo:
     options: dict[str, str]
     hdr: HdrMetadata = field(default_factory=HdrMetadata)
     display_matrix: tuple[int, ...] | None = None
+
+    @property
+    def form(self) -> FrameForm:
+        """The form of the stream's frames."""
+        return FrameForm(self.width, self.height, self.layout, self.color, self.sample_aspect_ratio)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,12 +28,11 @@ from srstream.errors import (
     UsageError,
 )
 from srstream.files import fsync_path
-from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
+from srstream.frame import ColorSpec, Frame, FrameForm, Plane, PlaneLayout
 from srstream.jobs.events import SCHEMA, OnEvent, ignore
 from srstream.jobs.job import enhance_file
 from srstream.jobs.plan import output_size
 from srstream.media.read.probe import probe
-from srstream.media.types import OutputVideo, VideoInfo
 from srstream.media.write.containers import VIDEO_SUFFIXES
 from srstream.media.write.output import plan_output
 from srstream.models.registry import resolved
@@ -280,7 +279,9 @@ def plan_animation(source: Path, destination: Path, config: JobConfig) -> Animat
         SrstreamError: it cannot be read or enhanced.
     """
     info = probe(source, config.source)
-    size = output_size(info.video, config.scaling, model_spec(resolved(config.model).name).scale)
+    size = output_size(
+        info.video.form, config.scaling, model_spec(resolved(config.model).name).scale
+    )
     video = plan_output(info, config, destination, size).video
     sizes = (info.video.width, info.video.height), (video.width, video.height)
     return AnimationPlan(source, destination, *sizes)
@@ -360,8 +361,8 @@ def plan_picture(source: Path, destination: Path, config: JobConfig) -> PictureP
             f"{config.source.max_pixels} pixels allowed."
         )
     scale = model_spec(resolved(config.model).name).scale
-    video = _video(header.width, header.height, PlaneLayout("rgb", 8), ColorSpec())
-    width, height = output_size(video, config.scaling, scale)
+    form = FrameForm(header.width, header.height, PlaneLayout("rgb", 8), ColorSpec())
+    width, height = output_size(form, config.scaling, scale)
     picture_files.check_holds(SUFFIXES[destination.suffix.lower()], width, height, False)
     needed = WORKING_BYTES_PER_PIXEL * header.width * header.height * scale * scale
     available = config.engine.max_memory_bytes or _available_bytes()
@@ -416,19 +417,8 @@ def _enhanced_pixels(plan: PicturePlan, samples: Samples, config: JobConfig, eng
     picture_files.check_holds(form, plan.width, plan.height, frame.layout.has_alpha)
     bits = min(frame.layout.bits, picture_files.MAX_BITS[form])
     layout = PlaneLayout(frame.layout.kind, bits, has_alpha=frame.layout.has_alpha)
-    output = OutputVideo(
-        codec=form,
-        pix_fmt=form,
-        layout=layout,
-        width=plan.width,
-        height=plan.height,
-        color=frame.color,
-        time_base=Fraction(1),
-        frame_rate=None,
-        sample_aspect_ratio=Fraction(1),
-        options={},
-    )
-    source = _video(frame.width, frame.height, frame.layout, frame.color)
+    output = FrameForm(plan.width, plan.height, layout, frame.color)
+    source = FrameForm(frame.width, frame.height, frame.layout, frame.color)
     enhancer = Enhancer(engine, source, output, max_memory_bytes=config.engine.max_memory_bytes)
     try:
         (enhanced,) = [*enhancer.push(frame), *enhancer.drain()]
@@ -469,21 +459,6 @@ def _interleaved(frame: Frame) -> Any:
         return cv2.merge([blue, green, red, *alpha])
     grey, *alpha = frame.planes
     return cv2.merge([grey, grey, grey, *alpha]) if alpha else grey
-
-
-def _video(width: int, height: int, layout: PlaneLayout, color: ColorSpec) -> VideoInfo:
-    return VideoInfo(
-        index=0,
-        codec="picture",
-        pix_fmt="picture",
-        width=width,
-        height=height,
-        layout=layout,
-        color=color,
-        time_base=Fraction(1),
-        frame_rate=None,
-        sample_aspect_ratio=Fraction(1),
-    )
 
 
 def _read(path: Path) -> bytes:

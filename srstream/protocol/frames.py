@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from srstream.errors import MediaError, UsageError
-from srstream.frame import MAX_PLANES, ColorSpec, Frame, Plane, PlaneLayout, decode_frame
+from srstream.frame import (
+    MAX_PLANES,
+    ColorSpec,
+    Frame,
+    FrameForm,
+    Plane,
+    PlaneLayout,
+    decode_frame,
+)
 from srstream.protocol.control import Name
 
 FRAMES_VERSION = 1
@@ -119,20 +126,6 @@ def _layout_by_name(value: Any) -> Any:
         log2_chroma_h=layout.log2_chroma_h,
         has_alpha=layout.has_alpha,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class FrameForm:
-    """What all frames of one direction look like."""
-
-    width: int
-    height: int
-    layout: PlaneLayout
-    color: ColorSpec
-
-    @property
-    def frame_bytes(self) -> int:
-        return self.layout.frame_bytes(self.width, self.height)
 
 
 class _Form(_Message):

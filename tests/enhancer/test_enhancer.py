@@ -15,8 +15,7 @@ from srstream.engines.openvino.engine import OpenVinoEngine
 from srstream.enhancer import enhancer as module
 from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import EngineError, EngineMemoryError, RefusedError
-from srstream.frame import ColorSpec, Frame, PlaneLayout
-from srstream.media.types import OutputVideo, VideoInfo
+from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout
 from srstream.models.table import (
     ModelSpec,
     Stack,
@@ -97,13 +96,11 @@ def any_engine(request, nearest, tmp_path_factory):
 
 
 def video(layout, color=LIMITED, width=WIDTH, height=HEIGHT):
-    return VideoInfo(
-        0, "raw", "raw", width, height, layout, color, TIME_BASE, Fraction(25), Fraction(1)
-    )
+    return FrameForm(width, height, layout, color)
 
 
 def output(layout, color=LIMITED, width=4 * WIDTH, height=4 * HEIGHT):
-    return OutputVideo("raw", "raw", layout, width, height, color, TIME_BASE, None, Fraction(1), {})
+    return FrameForm(width, height, layout, color)
 
 
 def frame_of(planes, layout, color=LIMITED, pts=0):

@@ -15,8 +15,7 @@ from srstream.engines.table import open_engine
 from srstream.enhancer import enhancer as module
 from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import EngineError
-from srstream.frame import ColorSpec, Frame, PlaneLayout
-from srstream.media.types import OutputVideo, VideoInfo
+from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout
 from srstream.models.checkpoint import load_weights
 from srstream.models.edges import border_of
 from srstream.models.flat import KNOT_ERROR, correction_of
@@ -198,13 +197,12 @@ def frame_of(planes, layout, color, pts=0):
 
 def enlarged(engine, frames, *, max_memory_bytes=None, reuse=None):
     """Frames through an enhancer."""
-    first, rate, one = frames[0], Fraction(25), Fraction(1)
-    size, color = (first.width, first.height), first.color
-    source = VideoInfo(0, "raw", "raw", *size, first.layout, color, one, rate, one)
-    large = (4 * first.width, 4 * first.height)
-    out = OutputVideo("raw", "raw", first.layout, *large, color, one, None, one, {})
+    first = frames[0]
+    source = FrameForm(first.width, first.height, first.layout, first.color)
     options = {} if reuse is None else {"reuse": reuse}
-    enhancer = Enhancer(engine, source, out, max_memory_bytes=max_memory_bytes, **options)
+    enhancer = Enhancer(
+        engine, source, source.scaled(4), max_memory_bytes=max_memory_bytes, **options
+    )
     made = [done for frame in frames for done in enhancer.push(frame)] + enhancer.drain()
     enhancer.close()
     return made

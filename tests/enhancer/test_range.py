@@ -13,8 +13,7 @@ from srstream.config import EngineConfig, JobConfig, ModelConfig
 from srstream.engines.contract import TileFormat
 from srstream.engines.openvino.engine import OpenVinoEngine
 from srstream.enhancer.enhancer import Enhancer
-from srstream.frame import ColorSpec, Frame, PlaneLayout
-from srstream.media.types import OutputVideo, VideoInfo
+from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout
 from srstream.models.table import available_models, available_sets, model_spec
 from srstream.pictures.job import enhance_pictures
 from srstream.quality import psnr
@@ -75,12 +74,9 @@ def test_what_a_network_was_trained_on_is_only_scaled():
 def enhanced(engine, planes, layout, color):
     """One frame."""
     height, width = planes[0].shape
-    rate, one = Fraction(25), Fraction(1)
-    source = VideoInfo(0, "raw", "raw", width, height, layout, color, one, rate, one)
-    size = 4 * width, 4 * height
-    out = OutputVideo("raw", "raw", layout, *size, color, one, None, one, {})
-    enhancer = Enhancer(engine, source, out)
-    frame = Frame(tuple(planes), layout, width, height, 0, one, color=color)
+    source = FrameForm(width, height, layout, color)
+    enhancer = Enhancer(engine, source, source.scaled(4))
+    frame = Frame(tuple(planes), layout, width, height, 0, Fraction(1), color=color)
     (made,) = [*enhancer.push(frame), *enhancer.drain()]
     enhancer.close()
     return made.planes

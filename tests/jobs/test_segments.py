@@ -372,8 +372,8 @@ def run(
         encoder = NotingEncoder(schedule, store, wakeup)
         enhancer = Enhancer(
             engine,  # type: ignore[arg-type]
-            VIDEO,
-            OUTPUT,
+            VIDEO.form,
+            OUTPUT.form,
             reuse=ReuseConfig(enabled=schedule.reuse),
             on_done=wakeup.wake,
         )

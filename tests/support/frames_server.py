@@ -13,11 +13,12 @@ import sys
 import threading
 from pathlib import Path
 
-from srstream.config import EngineConfig, ModelConfig
+from srstream.config import EngineConfig, ModelConfig, ReuseConfig
 from srstream.daemon.frames.server import FrameLimits, FramesServer
-from srstream.daemon.frames.session import EnhancerStage
 from srstream.daemon.settings import SocketSettings
 from srstream.engines.openvino.engine import OpenVinoEngine
+from srstream.enhancer.enhancer import Enhancer
+from srstream.enhancer.stage import Stage
 from srstream.models.table import model_spec, weights_path
 from srstream.protocol.frames import Hello
 
@@ -46,8 +47,8 @@ def main() -> None:
     folder, idle_seconds, max_sessions = sys.argv[1:4]
     engine = open_engine()
 
-    def open_stage(hello: Hello) -> EnhancerStage:
-        return EnhancerStage(engine, hello.form)
+    def open_stage(hello: Hello) -> Stage:
+        return Enhancer(engine, hello.form, hello.form.scaled(4), reuse=ReuseConfig())
 
     limits = FrameLimits(
         max_sessions=int(max_sessions),

@@ -5,9 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from srstream.config import JobConfig, ModelConfig
-from srstream.daemon.frames.session import EnhancerStage, OpenStage
+from srstream.daemon.frames.session import OpenStage
 from srstream.daemon.workers.job import EnginePool
-from srstream.enhancer.turns import Round
+from srstream.enhancer.enhancer import Enhancer
+from srstream.enhancer.stage import Stage
+from srstream.enhancer.turns import Round, WaitingStage
 from srstream.models.registry import resolved
 from srstream.models.table import model_spec
 from srstream.protocol.frames import Hello
@@ -19,7 +21,7 @@ def stage_opener(pool: EnginePool, round_: Round, defaults: JobConfig) -> OpenSt
     It raises an SrstreamError where there is no such model, or it cannot work on such frames.
     """
 
-    def open_stage(hello: Hello) -> EnhancerStage:
+    def open_stage(hello: Hello) -> Stage:
         asked = ModelConfig(name=hello.model, restore=hello.restore, detail=hello.detail)
         model = resolved(asked)
         held = ExitStack()
@@ -28,14 +30,14 @@ def stage_opener(pool: EnginePool, round_: Round, defaults: JobConfig) -> OpenSt
             engine, _ = lease.open(defaults.engine, model, model_spec(model.name))
             member = round_.join(0)
             held.callback(member.close)
-            return EnhancerStage(
+            enhancer = Enhancer(
                 engine,
                 hello.form,
+                hello.form.scaled(engine.capabilities.scale),
                 max_memory_bytes=defaults.engine.max_memory_bytes,
                 reuse=defaults.reuse,
-                turn=member.turn,
-                on_close=held.close,
             )
+            return WaitingStage(enhancer, member.turn, on_close=held.close)
         except BaseException:
             held.close()
             raise

@@ -122,7 +122,7 @@ class FramesServer:
 
     Args:
         settings: where the sockets are, and who may connect.
-        open_stage: makes what enlarges a session's frames, see `EnhancerStage`.
+        open_stage: makes the stage that enlarges a session's frames.
         curve: needed for TCP.
         context: the one in which the ZAP handler runs; one of its own without TCP.
     """

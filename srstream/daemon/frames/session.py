@@ -13,17 +13,12 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from srstream.config import ReuseConfig
-from srstream.engines.contract import Engine
-from srstream.enhancer.enhancer import Enhancer
+from srstream.enhancer.stage import Stage
 from srstream.errors import ServiceError, SrstreamError
-from srstream.frame import Frame, encode_frame
-from srstream.media.types import OutputVideo, VideoInfo
+from srstream.frame import Frame, FrameForm, encode_frame
 from srstream.protocol.frames import (
     CREDIT,
     END,
@@ -32,7 +27,6 @@ from srstream.protocol.frames import (
     MAX_CREDIT,
     NOTE,
     READY,
-    FrameForm,
     Hello,
     ProtocolError,
     check_samples,
@@ -46,102 +40,8 @@ MAX_UNSENT_FRAMES = 2
 Parts = list[bytes | memoryview]
 
 
-class FrameStage(Protocol):
-    """What enlarges a session's frames: one out for each in, in order."""
-
-    @property
-    def output(self) -> FrameForm:
-        """Of every frame that comes out."""
-        ...
-
-    def push(self, frame: Frame) -> list[Frame]: ...
-
-    def drain(self) -> list[Frame]: ...
-
-    def close(self) -> None: ...
-
-
-OpenStage = Callable[[Hello], FrameStage]
+OpenStage = Callable[[Hello], Stage]
 """May take its time: it is called in the session's thread."""
-
-
-class EnhancerStage:
-    """An `Enhancer` for what a client announced; layout and colour stay, the size is the model's.
-
-    Args:
-        engine: the caller's, which may serve others too.
-        turn: entered for each frame while it is computed; `fair.Member.turn`.
-        on_close: called once the engine is needed no more.
-
-    Raises:
-        RefusedError: the model cannot work on such frames.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        form: FrameForm,
-        *,
-        max_memory_bytes: int | None = None,
-        reuse: ReuseConfig | None = None,
-        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
-        on_close: Callable[[], None] | None = None,
-    ) -> None:
-        scale = engine.capabilities.scale
-        self.output = replace(form, width=form.width * scale, height=form.height * scale)
-        self._turn, self._on_close = turn, on_close
-        self._enhancer = Enhancer(
-            engine,
-            video_of(form),
-            output_of(self.output),
-            max_memory_bytes=max_memory_bytes,
-            reuse=ReuseConfig() if reuse is None else reuse,
-        )
-
-    def push(self, frame: Frame) -> list[Frame]:
-        with self._turn():
-            return self._enhancer.push(frame)
-
-    def drain(self) -> list[Frame]:
-        with self._turn():
-            return self._enhancer.drain()
-
-    def close(self) -> None:
-        self._enhancer.close()
-        if self._on_close is not None:
-            self._on_close()
-
-
-def video_of(form: FrameForm) -> VideoInfo:
-    """A source of such frames, as the enhancer wants it described; each frame brings its time."""
-    return VideoInfo(
-        index=0,
-        codec="rawvideo",
-        pix_fmt="",
-        width=form.width,
-        height=form.height,
-        layout=form.layout,
-        color=form.color,
-        time_base=Fraction(1),
-        frame_rate=None,
-        sample_aspect_ratio=Fraction(1),
-    )
-
-
-def output_of(form: FrameForm) -> OutputVideo:
-    """An output of such frames, likewise."""
-    return OutputVideo(
-        codec="rawvideo",
-        pix_fmt="",
-        layout=form.layout,
-        width=form.width,
-        height=form.height,
-        color=form.color,
-        time_base=Fraction(1),
-        frame_rate=None,
-        sample_aspect_ratio=Fraction(1),
-        options={},
-    )
 
 
 class _CancelledError(Exception):
@@ -278,7 +178,7 @@ class FrameSession:
             return False
 
     def _run(self) -> None:
-        stage: FrameStage | None = None
+        stage: Stage | None = None
         last: Parts | None = None
         try:
             stage = self._open_stage(self.hello)
@@ -295,7 +195,7 @@ class FrameSession:
         finally:
             self._leave(stage, last)
 
-    def _work(self, stage: FrameStage) -> None:
+    def _work(self, stage: Stage) -> None:
         num_pushed = 0
         while (frame := self._next_frame()) is not None:
             check_samples(frame)
@@ -343,7 +243,7 @@ class FrameSession:
             self._announcements.append(message)
         self._wake()
 
-    def _leave(self, stage: FrameStage | None, last: Parts | None) -> None:
+    def _leave(self, stage: Stage | None, last: Parts | None) -> None:
         """Frees everything, and only then lets the client know that the session is over."""
         self._inputs.clear()
         if stage is not None:

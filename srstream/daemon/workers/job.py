@@ -25,7 +25,7 @@ from srstream.daemon.workers.link import Ended, JobOrder
 from srstream.engines.contract import Engine
 from srstream.engines.table import choose_engine, cpu_engine_name
 from srstream.enhancer.enhancer import Enhancer
-from srstream.enhancer.stage import FrameStage
+from srstream.enhancer.stage import Stage
 from srstream.enhancer.turns import Member, Round, SharedStage
 from srstream.errors import (
     InterruptedJobError,
@@ -278,7 +278,7 @@ class RunningJob:
         self._pinned(engine.capabilities.weights_sha256)
         return engine, reason
 
-    def _share(self, enhancer: Enhancer, wake: Callable[[], None]) -> FrameStage:
+    def _share(self, enhancer: Enhancer, wake: Callable[[], None]) -> Stage:
         self._count()
         self._enhancer = enhancer
         return SharedStage(enhancer, self._member, wake)

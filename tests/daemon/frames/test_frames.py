@@ -32,14 +32,12 @@ import srstream
 from srstream.client.frames import CurveClient, FrameStream
 from srstream.config import ReuseConfig
 from srstream.daemon.frames.server import CurveServer, FramesServer
-from srstream.daemon.frames.session import EnhancerStage, output_of, video_of
 from srstream.daemon.settings import SocketSettings
 from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import ConfigError, RefusedError, ServiceError, UsageError
-from srstream.frame import ColorSpec, Frame, PlaneLayout, encode_frame
+from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout, encode_frame
 from srstream.media.layouts import extract_planes, layout_of
 from srstream.protocol.frames import (
-    FrameForm,
     ProtocolError,
     check_samples,
     layout_named,
@@ -152,8 +150,7 @@ def pictures(form: FrameForm, num_frames: int, seed: int = 0) -> list[Frame]:
 
 
 def in_process(engine: Any, form: FrameForm, frames: list[Frame]) -> list[Frame]:
-    output = replace(form, width=4 * form.width, height=4 * form.height)
-    enhancer = Enhancer(engine, video_of(form), output_of(output), reuse=ReuseConfig())
+    enhancer = Enhancer(engine, form, form.scaled(4), reuse=ReuseConfig())
     made = [done for frame in frames for done in enhancer.push(frame)] + enhancer.drain()
     enhancer.close()
     return made
@@ -656,7 +653,7 @@ def test_tcp_needs_a_key_that_is_known(tmp_path: Path, engine: Any, authenticato
     address = f"tcp://127.0.0.1:{free_port()}"
     server = FramesServer(
         SocketSettings(runtime_dir=tmp_path / "run", frames_tcp=address),
-        open_stage=lambda hello: EnhancerStage(engine, hello.form),
+        open_stage=lambda hello: Enhancer(engine, hello.form, hello.form.scaled(4)),
         curve=CurveServer(public, secret, b"frames"),
         context=context,
     )

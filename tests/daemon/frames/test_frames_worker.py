@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 
 from srstream.client.frames import FrameStream
-from srstream.config import EncodeConfig, EngineConfig, JobConfig
-from srstream.daemon.frames.session import EnhancerStage
+from srstream.config import EncodeConfig, EngineConfig, JobConfig, ReuseConfig
 from srstream.daemon.settings import LogSettings, SecuritySettings, SocketSettings
 from srstream.daemon.workers.link import (
     MESSAGE,
@@ -33,6 +32,7 @@ from srstream.daemon.workers.link import (
     Start,
 )
 from srstream.engines.openvino.engine import OpenVinoEngine
+from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import SrstreamError
 from srstream.frame import ColorSpec, Frame, PlaneLayout
 from srstream.models.registry import resolved
@@ -147,7 +147,7 @@ def frames(count: int) -> list[Frame]:
 def enhanced_here(given: list[Frame], stream: FrameStream) -> list[Frame]:
     model = resolved(JobConfig().model).model_copy(update={"restore": 0.0})
     engine = OpenVinoEngine(ENGINE, model, model_spec("fast"))
-    stage = EnhancerStage(engine, stream.form)
+    stage = Enhancer(engine, stream.form, stream.form.scaled(4), reuse=ReuseConfig())
     made = [out for frame in given for out in stage.push(frame)] + stage.drain()
     stage.close()
     engine.close()

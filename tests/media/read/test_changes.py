@@ -26,10 +26,10 @@ from srstream.engines.contract import Engine
 from srstream.engines.openvino.engine import OpenVinoEngine
 from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import MediaError
-from srstream.frame import ColorSpec, Frame, PlaneLayout, decode_frame, encode_frame
+from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout, decode_frame, encode_frame
 from srstream.media.read.decode import MAX_NOTES, Decoder
 from srstream.media.read.probe import probe
-from srstream.media.types import OutputVideo, VideoInfo
+from srstream.media.types import VideoInfo
 from srstream.models.table import ModelSpec, Stack, model_spec
 from tests.support.networks import nearest_network, repeating_network
 
@@ -139,19 +139,8 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def _enhanced(engine: Engine, video: VideoInfo, frames: Sequence[Frame]) -> list[Frame]:
-    output = OutputVideo(
-        codec="raw",
-        pix_fmt="yuv420p",
-        layout=PlaneLayout("yuv", 8, 1, 1),
-        width=4 * WIDTH,
-        height=4 * HEIGHT,
-        color=video.color,
-        time_base=video.time_base,
-        frame_rate=None,
-        sample_aspect_ratio=video.sample_aspect_ratio,
-        options={},
-    )
-    enhancer = Enhancer(engine, video, output, reuse=ReuseConfig())
+    output = FrameForm(4 * WIDTH, 4 * HEIGHT, PlaneLayout("yuv", 8, 1, 1), video.color)
+    enhancer = Enhancer(engine, video.form, output, reuse=ReuseConfig())
     made = [done for frame in frames for done in enhancer.push(frame)] + enhancer.drain()
     enhancer.close()
     assert all(frame.color == video.color for frame in made)
