@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from srstream.config import JobConfig, ModelConfig
 from srstream.daemon.frames.session import OpenStage
-from srstream.daemon.workers.job import EnginePool
+from srstream.engines.pool import EnginePool
 from srstream.enhancer.enhancer import Enhancer
 from srstream.enhancer.stage import Stage
 from srstream.enhancer.turns import Round, WaitingStage

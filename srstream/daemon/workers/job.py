@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,7 @@ from srstream.daemon.roots import Roots
 from srstream.daemon.settings import SecuritySettings
 from srstream.daemon.workers.link import Ended, JobOrder
 from srstream.engines.contract import Engine
-from srstream.engines.table import choose_engine, cpu_engine_name
+from srstream.engines.pool import EnginePool, Lease
 from srstream.enhancer.enhancer import Enhancer
 from srstream.enhancer.stage import Stage
 from srstream.enhancer.turns import Member, Round, SharedStage
@@ -47,73 +43,8 @@ from srstream.sandbox.steps import InChild
 
 logger = logging.getLogger(__name__)
 
-_MAX_OPEN_ENGINES = 4
 _PINNED_NAME = "weights.onnx"
 _PINNED_MODEL_NAME = "model.json"
-
-
-class EnginePool:
-    """Engines by what they were opened for; those used last stay open, so their weights are warm.
-
-    For any number of threads.
-    """
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._lock = threading.Lock()
-        self._open: OrderedDict[tuple[EngineConfig, ModelConfig], tuple[Engine, str]] = (
-            OrderedDict()
-        )
-        self._users: dict[int, int] = {}
-
-    @contextmanager
-    def lease(self) -> Iterator[Lease]:
-        """For one job: what it opens stays open at least until the end."""
-        lease = Lease(self)
-        try:
-            yield lease
-        finally:
-            with self._lock:
-                for engine in lease.engines:
-                    self._users[id(engine)] -= 1
-                self._close_unused()
-
-    def open(self, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
-        """The engine for a model, and why that one; counted as used once more."""
-        if config.name == "auto" and self._device != "auto":
-            # Who named a device wants no other: without its engine the worker does not start.
-            on_gpu = self._device.startswith("cuda")
-            name = "tensorrt" if on_gpu else cpu_engine_name(config, spec.name)
-            config = config.model_copy(update={"name": name})
-        with self._lock:
-            key = config, model
-            if key not in self._open:
-                self._open[key] = choose_engine(config, model, spec)
-            self._open.move_to_end(key)
-            engine, reason = self._open[key]
-            self._users[id(engine)] = self._users.get(id(engine), 0) + 1
-            return engine, reason
-
-    def _close_unused(self) -> None:
-        for key in list(self._open):
-            engine = self._open[key][0]
-            if len(self._open) > _MAX_OPEN_ENGINES and not self._users.get(id(engine)):
-                del self._open[key]
-                self._users.pop(id(engine), None)
-                engine.close()
-
-
-@dataclass(slots=True)
-class Lease:
-    """What one job has open of a pool."""
-
-    pool: EnginePool
-    engines: list[Engine] = field(default_factory=list)
-
-    def open(self, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
-        engine, reason = self.pool.open(config, model, spec)
-        self.engines.append(engine)
-        return engine, reason
 
 
 class RunningJob:

@@ -28,7 +28,7 @@ from srstream.daemon.frames.keys import FrameKeys
 from srstream.daemon.frames.server import FrameLimits, FramesServer
 from srstream.daemon.logs import log_context
 from srstream.daemon.roots import Roots
-from srstream.daemon.workers.job import EnginePool, RunningJob
+from srstream.daemon.workers.job import RunningJob
 from srstream.daemon.workers.link import (
     COMMAND,
     MAX_LINE_BYTES,
@@ -49,6 +49,7 @@ from srstream.daemon.workers.link import (
     Weigh,
 )
 from srstream.engines.contract import TileFormat
+from srstream.engines.pool import EnginePool
 from srstream.enhancer.turns import Round
 from srstream.errors import SrstreamError
 from srstream.jobs.events import Event
