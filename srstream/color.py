@@ -381,24 +381,6 @@ def _catmull_rom(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def upscale_plane(
-    plane_HW: Plane,
-    out_shape: tuple[int, int],
-    *,
-    peak: int,
-    offset: tuple[float, float] | None = None,
-) -> Plane:
-    """Bicubic enlargement of a plane to `out_shape` (rows, columns).
-
-    `offset`: source coordinates (row, column) of output sample (0, 0); None aligns the extents.
-    """
-    steps = [old / new for old, new in zip(plane_HW.shape, out_shape, strict=True)]
-    row, column = offset or [step / 2 - 0.5 for step in steps]
-    return resample_plane(
-        plane_HW, out_shape, Sampling(steps[0], row), Sampling(steps[1], column), peak
-    )
-
-
 def black_planes(
     layout: PlaneLayout, color: ColorSpec, width: int, height: int
 ) -> tuple[Plane, ...]:

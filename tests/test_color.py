@@ -23,7 +23,6 @@ from srstream.color import (
     resample_plane,
     rgb_to_yuv444,
     rgb_to_yuv_matrix,
-    upscale_plane,
     yuv444_to_rgb,
 )
 from srstream.errors import RefusedError
@@ -147,12 +146,17 @@ def test_left_sited_chroma_stays_left_sited():
     assert sampling.step == 0.25
 
 
+def enlarged(plane, shape, peak):
+    rows, columns = (Sampling.between(*sides) for sides in zip(plane.shape, shape, strict=True))
+    return resample_plane(plane, shape, rows, columns, peak)
+
+
 def test_enlarging_agrees_with_opencv_where_the_kernel_is_the_same():
     """A linear ramp inside, and constants, are all that two cubic kernels agree on exactly."""
     flat = np.full((30, 40), 77, np.uint8)
-    assert np.array_equal(upscale_plane(flat, (120, 160), peak=255), np.full((120, 160), 77))
+    assert np.array_equal(enlarged(flat, (120, 160), 255), np.full((120, 160), 77))
     smooth = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (90, 160), "u1"), (0, 0), 4)
-    ours = upscale_plane(smooth, (360, 640), peak=255)
+    ours = enlarged(smooth, (360, 640), 255)
     theirs = cv2.resize(smooth, (640, 360), interpolation=cv2.INTER_CUBIC)
     assert np.abs(ours.astype(int) - theirs).max() <= 1
 
@@ -160,12 +164,10 @@ def test_enlarging_agrees_with_opencv_where_the_kernel_is_the_same():
 def test_edges_overshoot_without_wrapping():
     edge = np.zeros((16, 16), np.uint8)
     edge[:, 8:] = 255
-    enlarged = upscale_plane(edge, (64, 64), peak=255)
-    assert set(np.unique(enlarged[:, :20])) == {0}
-    assert set(np.unique(enlarged[:, -20:])) == {255}
-    deep = upscale_plane(
-        edge.astype(np.uint16) * 4 + (edge > 0) * np.uint16(3), (64, 64), peak=1023
-    )
+    large = enlarged(edge, (64, 64), 255)
+    assert set(np.unique(large[:, :20])) == {0}
+    assert set(np.unique(large[:, -20:])) == {255}
+    deep = enlarged(edge.astype(np.uint16) * 4 + (edge > 0) * np.uint16(3), (64, 64), 1023)
     assert deep.max() == 1023
 
 

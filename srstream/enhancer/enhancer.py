@@ -810,7 +810,10 @@ class Enhancer:
         if index in job.made:
             plane = self._fitted(job, index)
         else:
-            plane = colour.upscale_plane(source, shape, peak=(1 << layout.bits) - 1)
+            rows, columns = (
+                Sampling.between(*sides) for sides in zip(source.shape, shape, strict=True)
+            )
+            plane = colour.resample_plane(source, shape, rows, columns, (1 << layout.bits) - 1)
         neighbours = np.ones((3, 3), np.uint8)
         bounds: list[Any] = [
             cv2.resize(of(source, neighbours), shape[::-1], interpolation=cv2.INTER_NEAREST)

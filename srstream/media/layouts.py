@@ -208,29 +208,6 @@ def is_full_range_name(pix_fmt: str) -> bool:
     return pix_fmt.startswith("yuvj")
 
 
-def planar_name(layout: PlaneLayout) -> str:
-    """libav's planar pixel format with exactly this layout, e.g. yuv420p10le.
-
-    Raises:
-        MediaError: there is none, as for a depth of 11 bits.
-    """
-    alpha = "a" if layout.has_alpha else ""
-    depth = "" if layout.bits == 8 else f"{layout.bits}le"
-    if layout.kind == "gray":
-        name = (f"ya{layout.bits}" + ("le" if layout.bits > 8 else "")) if alpha else f"gray{depth}"
-    elif layout.kind == "rgb":
-        name = f"gbr{alpha}p{depth}"
-    else:
-        chroma = {(0, 0): 444, (1, 0): 422, (1, 1): 420, (0, 1): 440, (2, 0): 411, (2, 2): 410}
-        digits = chroma.get((layout.log2_chroma_w, layout.log2_chroma_h))
-        name = f"yuv{alpha}{digits}p{depth}"
-    try:
-        VideoFormat(name)
-    except ValueError as error:
-        raise MediaError(f"pixel format {name}: FFmpeg has no such format.") from error
-    return name
-
-
 def has_transparent_palette(frame: av.VideoFrame) -> bool:
     """Whether a pal8 picture's palette has an entry that is not opaque."""
     if frame.format.name != "pal8":

@@ -14,7 +14,6 @@ import torch
 from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import TileFormat
 from srstream.engines.table import open_engine
-from srstream.engines.tensorrt.cuda import HostDevice
 from srstream.engines.tensorrt.engine import SIDES, RingSession, longest_side
 from srstream.engines.tensorrt.half import TileProgram
 from srstream.engines.tensorrt.ring import NUM_SLOTS
@@ -23,6 +22,7 @@ from srstream.models.blend import blend_of
 from srstream.models.networks import blended_network
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack, available_models, model_spec
 from srstream.quality import psnr
+from tests.support.host_device import HostDevice
 from tests.support.networks import model_network
 
 SPECS = {

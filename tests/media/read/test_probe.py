@@ -16,7 +16,7 @@ from srstream.config import SourceConfig
 from srstream.errors import MediaError, RefusedError, SrstreamError, UsageError
 from srstream.frame import PlaneLayout
 from srstream.media.errors import display_name, libav_errors
-from srstream.media.layouts import extract_planes, layout_of, planar_name
+from srstream.media.layouts import extract_planes, layout_of
 from srstream.media.read.probe import probe, scan_packets
 from tests.support import clips
 from tests.support.paths import REPOSITORY
@@ -240,6 +240,18 @@ COMMON_FORMATS = """
     bgr48be rgba64le bgra64be ya8 ya16le vuya vuyx ayuv uyva vyu444 ayuv64le yuv444p10msble
     monow monob x2rgb10le xv30le xv36le gbrpf32le grayf32le
 """
+
+
+def planar_name(layout: PlaneLayout) -> str:
+    """libav's planar pixel format with exactly this layout, e.g. yuv420p10le."""
+    alpha = "a" if layout.has_alpha else ""
+    depth = "" if layout.bits == 8 else f"{layout.bits}le"
+    if layout.kind == "gray":
+        return (f"ya{layout.bits}" + ("le" if layout.bits > 8 else "")) if alpha else f"gray{depth}"
+    if layout.kind == "rgb":
+        return f"gbr{alpha}p{depth}"
+    chroma = {(0, 0): 444, (1, 0): 422, (1, 1): 420, (0, 1): 440, (2, 0): 411, (2, 2): 410}
+    return f"yuv{alpha}{chroma[layout.log2_chroma_w, layout.log2_chroma_h]}p{depth}"
 
 
 @pytest.mark.parametrize("pix_fmt", COMMON_FORMATS.split())
