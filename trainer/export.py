@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from srstream.config import Precision
-from srstream.engines.openvino.engine import HINTS, import_openvino
+from srstream.engines.openvino.engine import HINTS
 from srstream.engines.openvino.int8 import SUFFIX, ranges_json
+from srstream.engines.openvino.library import import_openvino
 from srstream.errors import UsageError, WeightsError
 from srstream.models.checkpoint import Weights, load_weights, safetensors_bytes
 from srstream.models.networks import (

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from srstream.config import ModelConfig, Precision
-from srstream.engines.openvino.engine import engine_network, import_openvino
+from srstream.engines.openvino.graph import engine_network
 from srstream.engines.openvino.int8 import ranges_of
+from srstream.engines.openvino.library import import_openvino
 from srstream.errors import UsageError
 from srstream.models.blend import blend_of
 from srstream.models.checkpoint import Weights, load_weights

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from srstream.config import EncodeConfig, EngineConfig, JobConfig, ModelConfig, Precision
 from srstream.engines.contract import Engine, TileFormat
-from srstream.engines.openvino.engine import import_openvino
+from srstream.engines.openvino.library import import_openvino
 from srstream.engines.table import ENGINES, FASTER_IN_NCNN, can_run, open_engine
 from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import EngineError

@@ -1,8 +1,10 @@
-"""Built engines on disk, each under everything that decides what it is.
+"""The cache of what engines have compiled, one file for each network, tile format and device.
 
-An engine belongs to weights, shapes, settings, library versions and one kind of device; given to
-any other it fails at best. So a file is used only if the key written in it is the one that is asked
-for, value by value, and its bytes are those that were written. Anything else is built anew.
+A compiled network belongs to its weights, shapes and settings, to the versions of the libraries and
+to one kind of device; anywhere else it fails at best. Libraries do not notice damage either:
+OpenVINO loads a network with a flipped bit and reports nothing. So a file is used only if the key
+written in it is the one asked for, value by value, and its bytes have the checksum written beside
+the key. Otherwise the network is compiled again.
 """
 
 from __future__ import annotations
@@ -10,36 +12,44 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from srstream.files import write_whole
 
 logger = logging.getLogger(__name__)
 
 MAGIC = b"srstream engine 1\n"
 SUFFIX = ".engine"
 
+MAX_FILES = 200
+"""Files that a folder keeps, so that pictures of all sizes do not fill the disk."""
+
 Key = Mapping[str, str | int]
-"""What an engine was built from and for, by name."""
+"""What a network was compiled from and for, by name."""
 
 
 class EngineCache:
-    """A folder of engines; made when the first is kept.
+    """A folder of compiled networks. It is made when the first is kept.
 
-    A file: `MAGIC`, a line of JSON with the key and the SHA-256 of what follows, the engine.
+    A file holds `MAGIC`, a line of JSON with the key and the SHA-256 of what follows, and the
+    library's own form of the network.
+
+    Args:
+        log_level: at which a network that cannot be kept is logged. Where compiling takes a moment,
+            the user need not know.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, log_level: int = logging.WARNING) -> None:
+        self.folder, self._log_level = folder, log_level
 
     def path(self, key: Key) -> Path:
-        """Where the engine of this key is kept."""
+        """Where the network of this key is kept."""
         digest = hashlib.sha256(_canonical(key).encode()).hexdigest()
         return self.folder / f"{key.get('model', 'engine')}-{digest[:24]}{SUFFIX}"
 
     def load(self, key: Key) -> bytes | None:
-        """The engine, or None where there is none or the file is not it; that is logged."""
+        """The compiled network; None if there is none or the file is faulty, which is logged."""
         path = self.path(key)
         try:
             content = path.read_bytes()
@@ -48,63 +58,72 @@ class EngineCache:
         except OSError as error:
             logger.warning("%s: cannot be read (%s); the engine is built anew", path, error)
             return None
-        fault = _fault(content, key)
-        if fault is not None:
+        try:
+            return _checked(content, key)
+        except _FaultError as fault:
             logger.warning("%s: %s; the engine is built anew", path, fault)
             return None
-        return _engine_of(content)
 
-    def save(self, key: Key, engine: bytes) -> None:
-        """Keeps an engine; a folder that cannot be written to costs the time to build, no more."""
-        header = {"key": dict(key), "sha256": hashlib.sha256(engine).hexdigest()}
+    def save(self, key: Key, compiled: bytes) -> None:
+        """Keep a compiled network.
+
+        If the folder cannot be written to, it is compiled again the next time, and nothing else
+        happens.
+        """
+        header = {"key": dict(key), "sha256": hashlib.sha256(compiled).hexdigest()}
         path = self.path(key)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
-                try:
-                    file.write(MAGIC + _canonical(header).encode() + b"\n" + engine)
-                    file.flush()
-                    os.replace(file.name, path)
-                except BaseException:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
+            write_whole(path, MAGIC + _canonical(header).encode() + b"\n" + compiled)
+            self._prune()
         except OSError as error:
-            logger.warning("%s: the built engine cannot be kept (%s)", path, error)
+            logger.log(self._log_level, "%s: the built engine cannot be kept (%s)", path, error)
 
     def forget(self, key: Key) -> None:
-        """Throws an engine away that its library did not take."""
+        """Delete a network that its library does not accept."""
         self.path(key).unlink(missing_ok=True)
 
     def get(self, key: Key, build: Callable[[], bytes]) -> bytes:
-        """The kept engine, or a new one, kept from now on."""
-        engine = self.load(key)
-        if engine is None:
-            engine = build()
-            self.save(key, engine)
-        return engine
+        """The kept network, or one that is compiled now and kept."""
+        compiled = self.load(key)
+        if compiled is None:
+            compiled = build()
+            self.save(key, compiled)
+        return compiled
+
+    def _prune(self) -> None:
+        """Delete the oldest files beyond `MAX_FILES`."""
+        written = []
+        for path in self.folder.iterdir():
+            try:
+                written.append((path.stat().st_mtime, path))
+            except FileNotFoundError:  # another process deleted it
+                continue
+        for _, path in sorted(written)[:-MAX_FILES]:
+            path.unlink(missing_ok=True)
+
+
+class _FaultError(Exception):
+    """What is wrong with a cached file."""
 
 
 def _canonical(value: Mapping[str, object]) -> str:
     return json.dumps(value, sort_keys=True, default=dict)
 
 
-def _fault(content: bytes, key: Key) -> str | None:
-    """What is wrong with a file that should hold this key's engine."""
+def _checked(content: bytes, key: Key) -> bytes:
+    """The compiled network in a file that should hold this key's; `_FaultError` otherwise."""
     if not content.startswith(MAGIC):
-        return "not an engine of this version of srstream"
-    line, separator, engine = content[len(MAGIC) :].partition(b"\n")
+        raise _FaultError("damaged, or not an engine of this version of srstream")
+    line, separator, compiled = content[len(MAGIC) :].partition(b"\n")
     try:
         header = json.loads(line)
         stored, digest = header["key"], header["sha256"]
     except (ValueError, KeyError, TypeError):
-        return "its header is damaged"
+        raise _FaultError("its header is damaged") from None
     if stored != dict(key):
         names = sorted(name for name in {*stored, *key} if stored.get(name) != key.get(name))
-        return f"built for another {', '.join(names)}"
-    if not separator or hashlib.sha256(engine).hexdigest() != digest:
-        return "cut short or damaged"
-    return None
-
-
-def _engine_of(content: bytes) -> bytes:
-    return content[len(MAGIC) :].partition(b"\n")[2]
+        raise _FaultError(f"built for another {', '.join(names)}")
+    if not separator or hashlib.sha256(compiled).hexdigest() != digest:
+        raise _FaultError("cut short or damaged")
+    return compiled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -14,6 +15,11 @@ from srstream.frame import Plane
 
 Run = Callable[[Plane, TileFormat], list[Plane]]
 """(planes, H, W) of codes to the output planes; called from several threads at once."""
+
+
+def available_threads() -> int:
+    """The number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_format(tile: TileFormat, can: Capabilities) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 
 import pytest
 
-from srstream.engines.cache import MAGIC, EngineCache
+from srstream.engines.cache import MAGIC, MAX_FILES, EngineCache
 
 KEY = {
     "model": "fast", "weights_sha256": "ab" * 32, "dtype": "float16", "batch": 1, "max_side": 384,
@@ -95,6 +97,38 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, caplog):
         assert cache.get(KEY, build) == cache.get(KEY, build) == ENGINE
     assert len(calls) == 2
     assert "cannot be kept" in caplog.text
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from srstream.engines.cache import EngineCache
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+EngineCache(Path(sys.argv[1])).save({"model": "fast"}, bytes(1 << 20))
+"""
+
+
+def test_a_write_that_fails_midway_leaves_nothing_behind(cache):
+    """The kernel takes 4096 bytes and refuses the rest, as it does where the disk is full."""
+    cache.save(KEY, ENGINE)
+    command = [sys.executable, "-c", FULL_DISK, str(cache.folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "cannot be kept" in ended.stderr
+    assert list(cache.folder.iterdir()) == [cache.path(KEY)]
+
+
+def test_only_the_newest_files_are_kept(cache):
+    keys = [{**KEY, "max_side": number} for number in range(MAX_FILES + 3)]
+    for number, key in enumerate(keys):
+        cache.save(key, b"engine")
+        os.utime(cache.path(key), (1e9 + number, 1e9 + number))
+    cache.save(KEY, ENGINE)
+    assert sum(1 for _ in cache.folder.iterdir()) == MAX_FILES
+    assert cache.load(KEY) == ENGINE
+    assert cache.load(keys[0]) is None
+    assert cache.load(keys[-1]) == b"engine"
 
 
 def test_forgetting(cache):

@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 
-from srstream.engines.openvino.engine import import_openvino
+from srstream.engines.openvino.library import import_openvino
 from srstream.errors import UsageError, WeightsError
 from srstream.models.checkpoint import Weights, load_weights, safetensors_bytes
 from srstream.models.networks import (

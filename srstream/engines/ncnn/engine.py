@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import Affine, Capabilities, OnDone, TileFormat
 from srstream.engines.ncnn.graph import INPUT_NAME, OUTPUT_NAMES, ncnn_network
-from srstream.engines.openvino.engine import available_threads
-from srstream.engines.threads import ThreadSession, check_format
+from srstream.engines.threads import ThreadSession, available_threads, check_format
 from srstream.errors import EngineError
 from srstream.frame import Plane
 from srstream.models.blend import blend_of

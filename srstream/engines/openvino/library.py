@@ -1,0 +1,41 @@
+"""The `openvino` package, imported without its telemetry, and its messages in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+def import_openvino() -> Any:
+    """Import the `openvino` module without its telemetry.
+
+    `import openvino` imports `openvino.tools.ovc`, which reports the import to Google Analytics
+    unless a consent file in the home directory forbids it. While `openvino_telemetry` is hidden,
+    OpenVINO falls back to its own stub, which does nothing.
+    """
+    if "openvino" in sys.modules:
+        return sys.modules["openvino"]
+    with _hidden_module("openvino_telemetry"):
+        return importlib.import_module("openvino")
+
+
+@contextlib.contextmanager
+def _hidden_module(name: str) -> Iterator[None]:
+    loaded = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]  # Python's way to make an import fail
+    try:
+        yield
+    finally:
+        if loaded is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = loaded
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an OpenVINO message that is not empty, which says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
