@@ -30,7 +30,7 @@ class EdgeBlock(nn.Module):
     Its kernel is the sum of five linear branches: a plain 3x3, a 1x1 expansion squeezed by a 3x3,
     and a 1x1 each followed by a scaled Sobel-x, Sobel-y and Laplacian filter. `forward` adds the
     branches' kernels up and runs *one* convolution (collapsed training: the same gradients for a
-    third of the time); `forward_branches` runs them as drawn in the paper.
+    third of the time).
 
     The branches carry no biases but the plain one's: the edge masks sum to zero, so a bias before
     them vanishes, and every other adds to the same constant.
@@ -75,18 +75,6 @@ class EdgeBlock(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         kernel, bias = self.folded()
         return functional.conv2d(x_BCHW, kernel, bias, padding=1)
-
-    def forward_branches(self, x_BCHW: Tensor) -> Tensor:
-        """The same, branch by branch, without `zero_sum`: what `folded` is tested against."""
-        padded = functional.pad(x_BCHW, (1, 1, 1, 1))
-        total: Tensor = self.plain(padded) + self.squeeze(self.expand(padded))
-        for points, scales, mask in zip(
-            self.edge_points, self.edge_scales, self.edge_masks, strict=True
-        ):
-            pointwise = functional.conv2d(padded, points[:, :, None, None])
-            depthwise = scales[:, None, None, None] * mask
-            total = total + functional.conv2d(pointwise, depthwise, groups=len(scales))
-        return total
 
 
 class UpscalingStack(nn.Module):
