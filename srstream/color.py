@@ -354,7 +354,7 @@ def _phase_kernels(factor: int, offset: float) -> list[FloatPlane]:
         position = phase / factor + offset
         reach = int(np.ceil(abs(position))) + 2
         taps = np.arange(-reach, reach + 1.0)
-        kernels.append(_catmull_rom(position - taps).astype(np.float32)[:, None])
+        kernels.append(cubic_kernel(position - taps).astype(np.float32)[:, None])
     return kernels
 
 
@@ -368,13 +368,17 @@ def _row_weights(
     num_taps = int(np.ceil(4 * stretch))
     first = np.floor(centre - 2 * stretch).astype(np.intp) + 1
     index = first + np.arange(num_taps)[:, None]
-    weights = _catmull_rom((centre - index) / stretch)
+    weights = cubic_kernel((centre - index) / stretch)
     weights /= weights.sum(axis=0)
     return np.clip(index, 0, num_in - 1), weights.astype(np.float32)
 
 
-def _catmull_rom(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Keys' cubic convolution kernel with a = -0.5 (IEEE TASSP 29(6), 1981)."""
+def cubic_kernel(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The cubic convolution kernel with a = -0.5 at a distance in samples, also named Catmull-Rom.
+
+    R. G. Keys, "Cubic Convolution Interpolation for Digital Image Processing", IEEE Transactions
+    on Acoustics, Speech, and Signal Processing 29(6), 1981, equation 15.
+    """
     x = np.abs(distance)
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from srstream.color import cubic_kernel
 from srstream.models.networks import Planes
 from srstream.models.table import COLOUR_FORMS, Colour, ColourForm
-from trainer.degrade import SCALE, cubic
+from trainer.degrade import SCALE
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class BicubicEnlargement(nn.Module):
         self.scale = scale
         taps = torch.arange(-2, 3, dtype=torch.float64)
         phases = (torch.arange(scale, dtype=torch.float64) + 0.5) / scale - 0.5
-        rows = torch.from_numpy(cubic((taps[None] - phases[:, None]).numpy()))
+        rows = torch.from_numpy(cubic_kernel((taps[None] - phases[:, None]).numpy()))
         kernel = torch.einsum("rh,cw->rchw", rows, rows).reshape(scale**2, 1, 5, 5)
         self.register_buffer("kernel", kernel.float(), persistent=False)
 

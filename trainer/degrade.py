@@ -3,20 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from srstream.color import cubic_kernel
+
 SCALE = 4
 """Of every network and baseline that there is so far."""
-
-
-def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Cubic convolution kernel with a = -1/2.
-
-    R. G. Keys, "Cubic Convolution Interpolation for Digital Image Processing", IEEE Transactions
-    on Acoustics, Speech, and Signal Processing 29(6), 1981, equation 15.
-    """
-    x = np.abs(x)
-    near = 1.5 * x**3 - 2.5 * x**2 + 1.0
-    far = -0.5 * x**3 + 2.5 * x**2 - 4.0 * x + 2.0
-    return np.where(x <= 1.0, near, np.where(x <= 2.0, far, 0.0))
 
 
 def resize_matrix(num_in: int, num_out: int) -> NDArray[np.float64]:
@@ -32,7 +22,7 @@ def resize_matrix(num_in: int, num_out: int) -> NDArray[np.float64]:
     num_taps = int(np.ceil(4.0 * stretch)) + 2
     first = np.floor(centres - 2.0 * stretch).astype(np.int64)
     positions = first[:, None] + np.arange(num_taps)
-    weights = cubic((positions - centres[:, None]) / stretch)
+    weights = cubic_kernel((positions - centres[:, None]) / stretch)
     weights /= weights.sum(axis=1, keepdims=True)
     period = positions % (2 * num_in)
     mirrored = np.minimum(period, 2 * num_in - 1 - period)
