@@ -46,7 +46,7 @@ def compare(model: ModelConfig, repeats: int) -> None:
     spec = model_spec(model.name)
     random = np.random.default_rng(0)
     tile = [random.integers(0, 256, SHAPE, np.uint8) for _ in range(spec.form.num_input_planes)]
-    tile_format = TileFormat(SHAPE, 8, 1 if spec.colour == "rgb" else None)
+    tile_format = TileFormat(SHAPE, 8, 1 if spec.color_form == "rgb" else None)
     engines = [open_engine(name, EngineConfig(threads=1), model, spec) for name in ENGINES]
     sessions = [engine.open_session(tile_format) for engine in engines]
     first = [session.result(session.submit(tile)) for session in sessions]

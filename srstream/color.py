@@ -1,4 +1,4 @@
-"""Colour: matrices and ranges of ITU-T H.273, chroma siting, and resampling with exact phase.
+"""Color: matrices and ranges of ITU-T H.273, chroma siting, and resampling with exact phase.
 
 Shapes: H and W are rows and columns of a plane. Codes are integers as in the file; `bits` is their
 depth. Nothing else in srstream converts numeric ranges.
@@ -43,7 +43,7 @@ LEFT, CENTER, TOP_LEFT, TOP, BOTTOM_LEFT, BOTTOM = 1, 2, 3, 4, 5, 6
 
 
 def rgb_to_yuv_matrix(matrix: int) -> Matrix:
-    """(3, 3): R'G'B' in [0, 1] to Y' in [0, 1] and two colour differences in [-0.5, 0.5].
+    """(3, 3): R'G'B' in [0, 1] to Y' in [0, 1] and two color differences in [-0.5, 0.5].
 
     H.273 equations 38 to 40; YCgCo (57 to 59) comes as Y, Cg, Co. Unspecified is taken as BT.601.
 
@@ -301,7 +301,7 @@ def with_local_mean(made_HW: Plane | Matrix, source_HW: Plane | Matrix) -> Float
 
     Each sample of the source covers a whole number of samples of what was made. The difference of
     both, averaged over `LOCAL_MEAN_SIDE` samples of the source each way, is added: detail is the
-    network's, colour is the source's, whatever a network does to colours that it rarely saw.
+    network's, color is the source's, whatever a network does to colors that it rarely saw.
     """
     height, width = source_HW.shape
     made = made_HW.astype(np.float32)

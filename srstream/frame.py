@@ -1,4 +1,4 @@
-"""What travels between the stages: decoded planes with exact time and colour description.
+"""What travels between the stages: decoded planes with exact time and color description.
 
 Shape legend: H, W are rows and columns of a plane.
 """
@@ -43,7 +43,7 @@ _COLOR_FIELDS = frozenset(("primaries", "transfer", "matrix", "full_range", "chr
 
 @dataclass(frozen=True, slots=True)
 class ColorSpec:
-    """The colour description of a picture, as the code points of ITU-T H.273.
+    """The color description of a picture, as the code points of ITU-T H.273.
 
     2 means unspecified for the first three. `full_range` is None when the source does not say.
     `chroma_location` is libav's AVChromaLocation (0 unspecified, 1 left, 2 centre, 3 top-left,
@@ -256,13 +256,13 @@ def layout_from(fields: object) -> PlaneLayout:
 
 
 def color_from(fields: object) -> ColorSpec:
-    """The colour description in a mapping, as `dataclasses.asdict` makes it.
+    """The color description in a mapping, as `dataclasses.asdict` makes it.
 
     Raises:
         ValueError: there is none.
     """
     if not isinstance(fields, dict) or fields.keys() != _COLOR_FIELDS:
-        raise ValueError("a colour description has other fields")
+        raise ValueError("a color description has other fields")
     full_range = fields["full_range"]
     return ColorSpec(
         primaries=_integer(fields["primaries"], 0, _MAX_CODE_POINT),

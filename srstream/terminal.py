@@ -2,7 +2,7 @@
 
 Everything that a command prints goes through here. Names, tags and error texts are not ours: they
 may hold Rich's markup (`[red]`), its emoji (`:smile:`), or control characters that move the cursor,
-change colours or begin a line that looks like one of ours.
+change colors or begin a line that looks like one of ours.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class AdversarialStage:
         average: TrainedNetwork,
     ) -> None:
         self.section, self.fabric = section, fabric
-        self.colour = network.spec.colour
+        self.colour = network.spec.color_form
         self.average = average
         self.network, optimiser = fabric.setup(network, adam(network, section))
         discriminator = make_discriminator(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from srstream.models.table import Colour
+from srstream.models.table import ColorFormName
 from trainer.config import AugmentationSection
 from trainer.planes import Values
 
@@ -46,7 +46,7 @@ class Tone(NamedTuple):
     chroma: Line
 
     @classmethod
-    def between(cls, black: float, white: float, colour: Colour) -> Tone:
+    def between(cls, black: float, white: float, colour: ColorFormName) -> Tone:
         """Black and white brought to these luma codes; in RGB, as far as it goes."""
         gain = (white - black) / (WHITE - BLACK)
         if colour == "rgb":
@@ -61,7 +61,7 @@ class Tone(NamedTuple):
 class Augmentation:
     """A tone for each patch and a rounding for its low resolution, drawn by their shares."""
 
-    def __init__(self, section: AugmentationSection, colour: Colour) -> None:
+    def __init__(self, section: AugmentationSection, colour: ColorFormName) -> None:
         self.section, self.colour = section, colour
 
     def __call__(

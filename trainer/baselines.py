@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from srstream.color import cubic_kernel
 from srstream.models.networks import Planes
-from srstream.models.table import COLOUR_FORMS, Colour, ColourForm
+from srstream.models.table import COLOR_FORMS, ColorForm, ColorFormName
 from trainer.degrade import SCALE
 
 
@@ -30,12 +30,12 @@ class BaselineSpec:
     is_residual: bool
     """The network makes what is to be added to the bicubic picture."""
     source: str
-    colour: Colour = "luma"
+    color_form: ColorFormName = "luma"
     scale: int = SCALE
 
     @property
-    def form(self) -> ColourForm:
-        return COLOUR_FORMS[self.colour]
+    def form(self) -> ColorForm:
+        return COLOR_FORMS[self.color_form]
 
     @property
     def num_parameters(self) -> int:

@@ -74,7 +74,7 @@ def activation_ranges(network: Network, pictures: Sequence[Picture]) -> Ranges:
     with torch.inference_mode():
         for rgb_HW3 in pictures:
             lr = LowResolution.of_picture(downscale(rgb_HW3, network.spec.scale))
-            network(torch.from_numpy(lr.input_of(network.spec.colour)))
+            network(torch.from_numpy(lr.input_of(network.spec.color_form)))
     for hook in hooks:
         hook.remove()
     return ranges

@@ -61,7 +61,7 @@ def model_card(
         for group, count, source, licence in data_groups(data_dir, sources(pictures))
     ]
     head = ["set", "pictures", "PSNR (dB)", "SSIM", "bicubic PSNR (dB)", "bicubic SSIM"]
-    has_chroma = weights.spec.colour != "luma"
+    has_chroma = weights.spec.color_form != "luma"
     if has_chroma:
         head += ["chroma PSNR (dB)", "bicubic chroma PSNR (dB)"]
     rows = [
@@ -102,7 +102,7 @@ def _what_it_is(spec: ModelSpec) -> str:
         "yuv420": "native 4:2:0 (Y, and U and V brought to its grid, in; Y at 4x and U and V at "
         "half of that out)",
         "rgb": "RGB",
-    }[spec.colour]
+    }[spec.color_form]
     size = (
         f"{spec.kmac_per_pixel:.1f} kMAC per input pixel, receptive-field radius {spec.halo} pixels"
     )

@@ -240,8 +240,8 @@ def pairs_of_clip(
     severity = 0.0 if settings is None else section.severity(settings.crf)
     for index in kept_frames(clip.picture_types, section.kept_frames, random):
         how = "clean" if settings is None else f"{settings} {clip.picture_types[index]}"
-        planes = decoded_input(clip.lr[index], spec.colour)
-        targets = target_planes(clip.hr[index], spec.colour)
+        planes = decoded_input(clip.lr[index], spec.color_form)
+        targets = target_planes(clip.hr[index], spec.color_form)
         yield Pair(f"{name}.{index} {how}", ((1.0, planes),), targets, severity)
 
 
@@ -292,7 +292,7 @@ def _cache_key(
 ) -> str:
     """Of everything that decides the pairs."""
     files = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in pictures]
-    what = [CACHE_FORMAT, spec.colour, section.model_dump(mode="json"), seed, files]
+    what = [CACHE_FORMAT, spec.color_form, section.model_dump(mode="json"), seed, files]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 

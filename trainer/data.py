@@ -72,8 +72,8 @@ def clean_pair(name: str, rgb_HW3: NDArray[np.uint8], spec: TrainedSpec, data: D
     """
     exact = data.augmentation is not None
     small = downscale_exactly(rgb_HW3, spec.scale) if exact else downscale(rgb_HW3, spec.scale)
-    lr = input_variants(small, spec.colour, subsampled=data.subsampled_chroma, exact=exact)
-    return Pair(name, lr, target_planes(rgb_HW3, spec.colour))
+    lr = input_variants(small, spec.color_form, subsampled=data.subsampled_chroma, exact=exact)
+    return Pair(name, lr, target_planes(rgb_HW3, spec.color_form))
 
 
 class Shifted(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from srstream.color import with_local_mean
-from srstream.models.table import Colour
+from srstream.models.table import ColorFormName
 from srstream.quality import Plane, psnr, ssim
 from trainer.data import crop_to_multiple, find_pictures, read_rgb
 from trainer.degrade import bicubic_resize, downscale
@@ -60,7 +60,7 @@ class LowResolution:
         height, width = self.rgb_HW3.shape[:2]
         return height, width
 
-    def input_of(self, colour: Colour) -> NDArray[np.float32]:
+    def input_of(self, colour: ColorFormName) -> NDArray[np.float32]:
         """(1, C, H, W), what a model of this colour form takes, code / 255."""
         if colour == "rgb":
             planes = self.rgb_HW3.transpose(2, 0, 1).astype(np.float64)
@@ -198,12 +198,12 @@ def model_upscaler(run: PlaneFunction, spec: TrainedSpec) -> Upscaler:
     """
 
     def upscale(lr: LowResolution) -> Enlarged:
-        made = [group[0].astype(np.float64) * 255.0 for group in run(lr.input_of(spec.colour))]
+        made = [group[0].astype(np.float64) * 255.0 for group in run(lr.input_of(spec.color_form))]
         height, width = made[0].shape[1:]
-        if spec.colour == "luma":
+        if spec.color_form == "luma":
             return Enlarged(made[0][0], enlarge_planes(lr.yuv_3HW[1:], height, width))
         source = lr.yuv_3HW
-        if spec.colour == "yuv420":
+        if spec.color_form == "yuv420":
             luma = _with_local_mean(made[0][0], source[0])
             chroma = [
                 _with_local_mean(plane, true)

@@ -273,8 +273,8 @@ def _from_originals(
     pairs = []
     for moment, low, high in paired_frames(footage.train, originals):
         for number in range(0, MOMENT_FRAMES, 2):
-            lr = decoded_input(low[number], spec.colour)
-            targets = target_planes(high[number], spec.colour)
+            lr = decoded_input(low[number], spec.color_form)
+            targets = target_planes(high[number], spec.color_form)
             pairs.append(Pair(f"{moment.name} +{number}", ((1.0, lr),), targets))
     held_out = [
         [

@@ -41,9 +41,9 @@ def spec_of(config: TrainConfig) -> TrainedSpec:
     changes = config.network.model_dump(
         exclude_none=True, exclude={"batch_norm", "thin_tail", "flat"}
     )
-    colour = changes.pop("colour", spec.colour)
+    color_form = changes.pop("colour", spec.color_form)
     try:
-        return replace(spec, colour=colour, network=replace(spec.network, **changes))
+        return replace(spec, color_form=color_form, network=replace(spec.network, **changes))
     except TypeError:
         raise ConfigError(
             f"[network] {', '.join(changes)}: the network of {spec.name!r} has no such setting"

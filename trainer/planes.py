@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srstream.color import Sampling, resample_plane
-from srstream.models.table import Colour
+from srstream.models.table import ColorFormName
 from srstream.quality import luma_bt601
 
 Codes = NDArray[np.uint8]
@@ -80,7 +80,7 @@ def rgb_values(yuv_3HW: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def input_variants(
     lr_HW3: Picture | NDArray[np.float64],
-    colour: Colour,
+    colour: ColorFormName,
     *,
     subsampled: bool = False,
     exact: bool = False,
@@ -107,7 +107,7 @@ def input_variants(
     return tuple((share, codes(rgb_values(code_values(planes)))) for share, planes in variants)
 
 
-def target_planes(hr_HW3: Picture, colour: Colour) -> tuple[Codes, ...]:
+def target_planes(hr_HW3: Picture, colour: ColorFormName) -> tuple[Codes, ...]:
     """What a model is to make of it: one array for each plane group of its colour form."""
     if colour == "luma":
         return (round_to_codes(luma_bt601(hr_HW3))[None],)
@@ -152,7 +152,7 @@ def as_yuv420(rgb_HW3: Picture) -> Yuv:
     return round_to_codes(yuv[0]), u, v
 
 
-def decoded_input(planes: Sequence[Codes], colour: Colour) -> Codes:
+def decoded_input(planes: Sequence[Codes], colour: ColorFormName) -> Codes:
     """(C, H, W), what a model is given of a decoded, left-sited 4:2:0 frame."""
     if colour == "luma":
         return planes[0][None]

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from srstream.models.networks import Planes
-from srstream.models.table import Colour
+from srstream.models.table import ColorFormName
 from trainer.planes import FROM_RGB
 
 # ITU-R BT.601-7: RGB of Y - 16, U - 128 and V - 128 in limited range, all on the scale 0 to 255.
@@ -22,7 +22,7 @@ def to_chroma(rgb_B3HW: Tensor) -> Tensor:
     return torch.einsum("oi,bihw->bohw", matrix, rgb_B3HW)
 
 
-def to_rgb(planes: Planes, colour: Colour) -> Tensor:
+def to_rgb(planes: Planes, colour: ColorFormName) -> Tensor:
     """(B, 3, H, W), RGB in about [0, 1], not clamped; a luma model's picture is grey.
 
     Differentiable. Chroma that comes at half the size is brought up by bilinear interpolation.

@@ -100,7 +100,7 @@ def train(
         )
     names = [pair.name for pair in pairs]
     tones = config.data.augmentation
-    augmentation = None if tones is None else Augmentation(tones, spec_of(config).colour)
+    augmentation = None if tones is None else Augmentation(tones, spec_of(config).color_form)
     sampler = PatchSampler(
         pairs,
         patch_size=config.data.patch_size,

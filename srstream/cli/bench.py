@@ -225,7 +225,7 @@ def _networks(threads: int, gemm: float, shape: tuple[int, int]) -> list[Network
 
 def network_fps(engine: Engine, spec: ModelSpec, shape: tuple[int, int]) -> float:
     """Tiles of a shape a second, as many in flight as the session takes."""
-    matrix = 1 if spec.colour == "rgb" else None
+    matrix = 1 if spec.color_form == "rgb" else None
     session = engine.open_session(TileFormat(shape, 8, matrix))
     random = np.random.default_rng(0)
     planes: list[Plane] = [

@@ -74,7 +74,7 @@ def _registered(model: RegisteredModel) -> Entry:
 
 def _entry(name: str, spec: ModelSpec, sets: list[Any], recipe: str) -> Entry:
     return {
-        "name": name, "network": spec.name, "colour": spec.colour, "scale": spec.scale,
+        "name": name, "network": spec.name, "colour": spec.color_form, "scale": spec.scale,
         "kmac_per_pixel": spec.kmac_per_pixel, "sets": sets, "recipe": recipe,
     }  # fmt: skip
 

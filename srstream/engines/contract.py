@@ -1,6 +1,6 @@
 """The one contract between the pipeline and whatever runs a network.
 
-A tile is one plane for each input plane of the model's colour form, all (H, W) = (rows, columns) of
+A tile is one plane for each input plane of the model's color form, all (H, W) = (rows, columns) of
 the luma grid; a result is one plane for each output plane, (scale H, scale W), where U and V of a
 `yuv420` model have half of Y's scale. All are codes of Y, U, V in the range of the file. What the
 network is given is another thing (`TileFormat.to_network`), and a part of the engine's graph.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from srstream.color import CodeRange, code_range, rgb_to_yuv_matrix
 from srstream.errors import EngineError
 from srstream.frame import Plane
-from srstream.models.table import COLOUR_FORMS, Colour, ColourForm
+from srstream.models.table import COLOR_FORMS, ColorForm, ColorFormName
 
 Matrix = NDArray[np.float64]
 
@@ -66,8 +66,8 @@ class Capabilities:
     """The file that the network was read from, the first of them if several were mixed."""
     weights_sha256: str
     """Of everything that decides the weights."""
-    colour: Colour
-    """Which planes go in and come out, see `COLOUR_FORMS`."""
+    color_form: ColorFormName
+    """Which planes go in and come out, see `COLOR_FORMS`."""
     scale: int
     """Output luma samples per input one, along each axis."""
     halo: int
@@ -97,8 +97,8 @@ class Capabilities:
     """The same tile gives the same result, whatever else runs beside it."""
 
     @property
-    def form(self) -> ColourForm:
-        return COLOUR_FORMS[self.colour]
+    def form(self) -> ColorForm:
+        return COLOR_FORMS[self.color_form]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +119,15 @@ class TileFormat:
         """Of the codes."""
         return np.dtype(np.uint8) if self.bits <= 8 else np.dtype(np.uint16)
 
-    def to_network(self, colour: Colour) -> Affine:
-        """From codes to what a network of this colour form was trained on, nothing clipped.
+    def to_network(self, color_form: ColorFormName) -> Affine:
+        """From codes to what a network of this color form was trained on, nothing clipped.
 
         R, G, B in [0, 1], or Y, U, V as codes of 8 bits in limited range, divided by 255.
         """
         luma = code_range(self.bits, self.full_range)
         chroma = code_range(self.bits, self.full_range, is_chroma=True)
         zeros, spans = _columns(luma, chroma)
-        if colour == "rgb":
+        if color_form == "rgb":
             assert self.matrix is not None
             mix = np.linalg.inv(rgb_to_yuv_matrix(self.matrix)) / spans
             return Affine(mix, -mix @ zeros)
@@ -135,15 +135,15 @@ class TileFormat:
             code_range(8, False), code_range(8, False, is_chroma=True)
         )
         gains = normal_spans / spans
-        planes = slice(COLOUR_FORMS[colour].num_input_planes)
+        planes = slice(COLOR_FORMS[color_form].num_input_planes)
         return Affine(
             np.diag(gains[planes]) / NETWORK_PEAK,
             (normal_zeros - gains * zeros)[planes] / NETWORK_PEAK,
         )
 
-    def from_network(self, colour: Colour) -> Affine:
+    def from_network(self, color_form: ColorFormName) -> Affine:
         """From what a network makes to codes, neither rounded nor clamped."""
-        return self.to_network(colour).inverse()
+        return self.to_network(color_form).inverse()
 
 
 def _columns(luma: CodeRange, chroma: CodeRange) -> tuple[Matrix, Matrix]:
@@ -154,7 +154,7 @@ def _columns(luma: CodeRange, chroma: CodeRange) -> tuple[Matrix, Matrix]:
     )
 
 
-def check_tile(tile: Sequence[Plane], wanted: TileFormat, form: ColourForm) -> None:
+def check_tile(tile: Sequence[Plane], wanted: TileFormat, form: ColorForm) -> None:
     """`EngineError` unless these are the planes that a session for `wanted` takes."""
     if len(tile) != form.num_input_planes:
         raise EngineError(

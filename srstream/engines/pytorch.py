@@ -46,7 +46,7 @@ class PyTorchEngine:
             device=torch.cuda.get_device_name() if on_cuda else "CPU",
             weights=blend.path,
             weights_sha256=blend.sha256,
-            colour=spec.colour,
+            color_form=spec.color_form,
             scale=spec.scale,
             halo=spec.halo,
             border=border_of(blended_weights(blend, spec)),
@@ -70,11 +70,11 @@ class PyTorchEngine:
 
     def run(self, codes_CHW: Plane, tile: TileFormat) -> list[Plane]:
         """(planes, H, W) of codes to the output planes."""
-        colour, peak = self.capabilities.colour, float(2**tile.bits - 1)
-        to_codes = tile.from_network(colour)
+        color_form, peak = self.capabilities.color_form, float(2**tile.bits - 1)
+        to_codes = tile.from_network(color_form)
         codes = torch.from_numpy(codes_CHW.astype(np.int32))[None]
         with torch.inference_mode():
-            x = _mapped(codes.to(self.device).float(), tile.to_network(colour))
+            x = _mapped(codes.to(self.device).float(), tile.to_network(color_form))
             planes: list[Plane] = []
             for group in self.network(x):
                 y = _mapped(group, to_codes.of_planes(len(planes), group.shape[1]))

@@ -93,10 +93,10 @@ class Composer:
         self, can: Capabilities, source: FrameForm, output: FrameForm, *, reuses_chroma: bool
     ) -> None:
         _check_kinds(source.layout, output.layout)
-        if can.colour == "rgb" and source.layout.kind == "yuv":
+        if can.color_form == "rgb" and source.layout.kind == "yuv":
             rgb_to_yuv_matrix(source.color.matrix)
         self._can, self._source, self._output = can, source, output
-        self.makes_chroma = can.colour != "luma"
+        self.makes_chroma = can.color_form != "luma"
         self._reuses_chroma = reuses_chroma
         self._chroma_memories = (ResampledPlane(), ResampledPlane())
 
@@ -207,7 +207,7 @@ class Composer:
         tile = TileFormat(
             shape, self.input_bits(picture), full_range=self._is_full_range(picture, index)
         )
-        if self._can.colour != "rgb":
+        if self._can.color_form != "rgb":
             return tile
         matrix = picture.color.matrix if picture.layout.kind == "yuv" else BT601
         if picture.frame.layout.kind == "rgb":
@@ -310,7 +310,7 @@ class Composer:
             return self._neutral_chroma(picture)
         y, u, v = made[0]
         stride = y.shape[1] // u.shape[1]
-        middle = (stride - 1) / 2  # where models site chroma, see COLOUR_FORMS
+        middle = (stride - 1) / 2  # where models site chroma, see COLOR_FORMS
         planes = [
             with_local_mean(enlarged, source)
             for enlarged, source in zip((u, v), picture.inputs[0][1:], strict=True)

@@ -36,7 +36,7 @@ class Weights:
             "model": self.spec.name,
             "scale": str(self.spec.scale),
             "halo": str(self.spec.halo),
-            "colour": self.spec.colour,
+            "colour": self.spec.color_form,
             "recipe": self.recipe,
         }
         if isinstance(self.spec.network, ResidualGenerator):

@@ -1,7 +1,7 @@
 """How far from a picture's edges the zeros show that a network's convolutions pad with.
 
 A flat picture is flat to a network only as far as it sees no edge: beyond it are zeros, which are
-another colour. The effect fades long before the halo's end. Pictures are therefore continued by a
+another color. The effect fades long before the halo's end. Pictures are therefore continued by a
 few of their own outermost samples, which are cut off again: as many as it takes for what is left.
 """
 
@@ -31,10 +31,10 @@ def border_of_graph(spec: ModelSpec, tensors: GraphTensors) -> int:
     side = 2 * spec.halo + 1
     widest = 0
     for shape in ((side, 1), (1, side)):
-        colours = _greys(spec)
-        flat = np.broadcast_to(colours[:, :, None, None], (*colours.shape, *shape))
+        colors = _greys(spec)
+        flat = np.broadcast_to(colors[:, :, None, None], (*colors.shape, *shape))
         made = _response(spec, tensors, flat)
-        cells = made.reshape(len(colours), -1, side)  # one value for each of a sample's phases
+        cells = made.reshape(len(colors), -1, side)  # one value for each of a sample's phases
         apart = np.abs(cells - cells[..., spec.halo, None]).max(axis=(0, 1))
         seen = np.flatnonzero(np.maximum(apart, apart[::-1])[: spec.halo + 1] > UNSEEN)
         widest = max(widest, int(seen[-1]) + 1 if len(seen) else 0)
@@ -43,9 +43,9 @@ def border_of_graph(spec: ModelSpec, tensors: GraphTensors) -> int:
 
 def _greys(spec: ModelSpec) -> Values:
     """(n, planes), between black and white."""
-    if spec.colour == "luma":
+    if spec.color_form == "luma":
         return np.linspace(16 / 255, 235 / 255, 33, dtype=np.float32)[:, None]
-    if spec.colour == "rgb":
+    if spec.color_form == "rgb":
         return np.linspace(0.0, 1.0, 5, dtype=np.float32)[:, None].repeat(3, axis=1)
     luma = np.linspace(16 / 255, 235 / 255, 13, dtype=np.float32)
     neutral = np.full_like(luma, 128 / 255)

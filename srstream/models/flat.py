@@ -1,7 +1,7 @@
 """What a network makes of a flat picture, and what takes it out again.
 
 A convolution of a constant is the constant times the sum of the kernel's taps. So what a network
-makes of a flat picture of colour v, away from the picture's edges, is what its *twin* makes of v:
+makes of a flat picture of color v, away from the picture's edges, is what its *twin* makes of v:
 the same network with a number in the place of each kernel, a function of one sample. It has a value
 for each phase, one of the samples that a sample becomes, and they need not be v: mixtures of two
 sets of weights, of which each is flat, draw lines of up to two levels.
@@ -68,9 +68,9 @@ class Correction:
     apply: Callable[[Ops[Any], Any], Any]
     """From the network's input planes to channels as before the PixelShuffle of each group."""
 
-    def values(self, colours: NDArray[np.floating]) -> NDArray[np.float64]:
+    def values(self, colors: NDArray[np.floating]) -> NDArray[np.float64]:
         """(n, planes) to (n, channels)."""
-        made: NDArray[np.float64] = self.apply(_NumpyOps(), colours.astype(np.float64))
+        made: NDArray[np.float64] = self.apply(_NumpyOps(), colors.astype(np.float64))
         return made
 
 
@@ -86,7 +86,7 @@ def correction_of_graph(spec: ModelSpec, tensors: GraphTensors) -> Correction | 
         if isinstance(spec.network, Stack)
         else _generator_twin(spec, spec.network, tensors)
     )
-    if np.abs(twin.values(_colours(spec))).max() <= NEGLIGIBLE:
+    if np.abs(twin.values(_colors(spec))).max() <= NEGLIGIBLE:
         return None
     return _straight_lines(twin) if spec.form.num_input_planes == 1 else twin
 
@@ -188,13 +188,13 @@ def _over_cells(tensors: GraphTensors, name: str) -> tuple[Array, Array]:
     return matrix, np.repeat(tensors[f"{name}.bias"], 4)
 
 
-def _colours(spec: ModelSpec) -> NDArray[np.float64]:
+def _colors(spec: ModelSpec) -> NDArray[np.float64]:
     """What a network is tried on, (n, planes): greys, and a coarse grid of everything."""
-    if spec.colour == "luma":
+    if spec.color_form == "luma":
         return np.linspace(0.0, LARGEST, 1025)[:, None]
     greys = np.linspace(0.0, LARGEST, 33)
     grid = np.stack(np.meshgrid(*[np.linspace(0.0, 1.0, 3)] * 3), axis=-1).reshape(-1, 3)
-    neutral = greys if spec.colour == "rgb" else np.full_like(greys, 128 / 255)
+    neutral = greys if spec.color_form == "rgb" else np.full_like(greys, 128 / 255)
     return np.concatenate([np.stack([greys, neutral, neutral], axis=1), grid])
 
 

@@ -1,7 +1,7 @@
 """The networks, in PyTorch.
 
 Shapes: B batch, C planes or channels, H and W height and width; `lr_BCHW` is the input. A network
-returns a tuple with one (B, planes, scale H, scale W) for each plane group of its model's colour
+returns a tuple with one (B, planes, scale H, scale W) for each plane group of its model's color
 form. Values are float: codes of 8 bits in limited range divided by 255, or RGB in [0, 1]; neither
 is clamped (`engines.contract.TileFormat.to_network`).
 """

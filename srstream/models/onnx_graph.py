@@ -1,6 +1,6 @@
 """The ONNX graph of a folded network, written operator by operator.
 
-Input `y`, `yuv` or `rgb` (after the model's colour form): float32 (batch, planes, height, width),
+Input `y`, `yuv` or `rgb` (after the model's color form): float32 (batch, planes, height, width),
 codes of 8 bits in limited range divided by 255, or RGB in [0, 1]. Output `sr`, and `chroma_sr`
 where U and V come out at half of Y's size: float32 (batch, planes, scale height, scale width), not
 clamped. Batch, height and width are dynamic.
@@ -16,12 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from srstream.errors import WeightsError
 from srstream.models.checkpoint import Tensors, Weights, check_tensors
-from srstream.models.table import Colour, ModelSpec, PlaneGroup, ResidualGenerator, Stack
+from srstream.models.table import ColorFormName, ModelSpec, PlaneGroup, ResidualGenerator, Stack
 from srstream.models.tail import tail_before_shuffle
 
 OPSET = 17
 IR_VERSION = 8
-INPUT_NAMES: dict[Colour, str] = {"luma": "y", "yuv420": "yuv", "rgb": "rgb"}
+INPUT_NAMES: dict[ColorFormName, str] = {"luma": "y", "yuv420": "yuv", "rgb": "rgb"}
 OUTPUT_NAMES = ("sr", "chroma_sr")
 
 
@@ -81,7 +81,7 @@ def onnx_model(weights: Weights, *, half: bool = False) -> onnx.ModelProto:
     spec = weights.spec
     check_tensors(spec, weights.tensors, "weights to export")
     graph = _Graph(weights.tensors, half=half)
-    input_name = INPUT_NAMES[spec.colour]
+    input_name = INPUT_NAMES[spec.color_form]
     if isinstance(spec.network, Stack):
         _stack(graph, spec, spec.network, input_name)
     else:

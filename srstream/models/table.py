@@ -9,7 +9,7 @@ from srstream.errors import UsageError, WeightsError
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 
-Colour = Literal["luma", "yuv420", "rgb"]
+ColorFormName = Literal["luma", "yuv420", "rgb"]
 
 WeightSet = Literal["faithful", "restore", "crisp"]
 """Pixel loss on clean low resolution; pixel loss on what codecs leave; adversarial. All of one
@@ -31,7 +31,7 @@ class PlaneGroup:
 
 
 @dataclass(frozen=True)
-class ColourForm:
+class ColorForm:
     """Which planes go into a network and which come out, in this order."""
 
     num_input_planes: int
@@ -49,12 +49,12 @@ class ColourForm:
         return planes
 
 
-COLOUR_FORMS: dict[Colour, ColourForm] = {
-    "luma": ColourForm(1, (PlaneGroup(1, 4),)),
+COLOR_FORMS: dict[ColorFormName, ColorForm] = {
+    "luma": ColorForm(1, (PlaneGroup(1, 4),)),
     # U and V come out at half of Y's size, as 4:2:0 has them, sited in the middle between four
     # luma samples: the one siting that flips and turns keep.
-    "yuv420": ColourForm(3, (PlaneGroup(1, 4), PlaneGroup(2, 2))),
-    "rgb": ColourForm(3, (PlaneGroup(3, 4),)),
+    "yuv420": ColorForm(3, (PlaneGroup(1, 4), PlaneGroup(2, 2))),
+    "rgb": ColorForm(3, (PlaneGroup(3, 4),)),
 }
 
 
@@ -74,13 +74,13 @@ class Stack:
         """Channels of the largest feature map, counted at the input's size."""
         return max(self.widths)
 
-    def layer_channels(self, form: ColourForm) -> list[tuple[int, int]]:
+    def layer_channels(self, form: ColorForm) -> list[tuple[int, int]]:
         """(in, out) of every 3x3 convolution, in order."""
         num_out = sum(group.num_channels for group in form.outputs)
         widths = (form.num_input_planes, *self.widths, num_out)
         return list(pairwise(widths))
 
-    def macs_per_pixel(self, form: ColourForm) -> int:
+    def macs_per_pixel(self, form: ColorForm) -> int:
         return sum(9 * num_in * num_out for num_in, num_out in self.layer_channels(form))
 
 
@@ -103,7 +103,7 @@ class ResidualGenerator:
         """Before the second PixelShuffle: four times the channels at twice the size."""
         return 16 * self.channels
 
-    def macs_per_pixel(self, form: ColourForm) -> int:
+    def macs_per_pixel(self, form: ColorForm) -> int:
         """As the paper draws it: the 9x9 convolution at its end runs on 16 times the pixels."""
         wide = self.channels**2
         ends = 81 * self.channels * form.num_input_planes * (1 + 16)
@@ -115,7 +115,7 @@ class ModelSpec:
     """What an engine, a tiler and a trainer must know of a network before they load it."""
 
     name: str
-    colour: Colour
+    color_form: ColorFormName
     """`luma`: chroma is not the network's business. `yuv420`: Y, U, V in, Y at 4x and U, V at 2x
     out. `rgb`: as it says, full range."""
     network: Stack | ResidualGenerator
@@ -123,8 +123,8 @@ class ModelSpec:
     """Output luma samples (or pixels) per input one, along each axis."""
 
     @property
-    def form(self) -> ColourForm:
-        return COLOUR_FORMS[self.colour]
+    def form(self) -> ColorForm:
+        return COLOR_FORMS[self.color_form]
 
     @property
     def halo(self) -> int:

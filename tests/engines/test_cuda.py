@@ -43,7 +43,7 @@ def made_model(tmp_path, name):
 @pytest.mark.parametrize("shape", [(8, 8), (180, 320), (270, 480)])
 def test_parity_with_the_reference(name, shape):
     spec, model = model_spec(name), ModelConfig(name=name)
-    tile = TileFormat(shape, 8, 1 if spec.colour == "rgb" else None)
+    tile = TileFormat(shape, 8, 1 if spec.color_form == "rgb" else None)
     planes = picture(shape, spec.form.num_input_planes)
     made, true = (
         session.result(session.submit(planes))

@@ -79,14 +79,14 @@ def reference(path, tile, bits):
     return np.clip(sr[0, 0].astype(np.float64) * unit, 0, (1 << bits) - 1)
 
 
-def colour_reference(path, planes, tile, spec):
+def color_reference(path, planes, tile, spec):
     """Likewise for several planes: RGB, or Y, U, V in limited range, converted by hand."""
     peak = (1 << tile.bits) - 1
     values = np.stack(planes).astype(np.float64)
     luma, chroma = (code_range(tile.bits, tile.full_range, is_chroma=c) for c in (False, True))
     zeros = np.array([luma.zero, chroma.zero, chroma.zero])[:, None, None]
     spans = np.array([luma.span, chroma.span, chroma.span])[:, None, None]
-    if spec.colour == "rgb":
+    if spec.color_form == "rgb":
         inverse = np.linalg.inv(rgb_to_yuv_matrix(tile.matrix))
         rgb = np.einsum("oi,ihw->ohw", inverse, (values - zeros) / spans)
         (sr,) = ReferenceEvaluator(onnx.load(path)).run(None, {"rgb": rgb[None].astype("f4")})
@@ -106,9 +106,9 @@ def colour_reference(path, planes, tile, spec):
 
 def flatness(path, spec, planes):
     """What is added to a network so that flat pictures stay flat, for planes of one group."""
-    colours, which = np.unique(planes.reshape(3, -1).T, axis=0, return_inverse=True)
-    (made,) = flat_response(path, spec, colours)
-    cells = (colours[:, :, None, None] - made)[which.ravel()]
+    colors, which = np.unique(planes.reshape(3, -1).T, axis=0, return_inverse=True)
+    (made,) = flat_response(path, spec, colors)
+    cells = (colors[:, :, None, None] - made)[which.ravel()]
     _, height, width = planes.shape
     cells = cells.reshape(height, width, 3, 4, 4).transpose(2, 0, 3, 1, 4)
     return cells.reshape(1, 3, 4 * height, 4 * width)
@@ -131,7 +131,7 @@ def test_models_of_several_planes(name, form, tile, tmp_path):
     """Y at 4x and U and V at 2x of a 4:2:0 model; Y, U, V at 4x of one that works in RGB."""
     spec = SMALL_SPECS[form]
     path = model_network(tmp_path / "made.onnx", spec)
-    if spec.colour != "rgb":
+    if spec.color_form != "rgb":
         tile = replace(tile, matrix=None)
     planes = [tile_of(tile.shape, tile.bits, seed) for seed in range(3)]
     if form == "rgb":  # whose correction for flat pictures is worked out sample by sample
@@ -139,7 +139,7 @@ def test_models_of_several_planes(name, form, tile, tmp_path):
         tile = replace(tile, shape=planes[0].shape)
     session = engine_for(path, name, spec=spec).open_session(tile)
     result = session.result(session.submit(planes))
-    expected = colour_reference(path, planes, tile, spec)
+    expected = color_reference(path, planes, tile, spec)
     scales = (4, 2, 2) if form == "yuv420" else (4, 4, 4)
     tolerance = 0.51 if tile.bits < 16 else 1.5
     if name == "tensorrt":
@@ -308,7 +308,7 @@ def test_every_engine_agrees_with_the_reference(model, tmp_path):
     """Within one level on 99.9 % of the samples, PyTorch's float32 being the reference."""
     spec = SMALL_SPECS[model]
     path = model_network(tmp_path / "made.onnx", spec)
-    tile = TileFormat((40, 56), 8, matrix=1 if spec.colour == "rgb" else None)
+    tile = TileFormat((40, 56), 8, matrix=1 if spec.color_form == "rgb" else None)
     planes = [tile_of(tile.shape, 8, seed) for seed in range(spec.form.num_input_planes)]
     made = {}
     for name in HERE:

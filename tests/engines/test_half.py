@@ -1,4 +1,4 @@
-"""TensorRT's half-precision path without TensorRT: the same ring, codes and colours on the CPU.
+"""TensorRT's half-precision path without TensorRT: the same ring, codes and colors on the CPU.
 
 The network in between is PyTorch's, in float16, as TensorRT is given it.
 """
@@ -36,7 +36,7 @@ MIN_DB = 50.0
 
 def half_session(model, spec, tile):
     network = blended_network(blend_of(model, spec), spec).half()
-    program = TileProgram(network, tile, spec.colour, torch.device("cpu"))
+    program = TileProgram(network, tile, spec.color_form, torch.device("cpu"))
     return RingSession(tile, spec.form, HostDevice(), lambda i, o, stream: program(i, o))
 
 
@@ -69,7 +69,7 @@ def test_half_precision_is_close_to_the_reference(name, bits, tmp_path):
     spec = SPECS[name]
     model = ModelConfig(weights=str(model_network(tmp_path / "made.onnx", spec)))
     matrix, full = FORMATS[bits]
-    tile = TileFormat((40, 56), bits, matrix if spec.colour == "rgb" else None, full)
+    tile = TileFormat((40, 56), bits, matrix if spec.color_form == "rgb" else None, full)
     planes = picture(tile.shape, bits, spec.form.num_input_planes)
     for made, true in zip(*both(model, spec, tile, planes), strict=True):
         assert made.shape == true.shape
@@ -83,7 +83,7 @@ def test_half_precision_is_close_to_the_reference(name, bits, tmp_path):
 def test_shipped_weights_in_half_precision(name):
     spec = model_spec(name)
     side = 48 if isinstance(spec.network, Stack) else 20  # float16 is slow on a CPU
-    tile = TileFormat((side, side + 16), 8, 1 if spec.colour == "rgb" else None)
+    tile = TileFormat((side, side + 16), 8, 1 if spec.color_form == "rgb" else None)
     planes = picture(tile.shape, 8, spec.form.num_input_planes)
     for made, true in zip(*both(ModelConfig(name=name), spec, tile, planes), strict=True):
         assert psnr(made.astype(float), true.astype(float), 0) >= MIN_DB

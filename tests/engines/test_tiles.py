@@ -104,7 +104,7 @@ def test_tiled_is_the_whole_picture(engine, data):
     halo, form = engine.capabilities.halo, engine.capabilities.form
     sides = st.integers(2 * halo + 1, 60)
     rows, cols = data.draw(sides), data.draw(sides)
-    matrix = 1 if engine.capabilities.colour == "rgb" else None
+    matrix = 1 if engine.capabilities.color_form == "rgb" else None
     picture = np.random.default_rng(width).integers(
         0, 256, (form.num_input_planes, height, width), dtype=np.uint8
     )
@@ -122,7 +122,7 @@ def test_tiled_is_the_whole_picture(engine, data):
             tiled, session.result(session.submit(window)), scales, strict=True
         ):
             plane[tile.kept_in_picture(scale)] = part[tile.kept_in_result(scale)]
-    if engine.capabilities.colour != "rgb":
+    if engine.capabilities.color_form != "rgb":
         for made, true in zip(tiled, whole, strict=True):
             assert np.array_equal(made, true)
         return

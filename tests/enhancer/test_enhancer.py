@@ -1,4 +1,4 @@
-"""The stage as a whole, on planes: order, size, siting, range, depth, and colours kept."""
+"""The stage as a whole, on planes: order, size, siting, range, depth, and colors kept."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def nearest(tmp_path_factory):
     return engine_of(nearest_network(folder / "nearest.onnx"), folder)
 
 
-COLOUR_SPECS = {
+COLOR_SPECS = {
     "yuv420": ModelSpec("balanced", "yuv420", Stack((6, 6))),
     "rgb": ModelSpec("srgan", "rgb", Stack((6, 6))),
 }
@@ -70,12 +70,12 @@ COLOUR_SPECS = {
 
 def repeating_engine(name, tmp_path_factory):
     """A model of several planes whose output is its input, repeated."""
-    folder, spec = tmp_path_factory.mktemp(name), COLOUR_SPECS[name]
+    folder, spec = tmp_path_factory.mktemp(name), COLOR_SPECS[name]
     return engine_of(repeating_network(folder / "made.onnx", spec), folder, spec=spec)
 
 
-@pytest.fixture(scope="module", params=COLOUR_SPECS)
-def colour_engine(request, tmp_path_factory):
+@pytest.fixture(scope="module", params=COLOR_SPECS)
+def color_engine(request, tmp_path_factory):
     return repeating_engine(request.param, tmp_path_factory)
 
 
@@ -85,11 +85,11 @@ SHIPPED = [
 ]
 
 
-@pytest.fixture(scope="module", params=["nearest", *COLOUR_SPECS, *SHIPPED])
+@pytest.fixture(scope="module", params=["nearest", *COLOR_SPECS, *SHIPPED])
 def any_engine(request, nearest, tmp_path_factory):
     if request.param == "nearest":
         return nearest
-    if request.param in COLOUR_SPECS:
+    if request.param in COLOR_SPECS:
         return repeating_engine(request.param, tmp_path_factory)
     folder = tmp_path_factory.mktemp("shipped")
     return engine_of(weights_path(request.param), folder, spec=model_spec(request.param))
@@ -248,7 +248,7 @@ def test_tiles_and_memory_bound_change_nothing(made, monkeypatch):
 
 
 @pytest.mark.parametrize("location", range(1, 7))
-def test_chroma_stays_sited_where_it_was(location, nearest, colour_engine):
+def test_chroma_stays_sited_where_it_was(location, nearest, color_engine):
     """Chroma is a ramp over luma positions; enlarged, it must be that same ramp at its new ones."""
     color = ColorSpec(1, 1, 1, False, location)
     x = {1: 0.0, 3: 0.0, 5: 0.0}.get(location, 0.5)
@@ -265,7 +265,7 @@ def test_chroma_stays_sited_where_it_was(location, nearest, colour_engine):
     assert np.abs(enhanced.planes[1][50] - expected_x)[12:-12].max() <= 1
     assert np.abs(enhanced.planes[2][:, 50] - expected_y)[12:-12].max() <= 1
     # A model that repeats samples makes stairs of the ramp: half a sample high, but in its place.
-    enhanced = enhance(colour_engine, frame, output(layout, color))
+    enhanced = enhance(color_engine, frame, output(layout, color))
     off_x = (enhanced.planes[1][50] - expected_x)[12:-12]
     off_y = (enhanced.planes[2][:, 50] - expected_y)[12:-12]
     for off in (off_x, off_y):
@@ -391,7 +391,7 @@ def test_limited_rgb_becomes_full_and_rgb_becomes_yuv(nearest):
     assert [int(plane[9, 9]) for plane in yuv.planes] == [63, 102, 240]
 
 
-def test_grey_becomes_yuv_without_colour(nearest):
+def test_grey_becomes_yuv_without_color(nearest):
     grey = noise_frame(PlaneLayout("gray", 8), ColorSpec(full_range=True))
     yuv = enhance(nearest, grey, output(YUV420, ColorSpec(full_range=True)))
     assert np.array_equal(yuv.planes[0][::4, ::4], grey.planes[0])
@@ -469,9 +469,9 @@ def test_read_only_planes_from_a_message_are_taken(nearest):
     assert np.array_equal(enhanced.planes[0][::4, ::4], planes[0])
 
 
-def test_a_network_that_is_off_in_colour_leaves_the_source_s(tmp_path):
+def test_a_network_that_is_off_in_color_leaves_the_source_s(tmp_path):
     """A made network that adds 3 levels to everything: local means stay, detail is its own."""
-    spec = COLOUR_SPECS["yuv420"]
+    spec = COLOR_SPECS["yuv420"]
     path = biased_network(tmp_path / "biased.onnx", spec, 3 / 255)
     engine = engine_of(path, tmp_path, spec=spec)
     frame = noise_frame(YUV420)
@@ -556,13 +556,13 @@ def test_engines_are_swapped_between_two_frames(reuse, made, nearest, tmp_path):
         assert all(map(np.array_equal, frame.planes, expected.planes))
 
 
-def test_a_swap_to_another_model_and_back(made, colour_engine):
+def test_a_swap_to_another_model_and_back(made, color_engine):
     frames = [noise_frame(YUV420, pts=pts) for pts in range(3)]
     stage = Enhancer(made, video(YUV420), output(YUV420))
-    out = stage.push(frames[0]) + stage.replace_engine(colour_engine)
+    out = stage.push(frames[0]) + stage.replace_engine(color_engine)
     out += stage.push(frames[1]) + stage.replace_engine(made)
     out += stage.push(frames[2]) + stage.drain()
-    for frame, engine, source in zip(out, [made, colour_engine, made], frames, strict=True):
+    for frame, engine, source in zip(out, [made, color_engine, made], frames, strict=True):
         (expected,) = enhanced(engine, [source])
         assert all(map(np.array_equal, frame.planes, expected.planes))
 

@@ -53,15 +53,15 @@ def test_the_correction_is_what_a_network_makes_of_flat_pictures(form, tmp_path)
     """As PyTorch computes it, picture by picture."""
     spec = SPECS[form]
     path = model_network(tmp_path / "made.onnx", spec, flat=False)
-    colours = np.random.default_rng(0).random((40, spec.form.num_input_planes))
+    colors = np.random.default_rng(0).random((40, spec.form.num_input_planes))
     correction = correction_of(load_weights(path.with_suffix(".safetensors"), spec))
     assert correction is not None
-    made = flat_response(path, spec, colours)
-    response = np.concatenate([cells.reshape(len(colours), -1) for cells in made], axis=1)
-    wanted = colours[:, spec.form.anchor_planes] - response
+    made = flat_response(path, spec, colors)
+    response = np.concatenate([cells.reshape(len(colors), -1) for cells in made], axis=1)
+    wanted = colors[:, spec.form.anchor_planes] - response
     assert np.abs(wanted).max() > 0.02
     tolerance = 1e-5 if form != "luma" else 1.5 * KNOT_ERROR
-    assert np.abs(correction.values(colours) - wanted).max() < tolerance
+    assert np.abs(correction.values(colors) - wanted).max() < tolerance
 
 
 @pytest.mark.parametrize("form", ["luma", "yuv420", "rgb_stack"])
@@ -71,7 +71,7 @@ def test_a_network_that_is_flat_by_itself_has_none(form, tmp_path):
     assert correction_of(load_weights(path.with_suffix(".safetensors"), spec)) is None
 
 
-def off_by(engine, colours, tile, halo):
+def off_by(engine, colors, tile, halo):
     """Largest difference, in codes, from flat tiles of these codes, outside the halo of the edges.
 
     For the planes that the network makes, in all the samples of a cell.
@@ -80,10 +80,10 @@ def off_by(engine, colours, tile, halo):
     session = engine.open_session(TileFormat((side, side), tile.bits, tile.matrix, tile.full_range))
     worst = 0
     dtype = np.uint8 if tile.bits == 8 else np.uint16
-    for colour in colours:
-        planes = [np.full((side, side), code, dtype) for code in colour]
+    for color in colors:
+        planes = [np.full((side, side), code, dtype) for code in color]
         results = session.result(session.submit(planes))
-        for made, code in zip(results, colour, strict=True):
+        for made, code in zip(results, color, strict=True):
             scale = len(made) // side
             inside = slice(scale * halo, -scale * halo)
             worst = max(worst, int(np.abs(made[inside, inside].astype(int) - int(code)).max()))
@@ -105,11 +105,11 @@ def test_every_engine_keeps_flat_pictures_flat(form, name, tmp_path):
     path = model_network(tmp_path / "made.onnx", spec, flat=False)
     engine = open_engine(name, EngineConfig(threads=1), ModelConfig(weights=str(path)), spec)
     for tile in FORMATS:
-        colours = greys(tile, spec.form.num_input_planes, 9)
+        colors = greys(tile, spec.form.num_input_planes, 9)
         if spec.form.num_input_planes == 3:
             unit = 1 << (tile.bits - 8)
-            colours += [[81 * unit, 90 * unit, 200 * unit], [120 * unit, 150 * unit, 100 * unit]]
-        assert off_by(engine, colours, tile, spec.halo) == 0
+            colors += [[81 * unit, 90 * unit, 200 * unit], [120 * unit, 150 * unit, 100 * unit]]
+        assert off_by(engine, colors, tile, spec.halo) == 0
 
 
 def knobs_of(name, steps):
@@ -144,8 +144,8 @@ def test_shipped_models_keep_greys_in_bfloat16(name):
         except EngineError as error:
             pytest.skip(str(error))
         for tile in FORMATS:
-            colours = greys(tile, spec.form.num_input_planes, 11)
-            assert off_by(engine, colours, tile, spec.halo) <= (tile.bits - 8) // 2, (knobs, tile)
+            colors = greys(tile, spec.form.num_input_planes, 11)
+            assert off_by(engine, colors, tile, spec.halo) <= (tile.bits - 8) // 2, (knobs, tile)
 
 
 @pytest.mark.long
@@ -159,8 +159,8 @@ def hold_greys(name, knobs, count):
     spec = model_spec(name)
     engine = open_engine("openvino", EngineConfig(), ModelConfig(name=name, **knobs), spec)
     for tile in FORMATS:
-        colours = greys(tile, spec.form.num_input_planes, count)
-        assert off_by(engine, colours, tile, spec.halo) == 0, (knobs, tile)
+        colors = greys(tile, spec.form.num_input_planes, count)
+        assert off_by(engine, colors, tile, spec.halo) == 0, (knobs, tile)
 
 
 @pytest.mark.parametrize("form", SPECS)
@@ -174,11 +174,11 @@ def test_edges_are_cut_off_as_far_as_they_show(form, tmp_path):
     network = network_from_weights(weights)
     side = 2 * spec.halo + 1
     greys_of = [[level, 128, 128][: spec.form.num_input_planes] for level in (16, 126, 235)]
-    if spec.colour == "rgb":
+    if spec.color_form == "rgb":
         greys_of = [[level] * 3 for level in (0, 128, 255)]
     left, outermost = [], []
-    for colour in np.array(greys_of, np.float32) / 255:
-        flat = torch.from_numpy(colour)[None, :, None, None].expand(-1, -1, side, side)
+    for color in np.array(greys_of, np.float32) / 255:
+        flat = torch.from_numpy(color)[None, :, None, None].expand(-1, -1, side, side)
         for made, group in zip(network(flat), spec.form.outputs, strict=True):
             cells = made[0].numpy().reshape(-1, side, group.scale, side, group.scale)
             cells = cells.transpose(1, 3, 0, 2, 4)
@@ -229,7 +229,7 @@ def test_tiles_and_reuse_see_no_difference_at_the_edges(form, tmp_path, monkeypa
     budget = 4 * layout.frame_bytes(4 * 101, 4 * 73)
     budget += 2 * engine.capabilities.activation_bytes_per_pixel * 3000
     tiled = enlarged(engine, frames, max_memory_bytes=budget)
-    exact = spec.colour != "rgb"  # whose tiles may round otherwise
+    exact = spec.color_form != "rgb"  # whose tiles may round otherwise
     for results in (reused, tiled):
         for one, other in zip(whole, results, strict=True):
             for a, b in zip(one.planes, other.planes, strict=True):
@@ -262,12 +262,12 @@ def whole_frames_are_flat(name, bits, knobs, count):
         for full_range in (False, True):
             color = ColorSpec(1, 1, 1, full_range, 1)
             tile = TileFormat(None, bits, full_range=full_range)
-            for colours in greys(tile, 3, count):
+            for colors in greys(tile, 3, count):
                 planes = [
                     np.full(shape, code, layout.dtype)
-                    for shape, code in zip(shapes, colours, strict=True)
+                    for shape, code in zip(shapes, colors, strict=True)
                 ]
                 (made,) = enlarged(engine, [frame_of(planes, layout, color)])
-                for plane, code in zip(made.planes, colours, strict=True):
+                for plane, code in zip(made.planes, colors, strict=True):
                     off = int(np.abs(plane.astype(int) - code).max())
-                    assert off <= (0 if bits == 8 else 1), (turned, full_range, colours)
+                    assert off <= (0 if bits == 8 else 1), (turned, full_range, colors)

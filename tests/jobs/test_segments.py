@@ -195,7 +195,7 @@ class Engine:
             device="none",
             weights=Path("none"),
             weights_sha256="",
-            colour="luma",
+            color_form="luma",
             scale=SCALE,
             halo=1,
             activation_bytes_per_pixel=4,

@@ -44,7 +44,7 @@ def engine_of(spec, cache_dir, **model):
 def planes_out(engine, seed=7):
     form = engine.capabilities.form
     tile = np.random.default_rng(seed).integers(0, 256, (form.num_input_planes, 20, 24), np.uint8)
-    matrix = 1 if engine.capabilities.colour == "rgb" else None
+    matrix = 1 if engine.capabilities.color_form == "rgb" else None
     session = engine.open_session(TileFormat((20, 24), 8, matrix))
     return session.result(session.submit(tile))
 

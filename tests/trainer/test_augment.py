@@ -32,7 +32,7 @@ def smooth_picture(side: int = 96) -> np.ndarray:
 def batch_of(name: str, section: AugmentationSection | None, *, subsampled: bool = False):
     data = DataSection(patch_size=16, subsampled_chroma=subsampled, augmentation=section)
     pair = clean_pair("waves", smooth_picture(), MODELS[name], data)
-    augmentation = None if section is None else Augmentation(section, MODELS[name].colour)
+    augmentation = None if section is None else Augmentation(section, MODELS[name].color_form)
     sampler = PatchSampler([pair], patch_size=16, batch_size=32, seed=3, augmentation=augmentation)
     return sampler.next_batch()
 

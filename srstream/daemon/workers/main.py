@@ -129,7 +129,7 @@ class EngineWorker:
         spec = model_spec(model.name)
         engine, reason = self._pool.open(defaults.engine, model, spec)
         can = engine.capabilities
-        matrix = 1 if can.colour == "rgb" else None
+        matrix = 1 if can.color_form == "rgb" else None
         session = engine.open_session(TileFormat(_WARM_TILE, 8, matrix))
         tile = [np.full(_WARM_TILE, 128, np.uint8)] * can.form.num_input_planes
         session.result(session.submit(tile))

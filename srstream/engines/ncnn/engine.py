@@ -86,7 +86,7 @@ class NcnnEngine:
             device="CPU" if gpu is None else self._ncnn.get_gpu_info(gpu).device_name(),
             weights=blend.path,
             weights_sha256=blend.sha256,
-            colour=spec.colour,
+            color_form=spec.color_form,
             scale=spec.scale,
             halo=spec.halo,
             border=border_of(weights),
@@ -110,9 +110,9 @@ class NcnnEngine:
         self._net.clear()
 
     def _run(self, codes_CHW: Plane, tile: TileFormat) -> list[Plane]:
-        colour, peak = self.capabilities.colour, np.float32(2**tile.bits - 1)
-        to_codes = tile.from_network(colour)
-        x = _mapped(codes_CHW.astype(np.float32), tile.to_network(colour))
+        color_form, peak = self.capabilities.color_form, np.float32(2**tile.bits - 1)
+        to_codes = tile.from_network(color_form)
+        x = _mapped(codes_CHW.astype(np.float32), tile.to_network(color_form))
         planes: list[Plane] = []
         for group in self._forward(np.ascontiguousarray(x)):
             y = _mapped(group, to_codes.of_planes(len(planes), len(group)))

@@ -84,7 +84,7 @@ class OpenVinoEngine:
             device=device.strip(),
             weights=self.weights,
             weights_sha256=self.blend.sha256,
-            colour=spec.colour,
+            color_form=spec.color_form,
             scale=spec.scale,
             halo=spec.halo,
             border=0 if tensors is None else border_of_graph(spec, tensors),
@@ -96,7 +96,7 @@ class OpenVinoEngine:
             num_threads=num_threads,
             precision=config.precision,
             # An RGB network's 9x9 convolutions are summed up in an order that depends on the shape.
-            takes_any_shape=spec.colour != "rgb",
+            takes_any_shape=spec.color_form != "rgb",
         )
 
     def open_session(self, tile: TileFormat, on_done: OnDone | None = None) -> OpenVinoSession:
@@ -117,7 +117,7 @@ class OpenVinoEngine:
             "graph": GRAPH_FORMAT,
             "openvino": self.openvino.__version__,
             "device": can.device,
-            "planes": can.colour,
+            "planes": can.color_form,
             "weights_sha256": can.weights_sha256,
             "int8_ranges": repr(self.ranges),
             "tile": repr(tile),
@@ -141,11 +141,11 @@ class OpenVinoEngine:
     def _compile(self, tile: TileFormat, options: dict[str, str]) -> Any:
         network = engine_network(self.core, self.blend, self.spec, self.ranges)
         try:
-            graph = integer_graph(self.openvino, network, tile, self.capabilities.colour)
+            graph = integer_graph(self.openvino, network, tile, self.capabilities.color_form)
         except (RuntimeError, IndexError, AttributeError) as error:
             raise WeightsError(
                 f"{self.weights}: isn't a {self.capabilities.scale}x network on "
-                f"{self.capabilities.colour} ({last_line(error)})"
+                f"{self.capabilities.color_form} ({last_line(error)})"
             ) from error
         try:
             return self.core.compile_model(graph, "CPU", options)

@@ -19,7 +19,7 @@ from srstream.engines.openvino.library import last_line
 from srstream.errors import WeightsError
 from srstream.models.blend import Blend, WeightFile
 from srstream.models.flat import correction_of_graph
-from srstream.models.table import COLOUR_FORMS, Colour, ModelSpec
+from srstream.models.table import COLOR_FORMS, ColorFormName, ModelSpec
 
 
 def engine_network(core: Any, blend: Blend, spec: ModelSpec, ranges: Ranges | None = None) -> Any:
@@ -88,7 +88,7 @@ def constants_of(network: Any) -> dict[str, Any]:
     }
 
 
-def integer_graph(openvino: Any, network: Any, tile: TileFormat, colour: Colour) -> Any:
+def integer_graph(openvino: Any, network: Any, tile: TileFormat, color_form: ColorFormName) -> Any:
     """Wraps a float network: codes in, codes out.
 
     Input (1, planes, H, W), u8 or u16; H and W stay open for tiles of any shape. For each plane
@@ -97,13 +97,13 @@ def integer_graph(openvino: Any, network: Any, tile: TileFormat, colour: Colour)
     are of the input's type, or i32 for tiles of any shape.
     """
     ops = importlib.import_module("openvino.opset13")
-    form = COLOUR_FORMS[colour]
-    to_codes = tile.from_network(colour)
+    form = COLOR_FORMS[color_form]
+    to_codes = tile.from_network(color_form)
     integer = openvino.Type.u8 if tile.bits <= 8 else openvino.Type.u16
     sides = tile.shape or (-1, -1)
     shape = openvino.PartialShape([1, form.num_input_planes, *sides])
     codes = ops.parameter(shape, integer)
-    values = _mapped(ops, ops.convert(codes, openvino.Type.f32), tile.to_network(colour))
+    values = _mapped(ops, ops.convert(codes, openvino.Type.f32), tile.to_network(color_form))
     network.reshape(shape)
     for target in network.input(0).get_target_inputs():
         target.replace_source_output(values.output(0))

@@ -29,7 +29,7 @@ from srstream.models.blend import blend_of
 from srstream.models.checkpoint import blended_weights
 from srstream.models.edges import border_of
 from srstream.models.networks import blended_network
-from srstream.models.table import ColourForm, ModelSpec
+from srstream.models.table import ColorForm, ModelSpec
 
 SIDES = (768, 544, 384, 272, 192, 136)
 """Longest sides that engines are built for: each half the area of the one before."""
@@ -88,7 +88,7 @@ class TensorRtEngine:
             device=torch.cuda.get_device_name(self.index),
             weights=blend.path,
             weights_sha256=blend.sha256,
-            colour=spec.colour,
+            color_form=spec.color_form,
             scale=spec.scale,
             halo=spec.halo,
             border=border_of(blended_weights(blend, spec)),
@@ -127,7 +127,7 @@ class TensorRtEngine:
     def _session(self, engine: Any, tile: TileFormat, on_done: OnDone | None) -> RingSession:
         assert tile.shape is not None
         network = BuiltNetwork(engine, tile.shape, self.device.device)
-        program = TileProgram(network, tile, self.capabilities.colour, self.device.device)
+        program = TileProgram(network, tile, self.capabilities.color_form, self.device.device)
 
         def execute(codes: Tensor, outputs: Sequence[Tensor], stream: torch.cuda.Stream) -> None:
             with torch.cuda.stream(stream):
@@ -221,7 +221,7 @@ class RingSession:
     def __init__(
         self,
         tile: TileFormat,
-        form: ColourForm,
+        form: ColorForm,
         device: Device,
         execute: Execute,
         on_done: OnDone | None = None,

@@ -1,6 +1,6 @@
 """Codes in, codes out, around a network in half precision: what runs on a device's compute stream.
 
-Codes go up and come down as they are, one or two bytes a sample; scaling, colour and quantisation
+Codes go up and come down as they are, one or two bytes a sample; scaling, color and quantisation
 are done on the device, in float32, the network in between in float16.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from srstream.engines.contract import Affine, TileFormat
-from srstream.models.table import COLOUR_FORMS, Colour
+from srstream.models.table import COLOR_FORMS, ColorFormName
 
 HalfNetwork = Callable[[Tensor], Sequence[Tensor]]
 """(1, planes, H, W) float16 to a tensor of the same kind for each group of output planes."""
@@ -22,14 +22,18 @@ class TileProgram:
     """A network between the codes of one format of tiles."""
 
     def __init__(
-        self, network: HalfNetwork, tile: TileFormat, colour: Colour, device: torch.device
+        self,
+        network: HalfNetwork,
+        tile: TileFormat,
+        color_form: ColorFormName,
+        device: torch.device,
     ) -> None:
         self.network = network
         self.peak = float(2**tile.bits - 1)
-        self._to_network = _on(device, tile.to_network(colour))
-        to_codes, first = tile.from_network(colour), 0
+        self._to_network = _on(device, tile.to_network(color_form))
+        to_codes, first = tile.from_network(color_form), 0
         self._to_codes = []
-        for group in COLOUR_FORMS[colour].outputs:
+        for group in COLOR_FORMS[color_form].outputs:
             self._to_codes.append(_on(device, to_codes.of_planes(first, group.num_planes)))
             first += group.num_planes
 
