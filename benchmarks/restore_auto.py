@@ -34,9 +34,9 @@ from scipy.optimize import differential_evolution
 
 from srstream.config import SourceConfig
 from srstream.media.read.probe import probe
-from srstream.media.read.quantiser import measure_compression
+from srstream.media.read.quantizer import measure_compression
 from srstream.models.restoration import (
-    MIDDLE_QUANTISER,
+    MIDDLE_QUANTIZER,
     MOST_BESIDE,
     RESTORE_RULES,
     Detail,
@@ -255,7 +255,7 @@ class Clip:
 
     name: str
     crf: int
-    quantiser: float
+    quantizer: float
     detail: Detail
     bicubic_F: Array
     """Mean squared error."""
@@ -284,7 +284,7 @@ class Clip:
 class Material:
     """A clip that went through the codec at one CRF: what is measured without a network."""
 
-    quantiser: float
+    quantizer: float
     detail: Detail
     small: list[list[Codes]]
     """(Y, U, V) of the measured frames, decoded."""
@@ -307,7 +307,7 @@ def materials(frames: Frames) -> dict[int, Material]:
         decoded = decode(encoded, len(frames), settings)
         small = [list(decoded[n].planes) for n in MEASURED]
         large = [frames[n] for n in MEASURED]
-        made[crf] = Material(found.quantiser, found.detail, small, large)
+        made[crf] = Material(found.quantizer, found.detail, small, large)
     return made
 
 
@@ -321,7 +321,7 @@ def measured(makers: Makers, model: str, cache: Path) -> list[Clip]:
             content = {}
             for crf, material in _kept_materials(name, make, cache).items():
                 errors, products = _products(material, upscalers, CROPS.get(model))
-                signals = material.quantiser, material.detail.slope, material.detail.curvature
+                signals = material.quantizer, material.detail.slope, material.detail.curvature
                 content[crf] = [signals, errors, products]
             path.write_text(json.dumps(content))
             print(".", end="", flush=True)
@@ -339,7 +339,7 @@ def _kept_materials(name: str, make: Callable[[], Frames], cache: Path) -> dict[
         arrays: dict[str, NDArray[Any]] = {}
         for crf, material in materials(make()).items():
             detail = material.detail
-            arrays[f"{crf}"] = np.array([material.quantiser, detail.slope, detail.curvature])
+            arrays[f"{crf}"] = np.array([material.quantizer, detail.slope, detail.curvature])
             for number, (planes, rgb) in enumerate(
                 zip(material.small, material.large, strict=True)
             ):
@@ -403,11 +403,11 @@ def _cropped(
 # Fitting.
 
 UNHARMED = (5.0, 0.0)
-"""Quantiser and knob that every rule has."""
-QUANTISERS = (14.0, 19.0, 23.0, 28.0, 33.0)
+"""Quantizer and knob that every rule has."""
+QUANTIZERS = (14.0, 19.0, 23.0, 28.0, 33.0)
 BOUNDS = [
     (0.0, 0.5), (0.0, 0.3), (0.0, 0.4), (0.0, 0.8), (0.0, 0.8),  # rises of the knob
-    (0.25, 0.8), (0.1, 0.35), (0.0, 0.025),  # soft below; width; by the quantiser
+    (0.25, 0.8), (0.1, 0.35), (0.0, 0.025),  # soft below; width; by the quantizer
     (0.05, 0.5), (0.2, 0.7), (0.1, 0.6),  # strength there; soft below; width
     (0.1, 1.0), (-6.0, -2.5), (0.5, 3.0),  # strength there; octaves below; width
 ]  # fmt: skip
@@ -427,9 +427,9 @@ def rule_of(parameters: Sequence[float]) -> RestoreRule:
     )
     knobs = np.minimum(np.cumsum(knob), 1.0).round(2)
     return RestoreRule(
-        knob_by_quantiser=(UNHARMED, *zip(QUANTISERS, knobs.tolist(), strict=True)),
+        knob_by_quantizer=(UNHARMED, *zip(QUANTIZERS, knobs.tolist(), strict=True)),
         knob_by_sharpness=((soft[0], 1.0), (round(soft[0] + soft[1], 3), 0.0)),
-        sharper_per_quantiser=soft[2],
+        sharper_per_quantizer=soft[2],
         strength_by_sharpness=((strength[1], strength[0]), (round(sum(strength[1:]), 3), 1.0)),
         strength_by_octaves=((octaves[1], octaves[0]), (round(sum(octaves[1:]), 3), 1.0)),
     )
@@ -441,20 +441,20 @@ def fitted(clips: Sequence[Clip]) -> RestoreRule:
     gains = np.stack([clip.gains(steps, steps) for clip in clips])
     which = np.arange(len(clips))
     weights = np.array([WEIGHTS[clip.crf] for clip in clips])
-    quantisers = np.array([clip.quantiser for clip in clips])
+    quantizers = np.array([clip.quantizer for clip in clips])
     sharpness = np.array([clip.detail.sharpness for clip in clips])
-    octaves = np.array([clip.detail.octaves_over(clip.quantiser) for clip in clips])
+    octaves = np.array([clip.detail.octaves_over(clip.quantizer) for clip in clips])
 
     def loss(parameters: Sequence[float]) -> float:
         rule, total = rule_of(parameters), 0.0
         for harder, sharper, more in UNSURE:
             knob = np.maximum(
-                _along(rule.knob_by_quantiser, quantisers + harder),
+                _along(rule.knob_by_quantizer, quantizers + harder),
                 _along(
                     rule.knob_by_sharpness,
                     sharpness * sharper
-                    + rule.sharper_per_quantiser
-                    * np.clip(quantisers + harder - MIDDLE_QUANTISER, -MOST_BESIDE, MOST_BESIDE),
+                    + rule.sharper_per_quantizer
+                    * np.clip(quantizers + harder - MIDDLE_QUANTIZER, -MOST_BESIDE, MOST_BESIDE),
                 ),
             )
             strength = np.minimum(
@@ -496,7 +496,7 @@ def table(clips: Sequence[Clip], rule: RestoreRule) -> str:
 
 
 def _choices(clip: Clip, rule: RestoreRule) -> list[Restoration]:
-    chosen = restoration_by(rule, clip.quantiser, clip.detail)
+    chosen = restoration_by(rule, clip.quantizer, clip.detail)
     return [Restoration(0.0, 1.0), chosen, Restoration(1.0, 1.0)]
 
 

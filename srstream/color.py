@@ -75,7 +75,7 @@ def same_matrix(old: int, new: int) -> bool | None:
 
 
 def is_full_range(color: ColorSpec, layout: PlaneLayout) -> bool:
-    """What an unspecified range means: limited for yuv, full for rgb and grey (as in libav)."""
+    """What an unspecified range means: limited for yuv, full for rgb and gray (as in libav)."""
     if color.full_range is not None:
         return color.full_range
     return layout.kind != "yuv"
@@ -168,8 +168,8 @@ def with_matrix(
 ) -> tuple[Plane, ...]:
     """Y, U, V of a picture described by `color` as those of another matrix, in 16 bits.
 
-    Range, siting and the size of the planes stay; further planes (alpha) are made 16 bits. Grey is
-    grey in any matrix, so U and V are made of U and V alone, and Y of itself and those two, which
+    Range, siting and the size of the planes stay; further planes (alpha) are made 16 bits. Gray is
+    gray in any matrix, so U and V are made of U and V alone, and Y of itself and those two, which
     are brought to its grid.
 
     Raises:
@@ -221,7 +221,7 @@ def _mix_planes(
 def chroma_shift(layout: PlaneLayout, color: ColorSpec) -> tuple[float, float]:
     """Where chroma sample (0, 0) sits, as (x, y) in luma samples from luma sample (0, 0).
 
-    Unspecified siting means left (MPEG-2, H.264, HEVC) in limited range, and the centre (JPEG) in
+    Unspecified siting means left (MPEG-2, H.264, HEVC) in limited range, and the center (JPEG) in
     full range.
     """
     location = color.chroma_location
@@ -364,11 +364,11 @@ def _row_weights(
 ) -> tuple[npt.NDArray[np.intp], FloatPlane]:
     """(taps, num_out) source rows and their weights."""
     stretch = max(1.0, sampling.step)
-    centre = np.arange(num_out) * sampling.step + sampling.offset
+    center = np.arange(num_out) * sampling.step + sampling.offset
     num_taps = int(np.ceil(4 * stretch))
-    first = np.floor(centre - 2 * stretch).astype(np.intp) + 1
+    first = np.floor(center - 2 * stretch).astype(np.intp) + 1
     index = first + np.arange(num_taps)[:, None]
-    weights = cubic_kernel((centre - index) / stretch)
+    weights = cubic_kernel((center - index) / stretch)
     weights /= weights.sum(axis=0)
     return np.clip(index, 0, num_in - 1), weights.astype(np.float32)
 

@@ -46,7 +46,7 @@ class ColorSpec:
     """The color description of a picture, as the code points of ITU-T H.273.
 
     2 means unspecified for the first three. `full_range` is None when the source does not say.
-    `chroma_location` is libav's AVChromaLocation (0 unspecified, 1 left, 2 centre, 3 top-left,
+    `chroma_location` is libav's AVChromaLocation (0 unspecified, 1 left, 2 center, 3 top-left,
     4 top, 5 bottom-left, 6 bottom).
     """
 

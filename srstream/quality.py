@@ -74,7 +74,7 @@ STILL = 1.5
 def static_flicker(made: Sequence[Plane], true: Sequence[Plane]) -> float:
     """How much more a video changes than its original, where the original stands still.
 
-    The mean absolute difference between neighbouring frames there, less the original's own, in
+    The mean absolute difference between neighboring frames there, less the original's own, in
     levels; NaN where nothing stands still.
     """
     excess, weight = 0.0, 0
@@ -88,7 +88,7 @@ def static_flicker(made: Sequence[Plane], true: Sequence[Plane]) -> float:
 
 
 def warping_error(made: Sequence[Plane], true: Sequence[Plane]) -> float:
-    """How far neighbouring frames differ once the original's motion is taken out, in levels.
+    """How far neighboring frames differ once the original's motion is taken out, in levels.
 
     The root of the mean squared difference between a frame and the next one brought back along the
     optical flow of the *original* (OpenCV's DIS), where that flow explains the original itself to

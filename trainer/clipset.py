@@ -8,7 +8,7 @@ from pathlib import Path
 
 from srstream.config import SourceConfig
 from srstream.media.read.probe import probe
-from srstream.media.read.quantiser import measure_compression
+from srstream.media.read.quantizer import measure_compression
 from srstream.models.restoration import Restoration, restoration_for
 from trainer.clips import video_frames
 from trainer.codec import CodecSettings, decode, encode
@@ -55,4 +55,4 @@ def automatic_restore(encoded: bytes, model: str) -> Restoration:
         found = measure_compression(path, probe(path, config).video, [], config)
     if found is None:
         return Restoration(restore=0.0, strength=1.0)
-    return restoration_for(found.quantiser, found.detail, model)
+    return restoration_for(found.quantizer, found.detail, model)

@@ -177,7 +177,7 @@ def openvino_planes(onnx_bytes: bytes) -> PlaneFunction:
 
 
 def compiled_planes(core: Any, model: Any, precision: Precision = "float32") -> PlaneFunction:
-    """An OpenVINO network as a function; for int8 it must be quantised."""
+    """An OpenVINO network as a function; for int8 it must be quantized."""
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision]})
 
     def run(lr_1CHW: NDArray[np.float32]) -> list[NDArray[np.float32]]:

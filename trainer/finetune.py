@@ -349,7 +349,7 @@ def facts(
     """What the report says of how it was done."""
     footage = material.footage
     compression = ", ".join(
-        f"{codec} at a quantiser of {quantiser:.0f}" for codec, quantiser in footage.compression
+        f"{codec} at a quantizer of {quantizer:.0f}" for codec, quantizer in footage.compression
     )
     return [
         ("videos", ", ".join(path.name for path in task.videos)),

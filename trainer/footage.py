@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from srstream.config import SourceConfig
 from srstream.errors import MediaError, UsageError
 from srstream.media.read.probe import probe
-from srstream.media.read.quantiser import measure_compression
+from srstream.media.read.quantizer import measure_compression
 from srstream.media.read.scan import scan_packets
 from trainer.clips import SIDE_MULTIPLE, decoded_frames, frame_to_rgb, pairs_of_clip
 from trainer.config import CodecName, DataSection, DegradationSection
@@ -58,8 +58,8 @@ CODECS: dict[str, CodecName] = {
 }  # fmt: skip
 """The encoder whose damage is most like a decoder's; H.264 for all others."""
 
-CRF_BELOW_QUANTISER = 4.0
-"""x264 at a CRF ends up with a mean quantiser so much above it, on ordinary footage."""
+CRF_BELOW_QUANTIZER = 4.0
+"""x264 at a CRF ends up with a mean quantizer so much above it, on ordinary footage."""
 
 CRF_SPREAD = 4.0
 """The degradation spans this much on either side: quiet and lively scenes differ."""
@@ -91,14 +91,14 @@ class Footage:
     held_out: list[Moment]
     num_scenes: int
     compression: tuple[tuple[str, float], ...]
-    """Codec and quantiser, on x264's scale, of each video."""
+    """Codec and quantizer, on x264's scale, of each video."""
     min_side: int
     """Of the smallest frame, in pixels."""
 
     def degradation(self, window: int) -> DegradationSection:
         """What the low resolution is to go through to be damaged as these videos are."""
         codecs = tuple(CODECS.get(codec, "libx264") for codec, _ in self.compression)
-        crfs = [quantiser - CRF_BELOW_QUANTISER for _, quantiser in self.compression]
+        crfs = [quantizer - CRF_BELOW_QUANTIZER for _, quantizer in self.compression]
         return DegradationSection(
             codecs=codecs,
             min_crf=min(max(min(crfs) - CRF_SPREAD, 8.0), 44.0),
@@ -129,7 +129,7 @@ def survey(videos: Sequence[Path], *, num_train: int = 48, num_held_out: int = 8
         sides.append(min(info.width, info.height))
         index = scan_packets(video, info)
         found = measure_compression(video, info, index.key_pts, config)
-        compression.append((info.codec, 23.0 if found is None else found.quantiser))
+        compression.append((info.codec, 23.0 if found is None else found.quantizer))
         moments = list(_moments(video))
         early, late = _split(moments)
         train += early

@@ -15,7 +15,7 @@ from srstream.models.flat import LEVEL, GraphTensors, graph_tensors
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 
 UNSEEN = 0.15 * LEVEL
-"""What may be left of a grey at one edge; where two meet it may be twice that, less than a
+"""What may be left of a gray at one edge; where two meet it may be twice that, less than a
 rounding."""
 
 Values = NDArray[np.float32]
@@ -31,7 +31,7 @@ def border_of_graph(spec: ModelSpec, tensors: GraphTensors) -> int:
     side = 2 * spec.halo + 1
     widest = 0
     for shape in ((side, 1), (1, side)):
-        colors = _greys(spec)
+        colors = _grays(spec)
         flat = np.broadcast_to(colors[:, :, None, None], (*colors.shape, *shape))
         made = _response(spec, tensors, flat)
         cells = made.reshape(len(colors), -1, side)  # one value for each of a sample's phases
@@ -41,7 +41,7 @@ def border_of_graph(spec: ModelSpec, tensors: GraphTensors) -> int:
     return widest
 
 
-def _greys(spec: ModelSpec) -> Values:
+def _grays(spec: ModelSpec) -> Values:
     """(n, planes), between black and white."""
     if spec.color_form == "luma":
         return np.linspace(16 / 255, 235 / 255, 33, dtype=np.float32)[:, None]

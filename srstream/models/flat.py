@@ -189,13 +189,13 @@ def _over_cells(tensors: GraphTensors, name: str) -> tuple[Array, Array]:
 
 
 def _colors(spec: ModelSpec) -> NDArray[np.float64]:
-    """What a network is tried on, (n, planes): greys, and a coarse grid of everything."""
+    """What a network is tried on, (n, planes): grays, and a coarse grid of everything."""
     if spec.color_form == "luma":
         return np.linspace(0.0, LARGEST, 1025)[:, None]
-    greys = np.linspace(0.0, LARGEST, 33)
+    grays = np.linspace(0.0, LARGEST, 33)
     grid = np.stack(np.meshgrid(*[np.linspace(0.0, 1.0, 3)] * 3), axis=-1).reshape(-1, 3)
-    neutral = greys if spec.color_form == "rgb" else np.full_like(greys, 128 / 255)
-    return np.concatenate([np.stack([greys, neutral, neutral], axis=1), grid])
+    neutral = grays if spec.color_form == "rgb" else np.full_like(grays, 128 / 255)
+    return np.concatenate([np.stack([grays, neutral, neutral], axis=1), grid])
 
 
 def _straight_lines(twin: Correction) -> Correction:

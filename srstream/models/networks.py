@@ -25,7 +25,7 @@ LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 
 
 class EdgeBlock(nn.Module):
-    """A 3x3 convolution re-parameterised along edges (ECBSR: Zhang et al., ACM MM 2021).
+    """A 3x3 convolution re-parameterized along edges (ECBSR: Zhang et al., ACM MM 2021).
 
     Its kernel is the sum of five linear branches: a plain 3x3, a 1x1 expansion squeezed by a 3x3,
     and a 1x1 each followed by a scaled Sobel-x, Sobel-y and Laplacian filter. `forward` adds the
@@ -78,7 +78,7 @@ class EdgeBlock(nn.Module):
 
 
 class UpscalingStack(nn.Module):
-    """3x3 convolutions with PReLU between, the nearest-neighbour anchor, and a PixelShuffle.
+    """3x3 convolutions with PReLU between, the nearest-neighbor anchor, and a PixelShuffle.
 
     The last convolution so learns the difference to the input repeated `scale` x `scale` times.
     With `flat`, of a network in training, its taps add up to zero and it has no bias: whatever the
@@ -86,14 +86,14 @@ class UpscalingStack(nn.Module):
     padded to. All of that is linear, so it holds for every weighted mean of such networks.
     """
 
-    def __init__(self, spec: ModelSpec, *, reparameterised: bool, flat: bool = False) -> None:
+    def __init__(self, spec: ModelSpec, *, reparameterized: bool, flat: bool = False) -> None:
         super().__init__()
         assert isinstance(spec.network, Stack)
         self.spec = spec
         channels = spec.network.layer_channels(spec.form)
         self.convolutions = nn.ModuleList(
             EdgeBlock(num_in, num_out, zero_sum=flat and layer == len(channels) - 1)
-            if reparameterised
+            if reparameterized
             else nn.Conv2d(num_in, num_out, 3, padding=1)
             for layer, (num_in, num_out) in enumerate(channels)
         )
@@ -235,7 +235,7 @@ Network = UpscalingStack | Generator
 
 
 def training_network(spec: ModelSpec, *, batch_norm: bool = True, flat: bool = False) -> Network:
-    """The network as it is trained: with re-parameterised blocks, or with BN.
+    """The network as it is trained: with re-parameterized blocks, or with BN.
 
     `flat`: of a stack, see `UpscalingStack`; a generator, which has no anchor, cannot be so made.
     A generator without BN (EDSR: Lim et al., CVPR Workshops 2017) folds to the same network. Its
@@ -248,7 +248,7 @@ def training_network(spec: ModelSpec, *, batch_norm: bool = True, flat: bool = F
                 for block in generator.blocks:
                     cast(ResidualBlock, block).second.weight.mul_(0.1)
         return generator
-    network = UpscalingStack(spec, reparameterised=True, flat=flat)
+    network = UpscalingStack(spec, reparameterized=True, flat=flat)
     last = edge_blocks(network)[-1]
     with torch.no_grad():  # begin close to the anchor, so that the first gradients are small
         last.plain.weight.mul_(0.1)
@@ -279,7 +279,7 @@ def network_to_tune(weights: Weights, *, flat: bool = False) -> Network:
 
 
 def edge_blocks(network: UpscalingStack) -> list[EdgeBlock]:
-    """The re-parameterised convolutions of a network in training, in order."""
+    """The re-parameterized convolutions of a network in training, in order."""
     return [cast(EdgeBlock, block) for block in network.convolutions]
 
 
@@ -287,7 +287,7 @@ def plain_network(spec: ModelSpec) -> Network:
     """The folded network: plain convolutions only, as it is shipped and run."""
     if isinstance(spec.network, ResidualGenerator):
         return Generator(spec, batch_norm=False)
-    return UpscalingStack(spec, reparameterised=False)
+    return UpscalingStack(spec, reparameterized=False)
 
 
 def fold(network: Network) -> Network:

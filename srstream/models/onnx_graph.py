@@ -107,7 +107,7 @@ def onnx_model(weights: Weights, *, half: bool = False) -> onnx.ModelProto:
 def _stack(graph: _Graph, spec: ModelSpec, network: Stack, input_name: str) -> None:
     """Conv, PRelu, ..., Conv, Add, DepthToSpace.
 
-    The nearest-neighbour anchor of a one-plane network is its input, broadcast over the sub-pixel
+    The nearest-neighbor anchor of a one-plane network is its input, broadcast over the sub-pixel
     channels. Measured in OpenVINO, this costs what leaving it out would; so do a 1x1 convolution, a
     17th channel of the last one and a Resize behind the shuffle. Several planes take the 1x1.
     DepthToSpace in mode CRD is PyTorch's PixelShuffle.

@@ -29,12 +29,12 @@ class Detail:
         """Curvature beside slope: near 0 for ramps and blur, 1 for steps, 1.7 for noise."""
         return self.curvature / (self.slope + LEAST_SLOPE)
 
-    def octaves_over(self, quantiser: float) -> float:
-        """How far the curvature stands over the step of a quantiser on x264's scale, log2.
+    def octaves_over(self, quantizer: float) -> float:
+        """How far the curvature stands over the step of a quantizer on x264's scale, log2.
 
         H.264's step is 0.625 at 0 and doubles with every 6.
         """
-        return math.log2((self.curvature + 0.1) / 0.625) - quantiser / 6.0
+        return math.log2((self.curvature + 0.1) / 0.625) - quantizer / 6.0
 
 
 Line = tuple[tuple[float, float], ...]
@@ -45,46 +45,46 @@ Line = tuple[tuple[float, float], ...]
 class RestoreRule:
     """What `--restore auto` makes of a source, fitted by `benchmarks/restore_auto.py`."""
 
-    knob_by_quantiser: Line
-    """x264's quantiser: the harder the compression, the more there is to mend."""
+    knob_by_quantizer: Line
+    """x264's quantizer: the harder the compression, the more there is to mend."""
     knob_by_sharpness: Line
     """`Detail.sharpness`: what the faithful weights add to a soft source is wrong. The larger of
     both is taken."""
-    sharper_per_quantiser: float
-    """Added to the sharpness for each quantiser above `MIDDLE_QUANTISER`, for that line only."""
+    sharper_per_quantizer: float
+    """Added to the sharpness for each quantizer above `MIDDLE_QUANTIZER`, for that line only."""
     strength_by_sharpness: Line
     strength_by_octaves: Line
-    """`Detail.octaves_over` the quantiser: what it left. The smaller of both is taken."""
+    """`Detail.octaves_over` the quantizer: what it left. The smaller of both is taken."""
 
 
-MIDDLE_QUANTISER, MOST_BESIDE = 25.0, 10.0
+MIDDLE_QUANTIZER, MOST_BESIDE = 25.0, 10.0
 """Beyond so many beside the middle the sharpness counts as there."""
 
 RESTORE_RULES: dict[str, RestoreRule] = {
     "fast": RestoreRule(
-        knob_by_quantiser=(
+        knob_by_quantizer=(
             (5.0, 0.0), (14.0, 0.08), (19.0, 0.17), (23.0, 0.27), (28.0, 0.88), (33.0, 1.0),
         ),
         knob_by_sharpness=((0.61, 1.0), (0.79, 0.0)),
-        sharper_per_quantiser=0.011,
+        sharper_per_quantizer=0.011,
         strength_by_sharpness=((0.38, 0.12), (0.62, 0.38), (0.74, 0.72), (0.92, 1.0)),
         strength_by_octaves=((-6.0, 1.0),),
     ),
     "balanced": RestoreRule(
-        knob_by_quantiser=(
+        knob_by_quantizer=(
             (5.0, 0.0), (14.0, 0.3), (19.0, 0.38), (23.0, 0.41), (28.0, 0.82), (33.0, 1.0),
         ),
         knob_by_sharpness=((0.55, 1.0), (0.82, 0.0)),
-        sharper_per_quantiser=0.009,
+        sharper_per_quantizer=0.009,
         strength_by_sharpness=((0.33, 0.13), (0.92, 1.0)),
         strength_by_octaves=((-6.0, 1.0),),
     ),
     "srgan": RestoreRule(
-        knob_by_quantiser=(
+        knob_by_quantizer=(
             (5.0, 0.0), (14.0, 0.36), (19.0, 0.49), (23.0, 0.49), (28.0, 0.85), (33.0, 1.0),
         ),
         knob_by_sharpness=((0.33, 1.0), (0.6, 0.0)),
-        sharper_per_quantiser=0.019,
+        sharper_per_quantizer=0.019,
         strength_by_sharpness=((0.42, 0.37), (0.91, 1.0)),
         strength_by_octaves=((-3.65, 0.24), (-2.1, 1.0)),
     ),
@@ -102,20 +102,20 @@ class Restoration:
     """The share of what the network adds to bicubic."""
 
 
-def restoration_for(quantiser: float, detail: Detail, model: str) -> Restoration:
-    """For a quantiser on x264's scale and the detail that is left.
+def restoration_for(quantizer: float, detail: Detail, model: str) -> Restoration:
+    """For a quantizer on x264's scale and the detail that is left.
 
     A model that nobody has measured yet is taken to be like `fast`.
     """
-    return restoration_by(RESTORE_RULES.get(model, RESTORE_RULES["fast"]), quantiser, detail)
+    return restoration_by(RESTORE_RULES.get(model, RESTORE_RULES["fast"]), quantizer, detail)
 
 
-def restoration_by(rule: RestoreRule, quantiser: float, detail: Detail) -> Restoration:
+def restoration_by(rule: RestoreRule, quantizer: float, detail: Detail) -> Restoration:
     """What a rule says, both in steps of 0.05."""
-    sharpness, octaves = detail.sharpness, detail.octaves_over(quantiser)
-    harder = float(np.clip(quantiser - MIDDLE_QUANTISER, -MOST_BESIDE, MOST_BESIDE))
-    seen = sharpness + rule.sharper_per_quantiser * harder
-    restore = max(at(rule.knob_by_quantiser, quantiser), at(rule.knob_by_sharpness, seen))
+    sharpness, octaves = detail.sharpness, detail.octaves_over(quantizer)
+    harder = float(np.clip(quantizer - MIDDLE_QUANTIZER, -MOST_BESIDE, MOST_BESIDE))
+    seen = sharpness + rule.sharper_per_quantizer * harder
+    restore = max(at(rule.knob_by_quantizer, quantizer), at(rule.knob_by_sharpness, seen))
     strength = min(at(rule.strength_by_sharpness, sharpness), at(rule.strength_by_octaves, octaves))
     return Restoration(_in_steps(restore), _in_steps(strength))
 

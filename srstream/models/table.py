@@ -60,7 +60,7 @@ COLOR_FORMS: dict[ColorFormName, ColorForm] = {
 
 @dataclass(frozen=True)
 class Stack:
-    """Plain 3x3 convolutions with PReLU between, nearest-neighbour anchor, PixelShuffle."""
+    """Plain 3x3 convolutions with PReLU between, nearest-neighbor anchor, PixelShuffle."""
 
     widths: tuple[int, ...]
     """Channels of the hidden layers; there is one convolution more."""

@@ -48,9 +48,9 @@ def picture(height, width, seed=0):
     for plane in range(3):
         shapes = np.full((height, width), 90 + 30 * plane, np.uint8)
         for _ in range(12):
-            centre = tuple(int(random.integers(0, n)) for n in (width, height))
+            center = tuple(int(random.integers(0, n)) for n in (width, height))
             cv2.circle(
-                shapes, centre, int(random.integers(3, 20)), int(random.integers(20, 230)), -1
+                shapes, center, int(random.integers(3, 20)), int(random.integers(20, 230)), -1
             )
         planes.append(cv2.GaussianBlur(shapes, (0, 0), 0.7 + plane))
     return planes
@@ -183,8 +183,8 @@ def test_calibration_sees_what_comes_into_each_convolution(tmp_path):
     from srstream.models.networks import network_from_weights
 
     network = network_from_weights(load_weights(path.with_suffix(".safetensors")))
-    grey = np.full((64, 64, 3), 200, np.uint8)
-    ranges = activation_ranges(network, [grey])
+    gray = np.full((64, 64, 3), 200, np.uint8)
+    ranges = activation_ranges(network, [gray])
     x = torch.full((1, 1, 16, 16), float((16 + 200 * 219 / 255) / 255))
     with torch.no_grad():
         first = network.activations[0](network.convolutions[0](x))

@@ -143,7 +143,7 @@ def size(frame):
 
 
 def color_bars(width=448, height=64):
-    """R'G'B' in [0, 1], (H, W, 3): a grey ramp over eight bars of 75 %."""
+    """R'G'B' in [0, 1], (H, W, 3): a gray ramp over eight bars of 75 %."""
     picture = np.zeros((height, width, 3))
     picture[: height // 2] = np.linspace(0, 1, width)[None, :, None]
     for bar in range(8):
@@ -153,7 +153,7 @@ def color_bars(width=448, height=64):
 
 
 def planes_of(picture, layout, color):
-    """The picture's codes, chroma being the mean of the luma samples it stands for (centred)."""
+    """The picture's codes, chroma being the mean of the luma samples it stands for (centered)."""
     full = is_full_range(color, layout)
     luma = code_range(layout.bits, full)
     chroma = code_range(layout.bits, full, is_chroma=True)
@@ -339,7 +339,7 @@ def test_opaque_alpha_stays_opaque_and_any_other_is_enhanced(nearest):
 
 @pytest.mark.parametrize("layout", [PlaneLayout("rgb", 8, has_alpha=True), ALPHA10], ids=str)
 def test_alpha_is_0_and_opaque_where_it_was_and_knows_no_knob(layout, tmp_path):
-    """A sample whose neighbours are all 0, or all opaque, stays that; whatever the knobs say."""
+    """A sample whose neighbors are all 0, or all opaque, stays that; whatever the knobs say."""
     peak = (1 << layout.bits) - 1
     disc = np.zeros((HEIGHT, WIDTH), layout.dtype)
     cv2.circle(disc, (40, 30), 20, peak, -1)
@@ -351,10 +351,10 @@ def test_alpha_is_0_and_opaque_where_it_was_and_knows_no_knob(layout, tmp_path):
             EngineConfig(threads=1), ModelConfig(name="fast", **knobs), FAST, cache_dir=tmp_path
         )
         made.append(enhance(engine, frame_of(planes, layout), output(layout)).planes[-1])
-    neighbours = np.ones((3, 3), np.uint8)
+    neighbors = np.ones((3, 3), np.uint8)
     for alpha in made:
         for level, of in ((0, cv2.dilate), (peak, cv2.erode)):
-            kept = np.kron(of(disc, neighbours) == level, np.ones((4, 4), bool))
+            kept = np.kron(of(disc, neighbors) == level, np.ones((4, 4), bool))
             assert kept.sum() > 5000
             assert (alpha[kept] == level).all()
         assert np.abs(smaller(alpha, disc.shape) - disc).mean() < 4 * (peak / 255)
@@ -392,9 +392,9 @@ def test_limited_rgb_becomes_full_and_rgb_becomes_yuv(nearest):
 
 
 def test_grey_becomes_yuv_without_color(nearest):
-    grey = noise_frame(PlaneLayout("gray", 8), ColorSpec(full_range=True))
-    yuv = enhance(nearest, grey, output(YUV420, ColorSpec(full_range=True)))
-    assert np.array_equal(yuv.planes[0][::4, ::4], grey.planes[0])
+    gray = noise_frame(PlaneLayout("gray", 8), ColorSpec(full_range=True))
+    yuv = enhance(nearest, gray, output(YUV420, ColorSpec(full_range=True)))
+    assert np.array_equal(yuv.planes[0][::4, ::4], gray.planes[0])
     assert all((plane == 128).all() for plane in yuv.planes[1:])
 
 

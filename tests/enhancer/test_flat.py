@@ -91,7 +91,7 @@ def off_by(engine, colors, tile, halo):
     return worst
 
 
-def greys(tile, num_planes, count):
+def grays(tile, num_planes, count):
     unit, peak = 1 << (tile.bits - 8), (1 << tile.bits) - 1
     least, largest = (0, peak) if tile.full_range else (16 * unit, 235 * unit)
     levels = np.linspace(least, largest, count).round().astype(int)
@@ -105,7 +105,7 @@ def test_every_engine_keeps_flat_pictures_flat(form, name, tmp_path):
     path = model_network(tmp_path / "made.onnx", spec, flat=False)
     engine = open_engine(name, EngineConfig(threads=1), ModelConfig(weights=str(path)), spec)
     for tile in FORMATS:
-        colors = greys(tile, spec.form.num_input_planes, 9)
+        colors = grays(tile, spec.form.num_input_planes, 9)
         if spec.form.num_input_planes == 3:
             unit = 1 << (tile.bits - 8)
             colors += [[81 * unit, 90 * unit, 200 * unit], [120 * unit, 150 * unit, 100 * unit]]
@@ -128,13 +128,13 @@ QUICK = [name for name in available_models() if model_spec(name).kmac_per_pixel 
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_shipped_models_keep_greys(name):
+def test_shipped_models_keep_grays(name):
     for knobs in knobs_of(name, 4):
-        hold_greys(name, knobs, 5)
+        hold_grays(name, knobs, 5)
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_shipped_models_keep_greys_in_bfloat16(name):
+def test_shipped_models_keep_grays_in_bfloat16(name):
     """To the code in 8 bits, within one in 10: a quarter of a level."""
     spec = model_spec(name)
     for knobs in knobs_of(name, 2):
@@ -144,22 +144,22 @@ def test_shipped_models_keep_greys_in_bfloat16(name):
         except EngineError as error:
             pytest.skip(str(error))
         for tile in FORMATS:
-            colors = greys(tile, spec.form.num_input_planes, 11)
+            colors = grays(tile, spec.form.num_input_planes, 11)
             assert off_by(engine, colors, tile, spec.halo) <= (tile.bits - 8) // 2, (knobs, tile)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", available_models())
-def test_shipped_models_keep_greys_wherever_the_knobs_are(name):
+def test_shipped_models_keep_grays_wherever_the_knobs_are(name):
     for knobs in knobs_of(name, 10):
-        hold_greys(name, knobs, 11 if name in QUICK else 2)
+        hold_grays(name, knobs, 11 if name in QUICK else 2)
 
 
-def hold_greys(name, knobs, count):
+def hold_grays(name, knobs, count):
     spec = model_spec(name)
     engine = open_engine("openvino", EngineConfig(), ModelConfig(name=name, **knobs), spec)
     for tile in FORMATS:
-        colors = greys(tile, spec.form.num_input_planes, count)
+        colors = grays(tile, spec.form.num_input_planes, count)
         assert off_by(engine, colors, tile, spec.halo) == 0, (knobs, tile)
 
 
@@ -173,11 +173,11 @@ def test_edges_are_cut_off_as_far_as_they_show(form, tmp_path):
     assert 0 < border <= spec.halo
     network = network_from_weights(weights)
     side = 2 * spec.halo + 1
-    greys_of = [[level, 128, 128][: spec.form.num_input_planes] for level in (16, 126, 235)]
+    grays_of = [[level, 128, 128][: spec.form.num_input_planes] for level in (16, 126, 235)]
     if spec.color_form == "rgb":
-        greys_of = [[level] * 3 for level in (0, 128, 255)]
+        grays_of = [[level] * 3 for level in (0, 128, 255)]
     left, outermost = [], []
-    for color in np.array(greys_of, np.float32) / 255:
+    for color in np.array(grays_of, np.float32) / 255:
         flat = torch.from_numpy(color)[None, :, None, None].expand(-1, -1, side, side)
         for made, group in zip(network(flat), spec.form.outputs, strict=True):
             cells = made[0].numpy().reshape(-1, side, group.scale, side, group.scale)
@@ -262,7 +262,7 @@ def whole_frames_are_flat(name, bits, knobs, count):
         for full_range in (False, True):
             color = ColorSpec(1, 1, 1, full_range, 1)
             tile = TileFormat(None, bits, full_range=full_range)
-            for colors in greys(tile, 3, count):
+            for colors in grays(tile, 3, count):
                 planes = [
                     np.full(shape, code, layout.dtype)
                     for shape, code in zip(shapes, colors, strict=True)

@@ -25,7 +25,7 @@ from trainer.judge import grid_energy
 from trainer.methods import method_of
 from trainer.planes import yuv444
 
-BLACK, WHITE, GREY = 16 / 255, 235 / 255, 128 / 255
+BLACK, WHITE, GRAY = 16 / 255, 235 / 255, 128 / 255
 KNOBS = {"faithful": {}, "restore": {"restore": 1.0}, "crisp": {"detail": 1.0}}
 PARTS = {"dark": (0.0, 40 / 255), "bright": (0.8, 1.0), "whole": (0.0, 1.0)}
 HEAVY = [name for name in available_models() if model_spec(name).kmac_per_pixel > 1000]
@@ -41,7 +41,7 @@ SETS = [
 
 
 @pytest.mark.parametrize(
-    ("bits", "full_range", "black", "white", "grey", "one_up"),
+    ("bits", "full_range", "black", "white", "gray", "one_up"),
     [
         (8, False, 16, 235, 128, 240),
         (8, True, 0, 255, 128, 128 + 127.5),
@@ -51,12 +51,12 @@ SETS = [
     ],
 )
 def test_black_and_white_are_those_of_8_bits_in_limited_range(
-    bits, full_range, black, white, grey, one_up
+    bits, full_range, black, white, gray, one_up
 ):
     to_network = TileFormat(None, bits, full_range=full_range).to_network("yuv420")
     for codes, expected in [
-        ((black, grey, grey), (BLACK, GREY, GREY)),
-        ((white, one_up, grey), (WHITE, 240 / 255, GREY)),
+        ((black, gray, gray), (BLACK, GRAY, GRAY)),
+        ((white, one_up, gray), (WHITE, 240 / 255, GRAY)),
     ]:
         assert to_network.mix @ codes + to_network.offset == pytest.approx(expected, abs=1e-12)
     back = TileFormat(None, bits, full_range=full_range).from_network("yuv420")
@@ -93,7 +93,7 @@ def codes_of(yuv, bits, full_range, least, largest):
 
 
 NOT_YET = {("srgan", "faithful", "dark")}
-"""Has not learnt what 4:2:0 and 8 bits leave of so little contrast: 2 % worse than bicubic."""
+"""Has not learned what 4:2:0 and 8 bits leave of so little contrast: 2 % worse than bicubic."""
 
 
 @pytest.mark.needs_data

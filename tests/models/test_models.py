@@ -212,13 +212,13 @@ def test_flat_weights_and_their_means_leave_flat_input_as_it_is(spec):
         value.copy_(0.3 * folded[0].state_dict()[name] + 0.7 * folded[1].state_dict()[name])
     side = 2 * spec.halo + 1
     for network in (*ends, *folded, mean):
-        for grey in (0.1, 1.0):
-            lr_BCHW = torch.full((1, spec.form.num_input_planes, side, side), grey)
+        for gray in (0.1, 1.0):
+            lr_BCHW = torch.full((1, spec.form.num_input_planes, side, side), gray)
             with torch.no_grad():
                 groups = zip(network(lr_BCHW), spec.form.outputs, strict=True)
             for made, group in groups:
                 inside = slice(spec.halo * group.scale, -spec.halo * group.scale)
-                assert (made[..., inside, inside] - grey).abs().max() < 1e-4
+                assert (made[..., inside, inside] - gray).abs().max() < 1e-4
     with torch.no_grad():  # a check that can fail: the weights that it was made of do respond
         made = network_from_weights(others)(torch.full_like(lr_BCHW, 0.5))[0]
     middle = made.shape[-1] // 2

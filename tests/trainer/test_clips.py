@@ -101,7 +101,7 @@ def test_pairs_are_aligned_and_some_are_clean(folder, name, caplog):
     right = np.array(errors.pop((0, 0)))
     for shifted in errors.values():
         assert right.mean() < 0.7 * np.mean(shifted)
-        # Noise and quantisation hide half a pixel in a smooth picture; less in the better half.
+        # Noise and quantization hide half a pixel in a smooth picture; less in the better half.
         sharp = right <= np.median(right)
         assert (right[sharp] < np.array(shifted)[sharp]).all()
     types = {pair.name.rsplit(" ", 1)[1] for pair in pairs}

@@ -95,9 +95,9 @@ def test_the_last_scenes_are_held_out_and_cuts_are_seen(video):
     for moment in (*footage.train, *footage.held_out):
         first, last = moment.first_frame, moment.first_frame + MOMENT_FRAMES - 1
         assert first // 32 == last // 32 == moment.scene  # never across a cut
-    ((codec, quantiser),) = footage.compression
+    ((codec, quantizer),) = footage.compression
     assert codec == "h264"
-    assert 14 < quantiser < 28
+    assert 14 < quantizer < 28
 
 
 def test_the_degradation_matches_the_video_s_own(tmp_path):

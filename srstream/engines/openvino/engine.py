@@ -38,10 +38,10 @@ GRAPH_FORMAT = 6
 """Raise it when the graph around the network changes, so that cached ones are not used any more."""
 
 HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
-"""What is not quantised is computed in float32."""
+"""What is not quantized is computed in float32."""
 
 LIVE_ACTIVATIONS = 4
-"""Feature maps that are alive at once at the most: in, out, the quantised codes, and slack."""
+"""Feature maps that are alive at once at the most: in, out, the quantized codes, and slack."""
 
 
 class OpenVinoEngine:

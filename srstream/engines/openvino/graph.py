@@ -14,7 +14,7 @@ import numpy as np
 
 from srstream.engines.contract import Affine, Matrix, TileFormat
 from srstream.engines.openvino.flat import is_pixel_shuffle, make_flat, repeat_anchor, tensors_of
-from srstream.engines.openvino.int8 import Ranges, quantise
+from srstream.engines.openvino.int8 import Ranges, quantize
 from srstream.engines.openvino.library import last_line
 from srstream.errors import WeightsError
 from srstream.models.blend import Blend, WeightFile
@@ -34,7 +34,7 @@ def engine_network(core: Any, blend: Blend, spec: ModelSpec, ranges: Ranges | No
     tensors = tensors_of(spec, constants_of(network))
     correction = None if tensors is None else correction_of_graph(spec, tensors)
     if ranges is not None:
-        quantise(network, ranges)
+        quantize(network, ranges)
     repeat_anchor(network)
     if correction is not None:
         make_flat(network, spec, correction)

@@ -1,9 +1,9 @@
 """A float network with its inner convolutions in 8-bit integers, for OpenVINO.
 
-Weights are quantised channel by channel, symmetrically; activations by the ranges that they had on
+Weights are quantized channel by channel, symmetrically; activations by the ranges that they had on
 pictures (`STEM.int8.json` beside the `.onnx` file, written by `srtrain calibrate`). The first
 convolution and the sum with the anchor stay in float: together they cost 5 % of the time, and
-quantising them would cost three times the quality that all the rest does.
+quantizing them would cost three times the quality that all the rest does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from srstream.errors import EngineError
 from srstream.models.blend import Blend, WeightFile
 
 Ranges = dict[str, tuple[float, float]]
-"""For each quantised convolution the least and the largest value that comes in."""
+"""For each quantized convolution the least and the largest value that comes in."""
 
 SUFFIX = ".int8.json"
 
@@ -77,8 +77,8 @@ def _items(stated: dict[str, Any]) -> list[tuple[str, list[float]]]:
     return list(stated["activations"].items())
 
 
-def quantise(network: Any, ranges: Ranges) -> None:
-    """Puts the quantisation into an OpenVINO network, whose plugin makes integers of it.
+def quantize(network: Any, ranges: Ranges) -> None:
+    """Puts the quantization into an OpenVINO network, whose plugin makes integers of it.
 
     Raises:
         EngineError: the network has no convolution of a name in `ranges`.
@@ -95,18 +95,18 @@ def quantise(network: Any, ranges: Ranges) -> None:
         node = convolutions[name]
         kernel = node.input_value(1).get_node().data
         bound = np.abs(kernel).max(axis=(1, 2, 3), keepdims=True).astype(np.float32)
-        weights = _fake_quantised(ops, ops.constant(kernel), -bound, bound, WEIGHT_LEVELS)
+        weights = _fake_quantized(ops, ops.constant(kernel), -bound, bound, WEIGHT_LEVELS)
         # One of the levels is exactly zero, which pads and what PReLU leaves alone need.
         step = (high - low) / (ACTIVATION_LEVELS - 1)
         below = round(-low / step)
         bounds = (-below * step, (ACTIVATION_LEVELS - 1 - below) * step)
         least, largest = (np.full((1, 1, 1, 1), n, np.float32) for n in bounds)
-        values = _fake_quantised(ops, node.input_value(0), least, largest, ACTIVATION_LEVELS)
+        values = _fake_quantized(ops, node.input_value(0), least, largest, ACTIVATION_LEVELS)
         node.input(0).replace_source_output(values.output(0))
         node.input(1).replace_source_output(weights.output(0))
     network.validate_nodes_and_infer_types()
 
 
-def _fake_quantised(ops: Any, value: Any, low: Any, high: Any, levels: int) -> Any:
+def _fake_quantized(ops: Any, value: Any, low: Any, high: Any, levels: int) -> Any:
     bounds = [ops.constant(low), ops.constant(high)]
     return ops.fake_quantize(value, *bounds, *bounds, levels)

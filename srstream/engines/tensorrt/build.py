@@ -66,7 +66,7 @@ def tensorrt_input(network: Network | FlatNetwork, max_side: int) -> Any:
 
 
 def build_engine(network: Network | FlatNetwork, max_side: int) -> bytes:
-    """The serialised engine; seconds to minutes.
+    """The serialized engine; seconds to minutes.
 
     Raises:
         EngineError: TensorRT doesn't take the network whole, or cannot build it.

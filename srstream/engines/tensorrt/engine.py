@@ -142,11 +142,11 @@ class TensorRtEngine:
         if side not in self._built:
             key: Key = {**self._key, "max_side": side}
             content = self._cache.get(key, lambda: build_engine(self._network, side))
-            engine = deserialised(content)
+            engine = deserialized(content)
             if engine is None:  # an engine that this driver doesn't take, whatever its key says
                 self._cache.forget(key)
                 content = self._cache.get(key, lambda: build_engine(self._network, side))
-                engine = deserialised(content)
+                engine = deserialized(content)
             if engine is None:
                 raise EngineError("TensorRT does not take the engine that it has just built")
             self._built[side] = engine
@@ -170,7 +170,7 @@ def longest_side(free_bytes: int, bytes_per_pixel: int) -> int:
     return max(fitting, default=SIDES[-1])
 
 
-def deserialised(content: bytes) -> Any | None:
+def deserialized(content: bytes) -> Any | None:
     """TensorRT's engine, or None where it is of another version or device."""
     import tensorrt
 

@@ -1,6 +1,6 @@
 """Codes in, codes out, around a network in half precision: what runs on a device's compute stream.
 
-Codes go up and come down as they are, one or two bytes a sample; scaling, color and quantisation
+Codes go up and come down as they are, one or two bytes a sample; scaling, color and quantization
 are done on the device, in float32, the network in between in float16.
 """
 

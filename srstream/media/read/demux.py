@@ -225,7 +225,7 @@ def has_webm_alpha(stream: Stream) -> bool:
 
 
 def open_decoder(
-    stream: VideoStream, max_pixels: int, threads: int = 1, *, export_quantisers: bool = False
+    stream: VideoStream, max_pixels: int, threads: int = 1, *, export_quantizers: bool = False
 ) -> VideoCodecContext:
     """A decoder for `stream`, limited to `max_pixels`.
 
@@ -241,7 +241,7 @@ def open_decoder(
             alpha_context.extradata = context.extradata
         context = alpha_context
     context.options = {"max_pixels": str(min(max_pixels, _MAX_PIXELS_OF_LIBAV))}
-    if export_quantisers:
+    if export_quantizers:
         context.options = {**context.options, "export_side_data": "venc_params"}
     context.thread_type = "SLICE"
     context.thread_count = threads

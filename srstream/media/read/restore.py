@@ -7,7 +7,7 @@ from pathlib import Path
 
 from srstream.config import JobConfig, ModelConfig
 from srstream.errors import SrstreamError
-from srstream.media.read.quantiser import Compression, measure_compression
+from srstream.media.read.quantizer import Compression, measure_compression
 from srstream.media.types import PacketIndex, VideoInfo
 from srstream.models.restoration import restoration_for
 from srstream.models.table import ModelSpec, available_sets
@@ -30,7 +30,7 @@ class RestoreChoice:
 def choose_restore(
     source: Path, video: VideoInfo, index: PacketIndex, config: JobConfig, spec: ModelSpec
 ) -> RestoreChoice:
-    """The value asked for, or for `auto` what the source's quantiser and sharpness call for."""
+    """The value asked for, or for `auto` what the source's quantizer and sharpness call for."""
     asked = config.model.restore
     if asked != "auto":
         return RestoreChoice(asked, "as asked")
@@ -44,7 +44,7 @@ def choose_restore(
         found = None  # what is wrong with the file is said by who decodes it
     if found is None:
         return RestoreChoice(0.0, "nothing could be read of its compression")
-    chosen = restoration_for(found.quantiser, found.detail, spec.name)
+    chosen = restoration_for(found.quantizer, found.detail, spec.name)
     return RestoreChoice(chosen.restore, _reason(video.codec, found), chosen.strength)
 
 
@@ -55,12 +55,12 @@ def _reason(codec: str, found: Compression) -> str:
 def _compression(codec: str, found: Compression) -> str:
     if found.num_frames:
         return (
-            f"{codec} at a mean quantiser of {found.quantiser:.0f} (x264's scale), "
+            f"{codec} at a mean quantizer of {found.quantizer:.0f} (x264's scale), "
             f"read from {found.num_frames} frames"
         )
-    if found.quantiser == 0.0:
+    if found.quantizer == 0.0:
         return f"{codec} is lossless"
     return (
-        f"{codec} with {found.bits_per_pixel:.3f} bits a pixel, about a quantiser of "
-        f"{found.quantiser:.0f} on x264's scale"
+        f"{codec} with {found.bits_per_pixel:.3f} bits a pixel, about a quantizer of "
+        f"{found.quantizer:.0f} on x264's scale"
     )

@@ -50,16 +50,16 @@ DEFAULT_PRESET = {
 DEFAULT_CQ = 19
 """NVENC's constant quality, in place of a CRF."""
 
-QUANTISER = 3
+QUANTIZER = 3
 """Of MPEG's older relatives, which have no CRF and would else be given 200 kbit/s."""
 
-_QUANTISED = frozenset(
+_QUANTIZED = frozenset(
     {
         "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v2", "msmpeg4v3", "flv1", "h261", "h263",
         "h263p", "wmv1", "wmv2", "mjpeg", "rv10", "rv20",
     }
 )  # fmt: skip
-_QUANTISERS_PER_LAMBDA = 118  # FF_QP2LAMBDA
+_QUANTIZERS_PER_LAMBDA = 118  # FF_QP2LAMBDA
 
 HDR_KEEPERS = frozenset({"libx264", "libx265", "libsvtav1"})
 """Encoders that can be given static HDR metadata, by options of their own."""
@@ -368,8 +368,8 @@ def _fixed_options(codec: str, layout: PlaneLayout, hdr: HdrMetadata) -> dict[st
         return {"b": "1G", "deadline": "good", "cpu-used": "5"}
     if codec == "ffv1":
         return {"level": "3", "slicecrc": "1", "g": "1"}
-    if canonical_codec(codec) in _QUANTISED:
-        quality = str(QUANTISER * _QUANTISERS_PER_LAMBDA)
+    if canonical_codec(codec) in _QUANTIZED:
+        quality = str(QUANTIZER * _QUANTIZERS_PER_LAMBDA)
         # These close their groups only where they look for no scene changes.
         return {"flags": "+qscale", "global_quality": quality, "sc_threshold": "1000000000"}
     return {}

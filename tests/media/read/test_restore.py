@@ -15,7 +15,7 @@ import pytest
 
 from srstream.config import JobConfig, ModelConfig, SourceConfig
 from srstream.media.read.probe import probe, scan_packets
-from srstream.media.read.quantiser import estimated_quantiser, measure_compression
+from srstream.media.read.quantizer import estimated_quantizer, measure_compression
 from srstream.media.read.restore import choose_restore
 from srstream.media.read.sharpness import detail_of
 from srstream.models import table
@@ -66,7 +66,7 @@ def compression_of(path: Path):
         ("mjpeg", "x.mkv", "qscale", (2, 5, 10, 20), False),
     ],
 )
-def test_the_quantiser_rises_with_the_compression(tmp_path, codec, name, option, values, is_read):
+def test_the_quantizer_rises_with_the_compression(tmp_path, codec, name, option, values, is_read):
     found = []
     for value in values:
         options = {option: str(value)}
@@ -79,50 +79,50 @@ def test_the_quantiser_rises_with_the_compression(tmp_path, codec, name, option,
         if codec == "libx265":
             options |= {"preset": "ultrafast", "x265-params": "log-level=error:pools=1"}
         found.append(compression_of(moving_clip(tmp_path / f"{value}{name}", codec, **options)))
-    quantisers = [one.quantiser for one in found]
+    quantizers = [one.quantizer for one in found]
     assert all((one.num_frames > 0) == is_read for one in found)
-    assert all(b > a + 2 for a, b in pairwise(quantisers)), quantisers
+    assert all(b > a + 2 for a, b in pairwise(quantizers)), quantizers
     if codec == "libx264":
-        assert quantisers == pytest.approx(values, abs=5)
+        assert quantizers == pytest.approx(values, abs=5)
 
 
-def test_mpeg_quantisers_become_x264_s(tmp_path):
+def test_mpeg_quantizers_become_x264_s(tmp_path):
     """x264 counts qscale as 0.85 * 2 ** ((qp - 12) / 6)."""
     clip = moving_clip(tmp_path / "x.mpg", "mpeg2video", qmin="8", qmax="8")
-    assert compression_of(clip).quantiser == pytest.approx(31.4, abs=1.5)
+    assert compression_of(clip).quantizer == pytest.approx(31.4, abs=1.5)
 
 
 def test_lossless_sources_need_no_mending(tmp_path):
     found = compression_of(moving_clip(tmp_path / "x.mkv", "ffv1"))
-    assert found.quantiser == 0.0
+    assert found.quantizer == 0.0
     assert 0 < found.detail.sharpness < 1.0  # blurred by 1.5
 
 
 def test_the_estimate_follows_the_bits_and_the_codec():
-    assert estimated_quantiser("h264", 0.12) == pytest.approx(23)
-    assert estimated_quantiser("h264", 0.06) == pytest.approx(29)
-    assert estimated_quantiser("hevc", 0.06) < estimated_quantiser("h264", 0.06)
-    assert estimated_quantiser("prores", 4.0) < 18
-    assert estimated_quantiser("h264", 0.0) == 51
+    assert estimated_quantizer("h264", 0.12) == pytest.approx(23)
+    assert estimated_quantizer("h264", 0.06) == pytest.approx(29)
+    assert estimated_quantizer("hevc", 0.06) < estimated_quantizer("h264", 0.06)
+    assert estimated_quantizer("prores", 4.0) < 18
+    assert estimated_quantizer("h264", 0.0) == 51
 
 
 SHARP = Detail(slope=20.0, curvature=20.0)
 
 
 @pytest.mark.parametrize("model", RESTORE_RULES)
-def test_the_knob_rises_with_the_quantiser(model):
+def test_the_knob_rises_with_the_quantizer(model):
     assert restoration_for(0, SHARP, model).restore == 0.0
     assert restoration_for(51, SHARP, model).restore == 1.0
-    values = [restoration_for(quantiser, SHARP, model).restore for quantiser in range(52)]
+    values = [restoration_for(quantizer, SHARP, model).restore for quantizer in range(52)]
     assert values == sorted(values)
     assert restoration_for(18, SHARP, model).strength == 1.0
 
 
 @pytest.mark.parametrize("model", RESTORE_RULES)
-@pytest.mark.parametrize("quantiser", [12, 24, 36])
-def test_the_softer_a_source_the_less_of_the_network(model, quantiser):
+@pytest.mark.parametrize("quantizer", [12, 24, 36])
+def test_the_softer_a_source_the_less_of_the_network(model, quantizer):
     chosen = [
-        restoration_for(quantiser, Detail(slope=20.0, curvature=20.0 * share), model)
+        restoration_for(quantizer, Detail(slope=20.0, curvature=20.0 * share), model)
         for share in (0.1, 0.3, 0.5, 0.7, 1.0)
     ]
     strengths = [one.strength for one in chosen]
@@ -203,7 +203,7 @@ def test_a_file_whose_first_stream_is_sound(tmp_path):
         target.mux(sound.encode(block))
         target.mux(sound.encode())
     assert probe(path, CONFIG).video.index == 1
-    assert compression_of(path).quantiser == pytest.approx(compression_of(silent).quantiser)
+    assert compression_of(path).quantizer == pytest.approx(compression_of(silent).quantizer)
 
 
 def test_the_choice_and_its_reason(tmp_path, monkeypatch):
@@ -222,7 +222,7 @@ def test_the_choice_and_its_reason(tmp_path, monkeypatch):
     model_network(tmp_path / "fast.restore.onnx", table.ModelSpec("fast", "luma", Stack((4,))))
     chosen = choose()
     assert chosen.value > 0.6
-    assert chosen.reason.startswith("h264 at a mean quantiser of 3")
+    assert chosen.reason.startswith("h264 at a mean quantizer of 3")
     assert re.search(r"from \d+ frames; sharpness \d\.\d\d$", chosen.reason)
     assert chosen.applied(ModelConfig()).restore == chosen.value
     assert choose(restore=0.25).value == 0.25

@@ -1,4 +1,4 @@
-"""How hard a source was compressed, on the scale of x264's quantiser (0 to 51).
+"""How hard a source was compressed, on the scale of x264's quantizer (0 to 51).
 
 Where libav exports what the decoder read (`AVVideoEncParams`: H.264, MPEG-1, -2 and -4, VP9), it is
 the mean over the blocks of a few dozen frames. For other codecs it is estimated from the bits that
@@ -44,7 +44,7 @@ _HEADER = struct.Struct("<IxxxxQQii")
 _VP9, _H264, _MPEG2 = 0, 1, 2
 
 BITS_PER_PIXEL_AT_23 = 0.12
-"""Of H.264 at a quantiser of 23; halved by every 6 more. Lively and quiet footage differ by 4."""
+"""Of H.264 at a quantizer of 23; halved by every 6 more. Lively and quiet footage differ by 4."""
 
 EFFICIENCY = {"hevc": 0.6, "av1": 0.45, "vvc": 0.4, "vp8": 1.1, "vp9": 0.6, "mpeg2video": 2.0}
 """Bits that a codec needs where H.264 needs 1, roughly; intra-only codecs need `INTRA`."""
@@ -58,10 +58,10 @@ LOSSLESS_CODECS = frozenset({"ffv1", "huffyuv", "ffvhuff", "utvideo", "rawvideo"
 class Compression:
     """What was found."""
 
-    quantiser: float
+    quantizer: float
     """On x264's scale: 18 is near transparent, 23 its default, 36 visibly broken."""
     num_frames: int
-    """Frames whose quantisers were read; 0 where it is estimated from the bits."""
+    """Frames whose quantizers were read; 0 where it is estimated from the bits."""
     bits_per_pixel: float
     detail: Detail
 
@@ -70,7 +70,7 @@ class Compression:
 class _Findings:
     """What was read so far."""
 
-    quantisers: list[float] = field(default_factory=list)
+    quantizers: list[float] = field(default_factory=list)
     details: list[Detail] = field(default_factory=list)
     """Of one frame in `FRAMES_PER_LOOK`."""
     num_bits: int = 0
@@ -89,7 +89,7 @@ def measure_compression(
     with open_source(path, config.max_pixels) as container:
         stream = container.streams[video.index]
         assert isinstance(stream, VideoStream)
-        context = open_decoder(stream, config.max_pixels, export_quantisers=True)
+        context = open_decoder(stream, config.max_pixels, export_quantizers=True)
         for pts in _places(key_pts):
             if pts is not None:
                 container.seek(pts, stream=stream)
@@ -98,15 +98,15 @@ def measure_compression(
     if not found.details:
         return None
     bits_per_pixel = found.num_bits / found.num_packets / (video.width * video.height)
-    quantiser = estimated_quantiser(video.codec, bits_per_pixel)
-    if found.quantisers:
-        quantiser = float(np.mean(found.quantisers))
+    quantizer = estimated_quantizer(video.codec, bits_per_pixel)
+    if found.quantizers:
+        quantizer = float(np.mean(found.quantizers))
     detail = mean_detail(found.details)
-    return Compression(quantiser, len(found.quantisers), bits_per_pixel, detail)
+    return Compression(quantizer, len(found.quantizers), bits_per_pixel, detail)
 
 
-def estimated_quantiser(codec: str, bits_per_pixel: float) -> float:
-    """From the bits of an average frame; x264's rate halves with every 6 of its quantiser.
+def estimated_quantizer(codec: str, bits_per_pixel: float) -> float:
+    """From the bits of an average frame; x264's rate halves with every 6 of its quantizer.
 
     0 for a lossless codec.
     """
@@ -114,15 +114,15 @@ def estimated_quantiser(codec: str, bits_per_pixel: float) -> float:
         return 0.0
     needed = EFFICIENCY.get(codec, INTRA if codec in INTRA_CODECS else 1.0)
     as_h264 = max(bits_per_pixel / needed, 1e-6)
-    quantiser = 23.0 + 6.0 * math.log2(BITS_PER_PIXEL_AT_23 / as_h264)
-    return min(max(quantiser, 0.0), 51.0)
+    quantizer = 23.0 + 6.0 * math.log2(BITS_PER_PIXEL_AT_23 / as_h264)
+    return min(max(quantizer, 0.0), 51.0)
 
 
-def frame_quantiser(frame: VideoFrame) -> float | None:
+def frame_quantizer(frame: VideoFrame) -> float | None:
     """The mean over a frame's blocks, on x264's scale; None where libav exports nothing."""
     exported: Any = frame.side_data
     side_data = exported.get(Type.VIDEO_ENC_PARAMS)
-    return None if side_data is None else _mean_quantiser(bytes(side_data))
+    return None if side_data is None else _mean_quantizer(bytes(side_data))
 
 
 def _places(key_pts: Sequence[int]) -> list[int | None]:
@@ -146,9 +146,9 @@ def _read_place(
                 num_packets += 1
                 found.num_packets += 1
             for frame in context.decode(packet):
-                quantiser = frame_quantiser(frame)
-                if quantiser is not None:
-                    found.quantisers.append(quantiser)
+                quantizer = frame_quantizer(frame)
+                if quantizer is not None:
+                    found.quantizers.append(quantizer)
                 if num_frames % FRAMES_PER_LOOK == 0:
                     layout, planes = extract_planes(frame)
                     woven = frame.interlaced_frame
@@ -158,7 +158,7 @@ def _read_place(
                 break
 
 
-def _mean_quantiser(content: bytes) -> float:
+def _mean_quantizer(content: bytes) -> float:
     num_blocks, offset, size, kind, base = _HEADER.unpack_from(content)
     mean = float(base)
     if num_blocks:
