@@ -1,7 +1,7 @@
 """Color: matrices and ranges of ITU-T H.273, chroma siting, and resampling with exact phase.
 
-Shapes: H and W are rows and columns of a plane. Codes are integers as in the file; `bits` is their
-depth. Nothing else in srstream converts numeric ranges.
+Shapes: H and W are rows and columns of a plane. Codes are integers as stored in the file; `bits` is
+their depth. No other module converts numeric ranges.
 """
 
 from __future__ import annotations
@@ -36,19 +36,21 @@ BT601 = 6
 UNSPECIFIED = 2
 
 BLOCK_ROWS = 32
-"""Rows that are resampled at a time, so that they stay in the cache."""
+"""Rows that are resampled at a time, few enough to stay in the processor's cache."""
 
 LEFT, CENTER, TOP_LEFT, TOP, BOTTOM_LEFT, BOTTOM = 1, 2, 3, 4, 5, 6
-"""AVChromaLocation."""
+"""Chroma sitings, numbered as in libav's AVChromaLocation."""
 
 
 def rgb_to_yuv_matrix(matrix: int) -> Matrix:
-    """(3, 3): R'G'B' in [0, 1] to Y' in [0, 1] and two color differences in [-0.5, 0.5].
+    """The (3, 3) matrix from R'G'B' in [0, 1] to Y' in [0, 1] and two differences in [-0.5, 0.5].
 
-    H.273 equations 38 to 40; YCgCo (57 to 59) comes as Y, Cg, Co. Unspecified is taken as BT.601.
+    It follows H.273 equations 38 to 40, and for YCgCo 57 to 59, in the order Y, Cg, Co. An
+    unspecified matrix counts as BT.601.
 
     Raises:
-        RefusedError: identity, constant luminance and ICtCp aren't such a matrix.
+        RefusedError: the coefficients mean identity, constant luminance or ICtCp, which no such
+            matrix can express.
     """
     if matrix == YCGCO:
         return np.array([[0.25, 0.5, 0.25], [-0.25, 0.5, -0.25], [0.5, 0.0, -0.5]])
@@ -65,7 +67,7 @@ def rgb_to_yuv_matrix(matrix: int) -> Matrix:
 
 
 def same_matrix(old: int, new: int) -> bool | None:
-    """Whether two matrix coefficients mean the same; None where one cannot be converted."""
+    """Whether two matrix coefficients mean the same matrix; None if one cannot be converted."""
     if old == new:
         return True
     try:
@@ -75,7 +77,10 @@ def same_matrix(old: int, new: int) -> bool | None:
 
 
 def is_full_range(color: ColorSpec, layout: PlaneLayout) -> bool:
-    """What an unspecified range means: limited for yuv, full for rgb and gray (as in libav)."""
+    """Whether codes use the full range.
+
+    An unspecified range means limited for yuv and full for rgb and gray, as in libav.
+    """
     if color.full_range is not None:
         return color.full_range
     return layout.kind != "yuv"
@@ -83,16 +88,21 @@ def is_full_range(color: ColorSpec, layout: PlaneLayout) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CodeRange:
-    """Codes of black and white (luma, alpha, R, G, B) or of neutral and neutral + 1 (chroma)."""
+    """How values are written as codes: `zero` plus the value times `span`.
+
+    Values of luma, alpha, R, G and B lie in [0, 1], those of chroma in [-0.5, 0.5].
+    """
 
     zero: float
+    """The code of black, or of neutral chroma."""
     span: float
+    """The distance in codes between values that are 1 apart."""
     peak: int
     """The largest code, 2**bits - 1."""
 
 
 def code_range(bits: int, full_range: bool, *, is_chroma: bool = False) -> CodeRange:
-    """H.273 equations 20 to 37: how [0, 1] (chroma: [-0.5, 0.5]) is written in `bits`."""
+    """The codes of `bits` by H.273 equations 20 to 37."""
     peak = (1 << bits) - 1
     unit = 1 << (bits - 8)
     if full_range:
@@ -105,9 +115,9 @@ def code_range(bits: int, full_range: bool, *, is_chroma: bool = False) -> CodeR
 
 
 def convert_codes(plane_HW: Plane, source: CodeRange, target: CodeRange) -> Plane:
-    """The same values in other codes, rounded half to even and clamped.
+    """Write the same values in other codes, rounded half to even and clamped.
 
-    Between depths of one limited range this is a shift by whole bits.
+    Between two depths of limited range this is a shift by whole bits.
     """
     if source == target:
         return plane_HW
@@ -121,9 +131,9 @@ def convert_codes(plane_HW: Plane, source: CodeRange, target: CodeRange) -> Plan
 
 
 def to_codes(values_HW: FloatPlane, peak: int) -> Plane:
-    """Floats in code units to codes, rounded half to even, clamped to [0, peak]; no wrap."""
+    """Round floats in code units half to even and clamp them to [0, peak], without wrapping."""
     depth = cv2.CV_8U if peak <= 255 else cv2.CV_16U
-    zero: Any = 0.0  # a scalar, which its type stubs do not know of
+    zero: Any = 0.0  # OpenCV's type stubs do not allow a scalar here
     codes: Any = cv2.add(values_HW, zero, dtype=depth)
     if peak not in (255, 65535):
         np.minimum(codes, peak, out=codes)
@@ -138,9 +148,9 @@ def rgb_to_yuv444(
     *,
     full_range: bool = True,
 ) -> tuple[Plane, Plane, Plane]:
-    """G, B, R codes of `bits` to Y, U, V of 16 bits full range, (H, W) each.
+    """Convert G, B, R codes of `bits` to Y, U, V of 16 bits in full range, (H, W) each.
 
-    Exact there and back for up to 12 bits; 16 bits come back within two codes.
+    The way there and back is exact up to 12 bits; codes of 16 bits come back within two.
     """
     source, luma = code_range(bits, full_range), code_range(16, True)
     chroma = code_range(16, True, is_chroma=True)
@@ -156,7 +166,7 @@ def yuv444_to_rgb(
     *,
     full_range: bool = True,
 ) -> tuple[Plane, Plane, Plane]:
-    """Y, U, V of 16 bits full range to G, B, R codes of `bits`, clamped."""
+    """Convert Y, U, V of 16 bits in full range to G, B, R codes of `bits`, clamped."""
     target, chroma = code_range(bits, full_range), code_range(16, True, is_chroma=True)
     mix = np.linalg.inv(rgb_to_yuv_matrix(matrix))[[1, 2, 0]] * (target.span / 65535.0)
     offset = target.zero - mix @ np.array([0.0, chroma.zero, chroma.zero])
@@ -166,14 +176,14 @@ def yuv444_to_rgb(
 def with_matrix(
     planes_YUV: Sequence[Plane], layout: PlaneLayout, color: ColorSpec, matrix: int
 ) -> tuple[Plane, ...]:
-    """Y, U, V of a picture described by `color` as those of another matrix, in 16 bits.
+    """Convert Y, U, V of a picture described by `color` to another matrix, in 16 bits.
 
-    Range, siting and the size of the planes stay; further planes (alpha) are made 16 bits. Gray is
-    gray in any matrix, so U and V are made of U and V alone, and Y of itself and those two, which
-    are brought to its grid.
+    Range, siting and the size of the planes stay the same; an alpha plane is converted to 16 bits.
+    Gray is gray in any matrix, so the new U and V depend on U and V alone. The new Y depends on all
+    three, U and V resampled to its grid.
 
     Raises:
-        RefusedError: as `rgb_to_yuv_matrix`, of either matrix.
+        RefusedError: one of the matrices has no RGB conversion; see `rgb_to_yuv_matrix`.
     """
     mix = rgb_to_yuv_matrix(matrix) @ np.linalg.inv(rgb_to_yuv_matrix(color.matrix))
     full = is_full_range(color, layout)
@@ -209,7 +219,7 @@ def _mix_planes(
     affine = np.column_stack([mix, offset]).astype(np.float32)
     dtype = np.uint8 if peak <= 255 else np.uint16
     first, second, third = (np.empty(planes[0].shape, dtype) for _ in range(3))
-    for start in range(0, len(first), BLOCK_ROWS):  # the float picture is never there as a whole
+    for start in range(0, len(first), BLOCK_ROWS):  # never holds the whole picture in float
         rows = slice(start, start + BLOCK_ROWS)
         stacked = cv2.merge([plane[rows] for plane in planes]).astype(np.float32)
         mixed = cv2.split(cv2.transform(stacked, affine))
@@ -219,10 +229,10 @@ def _mix_planes(
 
 
 def chroma_shift(layout: PlaneLayout, color: ColorSpec) -> tuple[float, float]:
-    """Where chroma sample (0, 0) sits, as (x, y) in luma samples from luma sample (0, 0).
+    """The position (x, y) of chroma sample (0, 0), in luma samples from luma sample (0, 0).
 
-    Unspecified siting means left (MPEG-2, H.264, HEVC) in limited range, and the center (JPEG) in
-    full range.
+    Unspecified siting means left (MPEG-2, H.264, HEVC) in limited range and center (JPEG) in full
+    range.
     """
     location = color.chroma_location
     if location == 0:
@@ -238,7 +248,7 @@ def chroma_shift(layout: PlaneLayout, color: ColorSpec) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Where the samples of a new axis lie: sample j at `j * step + offset` of the old one."""
+    """Where new samples lie along an axis: sample j at `j * step + offset` of the old ones."""
 
     step: float
     offset: float
@@ -254,10 +264,11 @@ class Sampling:
         stride_out: int = 1,
         shift_out: float = 0.0,
     ) -> Sampling:
-        """Between pictures of `num_in` and `num_out` *luma* samples along this axis.
+        """The sampling between pictures of `num_in` and `num_out` *luma* samples along this axis.
 
-        Both cover the same extent. `stride` and `shift`: of the plane, in its picture's luma
-        samples (2 and 0 for left-sited 4:2:0 chroma, along x).
+        Both pictures cover the same extent. `stride` is the distance between a plane's samples and
+        `shift` the position of the first, in luma samples of its picture: 2 and 0 for left-sited
+        4:2:0 chroma along x.
         """
         ratio = num_in / num_out
         first = (shift_out + 0.5) * ratio - 0.5
@@ -265,6 +276,7 @@ class Sampling:
 
 
 LOCAL_MEAN_SIDE = 9
+"""Side of the square over which `with_local_mean` averages, in samples of the source."""
 
 
 def resample_plane(
@@ -274,10 +286,11 @@ def resample_plane(
     columns: Sampling,
     peak: int,
 ) -> Plane:
-    """The plane on another grid of `shape` (rows, columns), by bicubic interpolation.
+    """Resample a plane to a grid of `shape` (rows, columns) by bicubic interpolation.
 
-    Catmull-Rom (a = -0.5: straight ramps stay straight); stretched to `step` where that exceeds 1,
-    which antialiases as MATLAB's `imresize` does. Edges are replicated. Rounded, clamped to peak.
+    The kernel is Catmull-Rom (a = -0.5), which keeps straight ramps straight. Where `step` exceeds
+    1 it is stretched by `step`, which antialiases as MATLAB's `imresize` does. Edge samples are
+    repeated. The result is rounded and clamped to `peak`.
     """
     if plane_HW.shape == shape and rows == columns == Sampling(1.0, 0.0):
         return _as_codes(plane_HW, peak)
@@ -297,11 +310,11 @@ def _as_codes(plane_HW: Plane | FloatPlane, peak: int) -> Plane:
 
 
 def with_local_mean(made_HW: Plane | Matrix, source_HW: Plane | Matrix) -> FloatPlane:
-    """An enlarged plane with the local mean of the plane that it was made of; float, not clamped.
+    """Give an enlarged plane the local mean of its source; the result is float and not clamped.
 
-    Each sample of the source covers a whole number of samples of what was made. The difference of
-    both, averaged over `LOCAL_MEAN_SIDE` samples of the source each way, is added: detail is the
-    network's, color is the source's, whatever a network does to colors that it rarely saw.
+    Each sample of the source covers a whole number of enlarged samples. The difference between the
+    two, averaged over `LOCAL_MEAN_SIDE` samples of the source each way, is added. So the detail is
+    the network's and the color is the source's, even where a network has rarely seen that color.
     """
     height, width = source_HW.shape
     made = made_HW.astype(np.float32)
@@ -313,7 +326,7 @@ def with_local_mean(made_HW: Plane | Matrix, source_HW: Plane | Matrix) -> Float
 
 
 def _transposed(plane: Any) -> Any:
-    """Contiguous; several times as fast as numpy's copy."""
+    """The transposed plane, contiguous; several times as fast as a copy by numpy."""
     return cv2.transpose(plane)
 
 
@@ -336,7 +349,7 @@ def _resample_rows(plane_HW: FloatPlane, num_out: int, sampling: Sampling) -> Fl
 
 
 def _upscale_rows(plane_HW: FloatPlane, num_out: int, factor: int, offset: float) -> FloatPlane:
-    """Whole factors: the output rows of one phase are one convolution of the input."""
+    """Enlarge rows by a whole factor: those of one phase are one convolution of the input."""
     num_in, num_columns = plane_HW.shape
     result = np.empty((num_in, factor, num_columns), np.float32)
     for phase, kernel in enumerate(_phase_kernels(factor, offset)):
@@ -348,7 +361,7 @@ def _upscale_rows(plane_HW: FloatPlane, num_out: int, factor: int, offset: float
 
 @lru_cache(maxsize=64)
 def _phase_kernels(factor: int, offset: float) -> list[FloatPlane]:
-    """One column (2 reach + 1, 1) per phase, its middle on the input row of the same number."""
+    """One kernel (2 reach + 1, 1) for each phase, centered on the input row."""
     kernels = []
     for phase in range(factor):
         position = phase / factor + offset
@@ -362,7 +375,7 @@ def _phase_kernels(factor: int, offset: float) -> list[FloatPlane]:
 def _row_weights(
     num_in: int, num_out: int, sampling: Sampling
 ) -> tuple[npt.NDArray[np.intp], FloatPlane]:
-    """(taps, num_out) source rows and their weights."""
+    """Source rows and their weights, (taps, num_out) each."""
     stretch = max(1.0, sampling.step)
     center = np.arange(num_out) * sampling.step + sampling.offset
     num_taps = int(np.ceil(4 * stretch))
@@ -388,7 +401,7 @@ def cubic_kernel(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def black_planes(
     layout: PlaneLayout, color: ColorSpec, width: int, height: int
 ) -> tuple[Plane, ...]:
-    """An opaque black picture."""
+    """The planes of an opaque black picture."""
     full_range = is_full_range(color, layout)
     luma = code_range(layout.bits, full_range)
     chroma = code_range(layout.bits, full_range, is_chroma=True)

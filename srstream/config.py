@@ -1,4 +1,4 @@
-"""Every setting of a job, one class per section; a stage is given its own section and no more."""
+"""The settings of a job, one class per section. A stage receives its own section and no more."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ENCODER_NAMES = {
     "nvenc": "h264_nvenc", "nvenc_h264": "h264_nvenc", "nvenc_hevc": "hevc_nvenc",
     "mpeg2": "mpeg2video",
 }  # fmt: skip
-"""Encoders by the names of their codecs and by others that people use. libav would take some of
-these too, but no table of settings knows them."""
+"""Encoders by the names of their codecs and by other names in use. libav knows some of these names
+too, but no table of settings in srstream does."""
 
 
 class Section(BaseModel):
@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """Which network with which weights."""
+    """The network and its weights."""
 
     name: str = Field("fast", description="network; one of those with weights")
     weights: str | None = Field(
@@ -61,7 +61,7 @@ class EngineConfig(Section):
 
 
 class ReuseConfig(Section):
-    """What did not change since the last frame is not computed again."""
+    """Reuse of parts of a frame that did not change since the last one."""
 
     enabled: bool = Field(True, description="copy what is the same; the result is the same")
     threshold: int = Field(
@@ -73,14 +73,14 @@ class ReuseConfig(Section):
 
 
 class ScaleConfig(Section):
-    """Size of the output; the model's own 4x unless a smaller one is asked for."""
+    """The size of the output: the model's own 4x unless a smaller size is asked for."""
 
     scale: float | None = Field(None, gt=0, le=4, description="factor on the source's size")
     height: int | None = Field(None, ge=2, le=65535, description="rows of the output")
 
 
 class EncodeConfig(Section):
-    """The output's video encoder."""
+    """How the output's video is encoded."""
 
     codec: str = Field(
         "auto",
@@ -92,13 +92,13 @@ class EncodeConfig(Section):
     @field_validator("codec")
     @classmethod
     def _one_name(cls, codec: str) -> str:
-        """The encoder's own name, whatever it was called."""
+        """Replace the name of a codec by that of its encoder."""
         name = codec.strip().lower()
         return ENCODER_NAMES.get(name, name)
 
 
 class SourceConfig(Section):
-    """What is taken of the input."""
+    """Which part of the input is read, and how."""
 
     start_seconds: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="from the first video frame"
@@ -124,7 +124,7 @@ class SourceConfig(Section):
 
 
 class JobConfig(Section):
-    """One enhancement job: everything that decides what the result is."""
+    """All settings of one enhancement job."""
 
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()

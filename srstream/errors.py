@@ -1,4 +1,4 @@
-"""The error tree of srstream. Every message says what, where, when and what to do."""
+"""The errors that srstream raises. Every message says what, where, when and what to do."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import ClassVar
 
 
 class SrstreamError(Exception):
-    """Root of every error that srstream raises on purpose; its text is meant for the user."""
+    """The base of all errors that srstream raises on purpose. Their text is meant for the user."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(SrstreamError):
-    """The request cannot mean anything: a bad option, a missing input, an output in the way."""
+    """The request makes no sense: a bad option, a missing input, or an output that exists."""
 
     exit_code = 2
 
@@ -22,19 +22,19 @@ class ConfigError(UsageError):
 
 
 class RefusedError(UsageError):
-    """The job was understood and cannot work; refused before any work was done."""
+    """The request makes sense but cannot be fulfilled; it is refused before any work is done."""
 
 
 class BusyError(RefusedError):
-    """It cannot be taken now; later it may be."""
+    """The request cannot be accepted now, but may be later."""
 
 
 class NoSpaceError(RefusedError):
-    """The disk has too little space for the job to begin."""
+    """The disk has too little free space for the job to begin."""
 
 
 class ServiceError(SrstreamError):
-    """The daemon is not there, does not answer, or cannot begin its service."""
+    """The daemon is not running, does not answer, or cannot start its service."""
 
 
 class MediaError(SrstreamError):
@@ -42,7 +42,7 @@ class MediaError(SrstreamError):
 
 
 class TruncatedError(MediaError):
-    """The input ends earlier than it says; `--salvage` keeps the good part."""
+    """The input ends earlier than its header says; `--salvage` keeps the good part."""
 
 
 class DecodeError(MediaError):
@@ -50,7 +50,7 @@ class DecodeError(MediaError):
 
 
 class HostileInputError(MediaError):
-    """Reading the input ended its process several times at the same place."""
+    """The process that reads the input died several times at the same place."""
 
 
 class EncodeError(SrstreamError):
@@ -58,7 +58,7 @@ class EncodeError(SrstreamError):
 
 
 class VerifyError(SrstreamError):
-    """The output does not hold what the source held."""
+    """The output does not contain what the source contains."""
 
 
 class EngineError(SrstreamError):
@@ -66,7 +66,7 @@ class EngineError(SrstreamError):
 
 
 class EngineMemoryError(EngineError):
-    """The device has no memory for tiles of this size; smaller ones may do."""
+    """The device has too little memory for tiles of this size; smaller tiles may fit."""
 
 
 class WeightsError(SrstreamError):
@@ -78,7 +78,7 @@ class JobError(SrstreamError):
 
 
 class ResumeMismatchError(JobError):
-    """An unfinished job exists, made from another source or other settings."""
+    """An unfinished job of this output has another source or other settings."""
 
     exit_code = 3
 
@@ -88,7 +88,7 @@ class DiskFullError(JobError):
 
 
 class StalledError(JobError):
-    """Nothing moves in the job any more; it can be resumed."""
+    """The job makes no progress any more; it can be resumed."""
 
 
 class InterruptedJobError(JobError):
@@ -98,6 +98,6 @@ class InterruptedJobError(JobError):
 
 
 def error_named(name: str) -> type[SrstreamError] | None:
-    """The error of this name, which came from another process; None if it is none of ours."""
+    """The error class of this name, as another process reports it; None if there is none."""
     found = globals().get(name)
     return found if isinstance(found, type) and issubclass(found, SrstreamError) else None

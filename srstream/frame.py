@@ -1,4 +1,4 @@
-"""What travels between the stages: decoded planes with exact time and color description.
+"""Frames: decoded planes with their exact time and color description, as stages pass them on.
 
 Shape legend: H, W are rows and columns of a plane.
 """
@@ -24,11 +24,11 @@ Kind = Literal["yuv", "rgb", "gray"]
 MAX_PLANES = 4
 
 MAX_HEADER_BYTES = 4096
-"""Of a frame's header on the wire; the longest that is ever written has a tenth of that."""
+"""Largest header of a frame on the wire. The longest that is ever written is a tenth of it."""
 
 MAX_SIDE = 1 << 20
-"""Rows or columns of a frame on the wire; no codec has more, and a plane's size stays small enough
-to reckon with."""
+"""Most rows or columns of a frame on the wire. No codec allows more, and the size of a plane cannot
+overflow."""
 
 _INT64_MAX = (1 << 63) - 1
 _INT32_MAX = (1 << 31) - 1
@@ -59,10 +59,10 @@ class ColorSpec:
 
 @dataclass(frozen=True, slots=True)
 class PlaneLayout:
-    """How the planes of a frame are to be read.
+    """Which planes a frame has, and how their samples are stored.
 
-    `kind` yuv: Y, U, V; rgb: G, B, R (libav's planar order); gray: Y alone. An alpha plane comes
-    last, at luma size. Chroma planes measure ceil(W / 2**log2_chroma_w) by
+    The planes of `kind` yuv are Y, U, V; of rgb G, B, R (libav's planar order); of gray Y alone. An
+    alpha plane comes last, at luma size. Chroma planes measure ceil(W / 2**log2_chroma_w) by
     ceil(H / 2**log2_chroma_h). `bits` is the depth of a sample, 8 to 16.
     """
 
@@ -87,7 +87,7 @@ class PlaneLayout:
         return height, width
 
     def frame_bytes(self, width: int, height: int) -> int:
-        """Size of one frame's planes in bytes."""
+        """Bytes of all planes of one frame."""
         samples = 0
         for index in range(self.num_planes):
             rows, columns = self.plane_shape(index, width, height)
@@ -99,10 +99,10 @@ class PlaneLayout:
 class Frame:
     """One picture and its time.
 
-    `pts` counts `time_base` units and is monotonic through a job; `duration` likewise, 0 if
-    unknown. `planes` are described by `layout`. `sample_aspect_ratio` is the shape of a pixel where
-    that is not the one that the stream began with, else None. `concealed` marks a repetition of the
-    frame before it, put in place of one that could not be decoded.
+    `pts` counts `time_base` units and only grows during a job; `duration` is in the same units, 0
+    if unknown. `layout` describes the `planes`. `sample_aspect_ratio` is None unless the shape of a
+    pixel differs from the one with which the stream began. `concealed` marks a repetition of the
+    last frame in place of one that could not be decoded.
     """
 
     planes: tuple[Plane, ...]
@@ -128,7 +128,7 @@ class Frame:
     def with_planes(
         self, planes: Sequence[Plane], width: int, height: int, layout: PlaneLayout | None = None
     ) -> Frame:
-        """The same moment with other planes."""
+        """A frame with these planes at the same time."""
         return replace(
             self, planes=tuple(planes), width=width, height=height, layout=layout or self.layout
         )
@@ -157,7 +157,10 @@ class FrameForm:
 
 
 def encode_frame(frame: Frame) -> list[bytes | memoryview]:
-    """The wire form: a JSON header, then each plane's bytes. No copy of a contiguous plane."""
+    """Encode a frame as a JSON header and the bytes of each plane.
+
+    Contiguous planes are not copied.
+    """
     header = {
         "layout": asdict(frame.layout),
         "size": [frame.width, frame.height],
@@ -176,10 +179,10 @@ def encode_frame(frame: Frame) -> list[bytes | memoryview]:
 
 
 def decode_frame(parts: Sequence[bytes | memoryview]) -> Frame:
-    """The frame of a wire message, which may come from a stranger.
+    """Decode a wire message, which may come from an untrusted peer.
 
-    The header is checked to the last field, then every length against it; planes are views of the
-    parts unless those are misaligned. Samples above the depth are not looked for.
+    Every field of the header is checked, and then the length of every part against it. Planes are
+    views of the parts unless those are misaligned. Samples are not checked against the depth.
 
     Raises:
         MediaError: the header is not one that `encode_frame` writes, or the parts contradict it.
@@ -204,10 +207,10 @@ def decode_frame(parts: Sequence[bytes | memoryview]) -> Frame:
 
 
 def decode_header(part: bytes | memoryview) -> Frame:
-    """What a message's first part says of its frame, which has no planes yet.
+    """Decode the first part of a message to a frame without planes.
 
     Raises:
-        MediaError: it is not a header that `encode_frame` writes.
+        MediaError: the part is not a header that `encode_frame` writes.
     """
     try:
         if len(part) > MAX_HEADER_BYTES:
@@ -235,10 +238,10 @@ def decode_header(part: bytes | memoryview) -> Frame:
 
 
 def layout_from(fields: object) -> PlaneLayout:
-    """The layout that a mapping describes, as `dataclasses.asdict` makes it.
+    """Read a layout from a mapping such as `dataclasses.asdict` makes.
 
     Raises:
-        ValueError: there is no such layout.
+        ValueError: the mapping describes no layout.
     """
     if not isinstance(fields, dict) or fields.keys() != _LAYOUT_FIELDS:
         raise ValueError("a layout has other fields")
@@ -256,10 +259,10 @@ def layout_from(fields: object) -> PlaneLayout:
 
 
 def color_from(fields: object) -> ColorSpec:
-    """The color description in a mapping, as `dataclasses.asdict` makes it.
+    """Read a color description from a mapping such as `dataclasses.asdict` makes.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the mapping holds no color description.
     """
     if not isinstance(fields, dict) or fields.keys() != _COLOR_FIELDS:
         raise ValueError("a color description has other fields")

@@ -1,7 +1,7 @@
-"""How close a picture is to another: PSNR and SSIM, as the super-resolution literature has them.
+"""Measures of quality: PSNR and SSIM of pictures, and how steady a video is.
 
-And how steady a video is beside its original. Pictures are (H, W) or (H, W, 3) arrays on the scale
-0 to 255, uint8 or float; videos are sequences of luma planes.
+PSNR and SSIM are those of the super-resolution literature. Pictures are (H, W) or (H, W, 3) arrays
+on the scale 0 to 255, uint8 or float; videos are sequences of luma planes.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ PEAK = 255.0
 
 
 def luma_bt601(rgb_HW3: Picture) -> Plane:
-    """Luma in 16 to 235, float and not rounded, (H, W, 3) RGB to (H, W).
+    """Convert RGB (H, W, 3) to luma (H, W) from 16 to 235, float and not rounded.
 
-    MATLAB's `rgb2ycbcr`: ITU-R BT.601, limited range,
+    The formula is that of MATLAB's `rgb2ycbcr`, ITU-R BT.601 in limited range:
     Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255.
     """
     weights = np.array([65.481, 128.553, 24.966]) / 255.0
@@ -29,14 +29,14 @@ def luma_bt601(rgb_HW3: Picture) -> Plane:
 
 
 def shave(picture: Picture, border: int) -> Picture:
-    """The picture without `border` pixels on every side."""
+    """Cut `border` pixels off every side of a picture."""
     if border == 0:
         return picture
     return picture[border:-border, border:-border]
 
 
 def psnr(a: Picture, b: Picture, border: int = 0) -> float:
-    """Peak signal-to-noise ratio in dB, 10 log10(255^2 / mean squared error); inf if equal."""
+    """The peak signal-to-noise ratio in dB, 10 log10(255^2 / mean squared error); inf if equal."""
     _require_same_shape(a, b)
     difference = shave(a, border).astype(np.float64) - shave(b, border).astype(np.float64)
     mean_squared_error = float(np.mean(difference**2))
@@ -46,11 +46,11 @@ def psnr(a: Picture, b: Picture, border: int = 0) -> float:
 
 
 def ssim(a: Picture, b: Picture, border: int = 0) -> float:
-    """Structural similarity of two planes, in [-1, 1].
+    """The structural similarity of two planes, in [-1, 1].
 
     Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE
-    TIP 2004, as the authors' MATLAB code computes it: 11x11 Gaussian window of sigma 1.5, positions
-    where the window lies wholly inside only, K1 = 0.01, K2 = 0.03, no downsampling.
+    TIP 2004, as the authors' MATLAB code computes it: with an 11x11 Gaussian window of sigma 1.5,
+    only where the window lies wholly inside, with K1 = 0.01 and K2 = 0.03, without downsampling.
     """
     _require_same_shape(a, b)
     x = np.ascontiguousarray(shave(a, border), dtype=np.float64)
@@ -68,14 +68,14 @@ def ssim(a: Picture, b: Picture, border: int = 0) -> float:
 
 
 STILL = 1.5
-"""Levels by which a place, after a blur, may change from frame to frame and still stand still."""
+"""Largest change between two frames, in levels after a blur, of a place that counts as still."""
 
 
 def static_flicker(made: Sequence[Plane], true: Sequence[Plane]) -> float:
-    """How much more a video changes than its original, where the original stands still.
+    """How much more a video changes than its original where the original is still, in levels.
 
-    The mean absolute difference between neighboring frames there, less the original's own, in
-    levels; NaN where nothing stands still.
+    It is the mean absolute difference between neighboring frames there, minus that of the original;
+    NaN if nothing is still.
     """
     excess, weight = 0.0, 0
     for (made_a, made_b), (true_a, true_b) in zip(pairwise(made), pairwise(true), strict=True):
@@ -88,12 +88,12 @@ def static_flicker(made: Sequence[Plane], true: Sequence[Plane]) -> float:
 
 
 def warping_error(made: Sequence[Plane], true: Sequence[Plane]) -> float:
-    """How far neighboring frames differ once the original's motion is taken out, in levels.
+    """How much neighboring frames differ after motion compensation, in levels.
 
-    The root of the mean squared difference between a frame and the next one brought back along the
-    optical flow of the *original* (OpenCV's DIS), where that flow explains the original itself to
-    10 levels: what it can't follow (what was hidden, cuts) doesn't count. After Lai et al.,
-    "Learning Blind Video Temporal Consistency", ECCV 2018, equation 7. NaN where no flow holds.
+    It is the root of the mean squared difference between a frame and the next one, warped back by
+    the optical flow of the *original* (OpenCV's DIS). Only pixels count where that flow predicts
+    the original within 10 levels, so occlusions and cuts do not. After Lai et al., "Learning Blind
+    Video Temporal Consistency", ECCV 2018, equation 7. NaN if no pixel counts.
     """
     follow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     total, weight = 0.0, 0

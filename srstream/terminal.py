@@ -1,8 +1,8 @@
-"""Text on a terminal: whatever a name, a tag or an error holds is shown, and does nothing.
+"""Safe text on a terminal: names, tags and errors are shown as they are and have no effect.
 
-Everything that a command prints goes through here. Names, tags and error texts are not ours: they
-may hold Rich's markup (`[red]`), its emoji (`:smile:`), or control characters that move the cursor,
-change colors or begin a line that looks like one of ours.
+Everything that a command prints goes through this module. Names, tags and error texts come from
+elsewhere. They may contain Rich's markup (`[red]`), its emoji (`:smile:`), or control characters
+that move the cursor, change colors or start a line that looks like srstream's own.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.text import Text
 
 _BEYOND_ASCII = (
-    "\x7f-\x9f"  # delete, and the second set of controls, of which some open a sequence
-    "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # other lines, other directions
-    "\ud800-\udfff"  # bytes of a name that are no UTF-8
+    "\x7f-\x9f"  # delete, and the second set of controls, some of which open a sequence
+    "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # line separators, changes of direction
+    "\ud800-\udfff"  # bytes of a name that are not UTF-8
 )
 _ACTIVE = re.compile(f"[\x00-\x1f{_BEYOND_ASCII}]")
 _ACTIVE_IN_JSON = re.compile(f"[{_BEYOND_ASCII}]")
@@ -26,7 +26,7 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def visible(text: str) -> str:
-    r"""One line in which every character that would do something is spelled, as `\x1b` is."""
+    r"""Make one line of a text, with characters that have an effect spelled, such as `\x1b`."""
     return _ACTIVE.sub(_spelled, text)
 
 
@@ -38,22 +38,25 @@ def _spelled(found: re.Match[str]) -> str:
 
 
 def show(*lines: str) -> None:
-    """Lines on standard output."""
+    """Print lines on standard output."""
     print(*map(visible, lines), sep="\n", flush=True)
 
 
 def tell(*lines: str) -> None:
-    """Lines on standard error."""
+    """Print lines on standard error."""
     print(*map(visible, lines), sep="\n", file=sys.stderr, flush=True)
 
 
 def show_json(text: str) -> None:
-    """A JSON document on standard output: data, which may all the same end up on a terminal."""
+    """Print a JSON document on standard output, safe for a terminal and still the same data."""
     print(_ACTIVE_IN_JSON.sub(lambda c: f"\\u{ord(c.group()):04x}", text), flush=True)
 
 
 def run_app(app: typer.Typer) -> NoReturn:
-    """Run a command line up to its exit code; what the parser quotes of it may be a file's name."""
+    """Run a command line and exit with its code.
+
+    The parser's errors quote arguments, which may be names of files, so they are made visible too.
+    """
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except _ParseError as error:
@@ -65,11 +68,11 @@ def run_app(app: typer.Typer) -> NoReturn:
 
 
 _ParseError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-"""Of the parser that Typer brings along, or of Click."""
+"""The base of the parser's errors, in the parser that Typer brings along or in Click."""
 
 
 class _PlainConsole(Console):
-    """Takes every string, those in the cells of a table too, as what it is: one line."""
+    """A console that prints every string, also in the cells of a table, as one plain line."""
 
     def render_str(self, text: str, **how: Any) -> Text:
         kept = {name: how[name] for name in ("justify", "overflow") if how.get(name) is not None}
@@ -77,7 +80,7 @@ class _PlainConsole(Console):
 
 
 def plain_console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """A console for bars and tables; each string that it prints is one line."""
+    """Make a console for progress bars and tables; every string that it prints is one line."""
     return _PlainConsole(
         stderr=stderr,
         width=width,

@@ -1,9 +1,9 @@
-"""What did not change is not computed again: which parts of a frame are new. Pure geometry.
+"""Which parts of a frame have changed and must be computed anew. Pure geometry.
 
-A frame is a grid of small cells. What a network makes of a cell depends on the cell's input and on
-a halo around it, nothing else. Where both equal the input that the stored output was computed from,
-the stored output is what would be computed. The cells that remain are covered by a few rectangles,
-each of which costs its halo once.
+A frame is a grid of small cells. A network's output for a cell depends on the input of the cell and
+of a halo around it, and on nothing else. If neither differs from the input of the stored output,
+that output is still right. The other cells are covered by a few rectangles, each of which costs its
+halo once.
 """
 
 from __future__ import annotations
@@ -22,45 +22,45 @@ from srstream.engines.tiles import Rectangle
 from srstream.frame import Plane
 
 CELL = 8
-"""Side of a cell, in input pixels. Small ones follow the changes closely: at 8 the least is left
-to compute of compressed footage (320x180, H.264 at CRF 23 and 30; 16 and 32 tried)."""
+"""Side of a cell in input pixels. Small cells follow the changes closely: of compressed footage
+(320x180, H.264 at CRF 23 and 30) 8 leaves less to compute than 16 or 32."""
 
 MAX_CELLS = 48 * 48
-"""Of a frame; larger frames have larger cells, so that covering them takes no longer."""
+"""Most cells of a frame. Larger frames have larger cells, so that covering them takes no longer."""
 
 RECTANGLE_PIXELS = 1200
-"""What an engine's fixed cost for a tile amounts to, in pixels (OpenVINO, measured on `fast`)."""
+"""An engine's fixed cost for a tile, in pixels (measured with OpenVINO on `fast`)."""
 
 NEW_SHAPE_PIXELS = 800
-"""By which a window may grow to a shape that the engine knows. The first tile of a shape costs
-OpenVINO 3000 pixels' time, but a shape that is known serves later windows too."""
+"""Pixels by which a window may grow to a shape that the engine knows. The first tile of a shape
+costs OpenVINO the time of 3000 pixels, but a known shape serves later windows too."""
 
 MAX_KNOWN_SHAPES = 256
 
 MAX_BOXES = 48
-"""Whose merging is considered pair by pair."""
+"""Most boxes whose merging is considered pair by pair."""
 
 MOSTLY_CHANGED = 0.7
-"""Of the cells: above it no cover can pay, and none is looked for; finding that out is cheap."""
+"""Share of changed cells above which no cover can pay, so that none is looked for."""
 
 WORTHWHILE = 0.9
-"""Of the whole frame: where a cover costs more, the frame is computed as one."""
+"""Share of the whole frame's cost above which a cover is not worthwhile."""
 
 REST = 1
-"""Frames after one whose cover was too dear, for which none is looked for: most are alike."""
+"""Frames for which no cover is looked for after one whose cover cost too much; most are like it."""
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class CellGrid:
-    """A picture's cells; those at the right and the bottom may be smaller."""
+    """The cells of a picture; those at the right and at the bottom may be smaller."""
 
     height: int
     width: int
     halo: int
     side: int = field(init=False)
-    """Of a cell, in pixels."""
+    """Side of a cell in pixels."""
 
     def __post_init__(self) -> None:
         side = CELL
@@ -69,9 +69,9 @@ class CellGrid:
         object.__setattr__(self, "side", side)
 
     def changed(self, difference: Mask) -> Mask:
-        """(rows, columns): whether anything differs in each cell or its halo.
+        """Whether anything differs in each cell or its halo, (rows, columns) of cells.
 
-        `difference` is (H, W), where the pixels differ.
+        `difference` (H, W) says which pixels differ.
         """
         sums = cv2.integral(difference.view(np.uint8))
         tops, bottoms = self._reach(self.height)
@@ -85,9 +85,9 @@ class CellGrid:
         return np.asarray(inside > 0)
 
     def cover(self, changed: Mask, max_pixels: int) -> list[Rectangle] | None:
-        """Rectangles that hold all changed cells; None where the whole frame is as cheap.
+        """Rectangles that contain all changed cells; None if the whole frame is as cheap.
 
-        `max_pixels` bounds each with its halo.
+        `max_pixels` bounds each rectangle with its halo.
         """
         whole = self.height * self.width + RECTANGLE_PIXELS
         boxes = _merged(self._few_boxes(changed), self)
@@ -107,13 +107,13 @@ class CellGrid:
         return bool(changed[rows, columns].any())
 
     def _reach(self, length: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Where each cell's halo begins and ends along one axis."""
+        """The begin and the end of each cell's halo along one axis."""
         starts = np.arange(0, length, self.side)
         ends = np.minimum(starts + self.side + self.halo, length)
         return np.maximum(starts - self.halo, 0), ends
 
     def _few_boxes(self, changed: Mask) -> NDArray[np.int64]:
-        """Boxes that hold all changed cells, of coarser cells where there are too many."""
+        """Boxes that contain all changed cells, of coarser cells if there are too many."""
         factor = 1
         boxes = _runs(changed)
         while len(boxes) > MAX_BOXES:
@@ -126,13 +126,13 @@ class CellGrid:
         return np.minimum(boxes, np.tile(changed.shape, 2))
 
     def windows(self, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What the network sees, in pixels, for boxes (n, 4) of cells."""
+        """The network's input for boxes (n, 4) of cells, in pixels."""
         starts = np.maximum(boxes[:, :2] * self.side - self.halo, 0)
         ends = np.minimum(boxes[:, 2:] * self.side + self.halo, (self.height, self.width))
         return np.concatenate([starts, ends], axis=1)
 
     def trimmed(self, rectangle: Rectangle, difference: Mask) -> Rectangle | None:
-        """The part of a rectangle, one box again, that differences reach; None if none does."""
+        """The smallest part of a rectangle that contains all changes; None if nothing changes."""
         window = rectangle.window(self.height, self.width, self.halo)
         seen = difference[window.slices]
         rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
@@ -154,7 +154,7 @@ class CellGrid:
     def _split(
         self, top: int, left: int, bottom: int, right: int, max_pixels: int
     ) -> list[Rectangle]:
-        """A box of cells as rectangles of pixels, halved until each is small enough."""
+        """Convert a box of cells to rectangles of pixels, halved until each is small enough."""
         side = self.side
         rectangle = Rectangle(
             top * side, left * side, min(bottom * side, self.height), min(right * side, self.width)
@@ -172,7 +172,7 @@ class CellGrid:
 
 
 def _runs(changed: Mask) -> NDArray[np.int64]:
-    """Boxes (top, left, bottom, right) of cells: runs in each row, equal ones joined downward."""
+    """Boxes (top, left, bottom, right) of changed cells: runs in rows, equal runs joined."""
     edges = np.diff(changed.astype(np.int8), axis=1, prepend=0, append=0)
     rows, lefts = (indices.tolist() for indices in np.nonzero(edges == 1))
     _, rights = (indices.tolist() for indices in np.nonzero(edges == -1))
@@ -189,9 +189,10 @@ def _runs(changed: Mask) -> NDArray[np.int64]:
 
 
 def _merged(boxes: NDArray[np.int64], grid: CellGrid) -> NDArray[np.int64]:
-    """As few as pay: two become the box around both while that costs less, best pair first."""
-    # Edges as (-top, -left, bottom, right): the greater of each are those of the box around both,
-    # of cells and, since cutting at the picture's edge keeps the order, of windows as well.
+    """Merge boxes: two become the box around both while that costs less, the best pair first."""
+    # With edges as (-top, -left, bottom, right), the greater of each are the edges of the box
+    # around both. That is true of cells and also of windows, as cutting at the picture's edge
+    # keeps the order.
     signs = np.array([[-1], [-1], [1], [1]])
     cells = boxes.T * signs
     windows = grid.windows(boxes).T * signs
@@ -217,16 +218,16 @@ def _merged(boxes: NDArray[np.int64], grid: CellGrid) -> NDArray[np.int64]:
 
 
 def _cost(edges: NDArray[np.int64]) -> NDArray[np.int64]:
-    """In pixels, of windows with edges (-top, -left, bottom, right) along the first axis."""
+    """The cost in pixels of windows given as edges (-top, -left, bottom, right), (4, ...)."""
     return np.asarray((edges[0] + edges[2]) * (edges[1] + edges[3]) + RECTANGLE_PIXELS)
 
 
 class Memory:
-    """The inputs that a plane's stored output was computed from.
+    """The inputs from which a plane's stored output was computed.
 
-    Exactly (`threshold` 0) these are the last frame's planes. With a threshold each cell keeps its
-    own, halo included, so that errors never add up: a cell is computed anew as soon as any sample
-    that it depends on differs by more than the threshold from what it was computed from.
+    With a `threshold` of 0 these are the last frame's planes. With a higher one each cell keeps its
+    own input, halo included, so that errors never add up: a cell is computed anew as soon as any
+    sample on which it depends differs by more than the threshold from that input.
     """
 
     def __init__(self, grid: CellGrid, threshold: int) -> None:
@@ -237,7 +238,7 @@ class Memory:
         self._patches: list[NDArray[np.int32]] = []
 
     def changed(self, planes: Sequence[Plane]) -> Mask | None:
-        """(rows, columns) of the cells to compute; None where nothing is remembered yet."""
+        """Which cells to compute, (rows, columns); None if nothing is remembered yet."""
         if self.threshold == 0:
             if not self._planes:
                 return None
@@ -256,7 +257,7 @@ class Memory:
         return np.asarray(np.max(apart, axis=0) > self.threshold)
 
     def to_compute(self, planes: Sequence[Plane], max_pixels: int) -> list[Rectangle] | None:
-        """Rectangles that hold all that changed; None for all of the planes."""
+        """Rectangles that contain all that changed; None for the whole planes."""
         if self._rest:
             self._rest -= 1
             return None
@@ -272,7 +273,7 @@ class Memory:
         return [rectangle for rectangle in trimmed if rectangle is not None]
 
     def keep(self, planes: Sequence[Plane], computed: Sequence[Rectangle] | None) -> None:
-        """Remembers what the outputs now are computed from; None: all of them."""
+        """Remember the planes as the input of what was computed, or of everything if None."""
         if self.threshold == 0:
             self._planes = tuple(planes)
             return
@@ -290,7 +291,10 @@ class Memory:
                 patches[cells] = now[cells]
 
     def _cut(self, plane: Plane) -> NDArray[np.int32]:
-        """(rows, columns, side + 2 halo, side + 2 halo): cells with their halos, edges repeated."""
+        """Cut cells with their halos, (rows, columns, side + 2 halo, side + 2 halo).
+
+        Edge samples are repeated.
+        """
         grid, side = self.grid, self.grid.side
         rows, columns = -(-grid.height // side), -(-grid.width // side)
         below, right = rows * side - grid.height, columns * side - grid.width
@@ -305,13 +309,16 @@ class Memory:
 
 
 class KnownShapes:
-    """Of the windows that an engine was given: it takes longer for the first of a shape."""
+    """The shapes of the windows that an engine was given; the first of a shape takes longer."""
 
     def __init__(self) -> None:
         self._shapes: deque[tuple[int, int]] = deque(maxlen=MAX_KNOWN_SHAPES)
 
     def fitted(self, window: Rectangle, height: int, width: int) -> Rectangle:
-        """A window of a known shape around this one, inside the picture; itself if that is less."""
+        """A window of a known shape around this one, or this one if that costs less.
+
+        It lies inside the picture of `height` x `width`.
+        """
         rows, columns = window.bottom - window.top, window.right - window.left
         fitting = [
             (known_rows * known_columns, known_rows, known_columns)
@@ -328,9 +335,9 @@ class KnownShapes:
 
 
 class ResampledPlane:
-    """What a plane became by interpolation, and what it was made of: rows that are the same stay.
+    """Resamples a plane and keeps the rows whose source did not change since the last one.
 
-    The result is that of `resample_plane` to the last bit.
+    The result equals that of `resample_plane` to the last bit.
     """
 
     def __init__(self) -> None:
@@ -341,7 +348,7 @@ class ResampledPlane:
     def resample(
         self, plane: Plane, shape: tuple[int, int], rows: Sampling, columns: Sampling, peak: int
     ) -> Plane:
-        """See `resample_plane`. The array may be returned again; it is not to be written to."""
+        """See `resample_plane`. The array may be returned again, so do not write to it."""
         how = plane.shape, plane.dtype, shape, rows, columns, peak
         if how != self._how:
             self._made = resample_plane(plane, shape, rows, columns, peak)
@@ -360,8 +367,8 @@ class ResampledPlane:
         factor = shape[0] // height
         if (factor * height, factor * plane.shape[1]) != shape or factor * rows.step != 1:
             return resample_plane(plane, shape, rows, columns, peak)
-        # An output row depends on two input rows each way from its place, which lies off its
-        # cell by the offset.
+        # An output row depends on two input rows each way from its position, which the offset
+        # moves away from its own input row.
         reach = 3 + math.ceil(abs(rows.offset))
         first, end = max(int(changed[0]) - reach, 0), min(int(changed[-1]) + 1 + reach, height)
         top, bottom = max(first - reach, 0), min(end + reach, height)

@@ -1,8 +1,9 @@
-"""Jobs that share an engine take turns: each gets its share of the engine's time, none is starved.
+"""Turns for jobs that share an engine: each gets its share of the engine's time, none is starved.
 
-Start-time fair queueing (Goyal, Vin and Cheng, 1997) on measured time: every member has a clock
-that runs faster the lower its weight, and of those that wait the one whose clock is behind goes
-first. Who comes in late starts at the others' time, so idling saves nothing up.
+The turns follow start-time fair queueing (Goyal, Vin and Cheng, 1997) on measured time. Every
+member has a clock that runs faster the lower its weight, and of the members that wait, the one
+whose clock is farthest behind goes first. A newcomer starts at the others' time, so a member saves
+nothing up by idling.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from srstream.enhancer.stage import Stage
 from srstream.frame import Frame, FrameForm
 
 STEP = 1.5
-"""By which a step of priority multiplies a member's share."""
+"""Factor by which one step of priority multiplies a member's share."""
 
 
 class Member:
-    """One job's place in the round. Its owner's thread takes turns; any thread may weigh it."""
+    """One job's place in the round.
+
+    The job's thread takes the turns; any thread may change the priority.
+    """
 
     def __init__(self, round_: Round, priority: int) -> None:
         self._round = round_
@@ -28,16 +32,16 @@ class Member:
         self.clock = 0.0
         self.is_waiting = False
         self.call: Callable[[], None] = _nothing
-        """What is called, from any thread, when it is the turn of this member that waits."""
+        """Is called, from any thread, when this member waits and its turn has come."""
         self._since: float | None = None
 
     def weigh(self, priority: int) -> None:
-        """Give it another priority from the next turn on."""
+        """Change the priority, from the next turn on."""
         self.weight = STEP**priority
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Hold the engine; waits until it is this member's turn."""
+        """Wait for this member's turn and hold the engine during the context."""
         self._round.enter(self)
         self._since = time.monotonic()
         try:
@@ -46,22 +50,22 @@ class Member:
             self.end_turn()
 
     def try_turn(self) -> bool:
-        """Take the turn if it is this member's, or stand in line for it and be called then.
+        """Take the turn if it is this member's; otherwise wait in line and be called then.
 
-        Whoever stands in line holds up those behind it until it has come back and taken its turn.
+        A member in line holds up those behind it until it has come back and taken its turn.
         """
         if self._since is None and self._round.try_enter(self):
             self._since = time.monotonic()
         return self._since is not None
 
     def end_turn(self) -> None:
-        """Let the next one have the engine; nothing where this member does not hold it."""
+        """Pass the engine on, if this member holds it."""
         since, self._since = self._since, None
         if since is not None:
             self._round.leave(self, (time.monotonic() - since) / self.weight)
 
     def close(self) -> None:
-        """Leave the round, in the middle of a turn as well."""
+        """Leave the round, even in the middle of a turn."""
         self.end_turn()
         self._round.remove(self)
 
@@ -74,10 +78,10 @@ class Round:
         self._members: list[Member] = []
         self._is_taken = False
         self._now = 0.0
-        """The clock of the last one that was let in: where newcomers start."""
+        """The clock of the member that had the last turn; newcomers start at it."""
 
     def join(self, priority: int) -> Member:
-        """A new member, at the time of those that are there."""
+        """Add a member, at the time of the others."""
         member = Member(self, priority)
         with self._changed:
             self._members.append(member)
@@ -130,13 +134,13 @@ class Round:
 
 
 class SharedStage:
-    """An enhancer that is given a frame only when it is its job's turn.
+    """A stage that has room for a frame only when it is its job's turn.
 
-    A turn lasts from a frame's beginning until the engine has room for the next one: what it costs
-    is the time for which the job kept the engine busy.
+    A turn lasts from the beginning of a frame until the engine has room for the next one, so its
+    cost is the time for which the job kept the engine busy.
 
     Args:
-        wake: called, from any thread, when the job's turn has come.
+        wake: is called, from any thread, when the job's turn has come.
     """
 
     def __init__(self, stage: Stage, member: Member, wake: Callable[[], None]) -> None:
@@ -223,4 +227,4 @@ class WaitingStage:
 
 
 def _nothing() -> None:
-    """Nobody is to be called."""
+    """The call of a member that nothing waits for."""
