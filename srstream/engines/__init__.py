@@ -1,1 +1,1 @@
-"""Engines run a network over tiles of one fixed shape; see `contract`."""
+"""Engines, which run a network over tiles; `contract.py` says what they must do."""

@@ -1,9 +1,9 @@
-"""The one contract between the pipeline and whatever runs a network.
+"""The contract between the enhancer and the engines that run a network.
 
-A tile is one plane for each input plane of the model's color form, all (H, W) = (rows, columns) of
-the luma grid; a result is one plane for each output plane, (scale H, scale W), where U and V of a
-`yuv420` model have half of Y's scale. All are codes of Y, U, V in the range of the file. What the
-network is given is another thing (`TileFormat.to_network`), and a part of the engine's graph.
+A tile has one plane for each input plane of the model's color form, all (H, W) = (rows, columns) of
+the luma grid. A result has one plane for each output plane, (scale H, scale W); U and V of a
+`yuv420` model have half of Y's scale. All are codes of Y, U, V in the range of the file. The engine
+converts them to the values that the network expects (`TileFormat.to_network`) and back.
 """
 
 from __future__ import annotations
@@ -24,77 +24,77 @@ from srstream.models.table import COLOR_FORMS, ColorForm, ColorFormName
 Matrix = NDArray[np.float64]
 
 OnDone = Callable[[], None]
-"""Takes the news that a tile is done, in any thread; returns at once and raises nothing."""
+"""Is called in any thread when a tile is done. It must return at once and raise nothing."""
 
 NETWORK_PEAK = 255.0
-"""Networks on Y, U, V are trained on codes of 8 bits in limited range, divided by this."""
+"""Divisor of codes: networks on Y, U, V are trained on codes of 8 bits in limited range over it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """`mix` (n, n) times the planes plus `offset` (n,)."""
+    """An affine map of n planes: `mix` (n, n) times the planes plus `offset` (n,)."""
 
     mix: Matrix
     offset: Matrix
 
     @property
     def gains(self) -> Matrix | None:
-        """Of each plane, (n,), where none is mixed with another."""
+        """The gain of each plane, (n,); None if planes are mixed."""
         gains: Matrix = np.diag(self.mix).copy()
         return gains if np.array_equal(self.mix, np.diag(gains)) else None
 
     def inverse(self) -> Affine:
-        """What undoes it."""
+        """The map that undoes this one."""
         gains = self.gains
         mix = np.linalg.inv(self.mix) if gains is None else np.diag(1.0 / gains)
         return Affine(np.asarray(mix, np.float64), -mix @ self.offset)
 
     def of_planes(self, first: int, num_planes: int) -> Affine:
-        """For some of the planes, which must not be mixed with the others."""
+        """The map of some of the planes, which must not be mixed with the others."""
         kept = slice(first, first + num_planes)
         return Affine(self.mix[kept, kept], self.offset[kept])
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine with its weights can do, as data."""
+    """What an engine can do with its weights."""
 
     name: str
-    """The engine's, as in the table."""
+    """The engine's name in the table of engines."""
     device: str
     weights: Path
-    """The file that the network was read from, the first of them if several were mixed."""
+    """The file of the network's weights, the first one if several are mixed."""
     weights_sha256: str
-    """Of everything that decides the weights."""
+    """SHA-256 of everything that determines the weights."""
     color_form: ColorFormName
-    """Which planes go in and come out, see `COLOR_FORMS`."""
+    """Which planes go in and come out; see `COLOR_FORMS`."""
     scale: int
-    """Output luma samples per input one, along each axis."""
+    """Output luma samples per input sample, along each axis."""
     halo: int
-    """Radius of the network's receptive field in input pixels; what tiles must overlap by."""
+    """Radius of the network's receptive field in input pixels, by which tiles must overlap."""
     activation_bytes_per_pixel: int
     """Working memory for one input pixel of one tile in flight."""
     num_streams: int
     """Tiles that are computed at the same time."""
     num_threads: int
     precision: str = "float32"
-    """What the network is computed in."""
+    """The number format in which the network is computed."""
     border: int = 0
-    """Samples by which a picture is to be continued on each side, with its outermost ones, for the
-    network's zeros beyond its edges not to show; cut off again from what comes out."""
+    """Samples by which a picture must be extended on each side with its outermost ones. They are
+    cut off the result, so that the zeros which the network sees beyond an edge do not show."""
     min_bits: int = 8
     max_bits: int = 16
     takes_any_shape: bool = False
-    """Sessions can be opened for tiles of any shape; a tile's result is the same bits in both."""
+    """Whether a session can be opened for tiles of any shape, with the same bits as a result."""
     tiles_are_exact: bool = True
-    """A sample depends on nothing beyond the halo, to the last bit; if not, on its whole tile: one
-    in some ten thousand may then round to the code beside it."""
+    """Whether a sample depends on nothing beyond the halo, to the last bit. If not, it depends on
+    its whole tile, and one sample in some ten thousand may round to the next code."""
     max_tile_side: int | None = None
-    """Rows and columns that a tile may have; None: any number."""
+    """Most rows and columns of a tile; None for any number."""
     mixes_sets: bool = False
-    """A knob is turned: the weights are a mixture of several sets."""
+    """Whether the weights are a mixture of several sets, since a knob is turned."""
     is_deterministic: bool = True
-    """The same tile gives the same result, whatever else runs beside it."""
+    """Whether the same tile always gives the same result, whatever runs beside it."""
 
     @property
     def form(self) -> ColorForm:
@@ -103,26 +103,27 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class TileFormat:
-    """What a session is opened for."""
+    """The format of the tiles for which a session is opened."""
 
     shape: tuple[int, int] | None
-    """(rows, columns) of every tile; None: any, each its own, from engines that can."""
+    """(rows, columns) of every tile; None for tiles of any shape, if the engine takes them."""
     bits: int
-    """8 to 16: codes are 0 to 2**bits - 1, uint8 (8 bits) or uint16."""
+    """Depth, 8 to 16. Codes are 0 to 2**bits - 1, uint8 for 8 bits and uint16 for more."""
     matrix: int | None = None
-    """H.273 matrix of Y, U, V; `rgb` models need it, the others see Y, U, V whatever it is."""
+    """H.273 matrix of Y, U, V. Only `rgb` models need it."""
     full_range: bool = False
-    """Of Y, U, V."""
+    """Whether the codes of Y, U, V use the full range."""
 
     @property
     def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
-        """Of the codes."""
+        """The numpy type of the codes."""
         return np.dtype(np.uint8) if self.bits <= 8 else np.dtype(np.uint16)
 
     def to_network(self, color_form: ColorFormName) -> Affine:
-        """From codes to what a network of this color form was trained on, nothing clipped.
+        """The map from codes to the values on which a network of this color form was trained.
 
-        R, G, B in [0, 1], or Y, U, V as codes of 8 bits in limited range, divided by 255.
+        These are R, G, B in [0, 1], or Y, U, V as codes of 8 bits in limited range, divided by 255.
+        Nothing is clipped.
         """
         luma = code_range(self.bits, self.full_range)
         chroma = code_range(self.bits, self.full_range, is_chroma=True)
@@ -142,12 +143,12 @@ class TileFormat:
         )
 
     def from_network(self, color_form: ColorFormName) -> Affine:
-        """From what a network makes to codes, neither rounded nor clamped."""
+        """The map from a network's values to codes, neither rounded nor clamped."""
         return self.to_network(color_form).inverse()
 
 
 def _columns(luma: CodeRange, chroma: CodeRange) -> tuple[Matrix, Matrix]:
-    """Zeros and spans of Y, U, V."""
+    """The zeros and the spans of Y, U, V."""
     return (
         np.array([luma.zero, chroma.zero, chroma.zero]),
         np.array([luma.span, chroma.span, chroma.span]),
@@ -155,7 +156,7 @@ def _columns(luma: CodeRange, chroma: CodeRange) -> tuple[Matrix, Matrix]:
 
 
 def check_tile(tile: Sequence[Plane], wanted: TileFormat, form: ColorForm) -> None:
-    """`EngineError` unless these are the planes that a session for `wanted` takes."""
+    """Raise `EngineError` unless a session for `wanted` takes these planes."""
     if len(tile) != form.num_input_planes:
         raise EngineError(
             f"a tile of {len(tile)} planes came to a session for {form.num_input_planes}"
@@ -170,67 +171,65 @@ def check_tile(tile: Sequence[Plane], wanted: TileFormat, form: ColorForm) -> No
 
 
 class Ticket(Protocol):
-    """A tile on its way; hand it to `Session.result` once."""
+    """A tile in an engine. Pass it to `Session.result` once."""
 
     def is_done(self) -> bool:
-        """Whether `Session.result` would return, or raise, without waiting; raises nothing."""
+        """Whether `Session.result` would return or raise without waiting. Raises nothing."""
         ...
 
 
 class Session(Protocol):
-    """An engine opened for one format of tiles.
-
-    Not safe for several threads: one thread submits and collects.
-    """
+    """An engine opened for one format of tiles. A single thread submits and collects."""
 
     format: TileFormat
     num_in_flight: int
-    """Tiles that can be in the engine at once; one more `submit` waits for the oldest."""
+    """Tiles that the engine holds at once; another `submit` waits for the oldest."""
 
     def submit(self, tile: Sequence[Plane]) -> Ticket:
-        """Starts one tile: its input planes, (H, W) each.
+        """Start one tile, given as its input planes, (H, W) each.
 
-        They are copied before this returns and may be any views. Waits only while `num_in_flight`
-        tiles are in the engine already.
+        The planes are copied before this returns, so they may be views. It waits only if
+        `num_in_flight` tiles are in the engine already.
 
         Raises:
-            EngineError: number, shape or dtype aren't the session's, or the engine failed.
+            EngineError: the number, shape or dtype of the planes is wrong, or the engine failed.
         """
         ...
 
     def result(self, ticket: Ticket) -> tuple[Plane, ...]:
-        """Waits for a tile's output planes: same dtype, rounded half to even and clamped.
+        """Wait for a tile and return its output planes, rounded half to even and clamped.
 
-        The arrays are the caller's own. Tickets may be collected in any order, each once.
+        They have the dtype of the input and belong to the caller. Tickets may be passed in any
+        order, each once.
 
         Raises:
-            EngineError: the engine failed on it.
+            EngineError: the engine failed on this tile.
         """
         ...
 
     def close(self) -> None:
-        """Waits for what is in flight, throws it away and frees the engine's memory."""
+        """Wait for the tiles in the engine, drop their results and free the session's memory."""
         ...
 
 
 class Engine(Protocol):
-    """A network on a device, from which sessions are opened."""
+    """A network on a device. Its sessions enlarge tiles."""
 
     capabilities: Capabilities
 
     def open_session(self, tile: TileFormat, on_done: OnDone | None = None) -> Session:
-        """Compiles for tiles of this format.
+        """Compile the network for tiles of this format.
 
         `on_done` is called for every tile, computed or failed, soon after its ticket's `is_done`
-        has turned true, and nobody needs to wait for the tile or submit another for that. So a
-        caller that has other things to wait for as well need not ask again and again.
+        has turned true, even if nobody waits for the tile or submits another. So a caller that
+        waits for other things too need not poll.
 
         Raises:
-            EngineMemoryError: the device has no memory for tiles of this size.
-            EngineError: the device cannot run it.
+            EngineMemoryError: the device has too little memory for tiles of this size.
+            EngineError: the device cannot run the network.
         """
         ...
 
     def close(self) -> None:
-        """Frees what the engine holds; sessions must be closed before."""
+        """Free what the engine holds. Its sessions must be closed before."""
         ...

@@ -1,4 +1,4 @@
-"""Telling of finished tiles, for engines whose runtime can be waited for but calls nobody."""
+"""Notification of finished tiles, for engines whose runtime offers waiting but no callback."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from collections.abc import Callable
 from srstream.engines.contract import OnDone
 
 Wait = Callable[[], object]
-"""Returns, or raises, once a tile is done."""
+"""Returns or raises once a tile is done."""
 
 _LAST_TILE_SECONDS = 60.0
-"""How long the end of the program waits for a tile that is under way."""
+"""How long the end of the program waits for a tile in the engine."""
 
 
 class DoneNotifier:
-    """A thread that waits for tiles in the order of their coming, and calls `on_done` after each.
+    """A thread that waits for tiles in their order of submission and calls `on_done` after each.
 
-    A callback in the runtime's own thread would do without it, but there Python's lock holds up the
-    next tile, and OpenVINO calls none for a tile that failed.
+    A callback in the runtime's own thread would need no thread, but it would hold up the next tile
+    while it waits for Python's lock, and OpenVINO calls back for no tile that failed.
     """
 
     def __init__(self, on_done: OnDone) -> None:
@@ -33,11 +33,11 @@ class DoneNotifier:
         _running[thread] = self._waits
 
     def expect(self, wait: Wait) -> None:
-        """Have `on_done` called when `wait`, called in the thread, returns."""
+        """Call `wait` in the thread, and `on_done` when it returns."""
         self._waits.put(wait)
 
     def close(self) -> None:
-        """End the thread once what it was told to wait for is done; does not wait for that."""
+        """End the thread after the tiles that it waits for. Returns without waiting for them."""
         self._waits.put(None)
 
 
@@ -56,10 +56,10 @@ _running: weakref.WeakKeyDictionary[threading.Thread, queue.SimpleQueue[Wait | N
 
 @atexit.register
 def _end_all() -> None:
-    """End the threads of sessions that nobody closed, after an error for instance.
+    """End the threads of sessions that were not closed, after an error for instance.
 
-    Python ends what still runs when it ends itself by unwinding its stack; a runtime written in C++
-    takes that for a fault and aborts the program.
+    When Python exits, it ends the threads that still run by unwinding their stacks; a runtime
+    written in C++ takes that for a fault and aborts the program.
     """
     for thread, waits in list(_running.items()):
         waits.put(None)

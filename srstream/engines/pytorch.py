@@ -1,7 +1,7 @@
-"""PyTorch: the reference that the other engines are held against; any device, none fast.
+"""PyTorch: the reference for the other engines. It runs on any device and is fast on none.
 
-The network is built from the `.safetensors` file beside the `.onnx` one. Tiles are computed one
-after the other in a thread of their own, in float32.
+The network is built from the `.safetensors` file beside the `.onnx` one. One thread computes the
+tiles one after the other, in float32.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from srstream.models.networks import FlatNetwork, Network, blended_network
 from srstream.models.table import ModelSpec
 
 LIVE_ACTIVATIONS = 4
-"""Feature maps of the widest layer that are held at once, with PyTorch's scratch memory."""
+"""Feature maps of the widest layer that exist at once, PyTorch's scratch memory included."""
 
 
 class PyTorchEngine:
-    """The model's network on CUDA where there is a device, else on the CPU.
+    """The model's network in PyTorch, on a CUDA device if there is one, otherwise on the CPU.
 
     Raises:
         WeightsError: the weights are missing, cannot be read or aren't the model's.
@@ -66,10 +66,10 @@ class PyTorchEngine:
         return ThreadSession(self.run, tile, self.capabilities, on_done)
 
     def close(self) -> None:
-        """Nothing outlives the object."""
+        """Do nothing: the object itself holds all memory."""
 
     def run(self, codes_CHW: Plane, tile: TileFormat) -> list[Plane]:
-        """(planes, H, W) of codes to the output planes."""
+        """Compute the output planes of a tile's codes (planes, H, W)."""
         color_form, peak = self.capabilities.color_form, float(2**tile.bits - 1)
         to_codes = tile.from_network(color_form)
         codes = torch.from_numpy(codes_CHW.astype(np.int32))[None]

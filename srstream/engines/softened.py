@@ -1,8 +1,8 @@
-"""An engine whose results are taken part of the way from bicubic to what its network makes.
+"""An engine that mixes its network's results with bicubic interpolation.
 
-A network sharpens; a source that is soft, or too damaged, has nothing to sharpen, and then less of
-the network is nearer to the truth. Any engine can be wrapped: tiles pass through it in 16 bits, so
-that what is mixed was not rounded to the source's depth before.
+A network sharpens. Where a source is soft or too damaged there is nothing to sharpen, and a smaller
+share of the network is nearer to the truth. Any engine can be wrapped. Tiles pass through it in 16
+bits, so that nothing is rounded to the source's depth before it is mixed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from srstream.frame import Plane
 
 MIXING_BITS = 16
 BYTES_PER_PIXEL = 4 * 16
-"""Working memory for one input pixel: bicubic in float and its codes, at 4x."""
+"""Working memory for one input pixel: the bicubic result in float and as codes, at 4x."""
 
 
 def softened(engine: Engine, strength: float) -> Engine:
-    """The engine itself at a strength of 1; below, with so much of it and the rest bicubic."""
+    """Wrap an engine so that its share is `strength`; at 1 the engine itself is returned."""
     if strength >= 1.0:
         return engine
     made: Engine = SoftenedEngine(engine, strength)
@@ -40,7 +40,7 @@ def softened(engine: Engine, strength: float) -> Engine:
 
 
 class SoftenedEngine:
-    """See `Engine`; `strength` is in [0, 1]."""
+    """An `Engine` of which a share of `strength`, in [0, 1], is taken and the rest is bicubic."""
 
     capabilities: Capabilities
 
@@ -67,7 +67,7 @@ class SoftenedEngine:
 class _Ticket:
     inner: Ticket
     planes: tuple[Plane, ...]
-    """What was submitted, in 16 bits."""
+    """The planes that were submitted, in 16 bits."""
 
     def is_done(self) -> bool:
         return self.inner.is_done()
@@ -122,7 +122,7 @@ class SoftenedSession:
         return convert_codes(mixed, deep, shallow)
 
     def _ranges(self, index: int) -> tuple[CodeRange, CodeRange]:
-        """Of a plane, in the session's depth and in the one that is mixed in."""
+        """The code ranges of a plane, at the session's depth and at the depth of the mixing."""
         full, is_chroma = self.format.full_range, index > 0
         shallow = code_range(self.format.bits, full, is_chroma=is_chroma)
         return shallow, code_range(MIXING_BITS, full, is_chroma=is_chroma)

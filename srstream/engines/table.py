@@ -1,4 +1,4 @@
-"""The engines there are, by name; each is imported when it is used."""
+"""The table of engines by name. Each is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from srstream.models.table import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class EngineEntry:
-    """Where an engine's class is, what it needs and how to get that."""
+    """Where an engine's class is, which package it needs and how to install that."""
 
     target: str
-    """`module:Class`, the class taking what `open_engine` is given after the name."""
+    """`module:Class`; the class takes the arguments of `open_engine` except the name."""
     package: str
     """The import name that must be installed."""
     install: str
@@ -62,12 +62,12 @@ WHY_CHOSEN = {
 
 
 def is_installed(name: str) -> bool:
-    """Whether the package that an engine needs is there."""
+    """Whether the package that an engine needs is installed."""
     return importlib.util.find_spec(ENGINES[name].package) is not None
 
 
 def open_engine(name: str, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> Engine:
-    """The engine of that name with the model's weights loaded.
+    """Open the engine of this name with the model's weights.
 
     Raises:
         ConfigError: no engine has this name.
@@ -88,25 +88,25 @@ def open_engine(name: str, config: EngineConfig, model: ModelConfig, spec: Model
 
 
 def engine_name(config: EngineConfig, model: str) -> str:
-    """The engine that is asked for, or for `auto` the one that runs the model best here."""
+    """The name of the engine to use: for `auto` the one that runs the model fastest here."""
     if config.name != "auto":
         return config.name
     return "tensorrt" if can_run("tensorrt") else cpu_engine_name(config, model)
 
 
 def cpu_engine_name(config: EngineConfig, model: str) -> str:
-    """The engine that `auto` takes on a CPU."""
+    """The name of the engine that `auto` means on a CPU."""
     faster = model in FASTER_IN_NCNN and config.precision == "float32"
     return "ncnn" if faster and can_run("ncnn") else "openvino"
 
 
 def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
-    """The engine that the job asks for, opened; and why that one, and what it runs on.
+    """Open the engine that the settings ask for; return it with why it was chosen and its device.
 
-    `auto` means TensorRT where it is installed and a GPU is there; else ncnn where it is installed
-    and the model is faster in it (`FASTER_IN_NCNN`); else OpenVINO on the CPU. PyTorch is the
-    reference and must be asked for. An engine that was asked for and cannot be had
-    is an error, never a reason to take another.
+    `auto` means TensorRT if it is installed and there is a GPU; otherwise ncnn if it is installed
+    and faster for the model (`FASTER_IN_NCNN`); otherwise OpenVINO on the CPU. PyTorch is the
+    reference and must be asked for by name. If a named engine is not available, that is an error;
+    no other takes its place.
     """
     name = engine_name(config, spec.name)
     engine = open_engine(name, config, model, spec)
@@ -120,9 +120,9 @@ def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> 
 
 
 def can_run(name: str) -> bool:
-    """Whether an engine's package is there, and the device that it needs.
+    """Whether an engine's package is installed and the device that it needs is there.
 
-    PyTorch is imported only where TensorRT is installed and asked about.
+    PyTorch is imported only if the question is about TensorRT and that is installed.
     """
     if not is_installed(name):
         return False

@@ -1,4 +1,4 @@
-"""Sessions of engines that compute a tile in one blocking call: threads that make the calls."""
+"""Sessions for engines that compute a tile in one blocking call, which threads make."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from srstream.errors import EngineError
 from srstream.frame import Plane
 
 Run = Callable[[Plane, TileFormat], list[Plane]]
-"""(planes, H, W) of codes to the output planes; called from several threads at once."""
+"""Computes the output planes of codes (planes, H, W). Is called from several threads at once."""
 
 
 def available_threads() -> int:
@@ -23,13 +23,13 @@ def available_threads() -> int:
 
 
 def check_format(tile: TileFormat, can: Capabilities) -> None:
-    """`EngineError` unless an engine that compiles nothing can take such tiles."""
+    """Raise `EngineError` unless the engine, which compiles nothing, can compute such tiles."""
     if not can.min_bits <= tile.bits <= can.max_bits or min(tile.shape or (1,)) < 1:
         raise EngineError(f"no session can be opened for tiles {tile.shape} of {tile.bits} bits")
 
 
 class ThreadTicket:
-    """One tile on its way."""
+    """One tile in the engine; see `Ticket`."""
 
     def __init__(self, future: Future[list[Plane]]) -> None:
         self.future: Future[list[Plane]] | None = future
@@ -39,7 +39,7 @@ class ThreadTicket:
 
 
 class ThreadSession:
-    """See `Session`. As many threads as the engine has streams; one tile more waits."""
+    """A `Session` with as many threads as the engine has streams; one more tile may wait."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
-"""Which tiles a picture is cut into, and which part of each result is kept. Pure geometry.
+"""How a picture is cut into tiles, and which part of each result is kept. Pure geometry.
 
-All tiles of a grid have one shape and lie wholly inside the picture; at the right and the bottom
-they are shifted inwards. So the network pads with its own zeros exactly where the picture ends,
-and nowhere else sees a border within its receptive field of a pixel that is kept: the result is
-that of the whole picture, bit for bit.
+All tiles of a grid have one shape and lie wholly inside the picture; those at the right and at the
+bottom are shifted inward. So the network pads with zeros exactly where the picture ends. Nowhere
+else is there a border within the receptive field of a pixel that is kept, and the result is that of
+the whole picture, bit for bit.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PREFERRED_TILE_PIXELS = 540 * 960
-"""Measured with OpenVINO on two cores (`fast`): time per pixel hardly depends on the tile's shape
-from 64x64 to 1080x1920, so the fewest halo pixels win; above this size it begins to rise."""
+"""Largest tile to use. Measured with OpenVINO on two cores (`fast`), the time per pixel hardly
+depends on the tile's shape from 64x64 to 1080x1920, so the tiles with the fewest halo pixels are
+best; above this size the time begins to rise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rectangle:
-    """Rows and columns of a picture, in input pixels, ends excluded."""
+    """A rectangle of a picture in input pixels, ends excluded."""
 
     top: int
     left: int
@@ -25,7 +26,7 @@ class Rectangle:
     right: int
 
     def window(self, height: int, width: int, halo: int) -> Rectangle:
-        """What the network must see to make it: with the halo, as far as the picture reaches."""
+        """The input that the network needs for it: with the halo, cut to the picture."""
         return Rectangle(
             max(self.top - halo, 0),
             max(self.left - halo, 0),
@@ -42,7 +43,7 @@ class Rectangle:
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
     def scaled(self, scale: int, *, within: Rectangle | None = None) -> tuple[slice, slice]:
-        """Where it lies in an enlarged picture, or in the enlarged `within`."""
+        """Its place in the enlarged picture, or in the enlarged `within`."""
         top, left = (0, 0) if within is None else (within.top, within.left)
         return (
             slice((self.top - top) * scale, (self.bottom - top) * scale),
@@ -54,7 +55,8 @@ class Rectangle:
 class Tile:
     """A window of the picture and the part of it whose result is kept, in input pixels.
 
-    `top`, `left`: where the window starts. `keep_*`: absolute bounds of what is kept, end excluded.
+    `top` and `left` say where the window starts. `keep_*` are the bounds of the kept part in the
+    picture, ends excluded.
     """
 
     top: int
@@ -66,22 +68,22 @@ class Tile:
 
     @property
     def kept(self) -> Rectangle:
-        """The kept part in the picture, in input pixels."""
+        """The kept part as a rectangle of the picture."""
         return Rectangle(self.keep_top, self.keep_left, self.keep_bottom, self.keep_right)
 
     def window(self, shape: tuple[int, int]) -> Rectangle:
-        """What the network sees, for tiles of this shape."""
+        """The network's input, for tiles of this shape."""
         return Rectangle(self.top, self.left, self.top + shape[0], self.left + shape[1])
 
     def kept_in_picture(self, scale: int) -> tuple[slice, slice]:
-        """Where the kept part belongs in the enlarged picture."""
+        """The place of the kept part in the enlarged picture."""
         return (
             slice(self.keep_top * scale, self.keep_bottom * scale),
             slice(self.keep_left * scale, self.keep_right * scale),
         )
 
     def kept_in_result(self, scale: int) -> tuple[slice, slice]:
-        """Where the kept part is in the tile's own result."""
+        """The place of the kept part in the tile's own result."""
         return (
             slice((self.keep_top - self.top) * scale, (self.keep_bottom - self.top) * scale),
             slice((self.keep_left - self.left) * scale, (self.keep_right - self.left) * scale),
@@ -92,8 +94,8 @@ class Tile:
 class TileGrid:
     """Tiles of `tile_rows` x `tile_cols` that cover `width` x `height`.
 
-    A side that is longer than the picture's is cut to it; a side shorter than the picture's must
-    be longer than two halos.
+    A side that is longer than the picture's is cut to it. A shorter side must be longer than two
+    halos.
     """
 
     width: int
@@ -119,7 +121,7 @@ class TileGrid:
         return self.tile_shape == (self.height, self.width)
 
     def tiles(self) -> list[Tile]:
-        """In reading order; the kept parts cover every pixel once."""
+        """The tiles in reading order. Their kept parts cover every pixel once."""
         rows = _spans(self.height, self.tile_rows, self.halo)
         columns = _spans(self.width, self.tile_cols, self.halo)
         return [
@@ -130,7 +132,7 @@ class TileGrid:
 
 
 def _spans(length: int, tile: int, halo: int) -> list[tuple[int, int, int]]:
-    """(start, keep from, keep to) of the tiles along one axis."""
+    """The tiles along one axis as (start, keep from, keep to)."""
     spans = []
     kept = 0
     while kept < length:
@@ -150,11 +152,11 @@ def choose_tiles(
     max_memory_bytes: int | None = None,
     max_side: int | None = None,
 ) -> TileGrid:
-    """The grid to use: the whole picture while it is small, else few and nearly square tiles.
+    """Choose a grid: the whole picture if it is small, otherwise few and nearly square tiles.
 
-    `max_memory_bytes` bounds the working memory of *one* tile in flight. It can't be kept below
-    the smallest tile that leaves anything of its halo; that one is used then. `max_side` bounds a
-    tile's rows and columns in the same way.
+    `max_memory_bytes` bounds the working memory of *one* tile in the engine, and `max_side` its
+    rows and columns. If the bounds leave nothing of a tile but its halo, the smallest tile that has
+    a kept part is used all the same.
     """
     most_pixels = PREFERRED_TILE_PIXELS
     if max_memory_bytes is not None:

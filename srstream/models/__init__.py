@@ -1,1 +1,1 @@
-"""What a model is, where its weights are, and how its graph is built."""
+"""Models: the table of networks, their weights, and the graphs that engines run."""

@@ -1,7 +1,8 @@
-"""The two knobs: which weight files an engine is to mix, and in which shares.
+"""The two knobs: which weight files an engine mixes, and in which shares.
 
-All sets of a model have one shape, so a weighted mean of their tensors is a network between them
-(as Wang et al., "Deep Network Interpolation", CVPR 2019). It is made once, at load time.
+All sets of a model's weights have the same shapes, so the weighted mean of their tensors is a
+network between them (Wang et al., "Deep Network Interpolation", CVPR 2019). It is computed once,
+when the weights are loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from srstream.models.table import ModelSpec, WeightSet, available_sets, weights_
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One ONNX file and what it counts for."""
+    """One ONNX file and its share of a blend."""
 
     path: Path
     content: bytes
@@ -26,23 +27,23 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class Blend:
-    """The files that make up a network; their shares add up to one."""
+    """The weight files that make up a network. Their shares add up to one."""
 
     files: tuple[WeightFile, ...]
 
     @property
     def path(self) -> Path:
-        """The first file's, to name the weights by."""
+        """The path of the first file, by which the weights are named."""
         return self.files[0].path
 
     @property
     def mixes_sets(self) -> bool:
-        """Whether a knob is turned."""
+        """Whether several sets are mixed, since a knob is turned."""
         return len(self.files) > 1
 
     @property
     def sha256(self) -> str:
-        """Of everything that decides the weights; of one file alone, its own."""
+        """SHA-256 of everything that determines the weights; of a single file, its own."""
         first, *others = self.files
         if not others:
             return hashlib.sha256(first.content).hexdigest()
@@ -51,10 +52,11 @@ class Blend:
 
 
 def blend_of(model: ModelConfig, spec: ModelSpec) -> Blend:
-    """The files for the knobs' values; an `auto` that nobody resolved counts as 0.
+    """Read the files for the knobs' values. An `auto` that was not resolved counts as 0.
 
     Raises:
-        UsageError: a knob is turned, but the model has no such weights, or the user's own are used.
+        UsageError: a knob is turned, but the model has no such weights, or the weights are the
+            user's own.
         WeightsError: a file is missing or cannot be read.
     """
     restore = 0.0 if model.restore == "auto" else model.restore
@@ -64,7 +66,7 @@ def blend_of(model: ModelConfig, spec: ModelSpec) -> Blend:
         if turned:
             raise UsageError(
                 "--restore and --detail mix the weights that ship with a model; they cannot be "
-                f"turned with weights of one's own ({model.weights})."
+                f"turned with other weights ({model.weights})."
             )
         return Blend((_read(Path(model.weights), 1.0),))
     for weight_set in turned:

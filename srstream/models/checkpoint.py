@@ -1,8 +1,8 @@
-"""Shipped weights: `.safetensors`, arrays and a header that says where they come from.
+"""Weight files, `.safetensors`: the tensors of a network and a header that says how they were made.
 
-Tensors are those of the folded network, named as its PyTorch module names them: convolutions
-(out, in, k, k) with a bias (out,), PReLU slopes (channels,). They are float32 in memory; a file may
-store them as float16. Neither PyTorch nor a pickle is involved.
+The tensors are those of the folded network, under the names of its PyTorch module: convolutions
+(out, in, k, k) with a bias (out,), and PReLU slopes (channels,). They are float32 in memory; a file
+may store them as float16. Reading them needs neither PyTorch nor pickles.
 """
 
 import json
@@ -23,15 +23,15 @@ Tensors = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Weights:
-    """A folded network's tensors and the model they belong to."""
+    """The tensors of a folded network, and its model."""
 
     spec: ModelSpec
     tensors: Tensors
     recipe: str
-    """How they were made, in one line."""
+    """How the weights were made, in one line."""
 
     def metadata(self) -> dict[str, str]:
-        """What every weight file says of itself, as text."""
+        """The metadata of every weight file, as text."""
         stated = {
             "model": self.spec.name,
             "scale": str(self.spec.scale),
@@ -45,7 +45,7 @@ class Weights:
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the folded network."""
+    """The shapes of the folded network's tensors by name."""
     if isinstance(spec.network, Stack):
         return _stack_shapes(spec, spec.network)
     return _generator_shapes(spec, spec.network)
@@ -82,7 +82,7 @@ def _convolution_shapes(
 
 
 def check_tensors(spec: ModelSpec, tensors: Tensors, origin: str) -> None:
-    """`WeightsError` unless these are finite float32 tensors of exactly this model's shapes."""
+    """Raise `WeightsError` unless the tensors are finite float32 of exactly the model's shapes."""
     expected = expected_shapes(spec)
     if odd := sorted(expected.keys() ^ tensors.keys()):
         raise WeightsError(
@@ -101,7 +101,7 @@ def check_tensors(spec: ModelSpec, tensors: Tensors, origin: str) -> None:
 
 
 def safetensors_bytes(weights: Weights, *, half: bool = False) -> bytes:
-    """The content of a `.safetensors` file; `half` stores float16."""
+    """Make the content of a `.safetensors` file; with `half` it stores float16."""
     check_tensors(weights.spec, weights.tensors, "weights to save")
     dtype = np.float16 if half else np.float32
     contiguous = {
@@ -112,7 +112,11 @@ def safetensors_bytes(weights: Weights, *, half: bool = False) -> bytes:
 
 
 def count_blocks(path: Path) -> int:
-    """Residual blocks that a `.safetensors` file of a generator holds, or `WeightsError`."""
+    """Count the residual blocks in a generator's `.safetensors` file.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
     try:
         with safe_open(path, framework="np") as file:
             names = list(file.keys())
@@ -122,9 +126,13 @@ def count_blocks(path: Path) -> int:
 
 
 def load_weights(path: Path, expected: ModelSpec | None = None) -> Weights:
-    """Reads and checks a `.safetensors` file of folded weights, or raises `WeightsError`.
+    """Read and check a `.safetensors` file of folded weights.
 
-    With `expected` they must be of exactly this network, otherwise of one in the model table.
+    The weights must belong to the `expected` network, or to any network of the model table if that
+    is None.
+
+    Raises:
+        WeightsError: the file cannot be read, or the weights belong to another network.
     """
     try:
         with safe_open(path, framework="np") as file:
@@ -151,10 +159,10 @@ def load_weights(path: Path, expected: ModelSpec | None = None) -> Weights:
 
 
 def blended_weights(blend: Blend, spec: ModelSpec) -> Weights:
-    """A blend's folded weights, from the `.safetensors` files beside its `.onnx` ones.
+    """Blend folded weights from the `.safetensors` files beside the blend's `.onnx` files.
 
     Raises:
-        WeightsError: the weights are missing, cannot be read or aren't the model's.
+        WeightsError: the weights are missing, cannot be read, or belong to another model.
     """
     parts = [
         (load_weights(file.path.with_suffix(".safetensors"), spec), file.share)

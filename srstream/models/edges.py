@@ -1,8 +1,8 @@
-"""How far from a picture's edges the zeros show that a network's convolutions pad with.
+"""How far from a picture's edges the zeros show with which a network's convolutions pad.
 
-A flat picture is flat to a network only as far as it sees no edge: beyond it are zeros, which are
-another color. The effect fades long before the halo's end. Pictures are therefore continued by a
-few of their own outermost samples, which are cut off again: as many as it takes for what is left.
+Near an edge a flat picture is not flat to a network: beyond the edge are zeros, which are another
+color. The effect fades long before the end of the halo. So pictures are extended by a few of their
+outermost samples, which are cut off again, as many as it takes for the rest to be invisible.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from srstream.models.flat import LEVEL, GraphTensors, graph_tensors
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 
 UNSEEN = 0.15 * LEVEL
-"""What may be left of a gray at one edge; where two meet it may be twice that, less than a
-rounding."""
+"""Largest effect on a gray that may remain at one edge. Where two edges meet it may be twice that,
+which is less than rounding."""
 
 Values = NDArray[np.float32]
 
 
 def border_of(weights: Weights) -> int:
-    """Samples by which pictures are to be continued on each side."""
+    """The number of samples by which pictures must be extended on each side."""
     return border_of_graph(weights.spec, graph_tensors(weights))
 
 
 def border_of_graph(spec: ModelSpec, tensors: GraphTensors) -> int:
-    """Likewise, of tensors that are a graph's already."""
+    """See `border_of`; this takes the tensors in a graph's form."""
     side = 2 * spec.halo + 1
     widest = 0
     for shape in ((side, 1), (1, side)):
         colors = _grays(spec)
         flat = np.broadcast_to(colors[:, :, None, None], (*colors.shape, *shape))
         made = _response(spec, tensors, flat)
-        cells = made.reshape(len(colors), -1, side)  # one value for each of a sample's phases
+        cells = made.reshape(len(colors), -1, side)  # one value for each phase of a sample
         apart = np.abs(cells - cells[..., spec.halo, None]).max(axis=(0, 1))
         seen = np.flatnonzero(np.maximum(apart, apart[::-1])[: spec.halo + 1] > UNSEEN)
         widest = max(widest, int(seen[-1]) + 1 if len(seen) else 0)
@@ -42,7 +42,7 @@ def border_of_graph(spec: ModelSpec, tensors: GraphTensors) -> int:
 
 
 def _grays(spec: ModelSpec) -> Values:
-    """(n, planes), between black and white."""
+    """Grays between black and white, (n, planes)."""
     if spec.color_form == "luma":
         return np.linspace(16 / 255, 235 / 255, 33, dtype=np.float32)[:, None]
     if spec.color_form == "rgb":
@@ -53,9 +53,9 @@ def _grays(spec: ModelSpec) -> Values:
 
 
 def _response(spec: ModelSpec, tensors: GraphTensors, x: Values) -> Values:
-    """What a network adds to a picture (n, planes, H, W), by phase: (n, channels, H, W).
+    """A network's response to pictures (n, planes, H, W) by phase, (n, channels, H, W).
 
-    Along an axis of one sample the picture goes on for ever as it is; the other ends in zeros.
+    Along an axis of one sample the picture repeats without end; along the other it ends in zeros.
     """
     network = spec.network
     if isinstance(network, Stack):

@@ -1,16 +1,18 @@
-"""What a network makes of a flat picture, and what takes it out again.
+"""A correction that makes a network's output flat wherever its input is flat.
 
-A convolution of a constant is the constant times the sum of the kernel's taps. So what a network
-makes of a flat picture of color v, away from the picture's edges, is what its *twin* makes of v:
-the same network with a number in the place of each kernel, a function of one sample. It has a value
-for each phase, one of the samples that a sample becomes, and they need not be v: mixtures of two
-sets of weights, of which each is flat, draw lines of up to two levels.
+A convolution of a constant is the constant times the sum of the kernel's taps. So away from the
+edges, a network's response to a flat picture of color v is that of its *twin* to v: the same
+network with one number in the place of each kernel, which is a function of a single sample. The
+twin has one value for each phase, that is, for each of the samples into which a sample is enlarged.
+These values need not be v: mixtures of two sets of weights that are each flat draw lines of up to
+two levels.
 
-A network with v - twin(v) added to it, v being each sample's own input, is flat where its input is,
-whatever its weights are. The sum is one of functions of a sample's surroundings no larger than
-before: halos, tiles and reuse see no difference.
+A network to which v - twin(v) is added, where v is each sample's own input, is flat wherever its
+input is, whatever its weights are. The correction depends on no other sample, so halos, tiles and
+reuse stay as they are.
 
-Of one plane the twin is a function of one number, and is replaced by straight lines between knots.
+The twin of a network on one plane is a function of one number. It is replaced by straight lines
+between knots.
 """
 
 from __future__ import annotations
@@ -28,26 +30,27 @@ from srstream.models.tail import tail_before_shuffle
 
 Array = NDArray[np.float32]
 GraphTensors = Mapping[str, Array]
-"""A network's tensors as the graphs that engines run have them, see `graph_tensors`."""
+"""A network's tensors as they are in the graphs of engines; see `graph_tensors`."""
 
 LEVEL = 1 / 255
 NEGLIGIBLE = 0.1 * LEVEL
-"""What a network that is flat by itself may be off; rounds to the right code of 8 and 10 bits."""
+"""Largest error of a network that counts as flat by itself. Such values round to the right code in
+8 and 10 bits."""
 
 KNOT_ERROR = 0.04 * LEVEL
-"""Of straight lines between knots."""
+"""Largest error of the straight lines between knots."""
 
 LARGEST = 65535 / 65280
-"""Value of the largest code of 16 bits in limited range; the least is 0."""
+"""Value of the largest code of 16 bits in limited range; the smallest code has the value 0."""
 
 X = TypeVar("X")
 
 
 class Ops(Protocol[X]):
-    """What functions of one sample are made of, in an engine's own terms."""
+    """The operations of which functions of one sample consist, for one engine."""
 
     def dense(self, x: X, kernel: Array, bias: Array) -> X:
-        """`kernel` (out, in) times the channels, plus `bias` (out,): a 1x1 convolution."""
+        """A 1x1 convolution: `kernel` (out, in) times the channels, plus `bias` (out,)."""
         ...
 
     def prelu(self, x: X, slopes: Array) -> X: ...
@@ -57,30 +60,30 @@ class Ops(Protocol[X]):
     def add(self, x: X, y: X) -> X: ...
 
     def twice(self, x: X) -> tuple[X, X]:
-        """For graphs in which a value has one reader."""
+        """The value twice, for graphs in which each value has one reader."""
         ...
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What is to be added to a network's output, a function of each sample alone."""
+    """What is added to a network's output; it is a function of each sample alone."""
 
     apply: Callable[[Ops[Any], Any], Any]
-    """From the network's input planes to channels as before the PixelShuffle of each group."""
+    """Maps the network's input planes to the channels before the PixelShuffle of each group."""
 
     def values(self, colors: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(n, planes) to (n, channels)."""
+        """The correction of colors (n, planes) as (n, channels)."""
         made: NDArray[np.float64] = self.apply(_NumpyOps(), colors.astype(np.float64))
         return made
 
 
 def correction_of(weights: Weights) -> Correction | None:
-    """What makes a network flat on flat pictures; None where it is so by itself."""
+    """The correction of a network; None if the network is flat by itself."""
     return correction_of_graph(weights.spec, graph_tensors(weights))
 
 
 def correction_of_graph(spec: ModelSpec, tensors: GraphTensors) -> Correction | None:
-    """Likewise, of tensors that are a graph's already."""
+    """See `correction_of`; this takes the tensors in a graph's form."""
     twin = (
         _stack_twin(spec, spec.network, tensors)
         if isinstance(spec.network, Stack)
@@ -92,7 +95,10 @@ def correction_of_graph(spec: ModelSpec, tensors: GraphTensors) -> Correction | 
 
 
 def graph_tensors(weights: Weights) -> GraphTensors:
-    """The tail before its PixelShuffle, and a slope for each channel there."""
+    """Tensors in a graph's form: a generator's tail comes before the last PixelShuffle.
+
+    The activation before it has a slope for each channel.
+    """
     tensors = dict(weights.tensors)
     if isinstance(weights.spec.network, ResidualGenerator):
         tensors["tail.weight"], tensors["tail.bias"] = tail_before_shuffle(weights.tensors)
@@ -102,7 +108,7 @@ def graph_tensors(weights: Weights) -> GraphTensors:
 
 
 def graph_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Of what `graph_tensors` gives."""
+    """The shapes of `graph_tensors` by name."""
     shapes = expected_shapes(spec)
     if isinstance(spec.network, ResidualGenerator):
         planes, wide = spec.form.num_input_planes, spec.network.channels
@@ -113,7 +119,7 @@ def graph_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def _stack_twin(spec: ModelSpec, network: Stack, tensors: GraphTensors) -> Correction:
-    """The last layer negated; the anchor is v itself, and goes."""
+    """The negated response of a stack. The anchor is v itself, so it cancels out."""
     last = len(network.widths)
 
     def apply(ops: Ops[X], x: X) -> X:
@@ -129,9 +135,10 @@ def _stack_twin(spec: ModelSpec, network: Stack, tensors: GraphTensors) -> Corre
 def _generator_twin(
     spec: ModelSpec, network: ResidualGenerator, tensors: GraphTensors
 ) -> Correction:
-    """After the first PixelShuffle a flat picture repeats every two samples each way.
+    """The input minus the response of a generator.
 
-    A convolution there is a matrix from the four samples of a cell to the four.
+    After the first PixelShuffle a flat picture repeats every two samples each way, so a convolution
+    is a matrix from the four samples of a cell to four.
     """
     kernel, bias = _summed(tensors, "head")
     if network.signed_input:
@@ -139,7 +146,7 @@ def _generator_twin(
     upsampling, upsampling_bias = _over_cells(tensors, "upsampling.1")
     tail, tail_bias = _over_cells(tensors, "tail")
     planes = spec.form.num_input_planes
-    # (plane, row and column in the half cell, row and column of it): by rows and columns of a cell.
+    # From (plane, position in the half cell, the half cell) to rows and columns of the whole cell.
     order = np.arange(16 * planes).reshape(planes, 2, 2, 2, 2).transpose(0, 3, 1, 4, 2).ravel()
     tail, tail_bias = tail[order], tail_bias[order]
     repeated = np.repeat(np.eye(planes, dtype=np.float32), 16, axis=0)
@@ -168,15 +175,15 @@ def _generator_twin(
 
 
 def _summed(tensors: GraphTensors, name: str) -> tuple[Array, Array]:
-    """What a convolution is to a constant, (out, in), and its bias."""
+    """A convolution's matrix (out, in) for constant channels, and its bias."""
     kernel = tensors[f"{name}.weight"].astype(np.float64).sum(axis=(2, 3))
     return kernel.astype(np.float32), tensors[f"{name}.bias"]
 
 
 def _over_cells(tensors: GraphTensors, name: str) -> tuple[Array, Array]:
-    """What a convolution is to a picture that repeats every two samples each way.
+    """A convolution's matrix for pictures that repeat every two samples each way, and its bias.
 
-    (4 out, 4 in) and (4 out,); the samples of a cell follow one another in each channel.
+    They are (4 out, 4 in) and (4 out,); each channel has its cell's four samples in succession.
     """
     kernel = tensors[f"{name}.weight"].astype(np.float64)
     num_out, num_in, side, _ = kernel.shape
@@ -189,7 +196,7 @@ def _over_cells(tensors: GraphTensors, name: str) -> tuple[Array, Array]:
 
 
 def _colors(spec: ModelSpec) -> NDArray[np.float64]:
-    """What a network is tried on, (n, planes): grays, and a coarse grid of everything."""
+    """The colors on which a network is tested, (n, planes): grays and a coarse grid of the rest."""
     if spec.color_form == "luma":
         return np.linspace(0.0, LARGEST, 1025)[:, None]
     grays = np.linspace(0.0, LARGEST, 33)
@@ -199,7 +206,7 @@ def _colors(spec: ModelSpec) -> NDArray[np.float64]:
 
 
 def _straight_lines(twin: Correction) -> Correction:
-    """Of one plane: lines between as few knots as keep within `KNOT_ERROR`, found greedily."""
+    """Replace a twin of one plane by lines between few knots, found greedily."""
     values = np.linspace(0.0, LARGEST, 4097)
     wanted = twin.values(values[:, None])
     chosen = [0, len(values) - 1]
@@ -226,7 +233,7 @@ def _straight_lines(twin: Correction) -> Correction:
 
 
 class _NumpyOps:
-    """(n, channels), in double precision."""
+    """The operations in numpy, on (n, channels) in double precision."""
 
     def dense(self, x: Any, kernel: Array, bias: Array) -> Any:
         return x @ kernel.T.astype(np.float64) + bias

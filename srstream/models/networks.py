@@ -1,9 +1,9 @@
-"""The networks, in PyTorch.
+"""The networks in PyTorch.
 
-Shapes: B batch, C planes or channels, H and W height and width; `lr_BCHW` is the input. A network
-returns a tuple with one (B, planes, scale H, scale W) for each plane group of its model's color
-form. Values are float: codes of 8 bits in limited range divided by 255, or RGB in [0, 1]; neither
-is clamped (`engines.contract.TileFormat.to_network`).
+Shapes: B is the batch, C are planes or channels, H and W rows and columns; `lr_BCHW` is the input.
+A network returns a tuple with one (B, planes, scale H, scale W) for each plane group of its model's
+color form. Values are float: codes of 8 bits in limited range divided by 255, or RGB in [0, 1].
+Neither is clamped (`engines.contract.TileFormat.to_network`).
 """
 
 from typing import cast
@@ -27,16 +27,16 @@ LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 class EdgeBlock(nn.Module):
     """A 3x3 convolution re-parameterized along edges (ECBSR: Zhang et al., ACM MM 2021).
 
-    Its kernel is the sum of five linear branches: a plain 3x3, a 1x1 expansion squeezed by a 3x3,
-    and a 1x1 each followed by a scaled Sobel-x, Sobel-y and Laplacian filter. `forward` adds the
-    branches' kernels up and runs *one* convolution (collapsed training: the same gradients for a
+    Its kernel is the sum of five linear branches: a plain 3x3, a 1x1 expansion followed by a 3x3,
+    and three 1x1 followed by a scaled Sobel-x, Sobel-y or Laplacian filter. `forward` adds the
+    branches' kernels up and runs *one* convolution (collapsed training: the same gradients in a
     third of the time).
 
-    The branches carry no biases but the plain one's: the edge masks sum to zero, so a bias before
-    them vanishes, and every other adds to the same constant.
+    Only the plain branch has a bias: the edge masks sum to zero, so a bias before them vanishes,
+    and any other would add to the same constant.
 
     With `zero_sum` the nine taps of each kernel add up to zero and there is no bias, whatever the
-    branches hold: constant channels give zero.
+    branches hold, so constant channels give zero.
     """
 
     edge_masks: Tensor
@@ -59,7 +59,7 @@ class EdgeBlock(nn.Module):
             nn.init.zeros_(cast(Tensor, self.plain.bias)).requires_grad_(False)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """The one 3x3 kernel (out, in, 3, 3) and bias (out,) that the branches amount to."""
+        """The 3x3 kernel (out, in, 3, 3) and bias (out,) that equal all branches together."""
         through_middle = torch.einsum(
             "omhw,mi->oihw", self.squeeze.weight, self.expand.weight[:, :, 0, 0]
         )
@@ -78,12 +78,12 @@ class EdgeBlock(nn.Module):
 
 
 class UpscalingStack(nn.Module):
-    """3x3 convolutions with PReLU between, the nearest-neighbor anchor, and a PixelShuffle.
+    """3x3 convolutions with PReLU between them, the nearest-neighbor anchor, and a PixelShuffle.
 
-    The last convolution so learns the difference to the input repeated `scale` x `scale` times.
-    With `flat`, of a network in training, its taps add up to zero and it has no bias: whatever the
-    layers before it do, flat input comes out flat and unshifted, but for the edges that zeros are
-    padded to. All of that is linear, so it holds for every weighted mean of such networks.
+    The last convolution learns the difference to the input repeated `scale` x `scale` times. With
+    `flat`, its taps add up to zero during training and it has no bias. Whatever the layers before
+    it do, flat input then comes out flat and with the same value, except at edges, which are padded
+    with zeros. All of that is linear, so it also holds for every weighted mean of such networks.
     """
 
     def __init__(self, spec: ModelSpec, *, reparameterized: bool, flat: bool = False) -> None:
@@ -117,10 +117,10 @@ class UpscalingStack(nn.Module):
 
 
 def varied_prelu(num_channels: int, layer: int) -> nn.PReLU:
-    """A PReLU whose slopes differ from channel to channel and from those of other layers.
+    """Make a PReLU whose slopes differ from channel to channel and from other layers.
 
-    OpenVINO shares equal constants and then doesn't fuse the PReLU: half the speed, which would
-    spoil every benchmark of an untrained network.
+    OpenVINO shares equal constants and then does not fuse the PReLU. That halves the speed and
+    would spoil every benchmark of an untrained network.
     """
     prelu = nn.PReLU(num_channels)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def varied_prelu(num_channels: int, layer: int) -> nn.PReLU:
 
 
 class ResidualBlock(nn.Module):
-    """Convolution, BN, PReLU, convolution, BN, and the sum with what came in."""
+    """A residual block: convolution, BN, PReLU, convolution, BN, and the sum with the input."""
 
     def __init__(self, channels: int, layer: int, *, batch_norm: bool) -> None:
         super().__init__()
@@ -145,14 +145,14 @@ class ResidualBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """SRGAN's generator (Ledig et al., CVPR 2017, figure 4); without BN where it is folded.
+    """SRGAN's generator (Ledig et al., CVPR 2017, figure 4), without BN once it is folded.
 
-    k9n64s1 and PReLU; residual blocks; k3n64s1 with BN and the long skip; two times k3n256s1,
-    PixelShuffle(2) and PReLU; k9n3s1; tanh, brought from [-1, 1] to [0, 1].
+    Its layers are k9n64s1 and PReLU; residual blocks; k3n64s1 with BN and the long skip; twice
+    k3n256s1, PixelShuffle(2) and PReLU; k9n3s1; and tanh, mapped from [-1, 1] to [0, 1].
 
-    `forward` does the activations before the shuffles and the last convolution before the last one
-    (`tail_before_shuffle`): the same sums in 0.8 of the time, trained or run. `forward_as_drawn`
-    runs them in the paper's order.
+    `forward` applies activations before the shuffles, and the last convolution before the last
+    shuffle (`tail_before_shuffle`). That computes the same sums in 0.8 of the time, in training and
+    in use. `forward_as_drawn` keeps the paper's order.
     """
 
     def __init__(self, spec: ModelSpec, *, batch_norm: bool) -> None:
@@ -190,7 +190,7 @@ class Generator(nn.Module):
         return (0.5 * (torch.tanh(x) + 1.0),)
 
     def forward_as_drawn(self, lr_BCHW: Tensor) -> Planes:
-        """The same in the paper's order: what `forward` is tested against."""
+        """Compute the same in the paper's order, as the reference for `forward`."""
         x = self.features(lr_BCHW)
         for convolution, activation in zip(
             self.upsampling, self.upsampling_activations, strict=True
@@ -199,7 +199,7 @@ class Generator(nn.Module):
         return (0.5 * (torch.tanh(self.tail(x)) + 1.0),)
 
     def features(self, lr_BCHW: Tensor) -> Tensor:
-        """Head, blocks and the long skip: (B, channels, H, W)."""
+        """The output of head, blocks and long skip, (B, channels, H, W)."""
         start = self.head_activation(self.head(2 * lr_BCHW - 1 if self.signed_input else lr_BCHW))
         x = start
         for block in self.blocks:
@@ -208,15 +208,16 @@ class Generator(nn.Module):
 
 
 def tail_before_shuffle(kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """(out, in, 9, 9) over pixels shuffled by 2, as (4 out, 4 in, 5, 5) before the shuffle.
+    """Rewrite a 9x9 convolution after PixelShuffle(2) as a 5x5 convolution before it.
 
-    A 9x9 convolution over shuffled samples is a 5x5 one over the four times as many channels before
-    the shuffle, and gives the 2x2 results of each cell as channels: exactly the same sums.
+    The kernel (out, in, 9, 9) becomes (4 out, 4 in, 5, 5). There are four times as many channels
+    before the shuffle, and the 2x2 results of each cell come out as channels. The sums are exactly
+    the same.
     """
     num_out, num_in = kernel.shape[:2]
     padded = functional.pad(kernel, (1, 1, 1, 1))
     phases = [
-        # From this phase of a cell, taps -4 to 5 of the shuffled grid are five cells of two each.
+        # Seen from this phase of a cell, taps -4 to 5 of the shuffled grid are five cells of two.
         padded[:, :, 1 - row : 11 - row, 1 - column : 11 - column]
         .reshape(num_out, num_in, 5, 2, 5, 2)
         .permute(0, 1, 3, 5, 2, 4)
@@ -235,11 +236,11 @@ Network = UpscalingStack | Generator
 
 
 def training_network(spec: ModelSpec, *, batch_norm: bool = True, flat: bool = False) -> Network:
-    """The network as it is trained: with re-parameterized blocks, or with BN.
+    """Make the network for training: with re-parameterized blocks, or with BN.
 
-    `flat`: of a stack, see `UpscalingStack`; a generator, which has no anchor, cannot be so made.
-    A generator without BN (EDSR: Lim et al., CVPR Workshops 2017) folds to the same network. Its
-    residual branches begin at a tenth, so that a high learning rate does not throw it off.
+    `flat` applies to stacks, see `UpscalingStack`; a generator has no anchor and cannot be made
+    flat. A generator without BN (EDSR: Lim et al., CVPR Workshops 2017) folds to the same network.
+    Its residual branches start at a tenth, so that training is stable at a high learning rate.
     """
     if isinstance(spec.network, ResidualGenerator):
         generator = Generator(spec, batch_norm=batch_norm)
@@ -250,7 +251,7 @@ def training_network(spec: ModelSpec, *, batch_norm: bool = True, flat: bool = F
         return generator
     network = UpscalingStack(spec, reparameterized=True, flat=flat)
     last = edge_blocks(network)[-1]
-    with torch.no_grad():  # begin close to the anchor, so that the first gradients are small
+    with torch.no_grad():  # start close to the anchor, so that the first gradients are small
         last.plain.weight.mul_(0.1)
         last.squeeze.weight.mul_(0.1)
         nn.init.zeros_(cast(Tensor, last.plain.bias))
@@ -258,10 +259,10 @@ def training_network(spec: ModelSpec, *, batch_norm: bool = True, flat: bool = F
 
 
 def network_to_tune(weights: Weights, *, flat: bool = False) -> Network:
-    """The network as it is trained, computing what these folded weights do.
+    """Make a network for training that computes what these folded weights compute.
 
-    With `flat` it does so but for their response to flat input, which is taken out.
-    A generator has no BN any more: it was folded, and a tuned network keeps its statistics.
+    With `flat`, their response to flat input is taken out. A generator has no BN here: it is
+    folded, so a tuned network keeps its statistics.
     """
     if isinstance(weights.spec.network, ResidualGenerator):
         return network_from_weights(weights).train().requires_grad_(True)
@@ -284,14 +285,14 @@ def edge_blocks(network: UpscalingStack) -> list[EdgeBlock]:
 
 
 def plain_network(spec: ModelSpec) -> Network:
-    """The folded network: plain convolutions only, as it is shipped and run."""
+    """Make the folded network, which has plain convolutions only. It is what ships and runs."""
     if isinstance(spec.network, ResidualGenerator):
         return Generator(spec, batch_norm=False)
     return UpscalingStack(spec, reparameterized=False)
 
 
 def fold(network: Network) -> Network:
-    """The plain network that computes what a trained one does at inference."""
+    """Make the plain network that computes what a trained network computes at inference."""
     plain = plain_network(network.spec)
     with torch.no_grad():
         plain.load_state_dict(folded_tensors(network))
@@ -299,7 +300,7 @@ def fold(network: Network) -> Network:
 
 
 def folded_tensors(network: Network) -> dict[str, Tensor]:
-    """The plain network's tensors by name; gradients go through them to those in training."""
+    """The plain network's tensors by name. Gradients pass through them to the trained tensors."""
     if isinstance(network, Generator):
         return _folded_norms(network)
     tensors: dict[str, Tensor] = {
@@ -312,7 +313,7 @@ def folded_tensors(network: Network) -> dict[str, Tensor]:
 
 
 def _folded_norms(network: Generator) -> dict[str, Tensor]:
-    """The state without BN: each is put into the convolution before it."""
+    """The state with each BN merged into the convolution before it."""
     trained = network.state_dict(keep_vars=True)
     state = {name: value for name, value in trained.items() if "_norm." not in name}
     for name, module in network.named_modules():
@@ -328,13 +329,13 @@ def _folded_norms(network: Generator) -> dict[str, Tensor]:
 
 
 def network_tensors(plain: Network) -> Tensors:
-    """A folded network's tensors as float32 arrays, named as weight files name them."""
+    """A folded network's tensors as float32 arrays, by their names in weight files."""
     state = plain.state_dict()
     return {name: value.detach().cpu().numpy().copy() for name, value in state.items()}
 
 
 def network_from_weights(weights: Weights) -> Network:
-    """The folded network with these weights, on the CPU, ready to run."""
+    """Make the folded network with these weights, on the CPU and ready to run."""
     network = plain_network(weights.spec)
     network.load_state_dict(
         {name: torch.from_numpy(array.copy()) for name, array in weights.tensors.items()}
@@ -343,14 +344,14 @@ def network_from_weights(weights: Weights) -> Network:
 
 
 def blended_network(blend: Blend, spec: ModelSpec) -> "Network | FlatNetwork":
-    """The folded network of a blend (see `blended_weights`), flat on flat pictures."""
+    """Make the folded network of a blend (see `blended_weights`), flat on flat pictures."""
     weights = blended_weights(blend, spec)
     network, correction = network_from_weights(weights), correction_of(weights)
     return network if correction is None else FlatNetwork(network, correction)
 
 
 class FlatNetwork(nn.Module):
-    """A network and what takes its pattern out of flat pictures (`models/flat.py`)."""
+    """A network with the correction that keeps flat pictures flat (`models/flat.py`)."""
 
     def __init__(self, network: Network, correction: Correction) -> None:
         super().__init__()
@@ -373,7 +374,7 @@ class FlatNetwork(nn.Module):
 
 
 class _TorchOps:
-    """See `models.flat.Ops`; (B, channels, H, W)."""
+    """The operations of `models.flat.Ops` that need no weights, on (B, channels, H, W)."""
 
     def tanh(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
@@ -386,7 +387,7 @@ class _TorchOps:
 
 
 class _BuildingOps(_TorchOps):
-    """Makes a layer for each that is asked for."""
+    """Operations that create a layer each time they are called."""
 
     def __init__(self) -> None:
         self.layers: list[nn.Module] = []
@@ -410,7 +411,7 @@ class _BuildingOps(_TorchOps):
 
 
 class _RunningOps(_TorchOps):
-    """Takes the layers in the order in which they were made."""
+    """Operations that use the layers in the order in which they were created."""
 
     def __init__(self, layers: nn.ModuleList) -> None:
         self._layers = iter(layers)

@@ -1,9 +1,9 @@
 """The ONNX graph of a folded network, written operator by operator.
 
-Input `y`, `yuv` or `rgb` (after the model's color form): float32 (batch, planes, height, width),
-codes of 8 bits in limited range divided by 255, or RGB in [0, 1]. Output `sr`, and `chroma_sr`
-where U and V come out at half of Y's size: float32 (batch, planes, scale height, scale width), not
-clamped. Batch, height and width are dynamic.
+The input `y`, `yuv` or `rgb`, named after the model's color form, is float32 (batch, planes,
+height, width): codes of 8 bits in limited range divided by 255, or RGB in [0, 1]. The output is
+`sr`, and also `chroma_sr` if U and V come out at half of Y's size: float32 (batch, planes,
+scale height, scale width), not clamped. Batch, height and width are dynamic.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ Array = NDArray[Any]
 
 
 class _Graph:
-    """Nodes and constants, in the order they are added."""
+    """The nodes and constants in the order in which they are added."""
 
     def __init__(self, tensors: Tensors, *, half: bool) -> None:
         self.tensors = tensors
@@ -38,12 +38,12 @@ class _Graph:
         self.constants: list[onnx.TensorProto] = []
 
     def constant(self, name: str, array: Array) -> str:
-        # `ascontiguousarray` would make a scalar one-dimensional.
+        # `ascontiguousarray` would give a scalar one dimension.
         self.constants.append(numpy_helper.from_array(np.array(array, order="C"), name))
         return name
 
     def weights(self, name: str, array: Array) -> str:
-        """Named as the weight file names the tensor, so that other weights can be put in."""
+        """Add a tensor under its name in the weight file, so that other weights can replace it."""
         if not self.half:
             return self.constant(name, array.astype(np.float32))
         stored = self.constant(name, array.astype(np.float16))
@@ -56,7 +56,7 @@ class _Graph:
     def convolution(
         self, name: str, x: str, *, kernel: Array | None = None, bias: Array | None = None
     ) -> str:
-        """With the tensors of that name, or with those given; padded to keep the size."""
+        """Add a convolution that keeps the size, with the tensors of that name or those given."""
         kernel = self.tensors[f"{name}.weight"] if kernel is None else kernel
         bias = self.tensors[f"{name}.bias"] if bias is None else bias
         side = kernel.shape[-1]
@@ -68,15 +68,15 @@ class _Graph:
         return self.node("Conv", inputs, name, kernel_shape=[side, side], pads=[side // 2] * 4)
 
     def prelu(self, name: str, x: str, *, repeat: int = 1) -> str:
-        """`repeat`: channels that will be shuffled into one share its slope."""
+        """Add a PReLU. Each slope serves `repeat` channels, which are later shuffled into one."""
         slopes = np.repeat(self.tensors[f"{name}.weight"], repeat)[:, None, None]
         return self.node("PRelu", [x, self.weights(f"{name}.weight", slopes)], name)
 
 
 def onnx_model(weights: Weights, *, half: bool = False) -> onnx.ModelProto:
-    """The network's graph, checked by `onnx.checker`, with what the file says of itself.
+    """Make the network's graph, with metadata and checked by `onnx.checker`.
 
-    `half` stores weights as float16; all is computed in float32 nevertheless.
+    With `half` the weights are stored as float16; everything is computed in float32 all the same.
     """
     spec = weights.spec
     check_tensors(spec, weights.tensors, "weights to export")
@@ -105,12 +105,12 @@ def onnx_model(weights: Weights, *, half: bool = False) -> onnx.ModelProto:
 
 
 def _stack(graph: _Graph, spec: ModelSpec, network: Stack, input_name: str) -> None:
-    """Conv, PRelu, ..., Conv, Add, DepthToSpace.
+    """Add a stack: Conv, PRelu, ..., Conv, Add, DepthToSpace.
 
-    The nearest-neighbor anchor of a one-plane network is its input, broadcast over the sub-pixel
-    channels. Measured in OpenVINO, this costs what leaving it out would; so do a 1x1 convolution, a
-    17th channel of the last one and a Resize behind the shuffle. Several planes take the 1x1.
-    DepthToSpace in mode CRD is PyTorch's PixelShuffle.
+    The nearest-neighbor anchor of a network on one plane is its input, broadcast over the sub-pixel
+    channels. In OpenVINO that takes no measurable time, and neither does a 1x1 convolution, a 17th
+    channel of the last convolution, or a Resize after the shuffle. With several planes the anchor
+    is a 1x1 convolution. DepthToSpace in mode CRD is PyTorch's PixelShuffle.
     """
     x = input_name
     for layer in range(len(network.widths)):
@@ -138,9 +138,9 @@ def _stack(graph: _Graph, spec: ModelSpec, network: Stack, input_name: str) -> N
 
 
 def _generator(graph: _Graph, network: ResidualGenerator, input_name: str) -> None:
-    """As the paper draws it, but for the last PixelShuffle, which goes behind the 9x9 convolution.
+    """Add a generator as the paper draws it, with the 9x9 convolution before the last PixelShuffle.
 
-    `tail_before_shuffle` says how: exactly the same sums, at 0.7 of the time in OpenVINO.
+    The sums are exactly the same (`tail_before_shuffle`) and take 0.7 of the time in OpenVINO.
     """
     x = input_name
     if network.signed_input:
@@ -169,7 +169,11 @@ def _generator(graph: _Graph, network: ResidualGenerator, input_name: str) -> No
 
 
 def onnx_metadata(content: bytes, origin: str) -> dict[str, str]:
-    """What an exported file says of itself, or `WeightsError` if srstream did not write it."""
+    """Read the metadata of an exported file.
+
+    Raises:
+        WeightsError: the file is not an ONNX file that srstream wrote.
+    """
     try:
         model = onnx.load_from_string(content)
     except DecodeError as error:

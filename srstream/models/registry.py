@@ -1,7 +1,8 @@
-"""Models of one's own: weights that `srtrain finetune` made, found by name like those that ship.
+"""The registry of the user's own models: weights that are found by name, like those that ship.
 
-A registered model is three files in the registry's folder, `NAME.onnx`, `NAME.safetensors` and
-`NAME.json`. The last is written last and removed first: without it there is no such model.
+A registered model consists of three files in the registry's folder, `NAME.onnx`, `NAME.safetensors`
+and `NAME.json`. The last one is written last and removed first: without it the model does not
+exist.
 """
 
 from __future__ import annotations
@@ -22,46 +23,46 @@ from srstream.files import write_whole
 from srstream.models.table import MODELS, available_models
 
 REGISTRY_VARIABLE = "SRSTREAM_MODELS"
-"""Environment variable: another folder for the registry, for example a service's."""
+"""Environment variable that names another folder for the registry, such as that of a service."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """What the registry knows of a model."""
+    """A model in the registry."""
 
     name: str
     network: str
-    """Name of the network in the model table."""
+    """The name of the network in the model table."""
     recipe: str
     added: str
-    """ISO 8601, UTC."""
+    """The time at which it was added, ISO 8601 in UTC."""
     sha256: str
-    """Of the weights as they were added."""
+    """SHA-256 of the weights file that was added."""
 
     @property
     def onnx_path(self) -> Path:
-        """What an engine runs."""
+        """The graph that an engine runs."""
         return registry_dir() / f"{self.name}.onnx"
 
     @property
     def weights_path(self) -> Path:
-        """The weights as they were added."""
+        """The weights file that was added."""
         return registry_dir() / f"{self.name}.safetensors"
 
 
 def registry_dir() -> Path:
-    """Where registered models lie; `SRSTREAM_MODELS`, or the user's data folder."""
+    """The folder of registered models: `SRSTREAM_MODELS`, or one in the user's data folder."""
     return Path(os.environ.get(REGISTRY_VARIABLE) or Path(user_data_dir("srstream")) / "models")
 
 
 def add_model(source: Path, name: str | None = None, *, replace: bool = False) -> RegisteredModel:
-    """Registers a `.safetensors` file of folded weights, under its own name unless told another.
+    """Register a `.safetensors` file of folded weights under a name; None means the file's name.
 
     Raises:
-        UsageError: the name is taken, is that of a model that ships, or cannot be a name.
-        WeightsError: the file is missing, damaged or no weights of a network that srstream has.
+        UsageError: the name is taken, belongs to a model that ships, or is not allowed.
+        WeightsError: the file is missing or damaged, or holds no weights of a known network.
     """
     from srstream.models.checkpoint import load_weights
     from srstream.models.table import ResidualGenerator
@@ -105,13 +106,13 @@ def add_model(source: Path, name: str | None = None, *, replace: bool = False) -
 
 
 def registered_models() -> list[RegisteredModel]:
-    """All of them, by name; what cannot be read is left out."""
+    """All registered models by name, without those that cannot be read."""
     found = (find_model(path.stem) for path in sorted(registry_dir().glob("*.json")))
     return [model for model in found if model is not None]
 
 
 def find_model(name: str) -> RegisteredModel | None:
-    """The registered model of this name; None if there is none."""
+    """The registered model of this name, or None."""
     if not _NAME.fullmatch(name):
         return None
     try:
@@ -124,7 +125,11 @@ def find_model(name: str) -> RegisteredModel | None:
 
 
 def remove_model(name: str) -> RegisteredModel:
-    """Forgets a model and deletes its files; `UsageError` if there is none of this name."""
+    """Remove a model and delete its files.
+
+    Raises:
+        UsageError: no model of this name is registered.
+    """
     model = find_model(name)
     if model is None:
         raise UsageError(f"no model {name!r} is registered; {_what_there_is()}")
@@ -134,10 +139,10 @@ def remove_model(name: str) -> RegisteredModel:
 
 
 def resolved(model: ModelConfig) -> ModelConfig:
-    """The same settings with a registered name replaced by its network and its weights.
+    """Replace a registered name in the settings by its network and its weights.
 
     Raises:
-        UsageError: there are no weights of this name, or two sets of weights are asked for.
+        UsageError: there are no weights of this name, or the settings name other weights too.
     """
     registered = find_model(model.name)
     if registered is None:

@@ -1,7 +1,7 @@
-"""`--restore auto`: from what a source looks like to a position of the knob.
+"""The rules of `--restore auto`, which choose a position of the knob for a source.
 
-Two signals decide: how hard the source was compressed and how soft its pictures are. The rules were
-fitted on other clips than they are judged on (docs/evaluation.md).
+Two signals decide: how hard the source was compressed, and how soft its pictures are. The clips on
+which the rules were fitted are not those on which they are judged (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from dataclasses import dataclass
 import numpy as np
 
 LEAST_SLOPE = 0.25
-"""In levels; added to slopes so that a flat picture counts as soft, not as 0 / 0."""
+"""Levels that are added to a slope, so that a flat picture counts as soft instead of as 0 / 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """Root mean squares over a few frames, along rows and columns, in levels of 255."""
+    """The detail of a few frames: root mean squares along rows and columns, in levels of 255."""
 
     slope: float
-    """Of the difference between the samples before and behind: all there is to see."""
+    """Of the difference between the samples before and after, which all detail contributes to."""
     curvature: float
-    """Of the second difference: the finest of it, which blur and hard compression take away."""
+    """Of the second difference: the finest detail, which blur and hard compression remove."""
 
     @property
     def sharpness(self) -> float:
-        """Curvature beside slope: near 0 for ramps and blur, 1 for steps, 1.7 for noise."""
+        """Curvature divided by slope: near 0 for ramps and blur, 1 for steps, 1.7 for noise."""
         return self.curvature / (self.slope + LEAST_SLOPE)
 
     def octaves_over(self, quantizer: float) -> float:
-        """How far the curvature stands over the step of a quantizer on x264's scale, log2.
+        """The ratio of the curvature to the step of a quantizer on x264's scale, as log2.
 
         H.264's step is 0.625 at 0 and doubles with every 6.
         """
@@ -38,27 +38,31 @@ class Detail:
 
 
 Line = tuple[tuple[float, float], ...]
-"""Points (x, y) with rising x; straight lines between them, level beyond the ends."""
+"""Points (x, y) with rising x, joined by straight lines; level beyond the ends."""
 
 
 @dataclass(frozen=True)
 class RestoreRule:
-    """What `--restore auto` makes of a source, fitted by `benchmarks/restore_auto.py`."""
+    """The rule of `--restore auto` for one model, fitted by `benchmarks/restore_auto.py`."""
 
     knob_by_quantizer: Line
-    """x264's quantizer: the harder the compression, the more there is to mend."""
+    """The knob by x264's quantizer: the harder the compression, the more there is to restore."""
     knob_by_sharpness: Line
-    """`Detail.sharpness`: what the faithful weights add to a soft source is wrong. The larger of
-    both is taken."""
+    """The knob by `Detail.sharpness`: what the faithful weights add to a soft source is wrong. The
+    larger of both values is used."""
     sharper_per_quantizer: float
-    """Added to the sharpness for each quantizer above `MIDDLE_QUANTIZER`, for that line only."""
+    """Added to the sharpness for each step of the quantizer above `MIDDLE_QUANTIZER`, in
+    `knob_by_sharpness` only."""
     strength_by_sharpness: Line
+    """The strength by `Detail.sharpness`."""
     strength_by_octaves: Line
-    """`Detail.octaves_over` the quantizer: what it left. The smaller of both is taken."""
+    """The strength by `Detail.octaves_over` the quantizer, the detail that it left. The smaller of
+    both values is used."""
 
 
 MIDDLE_QUANTIZER, MOST_BESIDE = 25.0, 10.0
-"""Beyond so many beside the middle the sharpness counts as there."""
+"""The middle of the quantizers, and the largest distance from it for which the sharpness is
+adjusted."""
 
 RESTORE_RULES: dict[str, RestoreRule] = {
     "fast": RestoreRule(
@@ -89,13 +93,14 @@ RESTORE_RULES: dict[str, RestoreRule] = {
         strength_by_octaves=((-3.65, 0.24), (-2.1, 1.0)),
     ),
 }  # fmt: skip
-"""Of `fast` and `balanced` between two fits: one to the footage as it is and a little blurred, one
-with more of it blurred; `fast` takes less of what is soft than both. `srgan`'s is the first fit."""
+"""The rules by model. Those of `fast` and `balanced` lie between two fits: one to the footage as it
+is and a little blurred, and one with more of it blurred. On soft sources `fast` has a lower
+strength than in either. The rule of `srgan` is the first fit."""
 
 
 @dataclass(frozen=True)
 class Restoration:
-    """A position of the knob, and how much of the network is taken there."""
+    """A position of the knob and the strength of the network."""
 
     restore: float
     strength: float
@@ -103,15 +108,15 @@ class Restoration:
 
 
 def restoration_for(quantizer: float, detail: Detail, model: str) -> Restoration:
-    """For a quantizer on x264's scale and the detail that is left.
+    """Choose by the quantizer, on x264's scale, and the detail that is left.
 
-    A model that nobody has measured yet is taken to be like `fast`.
+    A model without a rule of its own is treated like `fast`.
     """
     return restoration_by(RESTORE_RULES.get(model, RESTORE_RULES["fast"]), quantizer, detail)
 
 
 def restoration_by(rule: RestoreRule, quantizer: float, detail: Detail) -> Restoration:
-    """What a rule says, both in steps of 0.05."""
+    """Apply a rule; both values come in steps of 0.05."""
     sharpness, octaves = detail.sharpness, detail.octaves_over(quantizer)
     harder = float(np.clip(quantizer - MIDDLE_QUANTIZER, -MOST_BESIDE, MOST_BESIDE))
     seen = sharpness + rule.sharper_per_quantizer * harder

@@ -1,4 +1,4 @@
-"""The models srstream knows, as data. Imports neither PyTorch nor an engine."""
+"""The table of models, as data. It imports neither PyTorch nor an engine."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,13 +12,14 @@ WEIGHTS_DIR = Path(__file__).parent / "weights"
 ColorFormName = Literal["luma", "yuv420", "rgb"]
 
 WeightSet = Literal["faithful", "restore", "crisp"]
-"""Pixel loss on clean low resolution; pixel loss on what codecs leave; adversarial. All of one
-shape, the second and third tuned from the first, so that a blend of them works too."""
+"""The sets of a model's weights. They are trained with a pixel loss on clean low resolution, with a
+pixel loss on compressed low resolution, and adversarially. All have the same shapes, and the second
+and third are tuned from the first, so that blends of them work too."""
 
 
 @dataclass(frozen=True)
 class PlaneGroup:
-    """Planes that a network makes at one size."""
+    """Planes that a network outputs at one size."""
 
     num_planes: int
     scale: int
@@ -26,21 +27,21 @@ class PlaneGroup:
 
     @property
     def num_channels(self) -> int:
-        """Channels before the group's PixelShuffle."""
+        """The number of channels before the group's PixelShuffle."""
         return self.num_planes * self.scale**2
 
 
 @dataclass(frozen=True)
 class ColorForm:
-    """Which planes go into a network and which come out, in this order."""
+    """The planes that go into a network and those that come out, in order."""
 
     num_input_planes: int
-    """All of the size of the luma plane; chroma is brought there first."""
+    """All have the size of the luma plane; chroma is resampled to it."""
     outputs: tuple[PlaneGroup, ...]
 
     @property
     def anchor_planes(self) -> list[int]:
-        """For each channel before the PixelShuffle, the input plane that it is the finer of."""
+        """The input plane that each channel before the PixelShuffle refines."""
         planes, first = [], 0
         for group in self.outputs:
             for plane in range(first, first + group.num_planes):
@@ -51,8 +52,8 @@ class ColorForm:
 
 COLOR_FORMS: dict[ColorFormName, ColorForm] = {
     "luma": ColorForm(1, (PlaneGroup(1, 4),)),
-    # U and V come out at half of Y's size, as 4:2:0 has them, sited in the middle between four
-    # luma samples: the one siting that flips and turns keep.
+    # U and V come out at half of Y's size, as in 4:2:0, sited in the middle of four luma samples:
+    # the only siting that flips and rotations preserve.
     "yuv420": ColorForm(3, (PlaneGroup(1, 4), PlaneGroup(2, 2))),
     "rgb": ColorForm(3, (PlaneGroup(3, 4),)),
 }
@@ -60,10 +61,10 @@ COLOR_FORMS: dict[ColorFormName, ColorForm] = {
 
 @dataclass(frozen=True)
 class Stack:
-    """Plain 3x3 convolutions with PReLU between, nearest-neighbor anchor, PixelShuffle."""
+    """Plain 3x3 convolutions with PReLU between them, a nearest-neighbor anchor, a PixelShuffle."""
 
     widths: tuple[int, ...]
-    """Channels of the hidden layers; there is one convolution more."""
+    """Channels of the hidden layers. There is one more convolution than layers."""
 
     @property
     def halo(self) -> int:
@@ -71,11 +72,11 @@ class Stack:
 
     @property
     def activation_channels(self) -> int:
-        """Channels of the largest feature map, counted at the input's size."""
+        """Channels of the largest feature map, in terms of the input's size."""
         return max(self.widths)
 
     def layer_channels(self, form: ColorForm) -> list[tuple[int, int]]:
-        """(in, out) of every 3x3 convolution, in order."""
+        """The channels (in, out) of every 3x3 convolution, in order."""
         num_out = sum(group.num_channels for group in form.outputs)
         widths = (form.num_input_planes, *self.widths, num_out)
         return list(pairwise(widths))
@@ -91,20 +92,20 @@ class ResidualGenerator:
     channels: int
     num_blocks: int
     signed_input: bool = True
-    """The network is given [-1, 1], as the Keras article does, not [0, 1] as the paper."""
+    """Whether the input is in [-1, 1], as in the Keras article, or in [0, 1] as in the paper."""
 
     @property
     def halo(self) -> int:
-        """9x9 at the input (4), two 3x3 a block, two more 3x3; then 0.5 + 1 of the upsampling."""
+        """4 for the 9x9 input, 2 a block, 2 for two more 3x3, and 0.5 + 1 for the upsampling."""
         return 4 + 2 * self.num_blocks + 2 + 2
 
     @property
     def activation_channels(self) -> int:
-        """Before the second PixelShuffle: four times the channels at twice the size."""
+        """Channels before the second PixelShuffle, four times as many at twice the size."""
         return 16 * self.channels
 
     def macs_per_pixel(self, form: ColorForm) -> int:
-        """As the paper draws it: the 9x9 convolution at its end runs on 16 times the pixels."""
+        """Multiply-accumulates as the paper draws it: the last 9x9 runs on 16 times the pixels."""
         wide = self.channels**2
         ends = 81 * self.channels * form.num_input_planes * (1 + 16)
         return ends + 9 * wide * (2 * self.num_blocks + 1 + 4 + 4 * 4)
@@ -112,12 +113,12 @@ class ResidualGenerator:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What an engine, a tiler and a trainer must know of a network before they load it."""
+    """The properties of a network that engines, tiles and the trainer need before they load it."""
 
     name: str
     color_form: ColorFormName
-    """`luma`: chroma is not the network's business. `yuv420`: Y, U, V in, Y at 4x and U, V at 2x
-    out. `rgb`: as it says, full range."""
+    """`luma`: the network enlarges luma alone. `yuv420`: it takes Y, U, V and returns Y at 4x and
+    U, V at 2x. `rgb`: it takes and returns R, G, B in full range."""
     network: Stack | ResidualGenerator
     scale: int = 4
     """Output luma samples (or pixels) per input one, along each axis."""
@@ -128,7 +129,7 @@ class ModelSpec:
 
     @property
     def halo(self) -> int:
-        """Receptive-field radius in input pixels: an output depends on nothing farther away."""
+        """Radius of the receptive field in input pixels; an output depends on nothing beyond it."""
         return self.network.halo
 
     @property
@@ -148,30 +149,34 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def model_spec(name: str) -> ModelSpec:
-    """The table's entry, or `UsageError` naming the models there are."""
+    """The table's entry, or `UsageError` with the names of all models."""
     if name not in MODELS:
         raise UsageError(f"no model is called {name!r}; there are: {', '.join(MODELS)}")
     return MODELS[name]
 
 
 def weights_stem(name: str, weight_set: WeightSet = "faithful") -> str:
-    """What a set's files are called, before their suffix."""
+    """The name of a set's files without their suffix."""
     return name if weight_set == "faithful" else f"{name}.{weight_set}"
 
 
 def available_models() -> list[str]:
-    """Names of the models whose ONNX weights are installed, in the table's order."""
+    """The names of the models whose ONNX weights are installed, in the table's order."""
     return [name for name in MODELS if (WEIGHTS_DIR / f"{name}.onnx").is_file()]
 
 
 def available_sets(name: str) -> list[WeightSet]:
-    """Which sets of weights of a model are installed."""
+    """The sets of a model's weights that are installed."""
     sets: tuple[WeightSet, ...] = get_args(WeightSet)
     return [s for s in sets if (WEIGHTS_DIR / f"{weights_stem(name, s)}.onnx").is_file()]
 
 
 def weights_path(name: str, suffix: str = ".onnx", weight_set: WeightSet = "faithful") -> Path:
-    """A shipped weight file of a model (`.onnx` or `.safetensors`), or `WeightsError`."""
+    """The path of a shipped weight file (`.onnx` or `.safetensors`).
+
+    Raises:
+        WeightsError: it is not installed.
+    """
     path = WEIGHTS_DIR / f"{weights_stem(name, weight_set)}{suffix}"
     if name in MODELS and path.is_file():
         return path

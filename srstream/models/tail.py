@@ -1,4 +1,4 @@
-"""A generator's last convolution before its last PixelShuffle, for the graphs that engines run."""
+"""A generator's last convolution rewritten to come before its last PixelShuffle, for engines."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Array = NDArray[np.float32]
 
 
 def tail_before_shuffle(tensors: Tensors) -> tuple[Array, Array]:
-    """The tail (out, in, 9, 9) as (4 out, 4 in, 5, 5) and its bias (4 out,).
+    """Rewrite the tail (out, in, 9, 9) as (4 out, 4 in, 5, 5) with a bias (4 out,).
 
-    What `networks.tail_before_shuffle` says, which trains, in numpy: engines need no PyTorch.
+    It is the same as `networks.tail_before_shuffle`, but in numpy, since engines need no PyTorch.
     """
     kernel, bias = tensors["tail.weight"], tensors["tail.bias"]
     num_out, num_in = kernel.shape[:2]

@@ -1,10 +1,10 @@
-"""ncnn: Winograd convolutions on the CPU, and Vulkan on the GPUs of any maker.
+"""ncnn: Winograd convolutions on the CPU, and Vulkan on GPUs of any vendor.
 
-Everything is computed in float32. On the CPU each tile has one thread and as many are computed as
-there are cores; on a GPU one after the other.
+Everything is computed in float32. On the CPU each tile has one thread, and as many tiles as there
+are cores are computed at once; a GPU computes one tile after the other.
 
-ncnn's convolutions add up in an order that depends on where in its tile a sample lies, so tiles are
-not exact to the last bit (`Capabilities.tiles_are_exact`).
+The order in which ncnn's convolutions add up depends on a sample's position in its tile, so tiles
+are not exact to the last bit (`Capabilities.tiles_are_exact`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from srstream.models.edges import border_of
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 
 LIVE_ACTIVATIONS = {Stack: 15, ResidualGenerator: 6}
-"""Feature maps of the widest layer that are held at once, with Winograd's transformed ones and what
-ncnn keeps for the next tile: 14 and 4.5 were measured."""
+"""Feature maps of the widest layer that exist at once, with those transformed for Winograd's method
+and those that ncnn keeps for the next tile. Measured: 14 and 4.5."""
 
 LESS_EXACT = (
     "use_winograd63_convolution",  # no faster than the smaller transforms, five times their error
@@ -45,19 +45,20 @@ LESS_EXACT = (
     "use_bf16_storage",
 )
 SOFTWARE = 3
-"""ncnn's number for a Vulkan device that is a CPU."""
+"""ncnn's number for a Vulkan device that is emulated on a CPU."""
 
 Floats = NDArray[np.float32]
 
 
 class NcnnEngine:
-    """The model's network on the first GPU with Vulkan where there is one, else on the CPU.
+    """The model's network in ncnn, on the first GPU with Vulkan or otherwise on the CPU.
 
-    With `software_vulkan` a Vulkan device that is a CPU will do: for tests, it is slow.
+    `software_vulkan` also allows a Vulkan device that is emulated on a CPU; it is slow and meant
+    for tests.
 
     Raises:
-        EngineError: ncnn doesn't load, or refuses the network.
-        WeightsError: the weights are missing, cannot be read or aren't the model's.
+        EngineError: ncnn cannot be loaded, or rejects the network.
+        WeightsError: the weights are missing, cannot be read, or belong to another model.
     """
 
     capabilities: Capabilities
@@ -101,12 +102,12 @@ class NcnnEngine:
         )
 
     def open_session(self, tile: TileFormat, on_done: OnDone | None = None) -> ThreadSession:
-        """See `Engine.open_session`; nothing is compiled."""
+        """See `Engine.open_session`. Nothing is compiled."""
         check_format(tile, self.capabilities)
         return ThreadSession(self._run, tile, self.capabilities, on_done)
 
     def close(self) -> None:
-        """Frees the weights, on a GPU the device's memory."""
+        """Free the weights, and the device's memory on a GPU."""
         self._net.clear()
 
     def _run(self, codes_CHW: Plane, tile: TileFormat) -> list[Plane]:
@@ -122,11 +123,11 @@ class NcnnEngine:
         return planes
 
     def _forward(self, x_CHW: Floats) -> list[Floats]:
-        """The network's groups of output planes.
+        """Run the network; return its groups of output planes.
 
-        A Mat made of an array owns nothing: it outlives the array without holding it, and a layer
-        that works in place on one ends the process, since it looks for a count of users that is
-        not there. The clone owns its memory. What comes out is copied before its Mat goes.
+        A Mat made from an array does not own its memory: it may outlive the array, and a layer that
+        works on it in place crashes the process, because its reference count is missing. A clone
+        owns its memory. Outputs are copied before their Mat is freed.
         """
         extractor = self._net.create_extractor()
         extractor.input(INPUT_NAME, self._ncnn.Mat(x_CHW).clone())
@@ -142,9 +143,9 @@ class NcnnEngine:
 
 
 def vulkan_device(ncnn: Any, *, software: bool = False) -> int | None:
-    """The first GPU that Vulkan lists, with `software` the first device of any kind."""
+    """The number of the first GPU that Vulkan lists, with `software` that of the first device."""
     try:
-        ctypes.CDLL("libvulkan.so.1")  # ncnn complains eight times where it isn't there
+        ctypes.CDLL("libvulkan.so.1")  # without it, ncnn prints eight complaints
     except OSError:
         return None
     with _without_stderr():
@@ -154,7 +155,7 @@ def vulkan_device(ncnn: Any, *, software: bool = False) -> int | None:
 
 
 def _load(ncnn: Any, weights: Weights, gpu: int | None) -> Any:
-    """From files: from memory ncnn would refer to bytes that Python may have freed."""
+    """Load the network from files; from memory, ncnn would refer to bytes that Python may free."""
     net = ncnn.Net()
     net.opt.num_threads = 1
     for name in LESS_EXACT:
@@ -174,7 +175,7 @@ def _load(ncnn: Any, weights: Weights, gpu: int | None) -> Any:
 
 @contextlib.contextmanager
 def _without_stderr() -> Iterator[None]:
-    """ncnn and drivers describe every device on standard error, which is the progress bar's."""
+    """Silence standard error, where ncnn and drivers would disturb the progress bar."""
     kept = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:

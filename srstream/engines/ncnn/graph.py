@@ -1,8 +1,8 @@
-"""A folded network as ncnn reads it: a text of layers and a file of their weights.
+"""A folded network in ncnn's format: a text that lists the layers, and a file of their weights.
 
-Input `in`, float32 (planes, H, W); an output `sr`, and `chroma_sr` where U and V come out at half
-of Y's size. Values as in `models/networks.py`. A layer's numbered settings are those of ncnn's
-`docs/developer-guide/operators.md`; 31 switches ways to compute it off.
+The input `in` is float32 (planes, H, W). The output is `sr`, and also `chroma_sr` if U and V come
+out at half of Y's size. Values are those of `models/networks.py`. The numbered settings of layers
+are documented in ncnn's `docs/developer-guide/operators.md`; 31 turns off ways to compute a layer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Array = NDArray[np.float32]
 
 
 class _Graph:
-    """Layers, in the order they are added, and the weights that go with them."""
+    """The layers in the order in which they are added, and their weights."""
 
     def __init__(self, tensors: Tensors) -> None:
         self.tensors = tensors
@@ -47,7 +47,7 @@ class _Graph:
         outputs: list[str],
         settings: dict[int, float] | None = None,
     ) -> str:
-        """Named after its first output, which is returned."""
+        """Add a layer that is named after its first output, and return that."""
         words = [kind, outputs[0], str(len(inputs)), str(len(outputs)), *inputs, *outputs]
         words += [f"{key}={value}" for key, value in (settings or {}).items()]
         self.layers.append(" ".join(words))
@@ -63,10 +63,10 @@ class _Graph:
         bias: Array | None = None,
         switched_off: int = 0,
     ) -> str:
-        """With the tensors of that name, or with those given; padded to keep the size."""
+        """Add a convolution that keeps the size, with the tensors of that name or those given."""
         kernel = self.tensors[f"{name}.weight"] if kernel is None else kernel
         bias = self.tensors[f"{name}.bias"] if bias is None else bias
-        self.weights += bytes(4)  # "not compressed"
+        self.weights += bytes(4)  # the flag for weights that are not compressed
         self._store(kernel)
         self._store(bias)
         num_out, _, side, _ = kernel.shape
@@ -74,16 +74,16 @@ class _Graph:
         return self.layer("Convolution", [x], [name], {**settings, 31: switched_off})
 
     def prelu(self, name: str, x: str, *, repeat: int = 1) -> str:
-        """`repeat`: channels that will be shuffled into one share its slope."""
+        """Add a PReLU. Each slope serves `repeat` channels, which are later shuffled into one."""
         return self.slopes(name, x, np.repeat(self.tensors[f"{name}.weight"], repeat))
 
     def slopes(self, name: str, x: str, slopes: Array) -> str:
-        """PReLU with those given."""
+        """Add a PReLU with these slopes."""
         self._store(slopes)
         return self.layer("PReLU", [x], [name], {0: slopes.size})
 
     def twice(self, x: str) -> tuple[str, str]:
-        """A blob has one reader; this makes it two."""
+        """Split a blob in two, since each blob may have one reader."""
         first, second = f"{x}.first", f"{x}.second"
         self.layer("Split", [x], [first, second])
         return first, second
@@ -95,7 +95,7 @@ class _Graph:
         return self.layer("BinaryOp", [x], [name], {0: operation, 1: 1, 2: number})
 
     def parts(self, x: str, groups: Sequence[PlaneGroup], name: str) -> list[str]:
-        """The channels of each group."""
+        """Slice the channels into those of each group."""
         if len(groups) == 1:
             return [x]
         parts = [f"{name}.{index}" for index in range(len(groups))]
@@ -112,7 +112,7 @@ class _Graph:
 
 
 def ncnn_network(weights: Weights) -> tuple[str, bytes]:
-    """The network's layers, and the weights; flat on flat pictures (`models/flat.py`)."""
+    """Write the network's layers and weights, with the correction that keeps flat pictures flat."""
     spec, correction = weights.spec, correction_of(weights)
     groups = spec.form.outputs
     graph = _Graph(weights.tensors)
@@ -137,7 +137,7 @@ def ncnn_network(weights: Weights) -> tuple[str, bytes]:
 
 
 class _FlatOps:
-    """See `models.flat.Ops`."""
+    """The operations of `models.flat.Ops` as layers."""
 
     def __init__(self, graph: _Graph) -> None:
         self._graph = graph
@@ -162,7 +162,7 @@ class _FlatOps:
 
 
 def _stack(graph: _Graph, spec: ModelSpec, network: Stack, x: str) -> str:
-    """Convolutions with PReLU between, and the anchor by a 1x1 convolution."""
+    """Add convolutions with PReLU between them, and the anchor as a 1x1 convolution."""
     x, anchor = graph.twice(x)
     for layer in range(len(network.widths)):
         x = graph.convolution(f"convolutions.{layer}", x)
@@ -177,9 +177,9 @@ def _stack(graph: _Graph, spec: ModelSpec, network: Stack, x: str) -> str:
 
 
 def _generator(graph: _Graph, network: ResidualGenerator, x: str) -> str:
-    """All but the last shuffle, which comes last (`networks.Generator`).
+    """Add all of a generator except the last shuffle, which comes last (`networks.Generator`).
 
-    As a matrix product the tail would take 6 GB for a 320x180 frame, and 10 times as long.
+    Computed as a matrix product, the tail would take 6 GB for a 320x180 frame and 10 times as long.
     """
     if network.signed_input:
         x = graph.with_number("doubled", x, MULTIPLY, 2.0)

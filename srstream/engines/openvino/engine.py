@@ -35,17 +35,18 @@ from srstream.models.table import ModelSpec
 logger = logging.getLogger(__name__)
 
 GRAPH_FORMAT = 6
-"""Raise it when the graph around the network changes, so that cached ones are not used any more."""
+"""Version of the graph around the network. Raise it with every change, so that cached graphs of the
+old kind are no longer used."""
 
 HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
-"""What is not quantized is computed in float32."""
+"""OpenVINO's names of the precisions. What int8 does not quantize is computed in float32."""
 
 LIVE_ACTIVATIONS = 4
-"""Feature maps that are alive at once at the most: in, out, the quantized codes, and slack."""
+"""Most feature maps that exist at once: input, output, quantized codes, and slack."""
 
 
 class OpenVinoEngine:
-    """The model's network on all cores, or on `config.threads` of them.
+    """The model's network in OpenVINO, on all cores or on `config.threads` of them.
 
     Raises:
         EngineError: OpenVINO doesn't load.
@@ -95,12 +96,12 @@ class OpenVinoEngine:
             num_streams=num_threads,
             num_threads=num_threads,
             precision=config.precision,
-            # An RGB network's 9x9 convolutions are summed up in an order that depends on the shape.
+            # The order in which an RGB network's 9x9 convolutions add up depends on the shape.
             takes_any_shape=spec.color_form != "rgb",
         )
 
     def open_session(self, tile: TileFormat, on_done: OnDone | None = None) -> OpenVinoSession:
-        """See `Engine.open_session`. Takes 0.2 s the first time, 0.05 s from the cache."""
+        """See `Engine.open_session`. It takes 0.2 s the first time and 0.05 s from the cache."""
         can = self.capabilities
         if not can.min_bits <= tile.bits <= can.max_bits or min(tile.shape or (1,)) < 1:
             raise EngineError(
@@ -130,10 +131,10 @@ class OpenVinoEngine:
         return OpenVinoSession(compiled, tile, can, on_done)
 
     def close(self) -> None:
-        """Nothing outlives the object."""
+        """Do nothing: the object itself holds all memory."""
 
     def _precisions(self) -> set[str]:
-        """What the processor computes in at its full speed."""
+        """The precisions in which the processor computes at full speed."""
         names = {"FP32": "float32", "BF16": "bfloat16", "INT8": "int8"}
         can = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return {names[name] for name in can if name in names}

@@ -1,4 +1,4 @@
-"""A float network in OpenVINO, made flat on flat pictures (`models/flat.py`)."""
+"""Corrections of a float network in OpenVINO: flat pictures stay flat, the anchor stays exact."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Array = NDArray[np.float32]
 
 
 def tensors_of(spec: ModelSpec, constants: Mapping[str, Any]) -> GraphTensors | None:
-    """The network's tensors from its graph's constants, by the names that its file gives them.
+    """The network's tensors by name, taken from its graph's constants.
 
-    None for graphs that `srtrain` did not write, of which nobody knows what they do.
+    None for graphs that `srtrain` did not write, whose structure is unknown.
     """
     tensors = {}
     for name, shape in graph_shapes(spec).items():
@@ -30,7 +30,7 @@ def tensors_of(spec: ModelSpec, constants: Mapping[str, Any]) -> GraphTensors | 
 
 
 def make_flat(network: Any, spec: ModelSpec, correction: Correction) -> None:
-    """Adds the correction to the outputs, before their PixelShuffle where there is one."""
+    """Add the correction of `models/flat.py` to the outputs, before a final PixelShuffle."""
     ops = importlib.import_module("openvino.opset13")
     parameter = network.input(0).get_node()
     channels = correction.apply(_OpenVinoOps(ops), parameter)
@@ -55,9 +55,9 @@ def make_flat(network: Any, spec: ModelSpec, correction: Correction) -> None:
 
 
 def repeat_anchor(network: Any) -> None:
-    """Takes an anchor's planes as they are, where the graph has a convolution with ones do it.
+    """Replace the convolution that repeats the anchor's planes by an operation that copies them.
 
-    Convolutions are what a lower precision is for, and the anchor is the picture itself: it would
+    A lower precision is applied to convolutions, and the anchor is the picture itself: it would
     lose up to a level in bfloat16.
     """
     ops = importlib.import_module("openvino.opset13")
@@ -71,7 +71,7 @@ def repeat_anchor(network: Any) -> None:
 
 
 def is_pixel_shuffle(node: Any, scale: int) -> bool:
-    """Whether a node is the PixelShuffle that enlarges by `scale`."""
+    """Whether a node is a PixelShuffle that enlarges by `scale`."""
     if node.get_type_name() != "DepthToSpace":
         return False
     attributes = node.get_attributes()
@@ -79,7 +79,7 @@ def is_pixel_shuffle(node: Any, scale: int) -> bool:
 
 
 class _OpenVinoOps:
-    """See `models.flat.Ops`."""
+    """The operations of `models.flat.Ops` as nodes of an OpenVINO graph."""
 
     def __init__(self, ops: Any) -> None:
         self._ops = ops

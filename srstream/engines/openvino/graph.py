@@ -23,12 +23,14 @@ from srstream.models.table import COLOR_FORMS, ColorFormName, ModelSpec
 
 
 def engine_network(core: Any, blend: Blend, spec: ModelSpec, ranges: Ranges | None = None) -> Any:
-    """The float network as the engine runs it: mixed, in 8 bits with `ranges`, flat where it is
-    to be.
+    """Build the float network as the engine runs it.
+
+    Its files are blended, it is quantized to 8 bits if `ranges` are given, and what is flat in the
+    input stays flat (`models/flat.py`).
 
     Raises:
-        WeightsError: a file is no ONNX graph, or they aren't of one network.
-        EngineError: the ranges are of another network.
+        WeightsError: a file is not an ONNX graph, or the files belong to different networks.
+        EngineError: the ranges belong to another network.
     """
     network = blended_network(core, blend)
     tensors = tensors_of(spec, constants_of(network))
@@ -42,10 +44,10 @@ def engine_network(core: Any, blend: Blend, spec: ModelSpec, ranges: Ranges | No
 
 
 def blended_network(core: Any, blend: Blend) -> Any:
-    """The float network whose constants are the weighted mean of the files' constants.
+    """Read the float network whose constants are the weighted mean of the files' constants.
 
     Raises:
-        WeightsError: a file is no ONNX graph, or they aren't of one network.
+        WeightsError: a file is not an ONNX graph, or the files belong to different networks.
     """
     network = _read_network(core, blend.files[0])
     if len(blend.files) == 1:
@@ -80,7 +82,7 @@ def _read_network(core: Any, file: WeightFile) -> Any:
 
 
 def constants_of(network: Any) -> dict[str, Any]:
-    """The floating-point constants by the names that the ONNX file gives them."""
+    """The floating-point constants by their names in the ONNX file."""
     return {
         node.get_friendly_name(): node
         for node in network.get_ops()
@@ -89,12 +91,12 @@ def constants_of(network: Any) -> dict[str, Any]:
 
 
 def integer_graph(openvino: Any, network: Any, tile: TileFormat, color_form: ColorFormName) -> Any:
-    """Wraps a float network: codes in, codes out.
+    """Wrap a float network so that codes go in and come out.
 
-    Input (1, planes, H, W), u8 or u16; H and W stay open for tiles of any shape. For each plane
-    group an output: either (1, H, W, channels), the codes before the group's closing PixelShuffle,
-    or, where it doesn't close with one or RGB is still to be converted, (1, planes, sH, sW). They
-    are of the input's type, or i32 for tiles of any shape.
+    The input is (1, planes, H, W), u8 or u16; H and W stay open for tiles of any shape. There is an
+    output for each plane group. If the group ends with a PixelShuffle and no RGB is to be
+    converted, the output is (1, H, W, channels), the codes before that shuffle; otherwise it is
+    (1, planes, sH, sW). Outputs have the input's type, or i32 for tiles of any shape.
     """
     ops = importlib.import_module("openvino.opset13")
     form = COLOR_FORMS[color_form]
@@ -119,7 +121,7 @@ def integer_graph(openvino: Any, network: Any, tile: TileFormat, color_form: Col
             raise RuntimeError(f"an output has the shape {result.get_partial_shape()}")
         group_to_codes = to_codes.of_planes(first, group.num_planes)
         first += group.num_planes
-        # What is done to each plane alone may be done before the planes' shuffle.
+        # An operation on each plane alone may come before the shuffle.
         ends_with_shuffle = group_to_codes.gains is not None and is_pixel_shuffle(
             result.get_node(), group.scale
         )
@@ -128,8 +130,8 @@ def integer_graph(openvino: Any, network: Any, tile: TileFormat, color_form: Col
             result = result.get_node().input_value(0)
         mapped = _mapped(ops, result, group_to_codes, repeat)
         rounded = ops.clamp(ops.round(mapped, "half_to_even"), 0.0, float(2**tile.bits - 1))
-        # Where the shape is open OpenVINO's conversion to 8 or 16 bits takes a tenth of the whole
-        # time, the one to 32 none; the session makes codes of them.
+        # With an open shape, OpenVINO's conversion to 8 or 16 bits takes a tenth of the whole time
+        # and that to 32 bits none; the session converts them to codes.
         converted = ops.convert(rounded, integer if tile.shape else openvino.Type.i32)
         if ends_with_shuffle:
             converted = ops.transpose(converted, ops.constant(np.array([0, 2, 3, 1], np.int32)))
@@ -138,9 +140,9 @@ def integer_graph(openvino: Any, network: Any, tile: TileFormat, color_form: Col
 
 
 def _mapped(ops: Any, planes: Any, affine: Affine, repeat: int = 1) -> Any:
-    """With constants: one gain, a gain for each plane, or a 1x1 convolution, and what is added.
+    """Apply an affine map by constants: gains or a 1x1 convolution, and an offset.
 
-    `repeat`: how many channels of each plane follow one another.
+    `repeat` is the number of successive channels of each plane.
     """
     gains = affine.gains
     if gains is None:
@@ -154,7 +156,7 @@ def _mapped(ops: Any, planes: Any, affine: Affine, repeat: int = 1) -> Any:
 
 
 def _column(ops: Any, values: Matrix, repeat: int) -> Any:
-    """A constant for each channel, or one where all are alike."""
+    """A constant for each channel, or a single one if all are equal."""
     if (values == values[0]).all():
         return ops.constant(np.array(values[0], np.float32))
     return ops.constant(np.repeat(values, repeat).astype(np.float32)[None, :, None, None])

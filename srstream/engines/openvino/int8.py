@@ -1,9 +1,9 @@
-"""A float network with its inner convolutions in 8-bit integers, for OpenVINO.
+"""Quantization of a network's inner convolutions to 8-bit integers, for OpenVINO.
 
-Weights are quantized channel by channel, symmetrically; activations by the ranges that they had on
+Weights are quantized symmetrically for each channel, and activations by the ranges that they had on
 pictures (`STEM.int8.json` beside the `.onnx` file, written by `srtrain calibrate`). The first
-convolution and the sum with the anchor stay in float: together they cost 5 % of the time, and
-quantizing them would cost three times the quality that all the rest does.
+convolution and the sum with the anchor stay in float: they take 5 % of the time, and quantizing
+them would cost three times the quality that quantizing all the rest costs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from srstream.errors import EngineError
 from srstream.models.blend import Blend, WeightFile
 
 Ranges = dict[str, tuple[float, float]]
-"""For each quantized convolution the least and the largest value that comes in."""
+"""The least and the largest input value of each quantized convolution, by its name."""
 
 SUFFIX = ".int8.json"
 
@@ -28,15 +28,15 @@ WEIGHT_LEVELS, ACTIVATION_LEVELS = 255, 256
 
 
 def ranges_path(weights: Path) -> Path:
-    """Where a weight file's ranges are."""
+    """The path of the ranges of a weight file."""
     return weights.with_suffix(SUFFIX)
 
 
 def ranges_of(blend: Blend) -> Ranges:
-    """Wide enough for every file of a blend.
+    """Read ranges that are wide enough for every file of a blend.
 
     Raises:
-        EngineError: a file has none, or those of other weights.
+        EngineError: a file has no ranges, or those of other weights.
     """
     found = [_read(file) for file in blend.files]
     return {
@@ -46,7 +46,7 @@ def ranges_of(blend: Blend) -> Ranges:
 
 
 def ranges_json(onnx_content: bytes, ranges: Ranges, num_pictures: int) -> str:
-    """The content of a ranges file."""
+    """Make the content of a ranges file."""
     stated = {
         "onnx_sha256": hashlib.sha256(onnx_content).hexdigest(),
         "num_pictures": num_pictures,
@@ -78,10 +78,10 @@ def _items(stated: dict[str, Any]) -> list[tuple[str, list[float]]]:
 
 
 def quantize(network: Any, ranges: Ranges) -> None:
-    """Puts the quantization into an OpenVINO network, whose plugin makes integers of it.
+    """Insert quantization into an OpenVINO network; its plugin then computes in integers.
 
     Raises:
-        EngineError: the network has no convolution of a name in `ranges`.
+        EngineError: `ranges` names a convolution that the network does not have.
     """
     ops = importlib.import_module("openvino.opset13")
     convolutions = {
@@ -96,7 +96,7 @@ def quantize(network: Any, ranges: Ranges) -> None:
         kernel = node.input_value(1).get_node().data
         bound = np.abs(kernel).max(axis=(1, 2, 3), keepdims=True).astype(np.float32)
         weights = _fake_quantized(ops, ops.constant(kernel), -bound, bound, WEIGHT_LEVELS)
-        # One of the levels is exactly zero, which pads and what PReLU leaves alone need.
+        # One of the levels is exactly zero: padding and PReLU depend on it.
         step = (high - low) / (ACTIVATION_LEVELS - 1)
         below = round(-low / step)
         bounds = (-below * step, (ACTIVATION_LEVELS - 1 - below) * step)

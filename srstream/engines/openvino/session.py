@@ -1,4 +1,4 @@
-"""Tiles in OpenVINO: a session's requests, and the codes taken out of them."""
+"""A session of OpenVINO: its requests, and the planes that are taken out of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from srstream.models.table import PlaneGroup
 
 
 def shuffled_planes(codes_HWC: Plane, group: PlaneGroup) -> list[Plane]:
-    """The group's planes of the codes before its PixelShuffle."""
+    """Shuffle the codes (H, W, channels) of a plane group to its planes."""
     step = group.scale**2
     return [
         pixel_shuffle(codes_HWC[..., first : first + step], group.scale)
@@ -28,9 +28,10 @@ def shuffled_planes(codes_HWC: Plane, group: PlaneGroup) -> list[Plane]:
 
 
 def pixel_shuffle(codes_HWC: Plane, scale: int) -> Plane:
-    """(H, W, scale**2) to (scale H, scale W): channel s*i + j goes to row i, column j of a cell.
+    """Shuffle (H, W, scale**2) to (scale H, scale W).
 
-    Moves the `scale` codes of a cell's row at once, as one wide integer where there is one.
+    Channel scale * i + j goes to row i and column j of a cell. The `scale` codes of a cell's row
+    move at once, as one wide integer if there is one of that size.
     """
     rows, columns, _ = codes_HWC.shape
     wide = {2: np.uint16, 4: np.uint32, 8: np.uint64}.get(scale * codes_HWC.itemsize)
@@ -45,7 +46,7 @@ def pixel_shuffle(codes_HWC: Plane, scale: int) -> Plane:
 
 
 class OpenVinoTicket:
-    """One tile in flight: its request first, then its result."""
+    """One tile in the engine: it holds a request until that is done, and then the result."""
 
     def __init__(self, request: Any, shape: tuple[int, ...]) -> None:
         self.request = request
@@ -57,17 +58,17 @@ class OpenVinoTicket:
         try:
             return request is None or bool(request.wait_for(0))
         except RuntimeError:
-            return True  # it failed, and `result` says how
+            return True  # it failed, and `result` reports how
 
     def wait(self) -> None:
-        """Until the tile is done, in whatever thread."""
+        """Wait until the tile is done, in any thread."""
         request = self.request
         if request is not None:
             request.wait()
 
 
 class OpenVinoSession:
-    """See `Session`."""
+    """A `Session` with one request for each stream, and one more."""
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class OpenVinoSession:
     ) -> None:
         self.format = tile
         self.form = capabilities.form
-        self.num_in_flight = capabilities.num_streams + 1  # one waits, so that no stream does
+        self.num_in_flight = capabilities.num_streams + 1  # one tile waits, so that no stream does
         self._idle = [compiled.create_infer_request() for _ in range(self.num_in_flight)]
         self._in_flight: deque[OpenVinoTicket] = deque()
         self._compiled = compiled
@@ -104,7 +105,7 @@ class OpenVinoSession:
             request.start_async()
         except RuntimeError as error:
             self._idle.append(request)
-            raise EngineError(f"OpenVINO took no tile ({last_line(error)})") from error
+            raise EngineError(f"OpenVINO did not accept a tile ({last_line(error)})") from error
         self._in_flight.append(ticket)
         if self._notifier is not None:
             self._notifier.expect(ticket.wait)
@@ -132,7 +133,7 @@ class OpenVinoSession:
             self._notifier = None
 
     def _collect(self, ticket: OpenVinoTicket) -> None:
-        """Waits for a tile, takes its result out of the request, and frees that for the next."""
+        """Wait for a tile, take its result out of the request, and free that for the next tile."""
         request, ticket.request = ticket.request, None
         self._in_flight.remove(ticket)
         self._idle.append(request)

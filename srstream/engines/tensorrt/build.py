@@ -1,11 +1,11 @@
-"""A network to a TensorRT engine, through torch-tensorrt; building needs no GPU, only libraries.
+"""Building TensorRT's engine from a network with torch-tensorrt. It needs the libraries but no GPU.
 
-Half precision is that of the module: torch-tensorrt ignores `enabled_precisions` without a word and
-would build float32. The engine is asked for whole (`require_full_compilation`): a layer that
-TensorRT does not take is an error, never a silent way back to PyTorch.
+The module itself is in half precision: torch-tensorrt ignores `enabled_precisions` without a
+warning and would build float32. `require_full_compilation` makes a layer that TensorRT does not
+support an error, instead of letting PyTorch run it.
 
-Batch is one. Rows and columns are free between `MIN_SIDE` and the engine's longest side, tuned for
-the longest: a new resolution never makes a new engine.
+The batch size is one. Rows and columns are free between `MIN_SIDE` and the engine's longest side,
+and the engine is tuned for the longest, so a new resolution never needs a new engine.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from srstream.errors import EngineError
 from srstream.models.networks import FlatNetwork, Network
 
 MIN_SIDE = 8
-"""Rows and columns of the smallest tile; smaller pictures are left to the engines for CPUs."""
+"""Rows and columns of the smallest tile. Smaller pictures are for the engines on CPUs."""
 
 TRACED_SHAPE = (24, 40)
-"""Of the example that the export is traced with; neither side may be one that looks special."""
+"""Shape of the example with which the export is traced. The tracer treats some sides, such as 1, as
+special; these are not among them."""
 
 
 def import_torch_tensorrt() -> ModuleType:
-    """The package, which fails to import where there is no driver; `EngineError` then."""
+    """Import torch-tensorrt, or raise `EngineError`: without a driver the import fails."""
     try:
         import torch_tensorrt
-    except Exception as error:  # ImportError, OSError, RuntimeError, AssertionError: all seen
+    except Exception as error:  # ImportError, OSError, RuntimeError, AssertionError occur
         raise EngineError(
             f"torch-tensorrt cannot be loaded ({_first_line(error)}). It needs an NVIDIA driver "
             "and pip install 'srstream[tensorrt]'"
@@ -43,7 +44,7 @@ def import_torch_tensorrt() -> ModuleType:
 
 
 def exported(network: Network | FlatNetwork, max_side: int) -> ExportedProgram:
-    """The network in half precision as one graph, rows and columns left open."""
+    """Export the network in half precision as one graph with open rows and columns."""
     half = network.half().eval()
     planes = network.spec.form.num_input_planes
     device = next(half.parameters()).device
@@ -55,7 +56,7 @@ def exported(network: Network | FlatNetwork, max_side: int) -> ExportedProgram:
 
 
 def tensorrt_input(network: Network | FlatNetwork, max_side: int) -> Any:
-    """The shapes that the engine is built for."""
+    """The range of input shapes for which the engine is built."""
     planes = network.spec.form.num_input_planes
     return import_torch_tensorrt().Input(
         min_shape=(1, planes, MIN_SIDE, MIN_SIDE),
@@ -66,10 +67,10 @@ def tensorrt_input(network: Network | FlatNetwork, max_side: int) -> Any:
 
 
 def build_engine(network: Network | FlatNetwork, max_side: int) -> bytes:
-    """The serialized engine; seconds to minutes.
+    """Build and serialize the engine, which takes seconds to minutes.
 
     Raises:
-        EngineError: TensorRT doesn't take the network whole, or cannot build it.
+        EngineError: TensorRT does not support the whole network, or cannot build it.
     """
     torch_tensorrt = import_torch_tensorrt()
     try:
@@ -89,7 +90,7 @@ def build_engine(network: Network | FlatNetwork, max_side: int) -> bytes:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that decides what an engine is."""
+    """The versions of all libraries that determine what an engine is."""
     import_torch_tensorrt()
     import tensorrt
     import torch_tensorrt

@@ -1,4 +1,4 @@
-"""CUDA as the ring of slots sees it: streams, events, pinned memory and copies, through PyTorch."""
+"""CUDA for the ring of slots: streams, events, pinned memory and copies, through PyTorch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from srstream.engines.tensorrt.ring import Array
 
 TORCH_DTYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.int16}
-"""What codes are held in: PyTorch computes little with uint16, so those are the bits of int16."""
+"""Tensor types for codes. PyTorch has few operations on uint16, so int16 holds its bits."""
 
 
 class CudaDevice:
-    """One CUDA device; see `srstream.engines.tensorrt.ring.Device`."""
+    """One CUDA device as a `srstream.engines.tensorrt.ring.Device`."""
 
     def __init__(self, index: int) -> None:
         self.device = torch.device("cuda", index)
@@ -25,7 +25,7 @@ class CudaDevice:
         return torch.cuda.Stream(self.device)
 
     def event(self) -> torch.cuda.Event:
-        # A waiting thread sleeps; otherwise it would keep a core busy.
+        # With `blocking` a waiting thread sleeps; otherwise it would keep a core busy.
         return torch.cuda.Event(blocking=True)
 
     def pinned(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Tensor:
@@ -58,4 +58,4 @@ class CudaDevice:
         try:
             torch.cuda.synchronize(self.device)
         except RuntimeError:
-            return  # what went wrong is raised where its tile is asked for
+            return  # the error is raised where the result of its tile is asked for

@@ -1,8 +1,8 @@
-"""TensorRT: NVIDIA GPUs, half precision, upload, compute and download at the same time.
+"""TensorRT on NVIDIA GPUs: half precision, with upload, compute and download at the same time.
 
-The network is built into an engine once (`tensorrt_build`), kept (`engine_cache`) and run by
-TensorRT's own runtime on the ring's compute stream (`ring`, `cuda`); what surrounds it is in
-`half`. One session has one context and is used by one thread.
+A network is built into TensorRT's engine once (`build.py`) and cached (`engines/cache.py`).
+TensorRT's own runtime runs it on the compute stream of a ring of slots (`ring.py`, `cuda.py`);
+`half.py` converts from codes and back. A session has one context, and one thread uses it.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from srstream.models.networks import blended_network
 from srstream.models.table import ColorForm, ModelSpec
 
 SIDES = (768, 544, 384, 272, 192, 136)
-"""Longest sides that engines are built for: each half the area of the one before."""
+"""Longest sides for which engines are built; each has half the area of the one before."""
 
 FLAT_FORMAT = 1
-"""Raise it when what is put around the network (`models/flat.py`) changes."""
+"""Version of the correction around the network (`models/flat.py`). Raise it with every change."""
 
 BYTES_PER_ACTIVATION = 2
 LIVE_ACTIVATIONS = 2
-"""Feature maps of the widest layer that are held at once: what goes in and what comes out."""
+"""Feature maps of the widest layer that exist at once: its input and its output."""
 
 SHARE_OF_FREE_MEMORY = 0.8
 
 
 class TensorRtEngine:
-    """The model's network on the first CUDA device.
+    """The model's network in TensorRT, on the current CUDA device.
 
     Raises:
-        EngineError: there is no device, no driver, or torch-tensorrt is missing.
-        WeightsError: the weights are missing, cannot be read or aren't the model's.
+        EngineError: there is no device or no driver, or torch-tensorrt is missing.
+        WeightsError: the weights are missing, cannot be read, or belong to another model.
     """
 
     capabilities: Capabilities
@@ -102,7 +102,7 @@ class TensorRtEngine:
         )
 
     def open_session(self, tile: TileFormat, on_done: OnDone | None = None) -> RingSession:
-        """See `Engine.open_session`; the first of a size builds for seconds to minutes."""
+        """See `Engine.open_session`. The first of a size takes seconds to minutes to build."""
         if tile.shape is None or min(tile.shape) < MIN_SIDE or max(tile.shape) > SIDES[0]:
             raise EngineError(
                 f"engine 'tensorrt' takes tiles of {MIN_SIDE} to {SIDES[0]} rows and columns, "
@@ -120,7 +120,7 @@ class TensorRtEngine:
             ) from error
 
     def close(self) -> None:
-        """Frees the engines and what PyTorch keeps of the device's memory."""
+        """Free the engines and the device memory that PyTorch keeps."""
         self._built.clear()
         torch.cuda.empty_cache()
 
@@ -138,23 +138,23 @@ class TensorRtEngine:
         return session
 
     def _engine(self, side: int) -> Any:
-        """TensorRT's engine for tiles of up to `side` x `side`."""
+        """Build or load TensorRT's engine for tiles of up to `side` x `side`."""
         if side not in self._built:
             key: Key = {**self._key, "max_side": side}
             content = self._cache.get(key, lambda: build_engine(self._network, side))
             engine = deserialized(content)
-            if engine is None:  # an engine that this driver doesn't take, whatever its key says
+            if engine is None:  # this driver rejects it, although the key is right
                 self._cache.forget(key)
                 content = self._cache.get(key, lambda: build_engine(self._network, side))
                 engine = deserialized(content)
             if engine is None:
-                raise EngineError("TensorRT does not take the engine that it has just built")
+                raise EngineError("TensorRT rejects the engine that it has just built")
             self._built[side] = engine
         return self._built[side]
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether the device's memory was what failed, at whatever depth."""
+    """Whether the error, or one that caused it, is a lack of device memory."""
     while error is not None:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             return True
@@ -163,7 +163,7 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def longest_side(free_bytes: int, bytes_per_pixel: int) -> int:
-    """The longest side for which a square tile's activations fit; the shortest if none does."""
+    """The longest side for which a square tile's activations fit, or the shortest side."""
     fitting = [
         side for side in SIDES if side**2 * bytes_per_pixel <= SHARE_OF_FREE_MEMORY * free_bytes
     ]
@@ -171,7 +171,7 @@ def longest_side(free_bytes: int, bytes_per_pixel: int) -> int:
 
 
 def deserialized(content: bytes) -> Any | None:
-    """TensorRT's engine, or None where it is of another version or device."""
+    """Load TensorRT's engine; None if it belongs to another version or device."""
     import tensorrt
 
     runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR))
@@ -179,9 +179,9 @@ def deserialized(content: bytes) -> Any | None:
 
 
 class BuiltNetwork:
-    """An engine with a context for tiles of one shape; see `half.HalfNetwork`.
+    """A `HalfNetwork`: TensorRT's engine with a context for tiles of one shape.
 
-    Runs on PyTorch's current stream; its outputs are overwritten by the next call.
+    It runs on PyTorch's current stream. The next call overwrites its outputs.
     """
 
     def __init__(self, engine: Any, shape: tuple[int, int], device: torch.device) -> None:
@@ -193,7 +193,7 @@ class BuiltNetwork:
         self._engine = engine
         self._context = engine.create_execution_context()
         if self._context is None:
-            raise torch.cuda.OutOfMemoryError("TensorRT got no memory for its context")
+            raise torch.cuda.OutOfMemoryError("TensorRT has no memory for its context")
         planes = engine.get_tensor_shape(self._input)[1]
         self._context.set_input_shape(self._input, (1, planes, *shape))
         self._outputs = {
@@ -209,12 +209,12 @@ class BuiltNetwork:
     def __call__(self, lr_1CHW: Tensor) -> Sequence[Tensor]:
         self._context.set_tensor_address(self._input, lr_1CHW.data_ptr())
         if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise RuntimeError("TensorRT did not take the tile")
+            raise RuntimeError("TensorRT did not accept the tile")
         return list(self._outputs.values())
 
 
 class RingSession:
-    """A session that is a ring of slots; see `Session`."""
+    """A `Session` whose tiles go through a ring of slots."""
 
     num_in_flight = NUM_SLOTS
 
@@ -237,7 +237,7 @@ class RingSession:
         self._ring = Ring(device, shape_in, shapes_out, tile.dtype, execute, NUM_SLOTS, on_done)
 
     def warm_up(self) -> None:
-        """One tile of zeros: whatever is allocated at the first one is allocated now."""
+        """Run a tile of zeros, so that all that a first tile allocates is allocated now."""
         assert self.format.shape is not None
         black = np.zeros(self.format.shape, self.format.dtype)
         self.result(self.submit([black] * self._form.num_input_planes))

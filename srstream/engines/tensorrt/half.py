@@ -1,7 +1,7 @@
-"""Codes in, codes out, around a network in half precision: what runs on a device's compute stream.
+"""The program on a device's compute stream: a network in half precision, with codes in and out.
 
-Codes go up and come down as they are, one or two bytes a sample; scaling, color and quantization
-are done on the device, in float32, the network in between in float16.
+Codes are uploaded and downloaded as they are, one or two bytes a sample. The device scales them,
+converts colors and rounds in float32; the network in between computes in float16.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from srstream.engines.contract import Affine, TileFormat
 from srstream.models.table import COLOR_FORMS, ColorFormName
 
 HalfNetwork = Callable[[Tensor], Sequence[Tensor]]
-"""(1, planes, H, W) float16 to a tensor of the same kind for each group of output planes."""
+"""Maps (1, planes, H, W) float16 to a tensor of this kind for each group of output planes."""
 
 
 class TileProgram:
-    """A network between the codes of one format of tiles."""
+    """A network with its conversions for one format of tiles."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class TileProgram:
 
     @torch.inference_mode()
     def __call__(self, codes_CHW: Tensor, outputs: Sequence[Tensor]) -> None:
-        """Enlarges a tile into buffers for codes, (planes, sH, sW) each."""
+        """Enlarge a tile into output buffers for codes, (planes, sH, sW) each."""
         x = _mapped(_from_codes(codes_CHW)[None], *self._to_network)
         groups = self.network(x.half().contiguous())
         for group, to_codes, output in zip(groups, self._to_codes, outputs, strict=True):
@@ -48,7 +48,7 @@ class TileProgram:
 
 
 def _from_codes(codes: Tensor) -> Tensor:
-    """uint8, or the bits of uint16 in int16, as float32."""
+    """Convert codes to float32: uint8, or the bits of uint16 in int16."""
     if codes.dtype == torch.int16:
         return (codes.to(torch.int32) & 0xFFFF).float()
     return codes.float()

@@ -1,15 +1,15 @@
 """Upload, compute and download of successive tiles at the same time, on three streams of a device.
 
-A ring of slots goes round. Each has a pinned input and a pinned output on the host, an input and an
+Slots are used in turn. Each has a pinned input and a pinned output on the host, an input and an
 output on the device, and three events:
 
     host writes  | upload stream | compute stream    | download stream | host reads
     pinned input | copy, `up`    | wait `up`, run,   | wait `ran`,     | wait `down`, copy out
                  |               | record `ran`      | copy, `down`    |
 
-A slot is used again only after the host has seen its `down`. Everything of the use before lies in
-front of that event, so nothing is overwritten that is still read. What a stream does is in order;
-across streams order comes from the events alone, and to the host only from waiting for them.
+A slot is used again only after the host has seen its `down`. All reads and writes of its last use
+come before that event, so nothing is overwritten that is still read. A stream works in order.
+Between streams, and toward the host, only the events establish an order.
 """
 
 from __future__ import annotations
@@ -28,61 +28,64 @@ from srstream.errors import EngineError
 from srstream.frame import Plane
 
 NUM_SLOTS = 3
-"""One uploads, one computes, one downloads."""
+"""Slots in the ring: one uploads, one computes, one downloads."""
 
 Array = NDArray[Any]
 
 
 class Device(Protocol):
-    """What the ring needs of a device; streams, events and buffers are its own business."""
+    """The operations that the ring needs of a device.
+
+    Only the device knows the types of its streams, events and buffers.
+    """
 
     def stream(self) -> Any:
-        """A stream of its own, not the default one."""
+        """Make a new stream, not the default one."""
         ...
 
     def event(self) -> Any: ...
 
     def pinned(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Any:
-        """Host memory that the device can copy from and to by itself."""
+        """Allocate host memory from and to which the device copies by itself."""
         ...
 
     def buffer(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Any:
-        """Memory on the device."""
+        """Allocate memory on the device."""
         ...
 
     def array(self, pinned: Any) -> Array:
-        """Pinned memory as the host sees it."""
+        """Pinned memory as a numpy array of the host."""
         ...
 
     def copy(self, target: Any, source: Any, stream: Any) -> None:
-        """Puts a copy into a stream; either side is pinned, the other on the device."""
+        """Queue a copy between pinned memory and the device in a stream."""
         ...
 
     def record(self, event: Any, stream: Any) -> None:
-        """Puts an event into a stream: it happens once all before it is done."""
+        """Queue an event in a stream. It happens when everything queued before it is done."""
         ...
 
     def wait(self, stream: Any, event: Any) -> None:
-        """What a stream is given from now on begins after the event as last recorded."""
+        """Make what is queued in a stream from now on wait for the event as last recorded."""
         ...
 
     def has_happened(self, event: Any) -> bool: ...
 
     def synchronize(self, event: Any) -> None:
-        """The host waits for an event, in any thread; raises what went wrong in front of it."""
+        """Wait for an event in any thread of the host, and raise an error that came before it."""
         ...
 
     def synchronize_all(self) -> None:
-        """The host waits for everything on all streams; raises nothing."""
+        """Wait for everything on all streams, and raise nothing."""
         ...
 
 
 Execute = Callable[[Any, Sequence[Any], Any], None]
-"""Puts the network into a stream: (input buffer, output buffers, stream)."""
+"""Queues the network in a stream; takes the input buffer, the output buffers and the stream."""
 
 
 class RingTicket:
-    """One tile on its way."""
+    """One tile in the ring; see `Ticket`."""
 
     def __init__(self, slot: _Slot, ring: Ring) -> None:
         self.slot: _Slot | None = slot
@@ -95,10 +98,10 @@ class RingTicket:
         try:
             return slot is None or self._ring.device.has_happened(slot.down)
         except Exception:
-            return True  # it failed, and `result` says how
+            return True  # it failed, and `result` reports how
 
     def wait(self) -> None:
-        """Until the tile is done, in whatever thread; what went wrong is kept for `result`."""
+        """Wait until the tile is done, in any thread. An error is kept for `result`."""
         slot = self.slot
         try:
             if slot is not None:
@@ -108,7 +111,7 @@ class RingTicket:
 
 
 class _Slot:
-    """Memory and events for one tile at a time."""
+    """The memory and the events for one tile at a time."""
 
     def __init__(
         self,
@@ -125,12 +128,12 @@ class _Slot:
 
 
 class Ring:
-    """Tiles in, tiles out, up to `num_slots` on their way.
+    """Computes tiles on a device, up to `num_slots` at the same time.
 
     Args:
-        shape_in: of a tile's codes, (planes, H, W).
-        shapes_out: of each group of output planes, (planes, H, W).
-        execute: puts the network into the compute stream.
+        shape_in: the shape of a tile's codes, (planes, H, W).
+        shapes_out: the shape of each group of output planes, (planes, H, W).
+        execute: queues the network in the compute stream.
         on_done: see `Engine.open_session`.
     """
 
@@ -156,10 +159,10 @@ class Ring:
             weakref.finalize(self, self._notifier.close)
 
     def submit(self, planes: Sequence[Plane]) -> RingTicket:
-        """Starts a tile; waits only while all slots are in use.
+        """Start a tile; wait only if all slots are in use.
 
         Raises:
-            EngineError: the device took it not. Tiles before it are not affected.
+            EngineError: the device did not accept the tile. Earlier tiles are not affected.
         """
         if self._is_closed:
             raise EngineError("the engine's session is closed")
@@ -181,10 +184,10 @@ class Ring:
                 device.copy(target, source, self._download)
             device.record(slot.down, self._download)
         except Exception as error:
-            # What was begun of it may still use the slot.
+            # The part of the tile that was queued may still use the slot.
             device.synchronize_all()
             self._idle.append(slot)
-            raise EngineError(f"the device took no tile ({_first_line(error)})") from error
+            raise EngineError(f"the device did not accept a tile ({_first_line(error)})") from error
         ticket = RingTicket(slot, self)
         self._in_flight.append(ticket)
         if self._notifier is not None:
@@ -192,10 +195,10 @@ class Ring:
         return ticket
 
     def result(self, ticket: RingTicket) -> tuple[Plane, ...]:
-        """Waits for a tile; each may be asked for once.
+        """Wait for a tile and return its planes. Each tile may be asked for once.
 
         Raises:
-            EngineError: it failed on the device, or was asked for before.
+            EngineError: the tile failed on the device, or was asked for before.
         """
         if ticket.slot is not None:
             self._take(ticket)
@@ -208,7 +211,7 @@ class Ring:
         return planes
 
     def close(self) -> None:
-        """Waits for what is under way and lets go of it."""
+        """Wait for the tiles in the ring and drop their results."""
         self._is_closed = True
         self.device.synchronize_all()
         for ticket in self._in_flight:
@@ -220,7 +223,7 @@ class Ring:
             self._notifier = None
 
     def _take(self, ticket: RingTicket) -> None:
-        """Moves a tile's result out of its slot, which is free then."""
+        """Copy a tile's result out of its slot and free the slot."""
         slot = ticket.slot
         assert slot is not None
         try:
