@@ -100,9 +100,9 @@ def test_only_the_faithful_file_is_read_while_no_knob_is_turned(spec, tmp_path):
         blend_of(ModelConfig(name=spec.name, restore=0.5), spec)
 
 
-def test_one_s_own_weights_have_no_knobs(spec, tmp_path):
+def test_other_weights_have_no_knobs(spec, tmp_path):
     path = str(tmp_path / f"{spec.name}.onnx")
-    with pytest.raises(UsageError, match="weights of one's own"):
+    with pytest.raises(UsageError, match="with other weights"):
         blend_of(ModelConfig(name=spec.name, weights=path, detail=0.1), spec)
 
 
