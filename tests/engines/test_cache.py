@@ -1,4 +1,4 @@
-"""Built engines on disk: used for what they were built for, rebuilt with a word otherwise."""
+"""The cache of compiled networks: a file serves its own key only; faults are logged."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ EngineCache(Path(sys.argv[1])).save({"model": "fast"}, bytes(1 << 20))
 
 
 def test_a_write_that_fails_midway_leaves_nothing_behind(cache):
-    """The kernel takes 4096 bytes and refuses the rest, as it does where the disk is full."""
+    """The kernel accepts 4096 bytes and refuses the rest, as it does when the disk is full."""
     cache.save(KEY, ENGINE)
     command = [sys.executable, "-c", FULL_DISK, str(cache.folder)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""TensorRT on a real GPU: parity, overlap, memory, the cache, and a swap. docs/gpu-checklist.md."""
+"""TensorRT on a real GPU: parity, overlap, memory, the cache and a swap (docs/gpu-checklist.md)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.needs_cuda, pytest.mark.timeout(1800)]
 
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.getbasetemp() / "cuda_cache"  # one for all tests: building is slow
+    folder = tmp_path_factory.getbasetemp() / "cuda_cache"  # one for all tests, as building is slow
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
 
 
@@ -120,7 +120,7 @@ def test_an_engine_is_built_once_and_a_damaged_one_again(tmp_path, caplog, monke
 
 
 def test_two_engines_side_by_side_for_a_swap():
-    """The new weights' engine is built and run while the old one's session is open."""
+    """The engine of the new weights is built and run while the old engine's session is open."""
     tile, planes = TileFormat((90, 160), 8), picture((90, 160), 1)
     old = engine_of("tensorrt", ModelConfig(name="fast", restore=0.0)).open_session(tile)
     before = old.result(old.submit(planes))

@@ -1,4 +1,4 @@
-"""The contract, held against every engine, with a made network and the shipped ones."""
+"""Every engine is tested against the contract, with a made network and with those that ship."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def luma_session(path, shape, bits, **options):
 
 
 def through(session, tile):
-    """One luma tile."""
+    """Send one luma tile through a session."""
     (plane,) = session.result(session.submit([tile]))
     return plane
 
@@ -72,15 +72,15 @@ def tile_of(shape, bits, seed=0):
 
 
 def reference(path, tile, bits):
-    """The network in ONNX's own evaluator, in float, and the codes the contract asks for."""
-    unit = 255 << (bits - 8)  # what a network was trained on: codes of 8 bits in limited range
+    """The codes that the contract requires, by ONNX's own evaluator in float."""
+    unit = 255 << (bits - 8)  # networks are trained on codes of 8 bits in limited range
     values = (tile[None, None] / unit).astype(np.float32)
     (sr,) = ReferenceEvaluator(onnx.load(path)).run(None, {"y": values})
     return np.clip(sr[0, 0].astype(np.float64) * unit, 0, (1 << bits) - 1)
 
 
 def color_reference(path, planes, tile, spec):
-    """Likewise for several planes: RGB, or Y, U, V in limited range, converted by hand."""
+    """See `reference`; this is for RGB, or Y, U, V in limited range, converted by hand."""
     peak = (1 << tile.bits) - 1
     values = np.stack(planes).astype(np.float64)
     luma, chroma = (code_range(tile.bits, tile.full_range, is_chroma=c) for c in (False, True))
@@ -94,7 +94,7 @@ def color_reference(path, planes, tile, spec):
             sr = sr + flatness(path, spec, rgb)
         yuv = np.einsum("oi,ihw->ohw", rgb_to_yuv_matrix(tile.matrix), sr[0].astype(np.float64))
         return list(np.clip(yuv * spans + zeros, 0, peak))
-    # What a network was trained on: codes of 8 bits in limited range, divided by 255.
+    # Networks are trained on codes of 8 bits in limited range, divided by 255.
     gains = np.array([219.0, 224.0, 224.0])[:, None, None] / spans
     normal = (values - zeros) * gains + np.array([16.0, 128.0, 128.0])[:, None, None]
     feed = {"yuv": (normal[None] / 255).astype("f4")}
@@ -105,7 +105,7 @@ def color_reference(path, planes, tile, spec):
 
 
 def flatness(path, spec, planes):
-    """What is added to a network so that flat pictures stay flat, for planes of one group."""
+    """The correction that keeps flat pictures flat, for the planes of one group."""
     colors, which = np.unique(planes.reshape(3, -1).T, axis=0, return_inverse=True)
     (made,) = flat_response(path, spec, colors)
     cells = (colors[:, :, None, None] - made)[which.ravel()]
@@ -117,7 +117,7 @@ def flatness(path, spec, planes):
 HERE = ["openvino", "pytorch", "ncnn"]
 EVERYWHERE = [*HERE, pytest.param("tensorrt", marks=pytest.mark.needs_cuda)]
 HALF_TOLERANCE = 4e-3
-"""Of the peak: what half precision may be off on noise, where errors are largest."""
+"""Largest error of half precision on noise, where errors are largest, as a share of the peak."""
 
 
 def test_no_engine_is_left_out():
@@ -128,13 +128,13 @@ def test_no_engine_is_left_out():
 @pytest.mark.parametrize("form", ["yuv420", "rgb_stack", "rgb"])
 @pytest.mark.parametrize("tile", FORMATS.values(), ids=FORMATS)
 def test_models_of_several_planes(name, form, tile, tmp_path):
-    """Y at 4x and U and V at 2x of a 4:2:0 model; Y, U, V at 4x of one that works in RGB."""
+    """A 4:2:0 model returns Y at 4x and U, V at 2x; one that works in RGB returns Y, U, V at 4x."""
     spec = SMALL_SPECS[form]
     path = model_network(tmp_path / "made.onnx", spec)
     if spec.color_form != "rgb":
         tile = replace(tile, matrix=None)
     planes = [tile_of(tile.shape, tile.bits, seed) for seed in range(3)]
-    if form == "rgb":  # whose correction for flat pictures is worked out sample by sample
+    if form == "rgb":  # the correction for flat pictures is computed sample by sample
         planes = [np.kron(plane[::6, ::6], np.ones((6, 6), plane.dtype)) for plane in planes]
         tile = replace(tile, shape=planes[0].shape)
     session = engine_for(path, name, spec=spec).open_session(tile)
@@ -153,7 +153,7 @@ def test_models_of_several_planes(name, form, tile, tmp_path):
 
 
 GRAPHS = [("openvino", "made"), ("openvino", "nearest")]
-"""Networks that no weight file holds; only OpenVINO runs any graph."""
+"""Networks for which there is no weight file. Only OpenVINO runs any graph."""
 
 
 @pytest.mark.parametrize(("name", "weights"), [*product(HERE, ["luma", "fast"]), *GRAPHS])
@@ -193,12 +193,12 @@ def test_many_tiles_in_flight_come_back_each_as_its_own(name, tmp_path):
 
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_a_finished_tile_notifies(name, tmp_path):
-    """Once a tile, while nobody waits for it, and it is done by then."""
+    """The call comes once for each tile, without anybody waiting, and the tile is done by then."""
     engine = engine_for(model_network(tmp_path / "made.onnx", SPEC), name)
     told = threading.Semaphore(0)
     session = engine.open_session(TileFormat((20, 30), 8), told.release)
     while told.acquire(timeout=0.2):
-        pass  # opening may have computed something
+        pass  # opening may have computed a tile
     for first in (0, 100):
         tiles = [tile_of((20, 30), 8, first + n) for n in range(session.num_in_flight)]
         tickets = [session.submit([tile]) for tile in tiles]
@@ -215,7 +215,7 @@ def test_a_finished_tile_notifies(name, tmp_path):
 
 
 def test_a_tile_that_failed_notifies(tmp_path):
-    """Of engines that compute in threads; the ring's are in test_ring.py."""
+    """This is for engines that compute in threads; the ring's test is in test_ring.py."""
 
     def run(codes, tile):
         raise RuntimeError("no memory")
@@ -305,7 +305,7 @@ def test_an_unwritable_cache_costs_nothing_but_time(made, tmp_path):
 
 @pytest.mark.parametrize("model", ["luma", "yuv420", "rgb_stack", "rgb"])
 def test_every_engine_agrees_with_the_reference(model, tmp_path):
-    """Within one level on 99.9 % of the samples, PyTorch's float32 being the reference."""
+    """99.9 % of the samples are within one level of PyTorch's float32."""
     spec = SMALL_SPECS[model]
     path = model_network(tmp_path / "made.onnx", spec)
     tile = TileFormat((40, 56), 8, matrix=1 if spec.color_form == "rgb" else None)
@@ -372,7 +372,7 @@ def test_choice_is_explained(made):
 
 
 def test_nothing_is_sent_by_importing_or_using_openvino(made, tmp_path):
-    """Every name lookup and every connection of a fresh process fails the test."""
+    """Any name lookup and any connection of a fresh process fails the test."""
     script = f"""
 import socket, sys
 def refuse(*arguments, **named):

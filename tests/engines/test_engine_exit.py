@@ -1,4 +1,4 @@
-"""A program that ends while tiles are under way, after an error say, ends as it means to."""
+"""A program that ends while tiles are in the engine, as after an error, keeps its exit code."""
 
 from __future__ import annotations
 

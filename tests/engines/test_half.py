@@ -1,6 +1,6 @@
 """TensorRT's half-precision path without TensorRT: the same ring, codes and colors on the CPU.
 
-The network in between is PyTorch's, in float16, as TensorRT is given it.
+PyTorch runs the network in float16, in the form that TensorRT would be given.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def half_session(model, spec, tile):
 
 
 def picture(shape, bits, planes, seed=0):
-    """Smooth, with everything from the lowest to the highest code."""
+    """A smooth picture with all codes from the lowest to the highest."""
     import cv2
 
     dtype = np.uint8 if bits == 8 else np.uint16

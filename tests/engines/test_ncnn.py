@@ -1,4 +1,4 @@
-"""ncnn beyond the contract: what its tiles are not, Vulkan, and when `auto` takes it."""
+"""ncnn beyond the contract: tiles that are not exact, Vulkan, and when `auto` chooses it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def through(engine, planes):
 
 
 def test_shipped_weights_agree_with_the_reference():
-    """Within one level on 99.9 % of the samples, and of one level on noise there are few."""
+    """99.9 % of the samples are within one level, and few samples of noise are off by one."""
     planes = planes_of((90, 121))
     reference = through(engine_for("pytorch"), planes)
     for made, true in zip(through(engine_for(), planes), reference, strict=True):
@@ -165,7 +165,7 @@ assert not {"torch", "onnx", "openvino"} & sys.modules.keys()
 
 
 def run_program(kind):
-    """In a process of its own: a driver that crashes at the end of one must be seen."""
+    """Run a program in its own process, so that a driver that crashes at its end is noticed."""
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, kind],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""OpenVINO in bfloat16 and in 8 bits: as close as is said, the same bits tile by tile, refusals."""
+"""OpenVINO in bfloat16 and in 8 bits: the stated accuracy, exact tiles, and refusals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trainer.methods import method_of
 MODELS = [name for name in available_models() if ranges_path(weights_path(name)).is_file()]
 PRECISIONS = ["bfloat16", "int8"]
 MIN_DB = {"bfloat16": 54.0, "int8": 46.0}
-"""Of the result beside float32's, on a picture with edges; in levels of 255."""
+"""Bounds of the difference to float32 on a picture with edges, in levels of 255."""
 
 
 def engine_of(name, precision, tmp_path, **model):
@@ -98,7 +98,7 @@ def test_a_tile_of_any_shape_has_the_bits_of_the_whole_picture(name, precision, 
     for top, left, bottom, right in [(0, 0, 30, 41), (13, 7, 50, 60), (21, 33, 64, 80)]:
         tile = [plane[top:bottom, left:right] for plane in planes]
         (part, *_) = session.result(session.submit(tile))
-        inside = [  # what sees no edge that isn't the picture's
+        inside = [  # the part that sees no edge but the picture's
             slice(first + (halo if first else 0), last - (halo if last < length else 0))
             for first, last, length in ((top, bottom, 64), (left, right, 80))
         ]

@@ -1,7 +1,7 @@
-"""The ring of slots on a device that does everything as late and as disorderly as it may.
+"""The ring of slots on a fake device that runs everything late and in as odd an order as allowed.
 
-The fake keeps a queue for each stream and runs them in random order, as far as the events allow.
-Data is moved when an operation *runs*: whatever is overwritten too early comes out wrong.
+The fake keeps a queue for each stream and runs the queues in random order, as far as the events
+allow. Data moves when an operation *runs*, so whatever is overwritten too early comes out wrong.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Stream:
 
 
 class Event:
-    """Counts how often it was recorded and how often that has happened."""
+    """An event that counts how often it was recorded and how often it has happened."""
 
     def __init__(self):
         self.recorded = self.happened = 0
@@ -39,7 +39,7 @@ class Failure(RuntimeError):
 
 
 class LazyDevice:
-    """Runs what the streams hold only when it must, in an order drawn by chance."""
+    """A device that runs its streams only when it must, in random order."""
 
     def __init__(self, random, fail_at=frozenset(), fail_running=frozenset()):
         self.random = random
@@ -126,7 +126,7 @@ class LazyDevice:
 
 
 def network(planes):
-    """What `execute` computes: every output sample depends on every input sample."""
+    """The network of `execute`, in which every output sample depends on every input sample."""
     total = int(planes.astype(int).sum())
     return [
         ((np.arange(np.prod(shape)).reshape(shape) * 7 + total + planes.flat[0]) % 251).astype(
@@ -159,7 +159,7 @@ def check(planes, seed):
 
 
 def drive(seed, num_slots, num_tiles, fail_at=frozenset()):
-    """Submits and collects in a random order; returns the device and the number refused."""
+    """Submit and collect in random order; return the device and the number of refused tiles."""
     random = np.random.default_rng(seed)
     device = LazyDevice(random, fail_at)
     ring = ring_on(device, num_slots)
@@ -172,7 +172,7 @@ def drive(seed, num_slots, num_tiles, fail_at=frozenset()):
             except EngineError:
                 refused += 1
             for plane in planes:
-                plane[:] = 0  # they are the caller's again
+                plane[:] = 0  # the planes belong to the caller again
             number += 1
             busy = sum(ticket.slot is not None for _, ticket in waiting)
             assert busy <= num_slots
@@ -227,7 +227,7 @@ def test_three_tiles_are_under_way_at_once():
 
 
 def test_upload_compute_and_download_overlap():
-    """With nothing waited for, all three streams have work of different tiles in front."""
+    """If nothing is waited for, the next work of the three streams belongs to different tiles."""
     device = LazyDevice(np.random.default_rng(0))
     device.run_some = lambda count: None
     ring = ring_on(device)
@@ -239,7 +239,7 @@ def test_upload_compute_and_download_overlap():
 
 @pytest.mark.parametrize("broken", ["up", "ran", "slot"])
 def test_the_fake_finds_a_ring_that_forgets_an_event(broken, monkeypatch):
-    """The check checked: without one of its waits the ring's results are wrong in some schedule."""
+    """The test can fail: without one of its waits, some schedule breaks the ring's results."""
     if broken == "slot":
         monkeypatch.setattr(LazyDevice, "synchronize", lambda self, event: None)
     else:
@@ -283,7 +283,7 @@ def test_a_closed_ring_takes_and_gives_nothing():
 
 
 class TimedEvent:
-    """Happens when the test says so."""
+    """An event that happens when the test says so."""
 
     def __init__(self):
         self.happened = threading.Event()
@@ -291,7 +291,7 @@ class TimedEvent:
 
 
 class TimedDevice(LazyDevice):
-    """Does everything at once, but a download is known to have ended only later."""
+    """A device that does everything at once, but reports the end of a download later."""
 
     def __init__(self):
         super().__init__(np.random.default_rng(0))
@@ -321,7 +321,7 @@ class TimedDevice(LazyDevice):
 
 
 def test_every_tile_that_is_done_is_told_of_also_one_that_failed():
-    """Nobody waits for the tiles; whoever is told finds them done."""
+    """Nobody waits for the tiles, and each is done when the call comes."""
     device, told = TimedDevice(), threading.Semaphore(0)
     ring = ring_on(device, told=told.release)
     tickets = [ring.submit(tile(number)) for number in range(NUM_SLOTS)]

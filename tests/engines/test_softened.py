@@ -1,4 +1,4 @@
-"""Results part of the way from bicubic to the network: of every form, depth and shape."""
+"""Mixtures of a network with bicubic interpolation, for every form, depth and shape."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMATS = {
     "deepest": TileFormat((24, 33), 16, matrix=6, full_range=True),
 }
 EDGE = 3
-"""Input samples from the edge on which MATLAB's bicubic mirrors and ours repeats."""
+"""Input samples next to an edge, where MATLAB's bicubic mirrors and srstream's repeats."""
 
 
 def results(engine, tile, planes):
@@ -43,7 +43,7 @@ def results(engine, tile, planes):
 @pytest.mark.parametrize("form", SPECS)
 @pytest.mark.parametrize("tile", FORMATS.values(), ids=FORMATS)
 def test_it_is_the_mean_of_the_network_and_of_bicubic(form, tile, tmp_path):
-    """Of codes that were not rounded before: within half a code of float arithmetic."""
+    """Nothing is rounded before mixing, so the result is within half a code of float arithmetic."""
     spec = SPECS[form]
     path = model_network(tmp_path / "made.onnx", spec)
     engine = OpenVinoEngine(
@@ -88,13 +88,13 @@ def test_all_of_it_is_the_engine_itself(tmp_path):
     )
     assert softened(engine, 1.0) is engine
     shas = [softened(engine, s).capabilities.weights_sha256 for s in (0.25, 0.5, 1.0)]
-    assert len(set(shas)) == 3  # what a resumed job is compared by
+    assert len(set(shas)) == 3  # a resumed job compares it
     with pytest.raises(EngineError, match="came to a session for"):
         results(softened(engine, 0.5), TileFormat((8, 8), 8), [np.zeros((8, 9), np.uint8)])
 
 
 def test_any_shape_is_the_same_as_one(tmp_path):
-    """What a changed part of a frame is computed with, cut out of the whole with its halo."""
+    """A changed part of a frame, cut out of it with its halo, goes through such a session."""
     spec = SPECS["luma"]
     path = model_network(tmp_path / "made.onnx", spec)
     engine = softened(

@@ -1,6 +1,6 @@
-"""Real TensorRT engines of all models, built (not run) where there is no GPU; `make test-tensorrt`.
+"""Real TensorRT engines of all models, built but not run without a GPU (`make test-tensorrt`).
 
-They are built by torch-tensorrt-rtx, which has the same front end and installs without a driver.
+torch-tensorrt-rtx builds them, which has the same front end and installs without a driver.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def test_an_engine_is_built_in_half_precision(name, side):
 
 
 def test_a_network_in_float32_would_be_noticed(torch_tensorrt):
-    """What torch-tensorrt does with a module that isn't half, whatever it is asked for."""
+    """torch-tensorrt builds float32 from a module that is not half, whatever it is asked for."""
     single = network("fast")
     torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
         torch.export.export(single, (torch.zeros(1, 1, 24, 40),)),

@@ -1,4 +1,4 @@
-"""Tiles cover a picture once, and their results are those of the whole picture."""
+"""Tiles cover a picture once, and their results equal that of the whole picture."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ def test_tiled_is_the_whole_picture(engine, data):
         for made, true in zip(tiled, whole, strict=True):
             assert np.array_equal(made, true)
         return
-    # The wide 9x9 convolutions are summed up in an order that depends on the tile's width, so that
-    # a value halfway between two codes may fall to either side: one in some millions does.
+    # The order in which the wide 9x9 convolutions add up depends on the tile's width, so a value
+    # halfway between two codes may round to either side. One in some millions does.
     apart = np.abs(np.stack(tiled).astype(int) - np.stack(whole))
     assert apart.max() <= 1
     assert (apart > 0).sum() <= max(1, apart.size // 100_000)

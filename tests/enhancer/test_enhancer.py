@@ -1,4 +1,4 @@
-"""The stage as a whole, on planes: order, size, siting, range, depth, and colors kept."""
+"""The enhancer as a whole, on planes: order, size, siting, range, depth and preserved colors."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ COLOR_SPECS = {
 
 
 def repeating_engine(name, tmp_path_factory):
-    """A model of several planes whose output is its input, repeated."""
+    """An engine for several planes whose output is its input, repeated."""
     folder, spec = tmp_path_factory.mktemp(name), COLOR_SPECS[name]
     return engine_of(repeating_network(folder / "made.onnx", spec), folder, spec=spec)
 
@@ -143,7 +143,7 @@ def size(frame):
 
 
 def color_bars(width=448, height=64):
-    """R'G'B' in [0, 1], (H, W, 3): a gray ramp over eight bars of 75 %."""
+    """R'G'B' in [0, 1], (H, W, 3), with a gray ramp over eight bars of 75 %."""
     picture = np.zeros((height, width, 3))
     picture[: height // 2] = np.linspace(0, 1, width)[None, :, None]
     for bar in range(8):
@@ -153,7 +153,7 @@ def color_bars(width=448, height=64):
 
 
 def planes_of(picture, layout, color):
-    """The picture's codes, chroma being the mean of the luma samples it stands for (centered)."""
+    """The picture's codes; chroma, sited in the center, is the mean of its luma samples."""
     full = is_full_range(color, layout)
     luma = code_range(layout.bits, full)
     chroma = code_range(layout.bits, full, is_chroma=True)
@@ -205,11 +205,11 @@ def test_ramp_and_bars_come_back_from_every_layout(kind, full_range, bits, alpha
         enhanced = enhance(any_engine, frame_of(planes, layout, color), out)
         for before, after in zip(planes, enhanced.planes, strict=True):
             difference = (smaller(after, before.shape) - before) / (1 << (bits - 8))
-            # Fully saturated RGB is clipped on one side, where chroma's own error doubles in B.
-            # Trained weights alone are given room for that, no made network.
+            # Fully saturated RGB is clipped on one side, where the error of chroma doubles in B.
+            # Only trained weights are allowed this error, not made networks.
             is_trained = any_engine.capabilities.weights == weights_path("balanced")
             is_clipped = kind[0] == "rgb" and is_trained
-            # Bicubic enlargement rounds edges off; with 4:1:0 a bar is 14 samples wide.
+            # Bicubic enlargement blurs edges, and in 4:1:0 a bar is only 14 samples wide.
             rounded_off = 1.2 if kind == ("yuv", 2, 2) else 1.1 if is_clipped else 1
             assert np.abs(difference).mean() <= rounded_off
             assert abs(difference.mean()) <= (0.75 if is_clipped else 0.25)
@@ -240,7 +240,10 @@ def test_tiles_and_memory_bound_change_nothing(made, monkeypatch):
     )
     enhancer = Enhancer(made, video(layout), output(layout), max_memory_bytes=budget)
     tiled = [done for frame in frames for done in enhancer.push(frame)] + enhancer.drain()
-    assert {tile.full_range for tile in enhancer._sessions} == {False, True}  # luma's and alpha's
+    assert {tile.full_range for tile in enhancer._sessions} == {
+        False,
+        True,
+    }  # of luma and alpha
     (tile_shape,) = {tile.shape for tile in enhancer._sessions}
     assert tile_shape[0] * tile_shape[1] <= 1600
     for one, other in zip(whole, tiled, strict=True):
@@ -249,7 +252,7 @@ def test_tiles_and_memory_bound_change_nothing(made, monkeypatch):
 
 @pytest.mark.parametrize("location", range(1, 7))
 def test_chroma_stays_sited_where_it_was(location, nearest, color_engine):
-    """Chroma is a ramp over luma positions; enlarged, it must be that same ramp at its new ones."""
+    """Chroma is a ramp over luma positions, and must be the same ramp at its new positions."""
     color = ColorSpec(1, 1, 1, False, location)
     x = {1: 0.0, 3: 0.0, 5: 0.0}.get(location, 0.5)
     y = {3: 0.0, 4: 0.0, 5: 1.0, 6: 1.0}.get(location, 0.5)
@@ -264,7 +267,7 @@ def test_chroma_stays_sited_where_it_was(location, nearest, color_engine):
     enhanced = enhance(nearest, frame, output(layout, color))
     assert np.abs(enhanced.planes[1][50] - expected_x)[12:-12].max() <= 1
     assert np.abs(enhanced.planes[2][:, 50] - expected_y)[12:-12].max() <= 1
-    # A model that repeats samples makes stairs of the ramp: half a sample high, but in its place.
+    # A model that repeats samples turns the ramp into stairs half a sample high, at its place.
     enhanced = enhance(color_engine, frame, output(layout, color))
     off_x = (enhanced.planes[1][50] - expected_x)[12:-12]
     off_y = (enhanced.planes[2][:, 50] - expected_y)[12:-12]
@@ -274,7 +277,7 @@ def test_chroma_stays_sited_where_it_was(location, nearest, color_engine):
 
 
 def test_finer_chroma_than_the_sources(made):
-    """4:1:0 has few encoders; its output is 4:2:0."""
+    """Few encoders know 4:1:0, so its output is 4:2:0."""
     source = PlaneLayout("yuv", 8, 2, 2)
     planes = planes_of(color_bars(WIDTH, HEIGHT), source, LIMITED)
     enhanced = enhance(made, frame_of(planes, source), output(YUV420))
@@ -339,7 +342,7 @@ def test_opaque_alpha_stays_opaque_and_any_other_is_enhanced(nearest):
 
 @pytest.mark.parametrize("layout", [PlaneLayout("rgb", 8, has_alpha=True), ALPHA10], ids=str)
 def test_alpha_is_0_and_opaque_where_it_was_and_knows_no_knob(layout, tmp_path):
-    """A sample whose neighbors are all 0, or all opaque, stays that; whatever the knobs say."""
+    """A sample whose neighbors are all 0 or all opaque stays so, whatever the knobs say."""
     peak = (1 << layout.bits) - 1
     disc = np.zeros((HEIGHT, WIDTH), layout.dtype)
     cv2.circle(disc, (40, 30), 20, peak, -1)
@@ -470,7 +473,7 @@ def test_read_only_planes_from_a_message_are_taken(nearest):
 
 
 def test_a_network_that_is_off_in_color_leaves_the_source_s(tmp_path):
-    """A made network that adds 3 levels to everything: local means stay, detail is its own."""
+    """A made network adds 3 levels to everything: local means stay, and detail is the network's."""
     spec = COLOR_SPECS["yuv420"]
     path = biased_network(tmp_path / "biased.onnx", spec, 3 / 255)
     engine = engine_of(path, tmp_path, spec=spec)
@@ -482,7 +485,7 @@ def test_a_network_that_is_off_in_color_leaves_the_source_s(tmp_path):
 
 
 class SmallDevice:
-    """An engine on a device that has no memory for large tiles, or not for two sizes at once."""
+    """An engine whose device has no memory for large tiles, or for two sizes at once."""
 
     def __init__(self, engine, max_pixels, max_sessions=10):
         self.engine, self.max_pixels, self.max_sessions = engine, max_pixels, max_sessions

@@ -1,4 +1,4 @@
-"""What is flat stays flat: every model, mixture of weights, level, range, depth and engine."""
+"""Flat pictures stay flat, with every model, mixture of weights, level, range, depth and engine."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def private_cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("form", SPECS)
 def test_the_correction_is_what_a_network_makes_of_flat_pictures(form, tmp_path):
-    """As PyTorch computes it, picture by picture."""
+    """The correction equals the response that PyTorch computes, picture by picture."""
     spec = SPECS[form]
     path = model_network(tmp_path / "made.onnx", spec, flat=False)
     colors = np.random.default_rng(0).random((40, spec.form.num_input_planes))
@@ -72,9 +72,10 @@ def test_a_network_that_is_flat_by_itself_has_none(form, tmp_path):
 
 
 def off_by(engine, colors, tile, halo):
-    """Largest difference, in codes, from flat tiles of these codes, outside the halo of the edges.
+    """The largest difference in codes between results and flat tiles of these codes.
 
-    For the planes that the network makes, in all the samples of a cell.
+    It counts all samples of a cell in the planes that the network makes, beyond the halo of the
+    edges.
     """
     side = 2 * halo + 2
     session = engine.open_session(TileFormat((side, side), tile.bits, tile.matrix, tile.full_range))
@@ -113,7 +114,7 @@ def test_every_engine_keeps_flat_pictures_flat(form, name, tmp_path):
 
 
 def knobs_of(name, steps):
-    """Positions of each knob that the model has."""
+    """Positions of the knobs that the model has."""
     knobs = {"restore": "restore", "detail": "crisp"}
     turned = [
         {knob: step / steps}
@@ -135,7 +136,7 @@ def test_shipped_models_keep_grays(name):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_shipped_models_keep_grays_in_bfloat16(name):
-    """To the code in 8 bits, within one in 10: a quarter of a level."""
+    """They are exact in 8 bits and within one code, a quarter of a level, in 10 bits."""
     spec = model_spec(name)
     for knobs in knobs_of(name, 2):
         model = ModelConfig(name=name, **knobs)
@@ -165,7 +166,7 @@ def hold_grays(name, knobs, count):
 
 @pytest.mark.parametrize("form", SPECS)
 def test_edges_are_cut_off_as_far_as_they_show(form, tmp_path):
-    """A flat picture through PyTorch with its zeros around it, beside the middle of it."""
+    """PyTorch enlarges a flat picture padded with zeros; the edges are compared with the middle."""
     spec = SPECS[form]
     path = model_network(tmp_path / "made.onnx", spec, flat=False)
     weights = load_weights(path.with_suffix(".safetensors"), spec)
@@ -196,7 +197,7 @@ def frame_of(planes, layout, color, pts=0):
 
 
 def enlarged(engine, frames, *, max_memory_bytes=None, reuse=None):
-    """Frames through an enhancer."""
+    """Enlarge frames by an enhancer."""
     first = frames[0]
     source = FrameForm(first.width, first.height, first.layout, first.color)
     options = {} if reuse is None else {"reuse": reuse}
@@ -210,7 +211,7 @@ def enlarged(engine, frames, *, max_memory_bytes=None, reuse=None):
 
 @pytest.mark.parametrize("form", SPECS)
 def test_tiles_and_reuse_see_no_difference_at_the_edges(form, tmp_path, monkeypatch):
-    """Pictures that are continued at their edges, in tiles and in parts: the same bits."""
+    """Pictures that are extended at their edges give the same bits in tiles and in parts."""
     spec = SPECS[form]
     path = model_network(tmp_path / "made.onnx", spec, flat=False)
     engine = open_engine("openvino", EngineConfig(threads=2), ModelConfig(weights=str(path)), spec)
@@ -221,7 +222,7 @@ def test_tiles_and_reuse_see_no_difference_at_the_edges(form, tmp_path, monkeypa
     frames = [frame_of(first, layout, color)]
     for pts in (1, 2):
         luma = frames[-1].planes[0].copy()
-        luma[:9, 5 * pts : 5 * pts + 9] ^= 3  # changes at an edge
+        luma[:9, 5 * pts : 5 * pts + 9] ^= 3  # a change at an edge
         frames.append(frame_of([luma, *first[1:]], layout, color, pts))
     whole = enlarged(engine, frames)
     reused = enlarged(engine, frames, reuse=ReuseConfig())
@@ -229,7 +230,7 @@ def test_tiles_and_reuse_see_no_difference_at_the_edges(form, tmp_path, monkeypa
     budget = 4 * layout.frame_bytes(4 * 101, 4 * 73)
     budget += 2 * engine.capabilities.activation_bytes_per_pixel * 3000
     tiled = enlarged(engine, frames, max_memory_bytes=budget)
-    exact = spec.color_form != "rgb"  # whose tiles may round otherwise
+    exact = spec.color_form != "rgb"  # tiles of RGB models may round differently
     for results in (reused, tiled):
         for one, other in zip(whole, results, strict=True):
             for a, b in zip(one.planes, other.planes, strict=True):
@@ -239,7 +240,7 @@ def test_tiles_and_reuse_see_no_difference_at_the_edges(form, tmp_path, monkeypa
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("bits", [8, 10])
 def test_flat_frames_are_flat_up_to_their_edges(name, bits):
-    """In 8 bits to the code; no code of 10 bits is off by half a level of 8."""
+    """They are exact in 8 bits, and no code of 10 bits is off by half a level of 8 bits."""
     whole_frames_are_flat(name, bits, knobs_of(name, 2), 5)
 
 

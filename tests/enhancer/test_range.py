@@ -1,4 +1,4 @@
-"""Networks are given what they were trained on, whatever range and depth a file is in."""
+"""Networks receive the values on which they were trained, whatever a file's range and depth."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_black_and_white_are_those_of_8_bits_in_limited_range(
     ]:
         assert to_network.mix @ codes + to_network.offset == pytest.approx(expected, abs=1e-12)
     back = TileFormat(None, bits, full_range=full_range).from_network("yuv420")
-    beyond = np.array([(1 << bits) - 1.0, 0.0, 1.0])  # nothing is clipped on the way
+    beyond = np.array([(1 << bits) - 1.0, 0.0, 1.0])  # nothing is clipped
     there = to_network.mix @ beyond + to_network.offset
     assert back.mix @ there + back.offset == pytest.approx(beyond, abs=1e-8)
 
@@ -72,7 +72,7 @@ def test_what_a_network_was_trained_on_is_only_scaled():
 
 
 def enhanced(engine, planes, layout, color):
-    """One frame."""
+    """The planes of one enhanced frame."""
     height, width = planes[0].shape
     source = FrameForm(width, height, layout, color)
     enhancer = Enhancer(engine, source, source.scaled(4))
@@ -83,7 +83,7 @@ def enhanced(engine, planes, layout, color):
 
 
 def codes_of(yuv, bits, full_range, least, largest):
-    """Y, U, V of [0, 1] and [-0.5, 0.5] with luma between two values, as float codes (H.273)."""
+    """Float codes (H.273) of Y in [0, 1], U, V in [-0.5, 0.5], with luma between two values."""
     peak, unit = (1 << bits) - 1, 1 << (bits - 8)
     zero, span, chroma_span = (0, peak, peak) if full_range else (16 * unit, 219 * unit, 224 * unit)
     share = largest - least
@@ -93,17 +93,17 @@ def codes_of(yuv, bits, full_range, least, largest):
 
 
 NOT_YET = {("srgan", "faithful", "dark")}
-"""Has not learned what 4:2:0 and 8 bits leave of so little contrast: 2 % worse than bicubic."""
+"""Sets that have not learned the low contrast of dark 8-bit 4:2:0: 2 % worse than bicubic."""
 
 
 @pytest.mark.needs_data
 @pytest.mark.parametrize(("name", "weights"), SETS)
 @pytest.mark.parametrize("part", PARTS)
 def test_dark_bright_and_whole_in_both_ranges_and_depths(name, weights, part, tmp_path):
-    """No worse than bicubic and without a grid; in full range as good as in limited range.
+    """Results are no worse than bicubic, without a grid, and in full range as good as in limited.
 
-    Weights that mend what codecs damage smooth out what is as faint as such damage, so on clean
-    pictures they are held to the second alone.
+    Weights that repair compression smooth out what is as faint as its damage, so on clean pictures
+    only the last is required of them.
     """
     side = 128 if name in HEAVY else 256
     rgb = read_rgb(data_folder("test/Set5") / "bird.png")[:side, :side]
@@ -140,7 +140,7 @@ def test_dark_bright_and_whole_in_both_ranges_and_depths(name, weights, part, tm
 
 
 def luma_psnr(made_path, original):
-    """As `docs/evaluation.md` has it."""
+    """PSNR on luma as in `docs/evaluation.md`."""
     made = cv2.imread(str(made_path))[..., ::-1]
     return psnr(np.round(yuv444(made)[0]), yuv444(original)[0], 4)
 

@@ -1,4 +1,4 @@
-"""What did not change is not computed again, and nobody can tell from the result."""
+"""Parts that did not change are not computed again, and the result is the same."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_pixel_changes_exactly_the_cells_that_see_it(height, width, halo, row,
         bottom, right = min(top + grid.side, height), min(left + grid.side, width)
         seen = Rectangle(top, left, bottom, right).window(height, width, halo)
         inside = seen.top <= row < seen.bottom and seen.left <= column < seen.right
-        # A cell at the edge that is cut short reaches no farther than a whole one would.
+        # A cell that the edge cuts short reaches no farther than a whole cell would.
         assert changed[i, j] or not inside
 
 
@@ -144,7 +144,7 @@ def test_with_a_threshold_errors_never_add_up():
     assert memory.changed([plane]) is None
     memory.keep([plane], None)
     computed = 0
-    for level in range(101, 113):  # a slow fade: every frame is within 1 of the last one
+    for level in range(101, 113):  # a slow fade, with every frame within 1 of the last one
         plane = np.full((32, 32), level, np.uint8)
         changed = memory.changed([plane])
         assert changed.all() == changed.any()
@@ -160,7 +160,7 @@ def test_with_a_threshold_errors_never_add_up():
 
 
 def scenes(layout=YUV420):
-    """Adversarial: what changes lies at cell borders, at the halo's edge, nowhere, everywhere."""
+    """Adversarial scenes: changes at cell borders, at the halo's edge, nowhere and everywhere."""
     random = np.random.default_rng(3)
 
     def new():
@@ -178,12 +178,12 @@ def scenes(layout=YUV420):
         planes[0][row, column] ^= 1
         yield planes
     planes = [plane.copy() for plane in planes]
-    planes[1][10, 10] ^= 3  # chroma alone
+    planes[1][10, 10] ^= 3  # a change in chroma alone
     yield planes
     yield new()  # a cut
     planes = new()
     yield planes
-    for step in range(3):  # something moves through
+    for step in range(3):  # something that moves
         planes = [plane.copy() for plane in planes]
         planes[0][20:36, 8 * step : 8 * step + 20] = 200
         planes[2][10:18, 4 * step : 4 * step + 10] = 90
@@ -193,7 +193,7 @@ def scenes(layout=YUV420):
 
 
 def area(engine):
-    """Pixels that the engine is given of a whole frame, which is continued at its edges."""
+    """Pixels that the engine receives for a whole frame, which is extended at its edges."""
     border = engine.capabilities.border
     return (WIDTH + 2 * border) * (HEIGHT + 2 * border)
 

@@ -1,4 +1,4 @@
-"""The two knobs: sets of weights mixed at load time, exactly; refused where they cannot be."""
+"""The two knobs: sets of weights are mixed exactly when they are loaded, or refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHARES = (0.25, 0.5, 0.25)
 
 @pytest.fixture(params=SPECS)
 def spec(request, tmp_path, monkeypatch):
-    """A model with all three sets of weights."""
+    """A model that has all three sets of weights."""
     made = SPECS[request.param]
     monkeypatch.setattr(table, "WEIGHTS_DIR", tmp_path)
     for seed, suffix in enumerate(["", ".restore", ".crisp"]):
@@ -80,7 +80,7 @@ def test_the_ends_are_the_sets_themselves(spec, tmp_path, model, file):
 
 
 def test_knobs_tell_blends_apart(spec, tmp_path):
-    """In the cache of compiled graphs, and in what a resumed job is compared by."""
+    """The cache of compiled graphs and the fingerprint of a resumed job depend on the knobs."""
     shas = {
         engine_of(spec, tmp_path, **model).capabilities.weights_sha256
         for model in ({}, {"restore": 0.5}, {"restore": 0.6}, {"detail": 0.5}, KNOBS)
@@ -119,7 +119,7 @@ def test_sets_of_different_networks_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_reference_evaluator_agrees(tmp_path, monkeypatch):
-    """Not only with OpenVINO itself."""
+    """The comparison does not rest on OpenVINO alone."""
     spec = SPECS["fast"]
     monkeypatch.setattr(table, "WEIGHTS_DIR", tmp_path)
     for seed, suffix in enumerate(["", ".restore", ".crisp"]):

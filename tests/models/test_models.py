@@ -56,7 +56,7 @@ def random_input(spec, height, width, batch=1, dtype=np.float32):
 
 
 def trained_network(spec):
-    """As after training: every branch and every statistic counts."""
+    """A network as after training, in which every branch and every statistic matters."""
     torch.manual_seed(3)
     network = training_network(spec)
     with torch.no_grad():
@@ -194,9 +194,9 @@ def test_a_network_to_tune_begins_where_its_weights_are(spec):
 
 @pytest.mark.parametrize("spec", SPECS[:4], ids=lambda spec: spec.name)
 def test_flat_weights_and_their_means_leave_flat_input_as_it_is(spec):
-    """Whatever their layers hold: new ones, ones made of others, and any mean of both.
+    """It holds for new weights, weights made from others, and any mean of both.
 
-    Beyond the halo; the edges see the zeros that convolutions are padded with.
+    Only the area beyond the halo is compared: edges see the zeros with which convolutions pad.
     """
     torch.manual_seed(1)
     others = random_weights(spec)
@@ -219,7 +219,7 @@ def test_flat_weights_and_their_means_leave_flat_input_as_it_is(spec):
             for made, group in groups:
                 inside = slice(spec.halo * group.scale, -spec.halo * group.scale)
                 assert (made[..., inside, inside] - gray).abs().max() < 1e-4
-    with torch.no_grad():  # a check that can fail: the weights that it was made of do respond
+    with torch.no_grad():  # the test can fail: the weights from which it was made do respond
         made = network_from_weights(others)(torch.full_like(lr_BCHW, 0.5))[0]
     middle = made.shape[-1] // 2
     assert (made[..., middle, middle] - 0.5).abs().max() > 1e-3
@@ -227,9 +227,9 @@ def test_flat_weights_and_their_means_leave_flat_input_as_it_is(spec):
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_the_halo_is_the_receptive_field_radius(spec):
-    """One pixel changed: the output changes no farther than `halo` pixels from it.
+    """If one pixel changes, the output changes no farther than `halo` pixels from it.
 
-    A stack's outputs change right out to there; a generator's halo is rounded up.
+    A stack's output changes as far as that; a generator's halo is rounded up.
     """
     side, middle = 2 * spec.halo + 9, spec.halo + 4
     lr_BCHW = torch.from_numpy(random_input(spec, side, side, dtype=np.float64))
@@ -346,13 +346,13 @@ def test_wrong_tensors_are_named():
 
 @pytest.mark.parametrize(("name", "weight_set"), SHIPPED)
 def test_shipped_files_belong_together(name, weight_set):
-    """Both weight files hold the same network, and the card has their hashes."""
+    """Both weight files hold the same network, and the model card states their hashes."""
     path = weights_path(name, weight_set=weight_set)
     weights = load_weights(weights_path(name, ".safetensors", weight_set))
     graph = onnx.load(path)
     assert {entry.key: entry.value for entry in graph.metadata_props} == weights.metadata()
     named = {constant.name for constant in graph.graph.initializer}
-    assert weights.tensors.keys() <= named  # what knobs are blended by
+    assert weights.tensors.keys() <= named  # the knobs blend these tensors
 
     lr_BCHW = random_input(weights.spec, 40, 56)
     expected = network_from_weights(weights)(torch.from_numpy(lr_BCHW))

@@ -1,4 +1,4 @@
-"""Models of one's own, by name: added, listed, used, removed."""
+"""The user's own models are added, listed, used and removed by name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def registry(tmp_path, monkeypatch):
 
 @pytest.fixture
 def own_weights(tmp_path):
-    """`fast` with its last layer emptied: what comes out is each sample, repeated 4 x 4 times."""
+    """`fast` with an empty last layer: its output is each sample repeated 4 x 4 times."""
     weights = load_weights(weights_path("fast", ".safetensors"))
     last = f"convolutions.{len(weights.spec.network.widths)}"
     emptied = {f"{last}.{kind}": weights.tensors[f"{last}.{kind}"] for kind in ("weight", "bias")}
