@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from srstream.config import JobConfig
-from srstream.daemon.api.zmq.control import Peer
 from srstream.daemon.settings import ServiceSettings
 from srstream.errors import JobError, RefusedError, UsageError
 from srstream.models.registry import find_model, registered_models
@@ -27,6 +27,14 @@ CONTAINERS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
 _ADD_SECONDS = 120.0
 _FIXED = ("sockets", "workers", "ready_file")
 """Settings that, with `jobs.state_dir`, count from the next start on."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who asks: `local` over ipc, over TCP the name of the key. `address` is for logs."""
+
+    name: str
+    address: str = ""
 
 
 async def answer(daemon: Supervisor, request: p.Request, peer: Peer) -> dict[str, Any]:

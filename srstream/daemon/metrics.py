@@ -18,8 +18,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from srstream.daemon.api.zmq.endpoint import listen_tcp, listen_unix
 from srstream.daemon.settings import MetricsSettings
+from srstream.daemon.sockets import listen_tcp, listen_unix
 from srstream.daemon.workers.link import Counts
 from srstream.errors import ConfigError, SrstreamError, error_named
 from srstream.protocol.control import FINAL_STATES, HealthInfo, JobState

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from srstream.daemon import actions as requests
 from srstream.daemon import logs, policy
-from srstream.daemon.api.zmq.control import ControlServer, Peer
+from srstream.daemon.actions import Peer
+from srstream.daemon.api.zmq.control import ControlServer
 from srstream.daemon.folders import check_private, check_roots, open_roots, with_watched
 from srstream.daemon.inbox.folders import WatchFolders, check_apart
 from srstream.daemon.metrics import Metrics, MetricsServer
@@ -40,12 +41,12 @@ from srstream.daemon.workers.link import (
     Ended,
     Happened,
     JobOrder,
-    Message,
     Pinned,
     Ready,
     Setup,
     Stop,
     Weigh,
+    WorkerMessage,
 )
 from srstream.daemon.workers.process import EngineProcess
 from srstream.errors import (
@@ -356,7 +357,7 @@ class Supervisor:
 
     # --- what workers say --------------------------------------------------------------------
 
-    async def _heard(self, worker: EngineProcess, message: Message) -> None:
+    async def _heard(self, worker: EngineProcess, message: WorkerMessage) -> None:
         if isinstance(message, Ready):
             told = {"worker": worker.name, "device": worker.device}
             logger.info("engine %s is ready: %s", message.engine, message.reason, extra=told)

@@ -21,7 +21,7 @@ _ENDPOINT = "inproc://zeromq.zap.01"
 _LOG_SECONDS = 60.0
 _NUM_CURVE_PARTS = 7
 
-log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 class ZapHandler:
@@ -94,7 +94,7 @@ class ZapHandler:
         now = time.monotonic()
         if now - self._logged_at < _LOG_SECONDS:
             return
-        log.warning(
+        logger.warning(
             "connections refused", num_refused=self._num_denied, address=address, reason=reason
         )
         self._logged_at, self._num_denied = now, 0

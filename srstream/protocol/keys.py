@@ -10,6 +10,7 @@ server's public key. Keys are Z85 text.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -24,6 +25,8 @@ import zmq
 from zmq.utils import z85
 
 from srstream.errors import ConfigError, UsageError
+
+logger = logging.getLogger(__name__)
 
 _KEY_CHARS = 40
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -144,12 +147,10 @@ class KeyRing:
             self._tell(str(error))
 
     def _tell(self, reason: str) -> None:
-        """Log it once. The import is a twentieth of a second, which clients are spared."""
-        import structlog
-
+        """Log it once."""
         if not self._is_told:
-            log = structlog.get_logger(__name__)
-            log.error("nobody is let in over TCP until the keys are in order", reason=reason)
+            told = {"reason": reason}
+            logger.error("nobody is let in over TCP until the keys are in order", extra=told)
         self._is_told = True
 
     def _make_folders(self) -> None:

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from srstream.daemon.api.zmq.control import ControlServer, Peer
+from srstream.daemon.actions import Peer
+from srstream.daemon.api.zmq.control import ControlServer
 from srstream.daemon.settings import SocketSettings
 from srstream.errors import SrstreamError, UsageError
 from srstream.protocol.control import Event, HealthInfo, JobInfo, Request

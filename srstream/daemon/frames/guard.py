@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from srstream.daemon.api.zmq.endpoint import resident_bytes, return_memory
 from srstream.daemon.logs import FewLines
+from srstream.daemon.memory import resident_bytes, return_memory
 
 logger = logging.getLogger(__name__)
 logger.addFilter(FewLines(30))

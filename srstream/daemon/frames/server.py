@@ -22,7 +22,6 @@ from pathlib import Path
 
 import zmq
 
-from srstream.daemon.api.zmq.endpoint import listen_unix, lock_socket
 from srstream.daemon.api.zmq.gate import GateLimits
 from srstream.daemon.frames.gate import GateProcess
 from srstream.daemon.frames.guard import ConnectionGuard
@@ -36,6 +35,7 @@ from srstream.daemon.frames.session import (
 )
 from srstream.daemon.logs import FewLines
 from srstream.daemon.settings import SocketSettings
+from srstream.daemon.sockets import listen_unix, lock_socket
 from srstream.errors import ConfigError, RefusedError, ServiceError, SrstreamError
 from srstream.frame import MAX_PLANES
 from srstream.protocol.frames import (

@@ -5,6 +5,10 @@ The pair is made before the worker starts and has no name, so nobody else can sp
 
 from __future__ import annotations
 
+import select
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -146,5 +150,43 @@ class Ended(_Line):
     result: dict[str, Any] | None = None
 
 
-Message = Ready | Beat | Happened | Pinned | Ended
-MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="say")])
+WorkerMessage = Ready | Beat | Happened | Pinned | Ended
+MESSAGE: TypeAdapter[WorkerMessage] = TypeAdapter(
+    Annotated[WorkerMessage, Field(discriminator="say")]
+)
+
+
+class Link:
+    """The worker's end: lines in for one thread, messages out for any."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._pending = b""
+
+    def send(self, message: WorkerMessage) -> None:
+        with self._lock:
+            self._connection.sendall(message.line())
+
+    def lines(self, timeout_seconds: float) -> Iterator[bytes]:
+        """What came, after at most so long a wait.
+
+        Raises:
+            EOFError: the supervisor is gone.
+        """
+        if not select.select([self._connection], [], [], timeout_seconds)[0]:
+            return
+        chunk = self._connection.recv(1 << 20)
+        if not chunk:
+            raise EOFError
+        *lines, self._pending = (self._pending + chunk).split(b"\n")
+        if len(self._pending) > MAX_LINE_BYTES:
+            raise EOFError
+        yield from lines
+
+    def first_line(self) -> bytes:
+        """Waits for the first line."""
+        for _ in range(600):
+            for line in self.lines(0.1):
+                return line
+        raise EOFError

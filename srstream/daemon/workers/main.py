@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import select
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -31,7 +30,6 @@ from srstream.daemon.roots import Roots
 from srstream.daemon.workers.job import RunningJob
 from srstream.daemon.workers.link import (
     COMMAND,
-    MAX_LINE_BYTES,
     Beat,
     Command,
     Configure,
@@ -40,7 +38,7 @@ from srstream.daemon.workers.link import (
     Exit,
     Happened,
     JobOrder,
-    Message,
+    Link,
     Pinned,
     Ready,
     Setup,
@@ -63,42 +61,6 @@ _Number = TypeVar("_Number", int, float)
 
 BEAT_SECONDS = 0.5
 _WARM_TILE = (180, 320)
-
-
-class Link:
-    """The worker's end: lines in for one thread, messages out for any."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._lock = threading.Lock()
-        self._pending = b""
-
-    def send(self, message: Message) -> None:
-        with self._lock:
-            self._connection.sendall(message.line())
-
-    def lines(self, timeout_seconds: float) -> Iterator[bytes]:
-        """What came, after at most so long a wait.
-
-        Raises:
-            EOFError: the supervisor is gone.
-        """
-        if not select.select([self._connection], [], [], timeout_seconds)[0]:
-            return
-        chunk = self._connection.recv(1 << 20)
-        if not chunk:
-            raise EOFError
-        *lines, self._pending = (self._pending + chunk).split(b"\n")
-        if len(self._pending) > MAX_LINE_BYTES:
-            raise EOFError
-        yield from lines
-
-    def first_line(self) -> bytes:
-        """Waits for the first line."""
-        for _ in range(600):
-            for line in self.lines(0.1):
-                return line
-        raise EOFError
 
 
 class EngineWorker:

@@ -22,10 +22,10 @@ from srstream.daemon.workers.link import (
     Command,
     Exit,
     JobOrder,
-    Message,
     Ready,
     Setup,
     Start,
+    WorkerMessage,
 )
 from srstream.protocol.control import JobProgress, WorkerInfo
 
@@ -60,7 +60,7 @@ class EngineProcess:
         name: str,
         device: str,
         make_setup: Callable[[str, str], Setup],
-        on_message: Callable[[EngineProcess, Message], Awaitable[None]],
+        on_message: Callable[[EngineProcess, WorkerMessage], Awaitable[None]],
         on_death: Callable[[EngineProcess, list[JobOrder]], Awaitable[None]],
     ) -> None:
         self.name, self.device = name, device

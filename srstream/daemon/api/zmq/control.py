@@ -19,19 +19,14 @@ import pydantic_core
 import structlog
 import zmq
 
-from srstream.daemon import zap as auth
-from srstream.daemon.api.zmq.endpoint import (
-    Endpoint,
-    MemoryGuard,
-    Message,
-    Sent,
-    listen_tcp,
-    listen_unix,
-    lock_socket,
-)
+from srstream.daemon import zap
+from srstream.daemon.actions import Peer
+from srstream.daemon.api.zmq.endpoint import Endpoint, PeerMessage, Sent
 from srstream.daemon.api.zmq.gate import Gate, GateLimits
+from srstream.daemon.api.zmq.guard import MemoryGuard
 from srstream.daemon.api.zmq.subscriptions import EventSource, Subscriptions
 from srstream.daemon.settings import SocketSettings
+from srstream.daemon.sockets import listen_tcp, listen_unix, lock_socket
 from srstream.errors import RefusedError, ServiceError, SrstreamError, UsageError
 from srstream.protocol.control import (
     MAX_MESSAGE_BYTES,
@@ -45,7 +40,7 @@ from srstream.protocol.control import (
 )
 from srstream.protocol.keys import KeyRing
 
-log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 LOCAL = "local"
 
@@ -67,14 +62,6 @@ _ROOM_SECONDS = 2.0  # that a client has to make room for a reply
 _SWEEP_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Peer:
-    """Who asks: `local` over ipc, over TCP the name of the key. `address` is for logs."""
-
-    name: str
-    address: str = ""
-
-
 class ControlHandler(EventSource, Protocol):
     """What the daemon does with a request. Watches never get here."""
 
@@ -90,7 +77,7 @@ _PeerKey = tuple[Endpoint, bytes]
 class _Pending:
     """Requests of one connection that wait for those before them."""
 
-    messages: deque[Message] = field(default_factory=deque)
+    messages: deque[PeerMessage] = field(default_factory=deque)
     num_bytes: int = 0
 
 
@@ -107,7 +94,7 @@ class ControlServer:
         self._lock: int | None = None
         self._owns_path = False
         self._gate: Gate | None = None
-        self._zap: auth.ZapHandler | None = None
+        self._zap: zap.ZapHandler | None = None
         self._endpoints: dict[str, Endpoint] = {}
         self._listeners: list[socket.socket] = []
         self._pending: dict[_PeerKey, _Pending] = {}
@@ -129,7 +116,7 @@ class ControlServer:
         try:
             path = self._settings.control_path
             self._lock = lock_socket(path)
-            self._zap = auth.ZapHandler(self._context, self._keys, self._has_room)
+            self._zap = zap.ZapHandler(self._context, self._keys, self._has_room)
             if listen_fd is None:
                 listener = listen_unix(path, self._settings.mode, self._settings.group)
                 self._owns_path = True
@@ -139,7 +126,7 @@ class ControlServer:
             inner = path.with_name(_INNER_NAME)
             most = self._settings.max_clients + _NUM_WAITING
             self._gate = Gate(listener, inner, most, _GATE_LIMITS)
-            self._add_endpoint(auth.LOCAL_DOMAIN, listen_unix(inner, 0o600, None), auth.guard_local)
+            self._add_endpoint(zap.LOCAL_DOMAIN, listen_unix(inner, 0o600, None), zap.guard_local)
             if self._settings.control_tcp is not None:
                 self._bind_tcp(self._settings.control_tcp)
         except BaseException:
@@ -196,7 +183,7 @@ class ControlServer:
         if keys is None:
             raise ServiceError(f"{address}: TCP needs keys; make some with srstream keys new.")
         listener = listen_tcp(address)
-        self._add_endpoint(auth.CURVE_DOMAIN, listener, lambda it: auth.guard_curve(it, keys))
+        self._add_endpoint(zap.CURVE_DOMAIN, listener, lambda it: zap.guard_curve(it, keys))
 
     def _add_endpoint(self, domain: str, listener: socket.socket, secure: Any) -> None:
         self._listeners.append(listener)
@@ -206,12 +193,12 @@ class ControlServer:
 
     def _exposed_endpoints(self) -> list[Endpoint]:
         """Those over TCP: what CURVE encrypts, no gate can count."""
-        return [it for domain, it in self._endpoints.items() if domain != auth.LOCAL_DOMAIN]
+        return [it for domain, it in self._endpoints.items() if domain != zap.LOCAL_DOMAIN]
 
     def _has_room(self, domain: str) -> bool:
         return domain in self._endpoints and self._endpoints[domain].has_room()
 
-    def _on_message(self, endpoint: Endpoint, message: Message) -> None:
+    def _on_message(self, endpoint: Endpoint, message: PeerMessage) -> None:
         """Queue it behind those of the same connection; connections do not wait for another."""
         if message.payload == b"" and not message.envelope:
             return  # ZMQ_PROBE_ROUTER says hello like this
@@ -247,7 +234,7 @@ class ControlServer:
         finally:
             del self._pending[key]
 
-    async def _answer(self, key: _PeerKey, message: Message) -> Reply:
+    async def _answer(self, key: _PeerKey, message: PeerMessage) -> Reply:
         payload = message.payload
         if payload is None:
             return _refusal("", "a request is one part of JSON, after an empty one for REQ.")
@@ -260,12 +247,14 @@ class ControlServer:
         except SrstreamError as error:
             return _error_reply(request.id, type(error).__name__, str(error))
         except Exception:
-            log.exception("a request failed inside the daemon", op=request.op)
+            logger.exception("a request failed inside the daemon", op=request.op)
             text = "an error inside the daemon; its log says more."
             return _error_reply(request.id, "InternalError", text)
         return Reply(id=request.id, ok=True, result=result)
 
-    async def _result(self, key: _PeerKey, message: Message, request: Request) -> dict[str, Any]:
+    async def _result(
+        self, key: _PeerKey, message: PeerMessage, request: Request
+    ) -> dict[str, Any]:
         peer = self._peer(key[0], message)
         if not isinstance(request, Watch):
             return await self._handler.handle(request, peer)
@@ -275,15 +264,15 @@ class ControlServer:
             await self._handler.handle(Status(job=request.job), peer)  # or say that it is unknown
         return dict(self._watches.begin(key, request))
 
-    def _peer(self, endpoint: Endpoint, message: Message) -> Peer:
+    def _peer(self, endpoint: Endpoint, message: PeerMessage) -> Peer:
         """Who it is. A connection outlives the key that let it in, but is not listened to."""
-        if endpoint is self._endpoints.get(auth.LOCAL_DOMAIN):
+        if endpoint is self._endpoints.get(zap.LOCAL_DOMAIN):
             return Peer(LOCAL, message.address)
         if message.user is None or self._keys is None or not self._keys.is_allowed(message.user):
             raise RefusedError("this key is not allowed any more.")
         return Peer(message.user, message.address)
 
-    def _reply(self, endpoint: Endpoint, message: Message, reply: Reply) -> Sent:
+    def _reply(self, endpoint: Endpoint, message: PeerMessage, reply: Reply) -> Sent:
         """A reply that its client does not make room for is lost, and nobody else's."""
         payload = reply.model_dump_json().encode()
         return endpoint.send(message.identity, message.envelope, payload)

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import enum
 import fcntl
 import itertools
 import os
-import resource
-import shutil
 import socket
 import stat
 import termios
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from operator import attrgetter
-from pathlib import Path
 
-import structlog
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from srstream.daemon.memory import return_memory
 from srstream.daemon.zap import has_message
-from srstream.errors import ServiceError
 from srstream.protocol.control import MAX_MESSAGE_BYTES
-
-log = structlog.get_logger(__name__)
 
 _Context = zmq.Context[zmq.Socket[bytes]]
 
@@ -42,15 +35,11 @@ _MAX_PARTS = 2  # an empty one before the payload: REQ
 _MAX_DISCARDED = 1000  # whoever sends a message of more parts is cut off
 _HEARTBEAT_MS, _SILENCE_MS = 10_000, 30_000
 _HANDSHAKE_MS = 5_000
-_GUARD_SECONDS = 0.05
-_MAX_GROWTH_BYTES = 32 << 20
 _NUM_SAMPLES, _SAMPLE_SECONDS = 4, 0.002
-_NUM_SETTLING, _SETTLING_SECONDS = 20, 0.005
-_BACKLOG = 128
 
 
 @dataclass(frozen=True)
-class Message:
+class PeerMessage:
     """What a peer sent. `payload` None: it has no form that a request has."""
 
     identity: bytes
@@ -74,7 +63,7 @@ class Endpoint:
 
     libzmq keeps all parts of a message until the last one has come, however many there are. So
     parts are taken one by one and none is kept of a message with too many; against messages
-    without end there is `MemoryGuard`.
+    without end there is `guard.MemoryGuard`.
     """
 
     def __init__(
@@ -82,7 +71,7 @@ class Endpoint:
         context: _Context,
         listener: socket.socket,
         secure: Callable[[zmq.Socket[bytes]], None],
-        on_message: Callable[[Endpoint, Message], None],
+        on_message: Callable[[Endpoint, PeerMessage], None],
         max_clients: int,
     ) -> None:
         """`secure` gives the ROUTER the options that decide who gets in."""
@@ -194,7 +183,7 @@ class Endpoint:
             self._on_message(self, self._receive())
         self._schedule()
 
-    def _receive(self) -> Message:
+    def _receive(self) -> PeerMessage:
         identity = self._socket.recv(zmq.NOBLOCK, copy=False)
         parts = [identity]
         while parts[-1].more and len(parts) <= _MAX_PARTS:
@@ -205,7 +194,7 @@ class Endpoint:
             return_memory()
         parts = parts[1:]
         is_req = len(parts) > 1 and len(parts[0]) == 0
-        return Message(
+        return PeerMessage(
             identity.bytes,
             (b"",) if is_req else (),
             parts[-1].bytes if is_whole and len(parts) == 1 + is_req else None,
@@ -234,127 +223,6 @@ class Endpoint:
                 )
         except OSError:
             return 0
-
-
-class MemoryGuard:
-    """Ends messages without end, which no option of libzmq bounds.
-
-    They show in the process's memory. When it has grown by `max_growth_bytes`, the connections
-    are ended that send without a pause or read nothing; if that frees too little, all of the
-    `exposed` endpoints are, those without a gate, and clients connect again.
-    Memory that then remains is the daemon's own.
-    """
-
-    def __init__(
-        self,
-        endpoints: Sequence[Endpoint],
-        exposed: Sequence[Endpoint],
-        max_growth_bytes: int = _MAX_GROWTH_BYTES,
-    ) -> None:
-        self._endpoints = endpoints
-        self._exposed = exposed
-        self._max_growth_bytes = max_growth_bytes
-        self._baseline_bytes = resident_bytes()
-
-    async def run(self) -> None:
-        while True:
-            await asyncio.sleep(_GUARD_SECONDS)
-            if self._has_grown():
-                return_memory()
-            if self._has_grown():
-                self._drop()
-
-    def _has_grown(self) -> bool:
-        resident = resident_bytes()
-        self._baseline_bytes = min(self._baseline_bytes, resident)
-        return resident - self._baseline_bytes > self._max_growth_bytes
-
-    def _drop(self) -> None:
-        before = resident_bytes()
-        num_cut = sum(endpoint.cut_hogs() for endpoint in self._endpoints)
-        is_over = num_cut > 0 and self._settles()
-        if not is_over:
-            for endpoint in self._exposed:
-                endpoint.drop_connections()
-            self._settles()
-            self._baseline_bytes = resident_bytes()
-        if num_cut or self._exposed:
-            log.warning(
-                "memory grew as by a message without end; connections were ended",
-                connections=num_cut if is_over else "all over TCP",
-                num_bytes_freed=before - resident_bytes(),
-            )
-
-    def _settles(self) -> bool:
-        """libzmq's threads free memory a moment later; nothing else matters as much meanwhile."""
-        for _ in range(_NUM_SETTLING):
-            time.sleep(_SETTLING_SECONDS)
-            return_memory()
-            if not self._has_grown():
-                return True
-        return False
-
-
-def lock_socket(path: Path) -> int:
-    """Hold the lock beside a socket, as long as the descriptor returned is open.
-
-    Raises:
-        ServiceError: another daemon holds it, or it cannot be made.
-    """
-    lock = path.with_name(f"{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise ServiceError(f"{lock}: {error.strerror}.") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise ServiceError(f"{path}: another srstream daemon serves this socket.") from None
-    return descriptor
-
-
-def listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
-    """A socket that listens at `path`, never open to more than `mode` says.
-
-    Raises:
-        ServiceError: it cannot be made, in one sentence.
-    """
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        os.fchmod(listener.fileno(), 0o600)  # what `bind` makes has this mode from the start
-        path.unlink(missing_ok=True)
-        listener.bind(str(path))
-        if group is not None:
-            shutil.chown(path, group=group)
-        path.chmod(mode)
-        listener.listen(_BACKLOG)
-    except LookupError:
-        listener.close()
-        raise ServiceError(f"{path}: there is no group {group}.") from None
-    except OSError as error:
-        listener.close()
-        raise ServiceError(f"{path}: {error.strerror or error}.") from error
-    return listener
-
-
-def listen_tcp(address: str) -> socket.socket:
-    """A socket that listens at tcp://HOST:PORT; `*` is every interface.
-
-    Raises:
-        ServiceError: it cannot be made, in one sentence.
-    """
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    host = host.strip("[]")
-    try:
-        return socket.create_server(
-            ("" if host == "*" else host, int(port)),
-            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
-            backlog=_BACKLOG,
-        )
-    except (OSError, OverflowError) as error:
-        raise ServiceError(f"{address}: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def _address(listener: socket.socket) -> str:
@@ -410,14 +278,3 @@ def _is_socket(descriptor: int) -> bool:
         return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
     except OSError:
         return False
-
-
-def resident_bytes() -> int:
-    """Memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def return_memory() -> None:
-    """Give back to the system what glibc keeps for later; other C libraries have no such call."""
-    with suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,75 @@
+"""Listening sockets that belong to one daemon only and are never open wider than they should be."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from srstream.errors import ServiceError
+
+_BACKLOG = 128
+
+
+def lock_socket(path: Path) -> int:
+    """Hold the lock beside a socket, as long as the descriptor returned is open.
+
+    Raises:
+        ServiceError: another daemon holds it, or it cannot be made.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ServiceError(f"{lock}: {error.strerror}.") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ServiceError(f"{path}: another srstream daemon serves this socket.") from None
+    return descriptor
+
+
+def listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
+    """A socket that listens at `path`, never open to more than `mode` says.
+
+    Raises:
+        ServiceError: it cannot be made, in one sentence.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        os.fchmod(listener.fileno(), 0o600)  # what `bind` makes has this mode from the start
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        if group is not None:
+            shutil.chown(path, group=group)
+        path.chmod(mode)
+        listener.listen(_BACKLOG)
+    except LookupError:
+        listener.close()
+        raise ServiceError(f"{path}: there is no group {group}.") from None
+    except OSError as error:
+        listener.close()
+        raise ServiceError(f"{path}: {error.strerror or error}.") from error
+    return listener
+
+
+def listen_tcp(address: str) -> socket.socket:
+    """A socket that listens at tcp://HOST:PORT; `*` is every interface.
+
+    Raises:
+        ServiceError: it cannot be made, in one sentence.
+    """
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    host = host.strip("[]")
+    try:
+        return socket.create_server(
+            ("" if host == "*" else host, int(port)),
+            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+            backlog=_BACKLOG,
+        )
+    except (OSError, OverflowError) as error:
+        raise ServiceError(f"{address}: {getattr(error, 'strerror', None) or error}.") from error
