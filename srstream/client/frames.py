@@ -14,9 +14,9 @@ import numpy as np
 import zmq
 
 from srstream import errors
-from srstream.daemon.settings import SocketSettings
 from srstream.errors import ServiceError, SrstreamError, UsageError
 from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout, encode_frame
+from srstream.protocol.addresses import FRAMES_NAME, default_address
 from srstream.protocol.frames import (
     BYE,
     CREDIT,
@@ -63,7 +63,7 @@ class FrameStream:
         color: what the samples mean; the same comes back.
         restore, detail: see `srstream.config.ModelConfig`.
         time_base: unit in which bare planes are counted: one a frame.
-        address: of the data socket; the usual one on this machine if None.
+        address: of the data socket; None: this user's, or if there is none the system service's.
         ahead_frames: results that may be on their way before one is taken.
         timeout_seconds: silence after which the daemon is taken for dead.
 
@@ -253,7 +253,7 @@ class FrameStream:
 
 def _address(given: str | Path | None) -> str:
     if given is None:
-        given = SocketSettings().frames_path
+        return default_address(FRAMES_NAME)
     return given if isinstance(given, str) else f"ipc://{given}"
 
 

@@ -18,8 +18,8 @@ from typing import Any, Self, TypeVar
 import zmq
 from pydantic import ValidationError
 
-from srstream.daemon.settings import default_runtime_dir
 from srstream.errors import ServiceError, UsageError, error_named
+from srstream.protocol.addresses import CONTROL_NAME, default_address
 from srstream.protocol.control import (
     FINAL_STATES,
     PROTOCOL_VERSION,
@@ -38,17 +38,6 @@ _RECONNECT_SECONDS = 0.5
 _HEARTBEAT_MS, _SILENCE_MS = 5_000, 15_000
 
 Answer = TypeVar("Answer", JobInfo, HealthInfo)
-
-
-def default_address() -> str:
-    """Where this user's daemon listens; if there is none, where the system's service does."""
-    path = default_runtime_dir() / "control.sock"
-    if not path.exists() and SYSTEM_SOCKET.exists():
-        path = SYSTEM_SOCKET
-    return f"ipc://{path}"
-
-
-SYSTEM_SOCKET = Path("/run/srstream/control.sock")
 
 
 class NoAnswerError(ServiceError):
@@ -75,7 +64,7 @@ class Client:
             address: ipc://PATH or tcp://HOST:PORT; the daemon of this machine if None.
             key: over TCP, the key or the file that `srstream keys new` wrote.
         """
-        self.address = default_address() if address is None else address
+        self.address = default_address(CONTROL_NAME) if address is None else address
         self.timeout_seconds = timeout_seconds
         if not self.address.startswith(("ipc://", "tcp://")):
             raise UsageError(f"{self.address}: write ipc://PATH or tcp://HOST:PORT.")

@@ -6,10 +6,7 @@ hands over (`STATE_DIRECTORY`, `RUNTIME_DIRECTORY`, `CONFIGURATION_DIRECTORY`) a
 
 from __future__ import annotations
 
-import os
 import tomllib
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,6 +16,12 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from srstream.config import JobConfig, Section
 from srstream.errors import ConfigError
+from srstream.protocol.addresses import (
+    CONTROL_NAME,
+    FRAMES_NAME,
+    default_runtime_dir,
+    folder_of_service,
+)
 
 CONFIG_NAME = "srstream.toml"
 SYSTEM_CONFIG = Path("/etc/srstream") / CONFIG_NAME
@@ -30,25 +33,12 @@ MAX_ROOTS = 64
 TcpAddress = Annotated[str, Field(pattern=r"^tcp://[^/\s]+:\d{1,5}$")]
 
 
-def _from_systemd(variable: str, fallback: Callable[[str], str]) -> Path:
-    """The first folder that systemd names in `variable`, else the user's, where there is one."""
-    given = os.environ.get(variable, "").split(":")[0]
-    return Path(given or fallback("srstream"))
-
-
 def default_state_dir() -> Path:
-    return _from_systemd("STATE_DIRECTORY", platformdirs.user_state_dir)
-
-
-def default_runtime_dir() -> Path:
-    with warnings.catch_warnings():
-        # Without XDG_RUNTIME_DIR it is a folder in /tmp, and platformdirs says so every time.
-        warnings.simplefilter("ignore")
-        return _from_systemd("RUNTIME_DIRECTORY", platformdirs.user_runtime_dir)
+    return folder_of_service("STATE_DIRECTORY", platformdirs.user_state_dir)
 
 
 def default_config_dir() -> Path:
-    return _from_systemd("CONFIGURATION_DIRECTORY", platformdirs.user_config_dir)
+    return folder_of_service("CONFIGURATION_DIRECTORY", platformdirs.user_config_dir)
 
 
 class SocketSettings(Section):
@@ -68,11 +58,11 @@ class SocketSettings(Section):
 
     @property
     def control_path(self) -> Path:
-        return self.runtime_dir / "control.sock"
+        return self.runtime_dir / CONTROL_NAME
 
     @property
     def frames_path(self) -> Path:
-        return self.runtime_dir / "frames.sock"
+        return self.runtime_dir / FRAMES_NAME
 
 
 class SecuritySettings(Section):

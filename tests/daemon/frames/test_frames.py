@@ -37,6 +37,7 @@ from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import ConfigError, RefusedError, ServiceError, UsageError
 from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout, encode_frame
 from srstream.media.layouts import extract_planes, layout_of
+from srstream.protocol import addresses
 from srstream.protocol.frames import (
     ProtocolError,
     check_samples,
@@ -234,6 +235,18 @@ def test_the_stream_is_part_of_the_package() -> None:
     code = "import srstream, sys; print('zmq' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_without_a_daemon_of_this_user_the_system_s_socket_is_taken(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(addresses, "SYSTEM_RUNTIME_DIR", server.folder)
+    frames = pictures(SMALL, 2)
+    with FrameStream(SMALL.width, SMALL.height, layout=SMALL.layout, color=SMALL.color) as one:
+        assert len(list(one.enhance(frames))) == 2
+    (tmp_path / "frames.sock").touch()
+    assert addresses.default_address("frames.sock") == f"ipc://{tmp_path}/frames.sock"
 
 
 def test_two_clients_at_once_get_their_own(server: Server, engine: Any) -> None:

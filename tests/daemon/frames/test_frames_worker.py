@@ -26,10 +26,10 @@ from srstream.daemon.workers.link import (
     Ended,
     Exit,
     JobOrder,
-    Message,
     Ready,
     Setup,
     Start,
+    WorkerMessage,
 )
 from srstream.engines.openvino.engine import OpenVinoEngine
 from srstream.enhancer.enhancer import Enhancer
@@ -50,7 +50,7 @@ class WorkerProcess:
     def __init__(self, folder: Path, max_frame_sessions: int) -> None:
         ours, theirs = socket.socketpair()
         self._connection, self._pending = ours, b""
-        self.messages: list[Message] = []
+        self.messages: list[WorkerMessage] = []
         self.sockets = SocketSettings(runtime_dir=folder / "run")
         with theirs:
             self.process = subprocess.Popen(
@@ -78,7 +78,9 @@ class WorkerProcess:
     def send(self, line: bytes) -> None:
         self._connection.sendall(line)
 
-    def wait_for(self, is_it: Callable[[Message], bool], seconds: float = 60.0) -> Message:
+    def wait_for(
+        self, is_it: Callable[[WorkerMessage], bool], seconds: float = 60.0
+    ) -> WorkerMessage:
         """The next message of a kind, of those that come from now on."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
