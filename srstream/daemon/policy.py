@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from srstream.daemon.queue import Job
+from srstream.daemon.queue import QueuedJob
 from srstream.daemon.settings import JobSettings
 from srstream.errors import (
     DiskFullError,
@@ -42,12 +42,12 @@ class Verdict:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-def is_suspect(job: Job) -> bool:
+def is_suspect(job: QueuedJob) -> bool:
     """Whether a job is to run alone, because workers died under it twice at the same segment."""
     return job.crashes >= CRASHES_IN_COMPANY
 
 
-def after_crash(job: Job, settings: JobSettings) -> Verdict:
+def after_crash(job: QueuedJob, settings: JobSettings) -> Verdict:
     """Its worker died. Who was to blame is known only of a job that ran alone.
 
     From the second time on others go first for a while: a worker that was killed from outside, or
@@ -70,14 +70,16 @@ def after_crash(job: Job, settings: JobSettings) -> Verdict:
     return Verdict("queued", columns, {"reason": "the engine worker died"})
 
 
-def after_stop(job: Job, reason: str = "stopped") -> Verdict:
+def after_stop(job: QueuedJob, reason: str = "stopped") -> Verdict:
     """It ended because it was told to: what it was told for is what was wanted of it."""
     return _wanted(job) or Verdict(
         "queued", {"attempts": max(0, job.attempts - 1)}, {"reason": reason}
     )
 
 
-def after_failure(job: Job, kind: type[SrstreamError], text: str, settings: JobSettings) -> Verdict:
+def after_failure(
+    job: QueuedJob, kind: type[SrstreamError], text: str, settings: JobSettings
+) -> Verdict:
     """It failed, with an error of this kind."""
     wanted = _wanted(job)
     if wanted is not None and wanted.state == "cancelled":
@@ -98,7 +100,7 @@ def after_failure(job: Job, kind: type[SrstreamError], text: str, settings: JobS
     return Verdict("queued", _later(failures, text, settings))
 
 
-def _wanted(job: Job) -> Verdict | None:
+def _wanted(job: QueuedJob) -> Verdict | None:
     """What a client has asked for meanwhile."""
     if job.wanted == "cancel":
         return Verdict("cancelled", {"wanted": None})

@@ -72,7 +72,7 @@ CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) 
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class QueuedJob:
     """A row of the queue."""
 
     id: str
@@ -177,7 +177,7 @@ class JobQueue:
         submitter: str,
         key: str | None,
         max_queued: int,
-    ) -> tuple[Job, Event | None]:
+    ) -> tuple[QueuedJob, Event | None]:
         """A new job, or (no event) the one that was submitted with the same key before.
 
         Raises:
@@ -215,7 +215,7 @@ class JobQueue:
             event = self._tell(job_id, "state", {"state": "queued"})
         return self.get(job_id), event
 
-    def get(self, job_id: str) -> Job:
+    def get(self, job_id: str) -> QueuedJob:
         """One job.
 
         Raises:
@@ -226,14 +226,14 @@ class JobQueue:
             raise UsageError(f"{job_id}: no such job; `srstream jobs` lists those there are.")
         return _job(row)
 
-    def with_key(self, key: str) -> Job | None:
+    def with_key(self, key: str) -> QueuedJob | None:
         """The job that was submitted with this key, if there is one."""
         row = self._row("key = ?", key)
         return None if row is None else _job(row)
 
     def jobs(
         self, states: Sequence[JobState] = (), *, limit: int = 1000, before: str | None = None
-    ) -> list[Job]:
+    ) -> list[QueuedJob]:
         """The newest first."""
         where, values = ["1"], list[Any]()
         if states:
@@ -248,7 +248,7 @@ class JobQueue:
         )
         return [_job(row) for row in rows]
 
-    def next_jobs(self, limit: int) -> list[Job]:
+    def next_jobs(self, limit: int) -> list[QueuedJob]:
         """Those that may start now, in the order in which they should."""
         rows = self._database.execute(
             "SELECT * FROM job WHERE state = 'queued' AND (retry_at IS NULL OR retry_at <= ?)"
@@ -256,13 +256,6 @@ class JobQueue:
             (time.time(), limit),
         )
         return [_job(row) for row in rows]
-
-    def next_retry(self) -> float | None:
-        """When the first of the waiting jobs may be tried again."""
-        row = self._database.execute(
-            "SELECT min(retry_at) FROM job WHERE state = 'queued' AND retry_at > ?", (time.time(),)
-        ).fetchone()
-        return None if row[0] is None else float(row[0])
 
     def counts(self) -> dict[str, int]:
         """Number of jobs by state."""
@@ -387,9 +380,9 @@ class JobQueue:
         return Event(seq=cursor.lastrowid, time=now, job=job_id, kind=kind, data=data)
 
 
-def _job(row: sqlite3.Row) -> Job:
+def _job(row: sqlite3.Row) -> QueuedJob:
     values = {name: row[name] for name in row.keys() if name != "key"}  # noqa: SIM118
-    return Job(
+    return QueuedJob(
         **{
             **values,
             "input": Path(row["input"]),

@@ -127,7 +127,7 @@ class WorkerSettings(Section):
     )
 
 
-class WatchFolder(Section):
+class InboxFolder(Section):
     """A folder in which every file that has stopped growing becomes a job."""
 
     folder: AbsolutePath
@@ -170,7 +170,7 @@ class ServiceSettings(BaseSettings):
     security: SecuritySettings = SecuritySettings()
     jobs: JobSettings = Field(default_factory=JobSettings)
     workers: WorkerSettings = WorkerSettings()
-    watch: tuple[WatchFolder, ...] = ()
+    watch: tuple[InboxFolder, ...] = ()
     metrics: MetricsSettings = MetricsSettings()
     logs: LogSettings = LogSettings()
     defaults: JobConfig = Field(JobConfig(), description="what a job is that says nothing else")
@@ -238,6 +238,11 @@ def system_config() -> Path | None:
     own = default_config_dir()
     has_own = any((own / name).exists() for name in (CONFIG_NAME, "keys"))
     return SYSTEM_CONFIG if SYSTEM_CONFIG.exists() and not has_own else None
+
+
+def with_model(config: JobConfig, name: str) -> JobConfig:
+    """The job's settings with another model."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"name": name})})
 
 
 def keys_dir(settings: ServiceSettings, path: Path | None) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -14,7 +16,10 @@ from pathlib import Path
 import pytest
 
 import srstream
-from srstream.errors import ConfigError, ServiceError
+from srstream.daemon.settings import load_settings
+from srstream.daemon.supervisor import Supervisor
+from srstream.errors import ConfigError, ServiceError, SrstreamError
+from srstream.models.registry import REGISTRY_VARIABLE
 from srstream.protocol.keys import ClientKey, KeyRing
 from tests.support.jobs import command, run
 from tests.support.paths import REPOSITORY
@@ -106,3 +111,50 @@ def test_a_reload_with_loose_keys_is_refused(configured: Configured) -> None:
             client.reload()
         configured.keys_dir.chmod(0o700)
         client.reload()
+
+
+@pytest.mark.parametrize("what_fails", ["the metrics' port", "an inbox folder", "the TCP socket"])
+def test_a_start_that_fails_closes_all_that_was_opened(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch, what_fails: str
+) -> None:
+    """The next start in the same process finds nothing in its way."""
+    monkeypatch.setenv(REGISTRY_VARIABLE, "")  # the daemon sets it
+    folder, text = configured.path.parent, configured.path.read_text()
+    gc.collect()
+    before = descriptors()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        if what_fails == "the metrics' port":
+            text += f"[metrics]\nport = {port}\n"
+        elif what_fails == "the TCP socket":
+            text = text.replace(configured.tcp, f"tcp://127.0.0.1:{port}")
+        else:
+            names = ("folder", "output", "quarantine")
+            text += "[[watch]]\n" + "".join(f'{name} = "{folder}/{name}"\n' for name in names)
+        configured.path.write_text(text)
+        assert "another srstream daemon" not in failed_start(configured.path)
+        assert "another srstream daemon" not in failed_start(configured.path)
+    assert descriptors() == before
+    assert not list((folder / "run").glob("*.sock"))
+
+
+def failed_start(path: Path) -> str:
+    """Start the daemon in this process, which must fail; why it does."""
+    # A collected object closes its descriptors itself, which is no merit of the daemon's.
+    gc.disable()
+    try:
+        with pytest.raises(SrstreamError) as caught:
+            asyncio.run(Supervisor(path, load_settings(path)).run())
+        assert str(caught.value).count("\n") == 0
+        return str(caught.value)
+    finally:
+        gc.enable()
+
+
+def descriptors() -> set[str]:
+    """What this process has open, but for the folder that is read to know."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
+    return found

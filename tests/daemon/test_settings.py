@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from srstream.config import JobConfig
 from srstream.daemon import settings
-from srstream.daemon.settings import ServiceSettings, WatchFolder, load_settings
+from srstream.daemon.settings import InboxFolder, ServiceSettings, load_settings
 from srstream.errors import ConfigError
 from tests.support.paths import REPOSITORY
 
@@ -37,7 +37,7 @@ def names_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from names_of(kind, f"{prefix}{name}.")
         elif name == "watch":
-            yield from (f"watch.{one}" for one in WatchFolder.model_fields)
+            yield from (f"watch.{one}" for one in InboxFolder.model_fields)
         else:
             yield prefix + name
 
@@ -73,7 +73,7 @@ def test_what_is_commented_out_would_be_taken(everything: Path) -> None:
     assert loaded.watch[0].config.model.name == "balanced"
     assert loaded.sockets.control_tcp == "tcp://192.0.2.1:7711"
     assert loaded.metrics.port == 9711
-    shipped = WatchFolder.model_fields
+    shipped = InboxFolder.model_fields
     for name in ("settle_seconds", "patterns", "priority"):
         assert getattr(loaded.watch[0], name) == shipped[name].default
     assert loaded.defaults.model_copy(update={"model": JobConfig().model}) != JobConfig()

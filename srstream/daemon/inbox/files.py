@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from srstream.daemon.settings import WatchFolder
+from srstream.daemon.settings import InboxFolder
 
 _MAX_NAME_BYTES = 240
 """File systems take 255; temporary names are a little longer than the final ones."""
@@ -74,7 +74,7 @@ def look_at(folder: Path, path: Path) -> Sight | None:
         os.close(descriptor)
 
 
-def find_files(entry: WatchFolder, excluded: tuple[Path, ...]) -> list[Found]:
+def find_files(entry: InboxFolder, excluded: tuple[Path, ...]) -> list[Found]:
     """Regular files with content whose names are taken, in subfolders too; no hidden ones.
 
     Args:

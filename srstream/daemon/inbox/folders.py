@@ -32,9 +32,9 @@ from srstream.daemon.inbox.files import (
     write_atomically,
 )
 from srstream.daemon.inbox.forget import Forgetter
-from srstream.daemon.inbox.journal import Taken, TakenState, WatchJournal
+from srstream.daemon.inbox.journal import InboxJournal, Taken, TakenState
 from srstream.daemon.logs import redacted
-from srstream.daemon.settings import WatchFolder
+from srstream.daemon.settings import InboxFolder
 from srstream.errors import BusyError, ConfigError, JobError, NoSpaceError, SrstreamError
 from srstream.jobs.events import printable
 from srstream.protocol.control import FINAL_STATES, JobInfo, Submit
@@ -58,7 +58,7 @@ class _Sighting:
     is_taken: bool = False
 
 
-class WatchFolders:
+class Inbox:
     """All watch folders of the configuration. All calls belong to the event loop.
 
     Args:
@@ -75,7 +75,7 @@ class WatchFolders:
 
     def __init__(
         self,
-        entries: Sequence[WatchFolder],
+        entries: Sequence[InboxFolder],
         submit: Callable[[Submit], Awaitable[JobInfo]],
         status: Callable[[str], JobInfo | None],
         journal: Path,
@@ -83,7 +83,7 @@ class WatchFolders:
     ) -> None:
         check_apart(entries)
         self._submit_job, self._status, self._released = submit, status, released
-        self._journal = WatchJournal(journal)
+        self._journal = InboxJournal(journal)
         self._forgetter = Forgetter(self._journal, lambda job: status(job) is not None)
         open_ones = self._journal.open_ones()
         self._unsure = {taken.key for taken in open_ones}
@@ -101,7 +101,7 @@ class WatchFolders:
         """Of files that cannot be moved: when it is tried again, and after how long."""
         self.reconfigure(entries)
 
-    def reconfigure(self, entries: Sequence[WatchFolder]) -> None:
+    def reconfigure(self, entries: Sequence[InboxFolder]) -> None:
         """Watch these from now on, and no others; `check_apart` must have found nothing.
 
         What was taken before goes on with the settings of then.
@@ -113,7 +113,7 @@ class WatchFolders:
         self._untended |= self._entries.keys() - self._tended
         self._is_changed.set()
 
-    def unfinished_entries(self) -> list[WatchFolder]:
+    def unfinished_entries(self) -> list[InboxFolder]:
         """With which files were taken that still need their folders, watched or no longer."""
         return self._journal.open_entries()
 
@@ -198,7 +198,7 @@ class WatchFolders:
 
     # --- taking files ------------------------------------------------------------------------
 
-    def _settled(self, entry: WatchFolder, found: Sequence[Found]) -> list[Found]:
+    def _settled(self, entry: InboxFolder, found: Sequence[Found]) -> list[Found]:
         """Those that have not changed for long enough and were not taken before."""
         now, before = time.monotonic(), self._sightings.get(entry.folder, {})
         seen: dict[Path, _Sighting] = {}
@@ -213,7 +213,7 @@ class WatchFolders:
         self._sightings[entry.folder] = seen
         return settled
 
-    async def _take(self, entry: WatchFolder, file: Found) -> None:
+    async def _take(self, entry: InboxFolder, file: Found) -> None:
         sighting = self._sightings[entry.folder][file.path]
         last = self._journal.latest(file)
         # What failed was moved away; if it is here again, somebody wants it to be tried again.
@@ -233,7 +233,7 @@ class WatchFolders:
         sighting.is_taken = True
         await self._forgetter.saw(entry.folder, file.path)
 
-    def _output(self, entry: WatchFolder, path: Path) -> Path:
+    def _output(self, entry: InboxFolder, path: Path) -> Path:
         """Where the result goes: subfolders as in the input, a name that no other input has."""
         default = entry.output / default_output(path.relative_to(entry.folder))
         default = beside(default.with_suffix(""), default.suffix)
@@ -264,7 +264,7 @@ class WatchFolders:
             self._unsure.add(taken.key)
         return True
 
-    def _request(self, entry: WatchFolder, taken: Taken) -> Submit:
+    def _request(self, entry: InboxFolder, taken: Taken) -> Submit:
         changes = {} if entry.config is None else entry.config.model_dump(exclude_unset=True)
         return Submit(
             input=str(taken.path),
@@ -327,7 +327,7 @@ class WatchFolders:
                 self._end(taken, "cancelled")
         self._unsure.discard(taken.key)
 
-    def _entry_of(self, taken: Taken) -> WatchFolder | None:
+    def _entry_of(self, taken: Taken) -> InboxFolder | None:
         """With which it was taken. None: an older version took it, from a folder now unwatched."""
         return taken.entry or self._entries.get(taken.folder)
 
@@ -383,11 +383,11 @@ class WatchFolders:
         )
 
 
-def _places(entry: WatchFolder) -> tuple[Path, Path]:
+def _places(entry: InboxFolder) -> tuple[Path, Path]:
     return entry.folder, entry.output
 
 
-def check_apart(entries: Sequence[WatchFolder]) -> None:
+def check_apart(entries: Sequence[InboxFolder]) -> None:
     """A result that lies where inputs are taken from would become an input, for ever.
 
     Raises:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from srstream.daemon.inbox.files import Sight, look_at
-from srstream.daemon.inbox.journal import Taken, WatchJournal
-from srstream.daemon.settings import WatchFolder
+from srstream.daemon.inbox.journal import InboxJournal, Taken
+from srstream.daemon.settings import InboxFolder
 
 _NUM_ROWS = 200
 """Looked at in one step; on a slow network mount that is some tenths of a second in a thread."""
@@ -28,7 +28,7 @@ class Forgetter:
         is_known: whether the queue remembers a job.
     """
 
-    def __init__(self, journal: WatchJournal, is_known: Callable[[str], bool]) -> None:
+    def __init__(self, journal: InboxJournal, is_known: Callable[[str], bool]) -> None:
         self._journal, self._is_known = journal, is_known
         self._seen: dict[Path, tuple[int, int]] = {}
         """Folders as they were when a file of ours was last seen in them."""
@@ -46,7 +46,7 @@ class Forgetter:
         if sight is not None and sight.signature is not None:
             self._seen[folder] = sight.identity
 
-    async def go_on(self, entry: WatchFolder) -> None:
+    async def go_on(self, entry: InboxFolder) -> None:
         """A step of the round through a watched folder's rows, if one is under way.
 
         Raises:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from srstream.daemon.inbox.files import Found, Signature
-from srstream.daemon.settings import WatchFolder
+from srstream.daemon.settings import InboxFolder
 from srstream.errors import JobError
 from srstream.sqlite import open_journal
 
@@ -74,7 +74,7 @@ class Taken:
     job: str | None
     reason: str | None
     quarantined_as: Path | None
-    entry: WatchFolder | None
+    entry: InboxFolder | None
     """With which it was taken; None: by an older version."""
     row: int
     """Grows with every file that is taken."""
@@ -85,7 +85,7 @@ class Taken:
         return self.state in ("new", "submitted", "failing")
 
 
-class WatchJournal:
+class InboxJournal:
     """The journal's file, held open by one process.
 
     Raises:
@@ -105,7 +105,7 @@ class WatchJournal:
     def close(self) -> None:
         self._database.close()
 
-    def add(self, entry: WatchFolder, found: Found, attempt: int, output: Path) -> Taken:
+    def add(self, entry: InboxFolder, found: Found, attempt: int, output: Path) -> Taken:
         """Note that a file is taken, before it is submitted."""
         key = _key(found, attempt)
         size, mtime_ns, inode = _columns(found.signature)
@@ -165,7 +165,7 @@ class WatchJournal:
             return self._select(f"{_OPEN} ORDER BY rowid")
         return self._select(f"folder = ? AND {_OPEN} ORDER BY rowid", os.fsencode(folder))
 
-    def open_entries(self) -> list[WatchFolder]:
+    def open_entries(self) -> list[InboxFolder]:
         """The settings with which these were taken."""
         rows = self._database.execute(f"SELECT DISTINCT entry FROM taken WHERE {_OPEN}")
         entries = [_entry(row["entry"]) for row in rows]
@@ -227,12 +227,12 @@ def _columns(signature: Signature) -> tuple[int, int, str]:
 
 
 @lru_cache(maxsize=256)
-def _entry(text: str | None) -> WatchFolder | None:
+def _entry(text: str | None) -> InboxFolder | None:
     """None where there is none, or one that this version does not understand."""
     if text is None:
         return None
     try:
-        return WatchFolder.model_validate_json(text)
+        return InboxFolder.model_validate_json(text)
     except ValidationError:
         return None
 

@@ -20,9 +20,9 @@ from srstream.config import EncodeConfig, JobConfig
 from srstream.daemon.inbox import files as watch_files
 from srstream.daemon.inbox import folders as watch
 from srstream.daemon.inbox import forget as watch_forget
-from srstream.daemon.inbox.folders import WatchFolders
+from srstream.daemon.inbox.folders import Inbox
 from srstream.daemon.queue import JobQueue
-from srstream.daemon.settings import WatchFolder
+from srstream.daemon.settings import InboxFolder
 from srstream.errors import BusyError, ConfigError, RefusedError, UsageError
 from srstream.protocol.control import JobInfo, Submit
 
@@ -42,7 +42,7 @@ class Service:
         self.folder, self.output = home / "in", home / "out"
         self.quarantine = home / "quarantine"
         self.folder.mkdir()
-        self.entry = WatchFolder(
+        self.entry = InboxFolder(
             folder=self.folder,
             output=self.output,
             quarantine=self.quarantine,
@@ -55,8 +55,8 @@ class Service:
         self.num_released = 0
         self.restart()
 
-    def restart(self, *entries: WatchFolder) -> None:
-        self.watch = WatchFolders(
+    def restart(self, *entries: InboxFolder) -> None:
+        self.watch = Inbox(
             entries or [self.entry],
             self.submit,
             self.status,
@@ -91,7 +91,7 @@ class Service:
         except UsageError:
             return None
 
-    def another(self, name: str, **settings: Any) -> WatchFolder:
+    def another(self, name: str, **settings: Any) -> InboxFolder:
         """A watch folder beside the first one, which is made."""
         (self.home / name).mkdir()
         changes = {"folder": self.home / name, "output": self.home / f"{name}-out", **settings}
@@ -347,8 +347,8 @@ def test_the_longest_names_work(service: Service) -> None:
 
 
 STEPS = [
-    (watch.WatchJournal, "add"),
-    (watch.WatchJournal, "change"),
+    (watch.InboxJournal, "add"),
+    (watch.InboxJournal, "change"),
     (watch, "write_atomically"),
     (watch, "move_away"),
     (watch_files.os, "fsync"),
@@ -502,13 +502,13 @@ def test_results_that_would_become_inputs_are_refused(
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "in")
-    entry = WatchFolder(
+    entry = InboxFolder(
         folder=tmp_path / "in", output=tmp_path / output, quarantine=tmp_path / quarantine
     )
     (tmp_path / "other").mkdir()
     service = Service(tmp_path / "other")
     with pytest.raises(ConfigError, match="keep them apart"):
-        WatchFolders([entry], service.submit, service.status, tmp_path / "w.sqlite")
+        Inbox([entry], service.submit, service.status, tmp_path / "w.sqlite")
     assert not (tmp_path / "w.sqlite").exists()
 
 
