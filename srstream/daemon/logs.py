@@ -7,24 +7,20 @@ through `logging` takes the same way as structlog's own loggers.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import json
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from srstream.daemon.settings import LogSettings
 from srstream.terminal import visible
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -110,42 +106,47 @@ def log_context(**fields: object) -> AbstractContextManager[None]:
     return structlog.contextvars.bound_contextvars(**fields)
 
 
-def in_this_context(work: Callable[_P, _T]) -> Callable[_P, _T]:
-    """`work` for another thread, whose lines are to carry what this one's do."""
-    context = contextvars.copy_context()
-
-    def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return context.run(work, *args, **kwargs)
-
-    return run
-
-
 def redacted(text: str) -> str:
     """Without the passwords and tokens of URLs in it."""
     return _SECRET.sub(rf"\1{_HIDDEN}", _PASSWORD.sub(rf"\1:{_HIDDEN}@", text))
 
 
+class MinuteQuota:
+    """Limits how often something that clients cause is logged: so many times a minute."""
+
+    def __init__(self, num_a_minute: int = 1) -> None:
+        self._num_a_minute = num_a_minute
+        self._minute_ends = 0.0
+        self._num_asked = 0
+
+    def admit(self) -> int | None:
+        """Ask for a line; None: leave it out.
+
+        Otherwise how many lines were left out in the minute that has ended; 0 within a minute.
+        """
+        now, num_left_out = time.monotonic(), 0
+        if now >= self._minute_ends:
+            num_left_out = max(0, self._num_asked - self._num_a_minute)
+            self._minute_ends, self._num_asked = now + 60.0, 0
+        self._num_asked += 1
+        return num_left_out if self._num_asked <= self._num_a_minute else None
+
+
 class FewLines(logging.Filter):
-    """For a logger whose lines clients cause: so many a minute, then how many were left out.
+    """Limits all lines of a logger to so many a minute, and says how many were left out.
 
     Errors always pass.
     """
 
     def __init__(self, num_a_minute: int) -> None:
         super().__init__()
-        self._num_a_minute = num_a_minute
-        self._minute_ends = 0.0
-        self._num_lines = 0
+        self._quota = MinuteQuota(num_a_minute)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        now = time.monotonic()
-        if now >= self._minute_ends:
-            num_left_out = self._num_lines - self._num_a_minute
-            if num_left_out > 0:
-                record.msg = f"{record.msg} ({num_left_out} lines before it were left out)"
-            self._minute_ends, self._num_lines = now + 60.0, 0
-        self._num_lines += 1
-        return record.levelno >= logging.ERROR or self._num_lines <= self._num_a_minute
+        num_left_out = self._quota.admit()
+        if num_left_out:
+            record.msg = f"{record.msg} ({num_left_out} lines before it were left out)"
+        return record.levelno >= logging.ERROR or num_left_out is not None
 
 
 class _LineHandler(logging.Handler):

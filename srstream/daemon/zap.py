@@ -7,18 +7,17 @@ it decides on have a domain and `ZAP_ENFORCE_DOMAIN`: without a handler nobody g
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 import structlog
 import zmq
 from zmq.utils import z85
 
+from srstream.daemon.logs import MinuteQuota
 from srstream.errors import ServiceError
 from srstream.protocol.keys import KeyRing
 
 _ENDPOINT = "inproc://zeromq.zap.01"
-_LOG_SECONDS = 60.0
 _NUM_CURVE_PARTS = 7
 
 logger = structlog.get_logger(__name__)
@@ -38,8 +37,7 @@ class ZapHandler:
         self._keys = keys
         self._has_room = has_room
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._num_denied = 0
-        self._logged_at = -_LOG_SECONDS
+        self._denials = MinuteQuota()
         self._socket = context.socket(zmq.REP)
         self._socket.linger = 0
         try:
@@ -90,14 +88,12 @@ class ZapHandler:
 
     def _log_denied(self, address: str, reason: str) -> None:
         """Once a minute: a client tries again ten times a second."""
-        self._num_denied += 1
-        now = time.monotonic()
-        if now - self._logged_at < _LOG_SECONDS:
-            return
-        logger.warning(
-            "connections refused", num_refused=self._num_denied, address=address, reason=reason
-        )
-        self._logged_at, self._num_denied = now, 0
+        num_left_out = self._denials.admit()
+        if num_left_out is not None:
+            num_refused = num_left_out + 1
+            logger.warning(
+                "connections refused", num_refused=num_refused, address=address, reason=reason
+            )
 
 
 def has_message(socket: zmq.Socket[bytes]) -> bool:

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from srstream.daemon.logs import redacted
+from srstream.daemon.logs import MinuteQuota, redacted
 from tests.support import clips
 from tests.support.daemon import Daemon
 
 HEAD = """
-import logging, sys, threading, structlog
+import contextvars, logging, sys, threading, structlog
 from pathlib import Path
-from srstream.daemon.logs import configure, in_this_context, log_context
+from srstream.daemon.logs import configure, log_context
 from srstream.daemon.settings import LogSettings
 logger = logging.getLogger("srstream.test")
 """
@@ -61,12 +61,14 @@ logger.error("over")
     assert "job" not in third and third["worker"] == "engine-0"
 
 
-def test_threads_of_a_job_carry_its_name() -> None:
+def test_a_thread_with_a_copy_of_the_context_carries_the_job_s_name() -> None:
+    """`EncoderThread` takes one."""
     (line,) = lines_of(
         """
 configure(LogSettings(form="json"))
 with log_context(job="0123456789abcdef"):
-    thread = threading.Thread(target=in_this_context(lambda: logger.info("encoded")))
+    run = contextvars.copy_context().run
+    thread = threading.Thread(target=run, args=(logger.info, "encoded"))
 thread.start()
 thread.join()
 """
@@ -235,3 +237,12 @@ def test_the_lines_of_a_daemon_are_json_and_name_job_and_worker(tmp_path: Path) 
         assert line["timestamp"] and line["level"] and line["logger"], line
         named = good in line["event"] or bad in line["event"]
         assert "job" in line or not named, line
+
+
+def test_lines_are_left_out_beyond_so_many_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    quota = MinuteQuota(2)
+    assert [quota.admit() for _ in range(5)] == [0, 0, None, None, None]
+    now[0] += 60.0
+    assert [quota.admit() for _ in range(3)] == [3, 0, None]

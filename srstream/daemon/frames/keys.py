@@ -8,7 +8,7 @@ from pathlib import Path
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
-from srstream.daemon.frames.server import CurveServer
+from srstream.daemon.frames.sockets import CurveServer
 from srstream.protocol.keys import KeyRing
 
 logger = logging.getLogger(__name__)

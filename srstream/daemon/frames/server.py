@@ -14,16 +14,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import threading
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import zmq
 
-from srstream.daemon.api.zmq.gate import GateLimits
-from srstream.daemon.frames.gate import GateProcess
 from srstream.daemon.frames.guard import ConnectionGuard
 from srstream.daemon.frames.session import (
     MAX_UNSENT_FRAMES,
@@ -33,18 +29,16 @@ from srstream.daemon.frames.session import (
     SessionLimits,
     error_message,
 )
+from srstream.daemon.frames.sockets import SEND_QUEUE, CurveServer, FrameSockets
 from srstream.daemon.logs import FewLines
 from srstream.daemon.settings import SocketSettings
-from srstream.daemon.sockets import listen_unix, lock_socket
-from srstream.errors import ConfigError, RefusedError, ServiceError, SrstreamError
-from srstream.frame import MAX_PLANES
+from srstream.errors import RefusedError, ServiceError, SrstreamError
 from srstream.protocol.frames import (
     BYE,
     CREDIT,
     FRAME,
     HELLO,
     MAX_PARTS,
-    MAX_TEXT_BYTES,
     Hello,
     ProtocolError,
     parse,
@@ -55,14 +49,6 @@ from srstream.protocol.frames import (
 logger = logging.getLogger(__name__)
 logger.addFilter(FewLines(120))
 
-SEND_QUEUE = 4
-"""Messages for one peer that libzmq keeps when the peer does not read."""
-
-RECEIVE_QUEUE = 16
-"""Messages of one peer that libzmq keeps until they are looked at."""
-
-HANDSHAKE_MS = 5_000
-
 MAX_SCALE = 4
 
 WINDOW_FRAMES, WINDOW_BYTES = 24, 32 << 20
@@ -71,24 +57,10 @@ WINDOW_FRAMES, WINDOW_BYTES = 24, 32 << 20
 TURN_MESSAGES, TURN_SECONDS = 64, 0.002
 """Received at the most before the sessions are looked after again; skipped parts: 32 times that."""
 
-MAX_UNFINISHED_BYTES = 128 << 20
-"""Of messages on their way through the gate; two of the largest always may be."""
-
 MIN_TICK_MS, MAX_TICK_MS = 1, 200
 
 JOIN_SECONDS = 5.0
 """How long `close` waits for a session's thread, which finishes the frame it is at."""
-
-ZAP_ADDRESS = "inproc://zeromq.zap.01"
-
-
-@dataclass(frozen=True, slots=True)
-class CurveServer:
-    """Keys of the daemon for TCP. The handler of the domain runs in the same context."""
-
-    public_key: bytes
-    secret_key: bytes = field(repr=False)
-    zap_domain: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +108,9 @@ class FramesServer:
         curve: CurveServer | None = None,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
-        self._settings, self._curve = settings, curve
         self._open_stage = open_stage
         self.limits = limits or FrameLimits()
-        self._owns_context = context is None
-        self._context = context or zmq.Context()
-        self._socket: zmq.Socket[bytes] | None = None
-        self._guard: ConnectionGuard | None = None
-        self._gate: GateProcess | None = None
-        self._listeners: list[socket.socket] = []
-        self._lock: int | None = None
+        self._sockets = FrameSockets(settings, self.limits.max_pixels, curve, context)
         self._wake_descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._sessions: dict[bytes, FrameSession] = {}
         self._ending: list[FrameSession] = []
@@ -164,77 +129,7 @@ class FramesServer:
             ServiceError: another daemon has them, or they cannot be made.
             ConfigError: TCP is wanted without CURVE, or its address cannot be had.
         """
-        try:
-            self._bind()
-        except BaseException:
-            self._free()
-            raise
-
-    def _bind(self) -> None:
-        path = self._settings.frames_path
-        self._lock = lock_socket(path)
-        self._listeners = [
-            listen_unix(self._inner_path, 0o600, None),
-            listen_unix(path, self._settings.mode, self._settings.group),
-        ]
-        inner, listener = self._listeners
-        self._socket = self._new_socket()
-        self._guard = ConnectionGuard(self._socket, self._settings.max_clients)
-        self._socket.setsockopt(zmq.USE_FD, os.dup(inner.fileno()))  # libzmq closes it
-        self._socket.bind(f"ipc://{self._inner_path}")
-        self._socket.setsockopt(zmq.USE_FD, -1)
-        if self._settings.frames_tcp is not None:
-            self._bind_tcp(self._socket, self._settings.frames_tcp)
-        limits = gate_limits(self._max_part_bytes)
-        self._gate = GateProcess(listener, self._inner_path, self._settings.max_clients, limits)
-
-    @property
-    def _inner_path(self) -> Path:
-        """The ROUTER's own, behind the gate; nobody else can connect to it."""
-        return self._settings.frames_path.with_name("frames.zmq")
-
-    @property
-    def _max_part_bytes(self) -> int:
-        return max(2 * self.limits.max_pixels, MAX_TEXT_BYTES)
-
-    def _new_socket(self) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.ROUTER)
-        socket.setsockopt(zmq.LINGER, 500)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.SNDHWM, SEND_QUEUE)
-        socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
-        socket.setsockopt(zmq.MAXMSGSIZE, self._max_part_bytes)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        return socket
-
-    def _bind_tcp(self, socket: zmq.Socket[bytes], address: str) -> None:
-        """Options count for what is bound after them, so the ipc socket asks for no keys."""
-        if self._curve is None:
-            raise ConfigError(f"sockets.frames_tcp: {address} needs keys; see `srstream keys`.")
-        self._check_zap_handler()
-        socket.setsockopt(zmq.CURVE_SERVER, 1)
-        socket.setsockopt(zmq.CURVE_PUBLICKEY, self._curve.public_key)
-        socket.setsockopt(zmq.CURVE_SECRETKEY, self._curve.secret_key)
-        socket.setsockopt(zmq.ZAP_DOMAIN, self._curve.zap_domain)
-        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-        # A peer whose machine is gone says nothing; over ipc the kernel tells.
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 10_000)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
-        try:
-            socket.bind(address)
-        except zmq.ZMQError as error:
-            raise ConfigError(f"sockets.frames_tcp: {address}: {error.strerror}.") from error
-
-    def _check_zap_handler(self) -> None:
-        """Without one nobody would be let in, or everybody; its address is taken if it is there."""
-        probe = self._context.socket(zmq.REP)
-        try:
-            probe.bind(ZAP_ADDRESS)
-        except zmq.ZMQError:
-            return
-        finally:
-            probe.close(linger=0)
-        raise ConfigError("sockets.frames_tcp: no ZAP handler runs in the engine worker.")
+        self._sockets.open()
 
     @property
     def status(self) -> FramesStatus:
@@ -253,7 +148,7 @@ class FramesServer:
         """`bind`, then `run` in a thread of its own.
 
         Raises:
-            ConfigError: as `bind`.
+            ServiceError, ConfigError: as `bind` does.
         """
         self.bind()
         self._finished.clear()
@@ -261,27 +156,26 @@ class FramesServer:
 
     def run(self) -> None:
         """Serves until `close`; clients that are there then are told that the daemon ends."""
-        assert self._socket is not None and self._gate is not None, "bind comes first"
-        assert self._guard is not None
+        router, guard, gate = self._sockets.opened()
         self._finished.clear()
         poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
+        poller.register(router, zmq.POLLIN)
         poller.register(self._wake_descriptor, zmq.POLLIN)
-        poller.register(self._guard.monitor, zmq.POLLIN)
+        poller.register(guard.monitor, zmq.POLLIN)
         try:
             while not self._stopping.is_set():
                 most_ms = self._tick_ms if self._is_blocked else MAX_TICK_MS
-                poller.poll(min(most_ms, self._guard.look_ms))
+                poller.poll(min(most_ms, guard.look_ms))
                 self._forget_wakes()
-                self._guard.look()
-                self._gate.look()
+                guard.look()
+                gate.look()
                 began = time.monotonic()
-                num_faults = self._receive(self._socket, self._guard)
-                self._look_after_sessions(self._socket)
+                num_faults = self._receive(router, guard)
+                self._look_after_sessions(router)
                 if num_faults:  # as long again for the threads that compute
                     time.sleep(min(time.monotonic() - began, TURN_SECONDS))
         finally:
-            self._shut_down(self._socket)
+            self._shut_down(router)
             self._finished.set()
 
     def close(self) -> None:
@@ -289,28 +183,7 @@ class FramesServer:
         self._stopping.set()
         self._wake()
         self._finished.wait()
-        self._free()
-
-    def _free(self) -> None:
-        if self._guard is not None:
-            self._guard.close()
-            self._guard = None
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        if self._owns_context:
-            self._context.term()
-        if self._gate is not None:
-            self._gate.close()
-            self._gate = None
-        if self._listeners:
-            self._settings.frames_path.unlink(missing_ok=True)
-            self._inner_path.unlink(missing_ok=True)
-        while self._listeners:
-            self._listeners.pop().close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._sockets.close()
 
     def _wake(self) -> None:
         os.eventfd_write(self._wake_descriptor, 1)
@@ -319,40 +192,40 @@ class FramesServer:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake_descriptor)
 
-    def _receive(self, socket: zmq.Socket[bytes], guard: ConnectionGuard) -> int:
+    def _receive(self, router: zmq.Socket[bytes], guard: ConnectionGuard) -> int:
         """A turn's messages, of each peer one after the other; how many were wrong."""
         num_messages = num_faults = 0
         end = time.monotonic() + TURN_SECONDS
         while num_messages < TURN_MESSAGES and time.monotonic() < end:
             try:
-                peer = socket.recv(zmq.NOBLOCK, copy=False)
+                peer = router.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
             num_messages += 1
-            parts = self._rest_of_message(socket, peer)
+            parts = self._rest_of_message(router, peer)
             guard.saw_message(peer)
             try:
                 self._handle(peer.bytes, parts)
             except SrstreamError as error:
                 num_faults += 1
-                self._refuse(socket, peer.bytes, error)
+                self._refuse(router, peer.bytes, error)
                 guard.saw_fault(peer)
         return num_faults
 
     def _rest_of_message(
-        self, socket: zmq.Socket[bytes], first: zmq.Frame
+        self, router: zmq.Socket[bytes], first: zmq.Frame
     ) -> list[zmq.Frame] | None:
         """The parts behind the peer's name; None if there are too many, which are not kept."""
         parts: list[zmq.Frame] = []
         num_parts, last = 0, first
-        receive = socket.recv  # and no keywords: twice as fast, which counts for 100,000 parts
+        receive = router.recv  # and no keywords: twice as fast, which counts for 100,000 parts
         while last.more:
             last = receive(0, False, False)
             num_parts += 1
             if num_parts <= MAX_PARTS:
                 parts.append(last)
             elif num_parts % (32 * TURN_MESSAGES) == 0:
-                self._look_after_sessions(socket)
+                self._look_after_sessions(router)
         return parts if num_parts <= MAX_PARTS else None
 
     def _handle(self, peer: bytes, parts: list[zmq.Frame] | None) -> None:
@@ -417,38 +290,38 @@ class FramesServer:
             )
         return SessionLimits(window, limits.frames_in_stage, limits.idle_seconds, reserved)
 
-    def _refuse(self, socket: zmq.Socket[bytes], peer: bytes, error: SrstreamError) -> None:
+    def _refuse(self, router: zmq.Socket[bytes], peer: bytes, error: SrstreamError) -> None:
         """Tells a client why, and ends its session if it has one."""
         session = self._sessions.get(peer)
         if session is not None:
             logger.warning("session=%s is ended: %s", session.id, error)
             self._drop(peer)
-        self._send(socket, peer, error_message(error))
+        self._send(router, peer, error_message(error))
 
     def _drop(self, peer: bytes) -> None:
         session = self._sessions.pop(peer)
         session.cancel()
         self._ending.append(session)
 
-    def _look_after_sessions(self, socket: zmq.Socket[bytes]) -> None:
+    def _look_after_sessions(self, router: zmq.Socket[bytes]) -> None:
         """Sends what can be sent, and parts with clients that are gone."""
         self._is_blocked = False
         num_sent = 0
         for peer, session in list(self._sessions.items()):
-            num_sent += self._send_all(socket, peer, session)
+            num_sent += self._send_all(router, peer, session)
             if peer in self._sessions and session.is_idle():
                 seconds = session.limits.idle_seconds
                 error = ServiceError(f"the client was not heard of for {seconds:g} s.")
-                self._refuse(socket, peer, error)
+                self._refuse(router, peer, error)
         self._tick_ms = MIN_TICK_MS if num_sent else min(2 * self._tick_ms, MAX_TICK_MS)
-        self._beat(socket)
+        self._beat(router)
         self._reap()
 
-    def _send_all(self, socket: zmq.Socket[bytes], peer: bytes, session: FrameSession) -> int:
+    def _send_all(self, router: zmq.Socket[bytes], peer: bytes, session: FrameSession) -> int:
         """How many messages a session had to send and could."""
         num_sent = 0
         while (message := session.next_message()) is not None:
-            outcome = self._send(socket, peer, message)
+            outcome = self._send(router, peer, message)
             if outcome == "full":
                 self._is_blocked = True
                 return num_sent
@@ -461,28 +334,28 @@ class FramesServer:
         return num_sent
 
     @staticmethod
-    def _send(socket: zmq.Socket[bytes], peer: bytes, message: Parts) -> str:
+    def _send(router: zmq.Socket[bytes], peer: bytes, message: Parts) -> str:
         """`sent`, `full` (the peer does not read) or `gone`."""
         for _ in range(2):
             try:
-                socket.send_multipart([peer, *message], zmq.NOBLOCK, copy=False)
+                router.send_multipart([peer, *message], zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 # libzmq looks once a millisecond whether there is room again, or when asked this.
-                socket.get(zmq.EVENTS)
+                router.get(zmq.EVENTS)
             except zmq.ZMQError:
                 return "gone"
             else:
                 return "sent"
         return "full"
 
-    def _beat(self, socket: zmq.Socket[bytes]) -> None:
+    def _beat(self, router: zmq.Socket[bytes]) -> None:
         """An empty credit now and then: it comes back at once where the client is gone."""
         now = time.monotonic()
         if now < self._next_beat:
             return
         self._next_beat = now + min(5.0, self.limits.idle_seconds / 4)
         for peer, session in list(self._sessions.items()):
-            if self._send(socket, peer, [CREDIT, b"0"]) == "gone":
+            if self._send(router, peer, [CREDIT, b"0"]) == "gone":
                 logger.info("session=%s: the client is gone", session.id)
                 self._drop(peer)
 
@@ -492,23 +365,11 @@ class FramesServer:
             self._ending.remove(session)
             logger.info("session=%s ended after %d frames", session.id, session.num_frames)
 
-    def _shut_down(self, socket: zmq.Socket[bytes]) -> None:
-        self._settings.frames_path.unlink(missing_ok=True)  # first: nobody new comes meanwhile
+    def _shut_down(self, router: zmq.Socket[bytes]) -> None:
+        self._sockets.hide()  # first: nobody new comes meanwhile
         for peer in list(self._sessions):
-            self._refuse(socket, peer, ServiceError("the daemon ends."))
+            self._refuse(router, peer, ServiceError("the daemon ends."))
         deadline = time.monotonic() + JOIN_SECONDS
         for session in self._ending:
             session.join(max(0.0, deadline - time.monotonic()))
         self._reap()
-
-
-def gate_limits(max_part_bytes: int) -> GateLimits:
-    """What a client's frames need, and little more."""
-    return GateLimits(
-        max_parts=64,
-        max_part_bytes=max_part_bytes,
-        max_message_bytes=MAX_PLANES * max_part_bytes + (64 << 10),
-        max_unfinished_bytes=max(MAX_UNFINISHED_BYTES, 2 * MAX_PLANES * max_part_bytes),
-        max_message_seconds=30.0,
-        messages_per_second=4000.0,
-    )

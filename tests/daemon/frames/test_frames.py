@@ -31,7 +31,8 @@ from zmq.auth.thread import ThreadAuthenticator
 import srstream
 from srstream.client.frames import CurveClient, FrameStream
 from srstream.config import ReuseConfig
-from srstream.daemon.frames.server import CurveServer, FramesServer
+from srstream.daemon.frames.server import FramesServer
+from srstream.daemon.frames.sockets import CurveServer
 from srstream.daemon.settings import SocketSettings
 from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import ConfigError, RefusedError, ServiceError, UsageError

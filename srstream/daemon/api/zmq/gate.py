@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from srstream.daemon.logs import MinuteQuota
+
 logger = logging.getLogger(__name__)
 
 _SMALL_READ_BYTES, _LARGE_READ_BYTES = 2 << 10, 64 << 10
 _MAX_AHEAD = 256  # messages of a connection that are read as fast as they come
 _GREETING_BYTES = 64
 _MORE, _LONG, _COMMAND = 1, 2, 4
-_LOG_SECONDS = 60.0
 _PAUSE_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
 
@@ -156,8 +157,7 @@ class Gate:
         self._unfinished: dict[_Client, _Unfinished] = {}
         self._num_unfinished_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._logged_at = -_LOG_SECONDS
-        self._num_ended = 0
+        self._endings = MinuteQuota()
 
     def start(self) -> None:
         """Take connections from now on, in the running loop."""
@@ -251,11 +251,9 @@ class Gate:
         self.forget(client)
 
     def note(self, reason: str) -> None:
-        self._num_ended += 1
-        now = time.monotonic()
-        if now - self._logged_at >= _LOG_SECONDS:
-            logger.warning("connections ended: %d; the last one: %s", self._num_ended, reason)
-            self._logged_at, self._num_ended = now, 0
+        num_left_out = self._endings.admit()
+        if num_left_out is not None:
+            logger.warning("connections ended: %d; the last one: %s", num_left_out + 1, reason)
 
     def _sweep(self) -> None:
         """End the messages that take too long."""
