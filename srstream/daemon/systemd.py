@@ -41,11 +41,6 @@ class Notifier:
         """How often at least `watchdog` is to be called; None: nobody waits for it."""
         self._has_failed = False
 
-    @property
-    def is_heard(self) -> bool:
-        """Whether there is a service manager to tell."""
-        return self._address is not None
-
     def ready(self, status: str = "") -> None:
         """The daemon takes jobs; also the end of a reload."""
         self._send("READY=1", _status(status))

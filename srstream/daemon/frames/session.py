@@ -25,7 +25,6 @@ from srstream.protocol.frames import (
     ERROR,
     FRAME,
     MAX_CREDIT,
-    NOTE,
     READY,
     Hello,
     ProtocolError,
@@ -233,10 +232,6 @@ class FrameSession:
             self._made.extend(frames)
             self.num_frames += len(frames)
         self._wake()
-
-    def note(self, text: str) -> None:
-        """Sends a sentence that the user shall read; from any thread."""
-        self._announce([NOTE, text.encode()])
 
     def _announce(self, message: Parts) -> None:
         with self._changed:

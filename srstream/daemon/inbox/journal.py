@@ -79,11 +79,6 @@ class Taken:
     row: int
     """Grows with every file that is taken."""
 
-    @property
-    def is_open(self) -> bool:
-        """Whether something is still to be done."""
-        return self.state in ("new", "submitted", "failing")
-
 
 class InboxJournal:
     """The journal's file, held open by one process.
