@@ -217,7 +217,7 @@ def decode_header(part: bytes | memoryview) -> Frame:
             raise ValueError(f"it has {len(part)} bytes")
         header = json.loads(bytes(part))
         if not isinstance(header, dict) or header.keys() - {"aspect"} != _HEADER_FIELDS:
-            raise ValueError("its fields are others")
+            raise ValueError("it does not have the expected fields")
         width, height = (_integer(side, 1, MAX_SIDE) for side in header["size"])
         numerator, denominator = (_integer(n, 1, _INT64_MAX) for n in header["time_base"])
         return Frame(
@@ -244,10 +244,10 @@ def layout_from(fields: object) -> PlaneLayout:
         ValueError: the mapping describes no layout.
     """
     if not isinstance(fields, dict) or fields.keys() != _LAYOUT_FIELDS:
-        raise ValueError("a layout has other fields")
+        raise ValueError("its layout does not have the expected fields")
     kind = fields["kind"]
     if kind not in ("yuv", "rgb", "gray"):
-        raise ValueError("a layout is yuv, rgb or gray")
+        raise ValueError("its layout is not yuv, rgb or gray")
     most = _MAX_LOG2_CHROMA if kind == "yuv" else 0
     return PlaneLayout(
         kind=kind,
@@ -265,7 +265,7 @@ def color_from(fields: object) -> ColorSpec:
         ValueError: the mapping holds no color description.
     """
     if not isinstance(fields, dict) or fields.keys() != _COLOR_FIELDS:
-        raise ValueError("a color description has other fields")
+        raise ValueError("its color does not have the expected fields")
     full_range = fields["full_range"]
     return ColorSpec(
         primaries=_integer(fields["primaries"], 0, _MAX_CODE_POINT),
@@ -278,13 +278,13 @@ def color_from(fields: object) -> ColorSpec:
 
 def _integer(value: object, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"a number is not a whole one from {least} to {most}")
+        raise ValueError(f"a number is not an integer from {least} to {most}")
     return value
 
 
 def _aspect(value: object) -> Fraction:
     if not isinstance(value, list) or len(value) != 2:
-        raise ValueError("an aspect is a pair of numbers")
+        raise ValueError("its aspect is not a pair of numbers")
     return Fraction(*(_integer(n, 1, _INT32_MAX) for n in value))
 
 

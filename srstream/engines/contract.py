@@ -159,14 +159,14 @@ def check_tile(tile: Sequence[Plane], wanted: TileFormat, form: ColorForm) -> No
     """Raise `EngineError` unless a session for `wanted` takes these planes."""
     if len(tile) != form.num_input_planes:
         raise EngineError(
-            f"a tile of {len(tile)} planes came to a session for {form.num_input_planes}"
+            f"a session for tiles of {form.num_input_planes} planes was given one of {len(tile)}"
         )
     shape = wanted.shape or tile[0].shape
     for plane_HW in tile:
         if plane_HW.shape != shape or plane_HW.ndim != 2 or plane_HW.dtype != wanted.dtype:
             raise EngineError(
-                f"a tile of {plane_HW.shape} {plane_HW.dtype} came to a session for "
-                f"{shape} {wanted.dtype}"
+                f"a session for tiles of {shape} {wanted.dtype} was given one of "
+                f"{plane_HW.shape} {plane_HW.dtype}"
             )
 
 

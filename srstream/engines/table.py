@@ -80,7 +80,9 @@ def open_engine(name: str, config: EngineConfig, model: ModelConfig, spec: Model
     if not is_installed(name):
         raise EngineError(f"engine {name!r} needs a package that is missing: {entry.install}")
     if config.precision != "float32" and name != "openvino":
-        raise EngineError(f"--precision {config.precision} is OpenVINO's; leave it out with {name}")
+        raise EngineError(
+            f"--precision {config.precision} works with openvino only; leave it out with {name}"
+        )
     module_name, class_name = entry.target.split(":")
     engine_class = getattr(importlib.import_module(module_name), class_name)
     engine: Engine = engine_class(config, model, spec)

@@ -109,7 +109,9 @@ class TileGrid:
         object.__setattr__(self, "tile_cols", min(self.tile_cols, self.width))
         for tile, picture in ((self.tile_rows, self.height), (self.tile_cols, self.width)):
             if picture < 1 or (tile < picture and tile <= 2 * self.halo):
-                raise ValueError(f"a tile side of {tile} leaves nothing of a halo of {self.halo}")
+                raise ValueError(
+                    f"a tile side of {tile} is halo only ({self.halo} a side)"
+                )
 
     @property
     def tile_shape(self) -> tuple[int, int]:

@@ -429,7 +429,7 @@ class Composer:
 def _check_kinds(source: PlaneLayout, output: PlaneLayout) -> None:
     """Raise `RefusedError` if the output's kind cannot be made from the source's."""
     if output.kind == "rgb" and source.kind != "rgb":
-        raise RefusedError(f"an RGB output isn't made of {source.kind} frames; choose a YUV one.")
+        raise RefusedError(f"an RGB output cannot be made of {source.kind} frames; choose YUV.")
 
 
 def _detail(plane: Plane, bits: int) -> float:

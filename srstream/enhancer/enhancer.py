@@ -152,7 +152,7 @@ class Enhancer:
         scale = self._engine.capabilities.scale
         if engine.capabilities.scale != scale:
             raise RefusedError(
-                f"a stream that is enlarged {scale} times cannot go over to weights that "
+                f"a stream that is enlarged {scale} times cannot change to weights that "
                 f"enlarge {engine.capabilities.scale} times"
             )
         finished = self.drain()

@@ -148,7 +148,7 @@ def test_models_of_several_planes(name, form, tile, tmp_path):
         assert made.shape == (tile.shape[0] * scale, tile.shape[1] * scale)
         assert made.dtype == planes[0].dtype
         assert np.abs(made - true).max() <= tolerance
-    with pytest.raises(EngineError, match="1 planes came to a session for 3"):
+    with pytest.raises(EngineError, match="tiles of 3 planes was given one of 1"):
         session.submit(planes[:1])
 
 

@@ -111,10 +111,10 @@ def test_sets_of_different_networks_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "WEIGHTS_DIR", tmp_path)
     model_network(tmp_path / "fast.onnx", spec)
     model_network(tmp_path / "fast.crisp.onnx", ModelSpec("fast", "luma", Stack((6, 7))))
-    with pytest.raises(WeightsError, match=r"fast\.crisp\.onnx: isn't of the same network"):
+    with pytest.raises(WeightsError, match=r"fast\.crisp\.onnx: belongs to another network"):
         planes_out(engine_of(spec, tmp_path, detail=0.5))
     model_network(tmp_path / "fast.crisp.onnx", ModelSpec("fast", "luma", Stack((6, 6, 6))))
-    with pytest.raises(WeightsError, match=r"fast\.crisp\.onnx: isn't of the same network"):
+    with pytest.raises(WeightsError, match=r"fast\.crisp\.onnx: belongs to another network"):
         planes_out(engine_of(spec, tmp_path, detail=0.5))
 
 

@@ -169,7 +169,7 @@ def _load(ncnn: Any, weights: Weights, gpu: int | None) -> Any:
         layers.write_text(text)
         values.write_bytes(content)
         if net.load_param(str(layers)) != 0 or net.load_model(str(values)) != 0:
-            raise EngineError(f"ncnn refuses the network of model {weights.spec.name!r}")
+            raise EngineError(f"ncnn rejects the network of model {weights.spec.name!r}")
     return net
 
 

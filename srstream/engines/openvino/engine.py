@@ -145,7 +145,7 @@ class OpenVinoEngine:
             graph = integer_graph(self.openvino, network, tile, self.capabilities.color_form)
         except (RuntimeError, IndexError, AttributeError) as error:
             raise WeightsError(
-                f"{self.weights}: isn't a {self.capabilities.scale}x network on "
+                f"{self.weights}: not a {self.capabilities.scale}x network on "
                 f"{self.capabilities.color_form} ({last_line(error)})"
             ) from error
         try:
@@ -166,7 +166,7 @@ class OpenVinoEngine:
             return self.core.import_model(io.BytesIO(content), "CPU", options)
         except RuntimeError as error:
             logger.warning(
-                "%s: OpenVINO does not take it (%s); the engine is built anew",
+                "%s: OpenVINO rejects it (%s); the engine is built anew",
                 self._cache.path(key),
                 last_line(error),
             )

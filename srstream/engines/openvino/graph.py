@@ -57,12 +57,12 @@ def blended_network(core: Any, blend: Blend) -> Any:
     constants = constants_of(network)
     for file, other in zip(blend.files[1:], others, strict=True):
         for name in constants.keys() ^ other.keys():
-            raise WeightsError(f"{file.path}: isn't of the same network: {name!r} is in one only")
+            raise WeightsError(f"{file.path}: belongs to another network: only one has {name!r}")
     for name, constant in constants.items():
         parts = [constant.data, *(other[name].data for other in others)]
         for file, part in zip(blend.files, parts, strict=True):
             if part.shape != parts[0].shape or part.dtype != parts[0].dtype:
-                raise WeightsError(f"{file.path}: isn't of the same network: {name!r} differs")
+                raise WeightsError(f"{file.path}: belongs to another network: {name!r} differs")
         mixed = sum(
             file.share * part.astype(np.float64)
             for file, part in zip(blend.files, parts, strict=True)
@@ -77,7 +77,7 @@ def _read_network(core: Any, file: WeightFile) -> Any:
         return core.read_model(file.content)
     except RuntimeError as error:
         raise WeightsError(
-            f"{file.path}: is no ONNX graph OpenVINO can read ({last_line(error)})"
+            f"{file.path}: not an ONNX graph that OpenVINO can read ({last_line(error)})"
         ) from error
 
 

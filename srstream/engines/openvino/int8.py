@@ -69,7 +69,7 @@ def _read(file: WeightFile) -> Ranges:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(f"{path}: cannot be read as int8 ranges ({error}); {advice}") from error
     if digest != hashlib.sha256(file.content).hexdigest():
-        raise EngineError(f"{path}: these int8 ranges are of other weights; {advice}")
+        raise EngineError(f"{path}: these int8 ranges belong to other weights; {advice}")
     return ranges
 
 
