@@ -109,9 +109,7 @@ class TileGrid:
         object.__setattr__(self, "tile_cols", min(self.tile_cols, self.width))
         for tile, picture in ((self.tile_rows, self.height), (self.tile_cols, self.width)):
             if picture < 1 or (tile < picture and tile <= 2 * self.halo):
-                raise ValueError(
-                    f"a tile side of {tile} is halo only ({self.halo} a side)"
-                )
+                raise ValueError(f"a tile side of {tile} is halo only ({self.halo} a side)")
 
     @property
     def tile_shape(self) -> tuple[int, int]:

@@ -89,7 +89,7 @@ def test_all_of_it_is_the_engine_itself(tmp_path):
     assert softened(engine, 1.0) is engine
     shas = [softened(engine, s).capabilities.weights_sha256 for s in (0.25, 0.5, 1.0)]
     assert len(set(shas)) == 3  # a resumed job compares it
-    with pytest.raises(EngineError, match="a session for tiles of .* was given one of"):
+    with pytest.raises(EngineError, match="a session for tiles of"):
         results(softened(engine, 0.5), TileFormat((8, 8), 8), [np.zeros((8, 9), np.uint8)])
 
 
