@@ -167,9 +167,7 @@ class Composer:
         return int(picture.planes[-1].min()) < (1 << picture.layout.bits) - 1
 
     def input_bits(self, picture: Picture) -> int:
-        """Bits of the codes that the network is given: the greater of the picture's and the
-        output's depth.
-        """
+        """The depth of the network's codes: the greater of the picture's and the output's."""
         return max(picture.layout.bits, self._output.layout.bits)
 
     def input_planes(self, picture: Picture, index: int) -> list[Plane]:

@@ -169,9 +169,7 @@ class Enhancer:
         return not self._tiles or len(self._tiles) < self._tiles[-1].session.num_in_flight
 
     def push(self, frame: Frame) -> list[Frame]:
-        """See `Stage.push`. Tiles for which the engine has no room yet are submitted later, by
-        `collect` or `drain`.
-        """
+        """See `Stage.push`. `collect` or `drain` submits tiles for which there is no room yet."""
         while not self.has_room():
             self._collect()
             self._feed()
