@@ -23,7 +23,7 @@ from srstream.daemon.settings import ServiceSettings, with_model
 from srstream.errors import JobError, RefusedError, UsageError
 from srstream.models.registry import find_model, registered_models
 from srstream.models.table import MODELS, available_models
-from srstream.protocol import control as p
+from srstream.protocol import control as protocol
 
 CONTAINERS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
 """Endings that an output keeps; others become .mkv."""
@@ -57,7 +57,7 @@ class Actions:
         self._queue = scheduler.queue
         self._metrics, self._reload = metrics, reload
 
-    async def handle(self, request: p.Request, peer: Peer) -> dict[str, Any]:
+    async def handle(self, request: protocol.Request, peer: Peer) -> dict[str, Any]:
         """The result of a request, which is counted in the metrics.
 
         Raises:
@@ -66,7 +66,7 @@ class Actions:
         with self._metrics.request(request.op):
             return await self._answer(request, peer)
 
-    def events_after(self, after: int, job: str | None, limit: int) -> list[p.Event]:
+    def events_after(self, after: int, job: str | None, limit: int) -> list[protocol.Event]:
         """Events on record behind `after`, oldest first; of one job if `job` is given."""
         return self._queue.events_after(after, job, limit)
 
@@ -74,45 +74,45 @@ class Actions:
         """The sequence number of the newest event on record; 0 if there is none."""
         return self._queue.last_seq
 
-    async def _answer(self, request: p.Request, peer: Peer) -> dict[str, Any]:
+    async def _answer(self, request: protocol.Request, peer: Peer) -> dict[str, Any]:
         """The result of a request.
 
         Raises:
             SrstreamError: why there is none.
         """
         match request:
-            case p.Submit():
+            case protocol.Submit():
                 return self.submit(request, peer)
-            case p.Status():
+            case protocol.Status():
                 return self._shown(request.job)
-            case p.List():
+            case protocol.List():
                 jobs = self._queue.jobs(request.states, limit=request.limit, before=request.before)
                 return {"jobs": [self._scheduler.info(job).model_dump() for job in jobs]}
-            case p.Cancel():
+            case protocol.Cancel():
                 return self._cancel(request.job)
-            case p.Pause():
+            case protocol.Pause():
                 return self._pause(request.job)
-            case p.Resume():
+            case protocol.Resume():
                 return self._resume(request.job)
-            case p.SetPriority():
+            case protocol.SetPriority():
                 self._queue.get(request.job)
                 self._queue.update(request.job, priority=request.priority)
                 self._scheduler.weigh_job(request.job, request.priority)
                 return self._shown(request.job)
-            case p.ModelsList():
+            case protocol.ModelsList():
                 return self._models()
-            case p.ModelsAdd():
+            case protocol.ModelsAdd():
                 return await self._add_model(request)
-            case p.ModelsUse():
+            case protocol.ModelsUse():
                 return self._use_model(request)
-            case p.Reload():
+            case protocol.Reload():
                 return {"needs_restart": self._reload()}
-            case p.Health():
+            case protocol.Health():
                 return self._scheduler.health().model_dump()
-            case p.Watch():
+            case protocol.Watch():
                 raise UsageError("watches are the control socket's own business.")
 
-    def submit(self, request: p.Submit, peer: Peer) -> dict[str, Any]:
+    def submit(self, request: protocol.Submit, peer: Peer) -> dict[str, Any]:
         """Take a job, after everything that can be said without opening the file was said."""
         # Before anything else: its output may exist by now, its input be gone.
         if request.key is not None and (first := self._queue.with_key(request.key)) is not None:
@@ -202,7 +202,7 @@ class Actions:
         ]
         return {"default": self._scheduler.default_model, "models": [*shipped, *own]}
 
-    async def _add_model(self, request: p.ModelsAdd) -> dict[str, Any]:
+    async def _add_model(self, request: protocol.ModelsAdd) -> dict[str, Any]:
         """Register weights, in a process of their own: they are a client's file."""
         source = Path(request.weights)
         descriptor = self._configuration.roots.open_source(source)
@@ -241,7 +241,7 @@ class Actions:
             raise UsageError(text.replace(f"/proc/self/fd/{descriptor}", str(source)))
         return {"name": name}
 
-    def _use_model(self, request: p.ModelsUse) -> dict[str, Any]:
+    def _use_model(self, request: protocol.ModelsUse) -> dict[str, Any]:
         """Make a model the default; with `running`, for the jobs under way too."""
         check_model(request.name)
         self._scheduler.use_model(request.name)

@@ -75,11 +75,11 @@ def layout_named(name: str) -> PlaneLayout:
     return PlaneLayout("rgb" if "gbr" in name else "gray", bits, has_alpha=bool(found["gbra"]))
 
 
-class _Message(BaseModel):
+class _JsonPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Layout(_Message):
+class Layout(_JsonPart):
     """`PlaneLayout` as it is written."""
 
     kind: Literal["yuv", "rgb", "gray"]
@@ -98,7 +98,7 @@ class Layout(_Message):
         return PlaneLayout(**self.model_dump())
 
 
-class Color(_Message):
+class Color(_JsonPart):
     """`ColorSpec` as it is written."""
 
     primaries: int = Field(2, ge=0, le=255)
@@ -128,7 +128,7 @@ def _layout_by_name(value: Any) -> Any:
     )
 
 
-class _Form(_Message):
+class _Form(_JsonPart):
     width: int = Field(ge=1, le=MAX_SIDE)
     height: int = Field(ge=1, le=MAX_SIDE)
     layout: Annotated[Layout, BeforeValidator(_layout_by_name)]

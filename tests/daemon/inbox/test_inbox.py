@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from srstream.config import EncodeConfig, JobConfig
-from srstream.daemon.inbox import files as watch_files
-from srstream.daemon.inbox import folders as watch
-from srstream.daemon.inbox import forget as watch_forget
+from srstream.daemon.inbox import files as inbox_files
+from srstream.daemon.inbox import folders
+from srstream.daemon.inbox import forget as inbox_forget
 from srstream.daemon.inbox.folders import Inbox
 from srstream.daemon.queue import JobQueue
 from srstream.daemon.settings import InboxFolder
@@ -35,7 +35,7 @@ class Killed(BaseException):
 
 
 class Service:
-    """The queue of a daemon with a watch folder; `restart` is what a new daemon begins with."""
+    """The queue of a daemon with an inbox folder; `restart` is what a new daemon begins with."""
 
     def __init__(self, home: Path, settle: float = SETTLE_SECONDS, **settings: Any) -> None:
         self.home, self._settle = home, settle
@@ -56,7 +56,7 @@ class Service:
         self.restart()
 
     def restart(self, *entries: InboxFolder) -> None:
-        self.watch = Inbox(
+        self.inbox = Inbox(
             entries or [self.entry],
             self.submit,
             self.status,
@@ -92,7 +92,7 @@ class Service:
             return None
 
     def another(self, name: str, **settings: Any) -> InboxFolder:
-        """A watch folder beside the first one, which is made."""
+        """An inbox folder beside the first one, which is made."""
         (self.home / name).mkdir()
         changes = {"folder": self.home / name, "output": self.home / f"{name}-out", **settings}
         return self.entry.model_copy(update=changes)
@@ -106,18 +106,18 @@ class Service:
     def settle(self) -> None:
         """Two looks, with the time between them that a file takes to settle."""
         for _ in range(2):
-            asyncio.run(self.watch.look(self.folder))
+            asyncio.run(self.inbox.look(self.folder))
             time.sleep(self._settle)
-        asyncio.run(self.watch.look(self.folder))
+        asyncio.run(self.inbox.look(self.folder))
 
     def end(self, state: Any, **columns: Any) -> None:
-        """Every job that has not ended does; the watch is told."""
+        """Every job that has not ended does; the inbox is told."""
         for job in self.queue.jobs(("queued",)):
             if state == "done":
                 job.output.write_bytes(b"a larger video")
                 columns["result"] = {"receipt": RECEIPT}
             self.queue.change(job.id, state, **columns)
-            asyncio.run(self.watch.job_ended(self.queue.get(job.id).info()))
+            asyncio.run(self.inbox.job_ended(self.queue.get(job.id).info()))
 
     def jobs(self) -> list[tuple[str, str]]:
         """Input and output of each job, relative, the oldest first."""
@@ -177,7 +177,7 @@ def test_a_growing_file_is_left_alone_until_it_is_whole(tmp_path: Path) -> None:
     for _ in range(5):
         with path.open("ab") as file:
             file.write(b"x")
-        asyncio.run(service.watch.look(service.folder))
+        asyncio.run(service.inbox.look(service.folder))
         time.sleep(0.15)
     assert service.jobs() == []
     service.settle()
@@ -291,7 +291,7 @@ def test_across_file_systems_it_is_copied_then_deleted(
     path = service.put("clip.mp4", b"content" * 1000)
     mtime = path.stat().st_mtime_ns
     service.settle()
-    monkeypatch.setattr(watch_files.os, "rename", other_device)
+    monkeypatch.setattr(inbox_files.os, "rename", other_device)
     service.end("failed", error="damaged.")
     moved = service.quarantine / "clip.mp4"
     assert moved.read_bytes() == b"content" * 1000
@@ -347,12 +347,12 @@ def test_the_longest_names_work(service: Service) -> None:
 
 
 STEPS = [
-    (watch.InboxJournal, "add"),
-    (watch.InboxJournal, "change"),
-    (watch, "write_atomically"),
-    (watch, "move_away"),
-    (watch_files.os, "fsync"),
-    (watch_files.os, "rename"),
+    (folders.InboxJournal, "add"),
+    (folders.InboxJournal, "change"),
+    (folders, "write_atomically"),
+    (folders, "move_away"),
+    (inbox_files.os, "fsync"),
+    (inbox_files.os, "rename"),
 ]
 
 
@@ -391,7 +391,7 @@ def test_killed_at_any_step_it_is_done_once(
         try:
             work()
         except Killed:
-            service.watch.close()
+            service.inbox.close()
             service.restart()
             service.settle()
     service.end(state, error="damaged." if state == "failed" else None)
@@ -410,7 +410,7 @@ def test_a_job_that_ended_while_the_daemon_was_down_is_put_down(service: Service
     (job,) = service.queue.jobs()
     job.output.write_bytes(b"a larger video")
     service.queue.change(job.id, "done", result={"receipt": RECEIPT})
-    service.watch.close()
+    service.inbox.close()
     service.restart()
     service.settle()
     assert (service.output / "clip_4x.mp4.receipt.json").exists()
@@ -429,10 +429,10 @@ def test_a_receipt_that_cannot_be_written_now_is_written_later(service: Service)
 
 
 def running(service: Service, check: Callable[[], Awaitable[None]]) -> None:
-    """`check` while the watch runs."""
+    """`check` while the inbox runs."""
 
     async def both() -> None:
-        task = asyncio.create_task(service.watch.run())
+        task = asyncio.create_task(service.inbox.run())
         try:
             await check()
         finally:
@@ -459,7 +459,7 @@ def test_a_folder_that_is_not_there_yet_is_waited_for(service: Service) -> None:
 def test_what_cannot_be_done_is_told_once_and_tried_again(
     service: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "_FIRST_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(folders, "_FIRST_PAUSE_SECONDS", 0.2)
     service.put("clip.mp4")
     service.refusal = BusyError("the queue is full.")
     service.quarantine.write_text("in the way of the folder")
@@ -523,17 +523,17 @@ def test_folders_come_and_go_while_it_runs(service: Service) -> None:
     more = service.another("more", priority=4)
 
     async def check() -> None:
-        service.watch.reconfigure([])
+        service.inbox.reconfigure([])
         service.put("unwatched.mp4")
-        service.watch.reconfigure([more])
+        service.inbox.reconfigure([more])
         (more.folder / "a.mp4").write_bytes(b"a video")
         await until(lambda: service.requests)
-        service.watch.reconfigure([])
+        service.inbox.reconfigure([])
         (more.folder / "b.mp4").write_bytes(b"a video")
         await asyncio.sleep(10 * SETTLE_SECONDS)
         (request,) = service.requests
         assert (request.input, request.priority) == (str(more.folder / "a.mp4"), 4)
-        service.watch.reconfigure([service.entry, more])
+        service.inbox.reconfigure([service.entry, more])
         await until(lambda: len(service.requests) == 3)
 
     running(service, check)
@@ -549,34 +549,34 @@ def test_what_was_taken_of_a_removed_folder_ends_well(
     more = service.another("more")
     service.put("clip.mp4")
     service.settle()
-    service.watch.reconfigure([more])
+    service.inbox.reconfigure([more])
     if is_restarted:
-        service.watch.close()
+        service.inbox.close()
         service.restart(more)
     service.put("late.mp4")
-    assert [entry.folder for entry in service.watch.unfinished_entries()] == [service.folder]
+    assert [entry.folder for entry in service.inbox.unfinished_entries()] == [service.folder]
     service.end(state, error="damaged." if state == "failed" else None)
     service.settle()
-    assert (service.num_released, service.watch.unfinished_entries()) == (1, [])
+    assert (service.num_released, service.inbox.unfinished_entries()) == (1, [])
     assert len(service.jobs()) == 1
     if state == "done":
         wanted = {"in/clip.mp4", "out/clip_4x.mp4", "out/clip_4x.mp4.receipt.json"}
     else:
         wanted = {"quarantine/clip.mp4", "quarantine/clip.mp4.reason.txt"}
     assert service.files() == {"in/late.mp4", *wanted}
-    service.watch.reconfigure([service.entry])
+    service.inbox.reconfigure([service.entry])
     service.settle()
     assert [source for source, _ in service.jobs()] == ["clip.mp4", "late.mp4"]
 
 
 def test_a_file_that_waits_keeps_the_settings_with_which_it_was_taken(service: Service) -> None:
     config = JobConfig(encode=EncodeConfig(crf=30))
-    service.watch.reconfigure([service.entry.model_copy(update={"priority": 3, "config": config})])
+    service.inbox.reconfigure([service.entry.model_copy(update={"priority": 3, "config": config})])
     service.refusal = BusyError("the queue is full.")
     service.put("clip.mp4")
     service.settle()
     moved = service.entry.model_copy(update={"output": service.home / "elsewhere"})
-    service.watch.reconfigure([moved])
+    service.inbox.reconfigure([moved])
     service.refusal = None
     service.put("later.mp4")
     service.settle()
@@ -585,14 +585,14 @@ def test_a_file_that_waits_keeps_the_settings_with_which_it_was_taken(service: S
     assert before.output == str(service.output / "clip_4x.mp4")
     assert (after.priority, after.config) == (0, {})
     assert after.output == str(service.home / "elsewhere" / "later_4x.mp4")
-    assert service.output in {entry.output for entry in service.watch.unfinished_entries()}
+    assert service.output in {entry.output for entry in service.inbox.unfinished_entries()}
 
 
 def prune(service: Service, *, jobs_too: bool = True) -> set[str]:
     """A whole round; the names of inputs that the journal still knows."""
     if jobs_too:
         service.queue.forget_old(0)
-    service.watch.forget_old(0)
+    service.inbox.forget_old(0)
     service.settle()
     with sqlite3.connect(service.home / "w.sqlite") as journal:
         return {
@@ -603,7 +603,7 @@ def prune(service: Service, *, jobs_too: bool = True) -> set[str]:
 def test_the_journal_forgets_what_has_left_nothing_behind(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch_forget, "_NUM_ROWS", 2)
+    monkeypatch.setattr(inbox_forget, "_NUM_ROWS", 2)
     paths = [service.put(f"{n}.mp4") for n in range(3)]
     service.settle()
     service.end("done")
@@ -660,7 +660,7 @@ def test_an_unmounted_folder_makes_the_journal_forget_nothing(
         folder.rename(away / folder.name)
         folder.mkdir()
     if is_restarted:
-        service.watch.close()
+        service.inbox.close()
         service.restart()
     assert prune(service) == {"clip.mp4"}
     for folder in (service.folder, service.output):
@@ -688,7 +688,7 @@ def test_a_journal_of_an_older_version_is_gone_on_with(service: Service) -> None
     service.end("done")
     service.put("open.mp4")
     service.settle()
-    service.watch.close()
+    service.inbox.close()
     (service.home / "w.sqlite").rename(service.home / "new.sqlite")
     with sqlite3.connect(service.home / "w.sqlite") as old:
         old.execute("ATTACH ? AS now", (str(service.home / "new.sqlite"),))
