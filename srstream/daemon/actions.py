@@ -26,14 +26,17 @@ from srstream.models.table import MODELS, available_models
 from srstream.protocol import control as protocol
 
 CONTAINERS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
-"""Endings that an output keeps; others become .mkv."""
+"""File name extensions that an output keeps; all others become .mkv."""
 
 _ADD_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Who asks: `local` over ipc, over TCP the name of the key. `address` is for logs."""
+    """The client that asks: `local` over ipc, the name of its key over TCP.
+
+    `address` is for logs.
+    """
 
     name: str
     address: str = ""
@@ -58,28 +61,23 @@ class Actions:
         self._metrics, self._reload = metrics, reload
 
     async def handle(self, request: protocol.Request, peer: Peer) -> dict[str, Any]:
-        """The result of a request, which is counted in the metrics.
+        """Answer a request, count it in the metrics, and return its result.
 
         Raises:
-            SrstreamError: why there is none.
+            SrstreamError: the request is refused or failed.
         """
         with self._metrics.request(request.op):
             return await self._answer(request, peer)
 
     def events_after(self, after: int, job: str | None, limit: int) -> list[protocol.Event]:
-        """Events on record behind `after`, oldest first; of one job if `job` is given."""
+        """Recorded events after sequence number `after`, oldest first; with `job`, only its own."""
         return self._queue.events_after(after, job, limit)
 
     def last_seq(self) -> int:
-        """The sequence number of the newest event on record; 0 if there is none."""
+        """Sequence number of the newest event; 0 before the first."""
         return self._queue.last_seq
 
     async def _answer(self, request: protocol.Request, peer: Peer) -> dict[str, Any]:
-        """The result of a request.
-
-        Raises:
-            SrstreamError: why there is none.
-        """
         match request:
             case protocol.Submit():
                 return self.submit(request, peer)
@@ -113,8 +111,8 @@ class Actions:
                 raise UsageError("watches are the control socket's own business.")
 
     def submit(self, request: protocol.Submit, peer: Peer) -> dict[str, Any]:
-        """Take a job, after everything that can be said without opening the file was said."""
-        # Before anything else: its output may exist by now, its input be gone.
+        """Add a job to the queue, after all checks that need not read the file."""
+        # This comes first: by now its output may exist, and its input be gone.
         if request.key is not None and (first := self._queue.with_key(request.key)) is not None:
             return self._scheduler.info(first).model_dump()
         source = Path(request.input)
@@ -161,7 +159,7 @@ class Actions:
         return self._shown(job_id)
 
     def _pause(self, job_id: str) -> dict[str, Any]:
-        """Stop a job where nothing is lost."""
+        """Stop a job at the end of its segment, so that nothing is lost."""
         job = self._queue.get(job_id)
         if job.is_final:
             raise UsageError(f"{job_id}: this job has ended ({job.state}).")
@@ -172,7 +170,7 @@ class Actions:
         return self._shown(job_id)
 
     def _resume(self, job_id: str) -> dict[str, Any]:
-        """Let a job go on, or try a failed one again."""
+        """Let a job continue, or try a failed one again."""
         job = self._queue.get(job_id)
         if job.state in ("done", "cancelled"):
             raise UsageError(f"{job_id}: this job is {job.state}; submit it again.")
@@ -203,7 +201,7 @@ class Actions:
         return {"default": self._scheduler.default_model, "models": [*shipped, *own]}
 
     async def _add_model(self, request: protocol.ModelsAdd) -> dict[str, Any]:
-        """Register weights, in a process of their own: they are a client's file."""
+        """Register weights, in a separate process, because the file comes from a client."""
         source = Path(request.weights)
         descriptor = self._configuration.roots.open_source(source)
         name = source.stem.lower() if request.name is None else request.name
@@ -242,7 +240,7 @@ class Actions:
         return {"name": name}
 
     def _use_model(self, request: protocol.ModelsUse) -> dict[str, Any]:
-        """Make a model the default; with `running`, for the jobs under way too."""
+        """Make a model the default; with `running`, also for jobs under way."""
         check_model(request.name)
         self._scheduler.use_model(request.name)
         changed = []
@@ -260,7 +258,7 @@ class Actions:
 
 
 def default_output(source: Path) -> Path:
-    """`INPUT_4x` beside the input, in a container that takes everything if its own takes less."""
+    """`INPUT_4x` beside the input, as .mkv unless the input's container takes all streams too."""
     suffix = source.suffix if source.suffix.lower() in CONTAINERS else ".mkv"
     return source.with_name(f"{source.stem}_4x{suffix}")
 
@@ -269,7 +267,7 @@ def job_config(settings: ServiceSettings, changes: dict[str, Any]) -> JobConfig:
     """The daemon's defaults with a client's changes.
 
     Raises:
-        UsageError: a change makes no sense, or names a file.
+        UsageError: a change is invalid, or names a file of weights.
     """
     merged = settings.defaults.model_dump()
     for section, values in changes.items():
@@ -291,7 +289,11 @@ def job_config(settings: ServiceSettings, changes: dict[str, Any]) -> JobConfig:
 
 
 def check_model(name: str) -> None:
-    """`UsageError` unless there are weights of this name."""
+    """Check that there are weights of this name.
+
+    Raises:
+        UsageError: there are none.
+    """
     if name not in available_models() and find_model(name) is None:
         raise UsageError(f"model {name!r}: there are no such weights; models.list says which.")
 

@@ -1,7 +1,7 @@
-"""Logs: JSON lines for the journal, a readable form for a terminal; every line by one write.
+"""Writes the log: JSON lines for the journal, readable text for a terminal, each by one write.
 
-Supervisor and engine workers write to the same standard error. What the rest of srstream logs
-through `logging` takes the same way as structlog's own loggers.
+The supervisor and the engine workers share standard error. Loggers of `logging` and of structlog
+pass through the same chain.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _PRIORITIES = (
     (logging.INFO, 6),
     (logging.NOTSET, 7),
 )
-"""syslog's, by the lowest level that has it; see sd-daemon(3)."""
+"""Priorities of syslog, each with the lowest level that has it; see sd-daemon(3)."""
 
 _FADING = ("segment",)
-"""Fields that are left out while they have no value."""
+"""Fields that a line leaves out while they have no value."""
 
 _HIDDEN = "***"
 # Both begin at a fixed text and stop at a character that cannot begin another match, so that time
-# grows with the length alone: clients choose some of what is logged.
+# is linear in the length: clients choose some of the text that is logged.
 _PASSWORD = re.compile(r"(://[^/\s:@?#]*):[^\s/?#]*@")
 _SECRET = re.compile(
     r"([?&;#][\w.-]*(?:token|passw(?:or)?d|passphrase|pwd|pass|secret|key|auth|sig|signature)=)"
@@ -52,10 +52,10 @@ _SECRET = re.compile(
 
 
 def configure(settings: LogSettings, **fields: str) -> None:
-    """Send this process's logs to standard error, as configured; again after a reload.
+    """Send this process's log to standard error as configured. A reload calls it again.
 
     Args:
-        fields: stand on every line of this process, such as `worker` and `device`.
+        fields: values that every line of this process has, such as `worker` and `device`.
     """
     is_json = settings.form == "json" or (settings.form == "auto" and not os.isatty(2))
     before: list[Processor] = [
@@ -80,7 +80,7 @@ def configure(settings: LogSettings, **fields: str) -> None:
     handler = _LineHandler(has_priority=_is_journal())
     handler.setFormatter(formatter)
     root = logging.getLogger()
-    # At one stroke: other threads log meanwhile.
+    # In one assignment: other threads log meanwhile.
     root.handlers = [handler]
     root.setLevel(_LEVELS[settings.level])
     logging.getLogger("asyncio").setLevel(max(root.level, logging.INFO))
@@ -99,15 +99,15 @@ def configure(settings: LogSettings, **fields: str) -> None:
 
 
 def log_context(**fields: object) -> AbstractContextManager[None]:
-    """Every line that is logged within, by this thread or task, carries these: job, segment.
+    """Give fields, such as job and segment, to every line that this thread or task logs within.
 
-    A function is called for each line, for what changes meanwhile.
+    A field that is a function is called for each line, so that its value may change.
     """
     return structlog.contextvars.bound_contextvars(**fields)
 
 
 def redacted(text: str) -> str:
-    """Without the passwords and tokens of URLs in it."""
+    """The text with the passwords and tokens of its URLs hidden."""
     return _SECRET.sub(rf"\1{_HIDDEN}", _PASSWORD.sub(rf"\1:{_HIDDEN}@", text))
 
 
@@ -150,9 +150,9 @@ class FewLines(logging.Filter):
 
 
 class _LineHandler(logging.Handler):
-    """Writes to descriptor 2, a record at once, so that lines of processes do not mix.
+    """Writes each record to descriptor 2 at once, so that lines of processes do not mix.
 
-    A reader that is gone or a full disk loses lines and harms nobody.
+    Where the reader is gone or the disk full, lines are lost and nothing else happens.
     """
 
     def __init__(self, *, has_priority: bool) -> None:
@@ -187,7 +187,7 @@ def _rendering(is_json: bool) -> list[Processor]:
 
 
 def _message_first(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """In the order in which people read a line."""
+    """Put time, level and message first, as people read a line."""
     first = {name: event[name] for name in ("timestamp", "level", "event") if name in event}
     return {**first, **event}
 
@@ -202,7 +202,7 @@ def _with(fields: Mapping[str, str]) -> Processor:
 
 
 def _called(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """The present value of what changes while a context lasts, such as a job's segment."""
+    """Replace functions by their present values, such as the segment that a job is at."""
     now = {name: value() if callable(value) else value for name, value in event.items()}
     return {name: value for name, value in now.items() if value is not None or name not in _FADING}
 
@@ -222,7 +222,7 @@ def _redacted_value(value: Any) -> Any:
 
 
 def _without_control_characters(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """A file's name must not steer the terminal; JSON escapes them anyway."""
+    """Make control characters visible: a file's name must not steer the terminal."""
     return {
         name: visible(value) if isinstance(value, str) and name != "exception" else value
         for name, value in event.items()
@@ -230,9 +230,9 @@ def _without_control_characters(_: WrappedLogger, __: str, event: EventDict) -> 
 
 
 def _is_journal() -> bool:
-    """Whether standard error goes to journald, which takes `<3>` at a line's head for its priority.
+    """Whether standard error goes to journald, which reads `<3>` before a line as its priority.
 
-    JOURNAL_STREAM alone says it of the process that systemd started, redirected or not.
+    JOURNAL_STREAM is set even where standard error was redirected, so the device is compared.
     """
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:

@@ -1,4 +1,4 @@
-"""Memory of this process, and how what it no longer needs goes back to the system."""
+"""Measures this process's memory, and returns unused memory to the system."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 def resident_bytes() -> int:
-    """Memory of this process."""
+    """Resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def return_memory() -> None:
-    """Give back to the system what glibc keeps for later; other C libraries have no such call."""
+    """Return memory that glibc keeps for later use; other C libraries have no such call."""
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

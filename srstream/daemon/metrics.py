@@ -1,7 +1,7 @@
-"""What the daemon counts, in Prometheus' form, and the opt-in socket on which it can be read.
+"""The daemon's metrics for Prometheus, and the opt-in HTTP server that shows them.
 
-`/metrics` and `/healthz` answer GET and HEAD and nothing else; a client that is slow, talks too
-much or comes in numbers is let go.
+`/metrics` and `/healthz` answer GET and HEAD only. A client that is slow or sends too much is
+disconnected, and so is one beyond the limit of connections.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _JOB_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 24 * 360
 _STATES: tuple[JobState, ...] = ("queued", "running", "paused", *FINAL_STATES)
 
 _Place = str | Path
-"""Where to listen: tcp://HOST:PORT, or a unix socket."""
+"""Where to listen: tcp://HOST:PORT, or the path of a unix socket."""
 _SOCKET_MODE = 0o660
 _MAX_HEAD_BYTES = 8192
 _MAX_CLIENTS = 16
@@ -37,14 +37,14 @@ _TIMEOUT_SECONDS = 5.0
 
 
 class Metrics:
-    """The daemon's counters, in a registry of their own. All calls belong to the loop."""
+    """The daemon's metrics, in their own registry. All calls belong to the event loop."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._define_jobs()
         self._define_work()
         self._counted: dict[str, Counts] = {}
-        """What each worker, as it lives now, has told so far."""
+        """What each worker has reported since it started."""
 
     def _define_jobs(self) -> None:
         of = self._registry
@@ -112,7 +112,7 @@ class Metrics:
 
     @contextmanager
     def request(self, op: str) -> Iterator[None]:
-        """Around the answer to a request."""
+        """Count the request that the block answers, its time and its error."""
         began = time.perf_counter()
         try:
             yield
@@ -123,19 +123,19 @@ class Metrics:
             self._requests.labels(op).observe(time.perf_counter() - began)
 
     def job_started(self, wait_seconds: float) -> None:
-        """For the first time."""
+        """Count a job's first start, so long after it was submitted."""
         self._wait.observe(max(0.0, wait_seconds))
 
     def job_ended(self, state: JobState, seconds: float) -> None:
-        """For good, so many seconds after its first start."""
+        """Count a job's end, so many seconds after its first start."""
         self._duration.labels(state).observe(max(0.0, seconds))
 
     def error(self, where: str, kind: str) -> None:
-        """`kind` is the name of an srstream error; others count as `internal`."""
+        """Count an error. `kind` is its class in srstream; other names count as `internal`."""
         self._errors.labels(where, kind if error_named(kind) else "internal").inc()
 
     def count(self, worker: str, told: Counts) -> None:
-        """A worker's counts, which grow from its start on."""
+        """Add what a worker has counted since its last report; its counts start at 0 with it."""
         before = self._counted.get(worker, Counts())
         self._counted[worker] = told
         for model, number in _grown(before.frames, told.frames):
@@ -150,12 +150,12 @@ class Metrics:
         self._num_pixels_computed += computed
 
     def worker_lost(self, worker: str) -> None:
-        """It died; its successor counts from nothing."""
+        """Note that a worker died; its successor counts from 0."""
         self._counted.pop(worker, None)
         self._restarts.labels(worker).inc()
 
     def render(self, jobs: Mapping[str, int], health: HealthInfo, fps: float) -> bytes:
-        """All of it as text, with what is true at this moment."""
+        """All metrics as text, with the gauges set to their present values."""
         for state in _STATES:
             self._jobs.labels(state).set(jobs.get(state, 0))
         for worker in health.workers:
@@ -174,8 +174,8 @@ class MetricsServer:
     """Serves `/metrics` and `/healthz` where the settings say so; nowhere by default.
 
     Args:
-        render: the metrics as text.
-        health: how the daemon is.
+        render: returns the metrics as text.
+        health: returns the daemon's condition.
     """
 
     def __init__(
@@ -191,18 +191,18 @@ class MetricsServer:
         self._num_clients = 0
 
     def bind(self) -> None:
-        """Take the sockets.
+        """Open the configured sockets.
 
         Raises:
-            SrstreamError: one of them cannot be had, in one sentence.
+            SrstreamError: one of them cannot be opened.
         """
         self.use(self.opened(self._settings))
 
     def opened(self, settings: MetricsSettings) -> dict[_Place, socket.socket]:
-        """The sockets of other settings: those that are held already, and new ones.
+        """The sockets of new settings: those that are open already, and newly opened ones.
 
         Raises:
-            SrstreamError: one of them cannot be had, in one sentence; then none is taken.
+            SrstreamError: one of them cannot be opened; no new one stays open then.
         """
         sockets: dict[_Place, socket.socket] = {}
         try:
@@ -214,13 +214,13 @@ class MetricsServer:
         return sockets
 
     def give_up(self, sockets: Mapping[_Place, socket.socket]) -> None:
-        """Close those that are not in use; the unix ones lose their names."""
+        """Close those of `sockets` that are not in use, and remove the names of unix sockets."""
         for place, listener in sockets.items():
             if place not in self._listeners:
                 _close(place, listener)
 
     def use(self, sockets: Mapping[_Place, socket.socket]) -> None:
-        """Answer on these from now on, and no longer on others."""
+        """Answer on these sockets from now on, and close all others."""
         before, self._listeners = self._listeners, dict(sockets)
         for place, listener in before.items():
             if place not in sockets:
@@ -244,7 +244,7 @@ class MetricsServer:
     async def _start(self, place: _Place) -> None:
         listener = self._listeners.get(place)
         if listener is None:
-            # It was given up while another was started.
+            # It was closed while another was started.
             return
         start = asyncio.start_unix_server if isinstance(place, Path) else asyncio.start_server
         server = await start(
@@ -254,17 +254,17 @@ class MetricsServer:
         await server.start_serving()
 
     def close(self) -> None:
-        """Give the sockets up, and remove the unix one's name."""
+        """Close the sockets, and remove the unix socket's name."""
         self.use({})
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request; the connection ends with it."""
+        """Answer one request, then end the connection."""
         if self._num_clients >= _MAX_CLIENTS:
             writer.transport.abort()
             return
         self._num_clients += 1
         try:
-            # Whatever a client sends or does not read, this ends.
+            # This ends whatever a client sends, or does not read.
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
                 writer.write(self._reply(head))
@@ -340,6 +340,6 @@ def _response(status: int, body: bytes, kind: str = "text/plain; charset=utf-8")
 
 
 def _grown(before: Mapping[str, float], now: Mapping[str, float]) -> Iterator[tuple[str, float]]:
-    """By how much each has grown; one that came anew is named with 0 too."""
+    """How much each value has grown; a new name appears even with 0."""
     for name, value in now.items():
         yield name, max(0.0, value - before.get(name, 0))

@@ -1,4 +1,4 @@
-"""What becomes of a job that failed, crashed or was stopped. Pure decisions, no side effects."""
+"""Decides what becomes of a job that failed, crashed or was stopped; without side effects."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from srstream.errors import (
 from srstream.protocol.control import JobState
 
 MAX_FAILURES = 3
-"""At the same segment, before a job is put aside."""
+"""Failures at the same segment after which a job is put aside."""
 
 CRASHES_IN_COMPANY = 2
-"""Deaths of its worker at the same segment after which a job runs alone."""
+"""Worker deaths at the same segment after which a job runs alone."""
 
 MAX_SPACE_SECONDS = 15.0
-"""Longest pause before it is seen whether a full disk has space again."""
+"""Longest pause between two looks at whether a full disk has space again."""
 
 MAY_PASS = (EngineError, JobError)
-"""What is worth another attempt; everything else is the request's or the file's own fault."""
+"""Errors worth another attempt; all others are the fault of the request or of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The state a job goes to, what is told of it, and the columns that change with it."""
+    """A job's next state, the columns that change with it, and what its event says besides."""
 
     state: JobState
     columns: dict[str, Any] = field(default_factory=dict)
@@ -43,15 +43,15 @@ class Verdict:
 
 
 def is_suspect(job: QueuedJob) -> bool:
-    """Whether a job is to run alone, because workers died under it twice at the same segment."""
+    """Whether a job must run alone, because its worker died twice at the same segment."""
     return job.crashes >= CRASHES_IN_COMPANY
 
 
 def after_crash(job: QueuedJob, settings: JobSettings) -> Verdict:
-    """Its worker died. Who was to blame is known only of a job that ran alone.
+    """Decide after the death of a job's worker. Only a job that ran alone is known to be the cause.
 
-    From the second time on others go first for a while: a worker that was killed from outside, or
-    for want of memory, is then not held against this job.
+    From the second death on, other jobs go first for a while, so that a worker that was killed from
+    outside, or for lack of memory, does not count against this job.
     """
     wanted = _wanted(job)
     if wanted is not None:
@@ -71,7 +71,7 @@ def after_crash(job: QueuedJob, settings: JobSettings) -> Verdict:
 
 
 def after_stop(job: QueuedJob, reason: str = "stopped") -> Verdict:
-    """It ended because it was told to: what it was told for is what was wanted of it."""
+    """Decide after a job ended because it was told to: it is cancelled, paused or queued again."""
     return _wanted(job) or Verdict(
         "queued", {"attempts": max(0, job.attempts - 1)}, {"reason": reason}
     )
@@ -80,13 +80,13 @@ def after_stop(job: QueuedJob, reason: str = "stopped") -> Verdict:
 def after_failure(
     job: QueuedJob, kind: type[SrstreamError], text: str, settings: JobSettings
 ) -> Verdict:
-    """It failed, with an error of this kind."""
+    """Decide after a job failed with an error of a given kind."""
     wanted = _wanted(job)
     if wanted is not None and wanted.state == "cancelled":
         return wanted
     failures = job.failures + 1
     if issubclass(kind, DiskFullError | NoSpaceError):
-        # Whoever waits for space loses nothing, however long it takes.
+        # A job that waits for space loses nothing, however long it takes.
         later = _later(failures, text, settings, MAX_SPACE_SECONDS)
         return Verdict("queued", {**later, "attempts": max(0, job.attempts - 1)})
     if issubclass(kind, HostileInputError):
@@ -101,7 +101,7 @@ def after_failure(
 
 
 def _wanted(job: QueuedJob) -> Verdict | None:
-    """What a client has asked for meanwhile."""
+    """The verdict that a client asked for while the job ran; None if there is none."""
     if job.wanted == "cancel":
         return Verdict("cancelled", {"wanted": None})
     if job.wanted == "pause":
@@ -118,5 +118,5 @@ def _later(
 
 
 def _pause_seconds(times: int, settings: JobSettings) -> float:
-    """Doubled from time to time."""
+    """The pause before an attempt; it doubles with each failure."""
     return min(settings.retry_seconds * 2 ** min(times - 1, 20), settings.max_retry_seconds)

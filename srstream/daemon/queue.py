@@ -1,7 +1,7 @@
-"""The queue: every job that was ever accepted and not yet forgotten, in SQLite.
+"""The queue: an SQLite file with every job that was accepted and is not forgotten yet.
 
-One process, the supervisor, writes it. A change of a job and the event that tells of it are one
-transaction (WAL, synchronous FULL), so what a client was told survives a power cut.
+Only the supervisor writes it. A change of a job and its event are one transaction (WAL, synchronous
+FULL), so whatever a client has been told survives a power cut.
 
     queued ──► running ──► done
       ▲  ▲        │ ├────► failed, quarantined ──(resume)──► queued
@@ -29,7 +29,7 @@ from srstream.sqlite import open_journal
 EventKind = Literal["state", "segment", "note", "daemon"]
 
 MAX_EVENTS = 200_000
-"""The oldest are forgotten; a client that asks for them is sent the rest."""
+"""Number of events that are kept; older ones are deleted."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS job (
@@ -73,7 +73,7 @@ CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) 
 
 @dataclass(frozen=True, slots=True)
 class QueuedJob:
-    """A row of the queue."""
+    """A job on record: one row of the queue."""
 
     id: str
     state: JobState
@@ -82,7 +82,7 @@ class QueuedJob:
     overwrite: bool
     config: JobConfig
     names_model: bool
-    """Whether the job named its model; otherwise it was the daemon's default."""
+    """Whether the client named the model; otherwise it is the daemon's default."""
     priority: int
     submitter: str
     created: float
@@ -90,18 +90,18 @@ class QueuedJob:
     ended: float | None
     attempts: int
     failures: int
-    """In a row without a new segment."""
+    """Failures in a row without a new segment."""
     crashes: int
-    """Deaths of its worker in a row while it was at the same segment."""
+    """How often in a row its worker died while the job was at the same segment."""
     retry_at: float | None
     error: str | None
     num_segments: int | None
     num_segments_done: int
     weights_sha256: str | None
     changes_weights: bool
-    """Whether it goes on with other weights than it was begun with."""
+    """Whether it continues with other weights than those it began with."""
     wanted: Literal["cancel", "pause"] | None
-    """What was asked for while it ran, and is done when its thread has ended."""
+    """What a client asked for while the job ran; it is done once the job's thread has ended."""
     result: dict[str, Any] | None
 
     @property
@@ -109,7 +109,7 @@ class QueuedJob:
         return self.state in FINAL_STATES
 
     def info(self, progress: JobProgress | None = None) -> JobInfo:
-        """What clients are told."""
+        """The job as clients see it."""
         return JobInfo(
             id=self.id,
             state=self.state,
@@ -133,12 +133,12 @@ class QueuedJob:
 
 
 def new_job_id(now: float) -> str:
-    """Sorts by time: 11 hexadecimal digits of milliseconds, then 8 at random."""
+    """A new id, which sorts by time: 11 hexadecimal digits of milliseconds, then 8 random ones."""
     return f"{int(now * 1000):011x}{secrets.token_hex(4)}"
 
 
 class JobQueue:
-    """The queue's file, held open.
+    """Reads and writes the queue's file, which it holds open.
 
     Raises:
         JobError: it cannot be opened or is damaged.
@@ -178,7 +178,7 @@ class JobQueue:
         key: str | None,
         max_queued: int,
     ) -> tuple[QueuedJob, Event | None]:
-        """A new job, or (no event) the one that was submitted with the same key before.
+        """Add a job; for a key that is known, return the first job with it and no event.
 
         Raises:
             BusyError: the queue is full, or an unfinished job has the same output.
@@ -216,10 +216,10 @@ class JobQueue:
         return self.get(job_id), event
 
     def get(self, job_id: str) -> QueuedJob:
-        """One job.
+        """The job with an id.
 
         Raises:
-            UsageError: there is none of this id.
+            UsageError: no job has this id.
         """
         row = self._row("id = ?", job_id)
         if row is None:
@@ -227,14 +227,14 @@ class JobQueue:
         return _job(row)
 
     def with_key(self, key: str) -> QueuedJob | None:
-        """The job that was submitted with this key, if there is one."""
+        """The job that was submitted with a key; None if there is none."""
         row = self._row("key = ?", key)
         return None if row is None else _job(row)
 
     def jobs(
         self, states: Sequence[JobState] = (), *, limit: int = 1000, before: str | None = None
     ) -> list[QueuedJob]:
-        """The newest first."""
+        """Jobs of these states (none: of all), the newest first; `before` continues a list."""
         where, values = ["1"], list[Any]()
         if states:
             where.append(f"state IN ({','.join('?' * len(states))})")
@@ -249,7 +249,7 @@ class JobQueue:
         return [_job(row) for row in rows]
 
     def next_jobs(self, limit: int) -> list[QueuedJob]:
-        """Those that may start now, in the order in which they should."""
+        """Jobs that may start now, in the order in which they should start."""
         rows = self._database.execute(
             "SELECT * FROM job WHERE state = 'queued' AND (retry_at IS NULL OR retry_at <= ?)"
             " ORDER BY priority DESC, created LIMIT ?",
@@ -264,7 +264,7 @@ class JobQueue:
     def change(
         self, job_id: str, state: JobState, data: dict[str, Any] | None = None, **columns: Any
     ) -> Event:
-        """Bring a job into a state, with further columns, and tell of it."""
+        """Change a job's state and further columns, and record the event."""
         if state in FINAL_STATES:
             columns.setdefault("ended", time.time())
         with self._transaction():
@@ -273,17 +273,17 @@ class JobQueue:
             return self._tell(job_id, "state", {"state": state, **shown, **(data or {})})
 
     def update(self, job_id: str, **columns: Any) -> None:
-        """Set columns that nobody need be told of."""
+        """Set columns without an event."""
         with self._transaction():
             self._update(job_id, **columns)
 
     def tell(self, job_id: str | None, kind: EventKind, data: dict[str, Any]) -> Event:
-        """Keep an event."""
+        """Record an event."""
         with self._transaction():
             return self._tell(job_id, kind, data)
 
     def segment_done(self, job_id: str, num_done: int, num_segments: int) -> Event:
-        """A segment is on disk: what failed before it is forgiven."""
+        """Record that a segment is on disk, which clears the counts of failures before it."""
         with self._transaction():
             self._update(
                 job_id,
@@ -297,7 +297,10 @@ class JobQueue:
             )
 
     def forget_old(self, keep_days: float) -> int:
-        """Delete jobs that ended longer ago, and events beyond the limit."""
+        """Delete jobs that ended more than `keep_days` ago, and events beyond `MAX_EVENTS`.
+
+        Returns the number of jobs deleted.
+        """
         oldest = time.time() - keep_days * 86_400
         with self._transaction():
             marks = ",".join("?" * len(FINAL_STATES))
@@ -313,14 +316,14 @@ class JobQueue:
 
     @property
     def last_seq(self) -> int:
-        """Sequence number of the newest event; 0 if there was none yet."""
+        """Sequence number of the newest event; 0 before the first."""
         row = self._database.execute(
             "SELECT seq FROM sqlite_sequence WHERE name = 'event'"
         ).fetchone()
         return 0 if row is None else int(row[0])
 
     def events_after(self, after: int, job_id: str | None, limit: int) -> list[Event]:
-        """Kept events behind `after`, oldest first."""
+        """Recorded events after the sequence number `after`, oldest first."""
         where = "" if job_id is None else "AND job = ?"
         values = (after, limit) if job_id is None else (after, job_id, limit)
         rows = self._database.execute(
@@ -331,17 +334,18 @@ class JobQueue:
     # --- settings ----------------------------------------------------------------------------
 
     def setting(self, name: str) -> str | None:
-        """A value that the daemon remembers, such as the default model."""
+        """A value that the daemon has stored under a name, such as the default model."""
         row = self._database.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
 
     def remember(self, name: str, value: str) -> None:
+        """Store a value under a name."""
         with self._transaction():
             self._database.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (name, value))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All of it or nothing; a full disk is a `DiskFullError`."""
+        """Run the block as one transaction; a full disk raises `DiskFullError`."""
         try:
             with self._database:
                 self._database.execute("BEGIN IMMEDIATE")

@@ -1,8 +1,7 @@
-"""The folders that jobs may touch: a path from a client becomes a descriptor, or is refused.
+"""Turns a client's path into a descriptor beneath a configured folder, or refuses it.
 
-The kernel resolves it (`openat2` with RESOLVE_BENEATH, Linux 5.6), from a descriptor of the folder
-that was opened at the start, so there is no moment between a check and its use in which a name
-could come to mean something else.
+The kernel resolves the path (`openat2` with RESOLVE_BENEATH, Linux 5.6) from a descriptor of the
+folder, so nobody can swap in another file between the check and the use.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class _Root:
-    """One folder, held open. Clients may write it as configured or with its links resolved."""
+    """One folder, held open. A path may name it as configured or with its links resolved."""
 
     descriptor: int
     names: tuple[Path, ...]
 
     def relative(self, path: Path) -> Path | None:
-        """`path` as seen from here, None if it does not begin with this folder's name."""
+        """`path` relative to this folder; None if it lies elsewhere."""
         for name in self.names:
             if path.is_relative_to(name):
                 return path.relative_to(name)
@@ -53,10 +52,9 @@ class _Root:
 
 
 class Roots:
-    """The configured folders, held open from the start on, until `close` or nobody has this.
+    """Holds the configured folders open, until `close` or until this object is collected.
 
-    What comes out is a descriptor: use it as `/proc/self/fd/N`, and the name can no longer be made
-    to mean another file.
+    The methods return descriptors: as `/proc/self/fd/N`, a descriptor keeps meaning the same file.
 
     Raises:
         ConfigError: a folder is missing or cannot be opened, or the kernel has no openat2.
@@ -73,13 +71,12 @@ class Roots:
             raise
 
     def open_source(self, path: Path) -> int:
-        """A descriptor to read a regular file beneath one of the read roots, close-on-exec.
+        """Open a regular file beneath a read root; returns its descriptor, close-on-exec.
 
-        Nothing but a regular file is ever opened, so a pipe cannot make this wait and a device
-        does not notice.
+        Only regular files are opened, so a pipe cannot make this wait and a device is not touched.
 
         Raises:
-            RefusedError: it lies elsewhere, is missing, no regular file, or may not be read.
+            RefusedError: it lies elsewhere, is missing, is no regular file, or may not be read.
         """
         found = self._find(path, self._read, os.O_PATH, "read from")
         try:
@@ -92,10 +89,10 @@ class Roots:
             os.close(found)
 
     def open_folder(self, path: Path) -> int:
-        """A descriptor of an existing folder beneath one of the write roots, close-on-exec.
+        """Open an existing folder beneath a write root; returns its descriptor, close-on-exec.
 
         Raises:
-            RefusedError: it lies elsewhere, is missing, or no folder.
+            RefusedError: it lies elsewhere, is missing, or is no folder.
         """
         return self._find(path, self._write, os.O_RDONLY | os.O_DIRECTORY, "write to")
 
@@ -107,7 +104,7 @@ class Roots:
             roots.clear()
 
     def __del__(self) -> None:
-        # A worker's jobs may still need those of before a reload.
+        # After a reload, jobs of a worker may still use the former folders.
         self.close()
 
     @staticmethod
@@ -115,7 +112,7 @@ class Roots:
         _refuse_odd(path)
         places = [(root, root.relative(path)) for root in roots]
         beneath = [(root.descriptor, place) for root, place in places if place is not None]
-        # Of folders within one another any may hold it: a link may leave the inner one only.
+        # Roots may lie within one another, and a link may leave only the inner one: try each.
         beneath.sort(key=lambda place: len(place[1].parts))
         failure: OSError | None = None
         for descriptor, place in beneath:
@@ -147,9 +144,9 @@ def _open_root(path: Path) -> _Root:
 
 
 def _refuse_odd(path: Path) -> None:
-    """Refuse what could be read in two ways before the kernel is asked.
+    """Refuse paths with two possible meanings, before the kernel is asked.
 
-    `a/../b` is no other spelling of `b` where `a` is a link, and a zero byte would end the name.
+    `a/../b` does not mean `b` where `a` is a link, and a zero byte would end the name.
     """
     if not path.is_absolute():
         raise RefusedError(
@@ -164,8 +161,8 @@ def _refuse_odd(path: Path) -> None:
 def _open_beneath(folder: int, relative: Path, flags: int) -> int:
     """openat2(2): open `relative` without ever leaving `folder`.
 
-    Links are followed as long as they stay beneath. A rename that happens meanwhile makes the
-    kernel unsure (EAGAIN), which is answered by asking again.
+    Links are followed while they stay beneath it. If something is renamed meanwhile, the kernel
+    returns EAGAIN, and the call is repeated.
     """
     how = _OpenHow(
         flags=flags | os.O_CLOEXEC,
@@ -189,7 +186,7 @@ def _open_beneath(folder: int, relative: Path, flags: int) -> int:
 
 
 def _reopen(descriptor: int, path: Path, flags: int) -> int:
-    """Open the very file behind an O_PATH descriptor."""
+    """Open the file behind an O_PATH descriptor."""
     try:
         return os.open(f"/proc/self/fd/{descriptor}", flags | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
@@ -201,7 +198,7 @@ def _reopen(descriptor: int, path: Path, flags: int) -> int:
 
 def _reason(path: Path, roots: Sequence[_Root], failure: OSError | None, doing: str) -> str:
     shown = printable(path)
-    # EXDEV: it led out; ELOOP: in circles, or through a link that only the kernel can make.
+    # EXDEV: the path leads out; ELOOP: in circles, or through a link only the kernel can make.
     if failure is None or failure.errno in (errno.EXDEV, errno.ELOOP):
         names = ", ".join(printable(root.names[0]) for root in roots) or "none are configured"
         return (

@@ -1,4 +1,4 @@
-"""Decides which job runs on which worker, and what becomes of a job when its worker reports."""
+"""Decides which job runs on which worker, and records what the workers report."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ _T = TypeVar("_T")
 
 
 class Scheduler:
-    """Gives the queue's jobs to the workers and keeps on record what they report.
+    """Gives the queue's jobs to the workers, and records what becomes of them.
 
-    It is the only writer of the queue. All calls belong to the event loop.
+    All calls belong to the event loop.
 
     Args:
-        keys_dir: folder of the keys of those who may push frames over TCP; None: nobody may.
+        keys_dir: folder of the keys of clients that may push frames over TCP; None: no client may.
         give_up: is called when a worker dies again and again, so that the daemon ends.
     """
 
@@ -82,7 +82,7 @@ class Scheduler:
         ]
 
     def subscribe(self, listener: Callable[[Event], None]) -> None:
-        """Have every event handed to `listener`, once it is on record."""
+        """Call `listener` with each event after it is recorded, and with progress, which is not."""
         self._listeners.append(listener)
 
     def recover(self) -> None:
@@ -113,7 +113,7 @@ class Scheduler:
             for job in self.queue.next_jobs(limit):
                 worker = self._worker_for(job)
                 if worker is None:
-                    # Nobody overtakes a suspect that waits to be alone, or it would wait for ever.
+                    # No job overtakes a suspect that waits to be alone, or it would wait forever.
                     return
                 self._start(job, worker)
         except DiskFullError as error:
@@ -127,7 +127,7 @@ class Scheduler:
             self._note_full_disk(error)
 
     def _worker_for(self, job: QueuedJob) -> EngineProcess | None:
-        """The least busy worker that may take it; a suspect runs alone, so that guilt is clear."""
+        """The least busy worker that may take a job; a suspect must run alone."""
         ready = [worker for worker in self.workers if worker.is_ready]
         if policy.is_suspect(job):
             return next((worker for worker in ready if not worker.running), None)
@@ -208,7 +208,7 @@ class Scheduler:
         return is_advancing
 
     def configure_workers(self) -> None:
-        """Tell the workers of the configuration in force."""
+        """Send the configuration in force to the workers."""
         configure = Configure(
             security=self._configuration.security, logs=self._configuration.settings.logs
         )
@@ -216,10 +216,10 @@ class Scheduler:
             worker.send(configure)
 
     async def drain(self, seconds: float, tell: Callable[[int], None]) -> None:
-        """Let segments end within `seconds`, then stop all jobs and have the workers leave.
+        """Let segments end within `seconds`, then stop all jobs and end the workers.
 
         Args:
-            tell: is called again and again with the number of jobs that still run.
+            tell: is called ten times a second with the number of jobs that still run.
         """
         deadline = time.monotonic() + seconds
         self._stop_jobs(now=False)
@@ -230,7 +230,7 @@ class Scheduler:
         await _until(lambda: not self._num_running(), _STOP_SECONDS)
         for worker in self.workers:
             worker.leave()
-        # They tell the clients of the data socket that the daemon ends.
+        # The workers tell clients of the data socket that the daemon ends.
         await _until(lambda: all(worker.pid is None for worker in self.workers), _LEAVE_SECONDS)
         for worker in self.workers:
             worker.kill()
@@ -269,7 +269,7 @@ class Scheduler:
             self._metrics.error("worker", ended.kind)
             logger.error("engine worker cannot start: %s", ended.text, extra=told)
         elif ended.kind == StalledError.__name__:
-            # What hangs in its process stays there; the job goes on in a new one.
+            # A hanging call stays in its process; the job continues in a new one.
             told = {"worker": worker.name, "job": ended.job}
             logger.error("%s The engine worker is replaced.", ended.text, extra=told)
             self._metrics.error("job", ended.kind)
@@ -283,7 +283,7 @@ class Scheduler:
             self.changed.set()
 
     async def _lost(self, worker: EngineProcess, orders: list[JobOrder]) -> None:
-        """A worker died: its jobs go on at the segment, unless one of them always does that."""
+        """Queue the jobs of a worker that died, to continue at their segments, or put one aside."""
         if not worker.is_leaving:
             self._metrics.worker_lost(worker.name)
         for order in orders:
@@ -307,7 +307,7 @@ class Scheduler:
             self._publish(self.queue.tell(job_id, "note", keep))
 
     def _end(self, ended: Ended) -> None:
-        """A job's thread is through: decide what becomes of the job."""
+        """Decide what becomes of a job whose thread has ended."""
         job = self.queue.get(ended.job)
         if ended.outcome == "done":
             event = self.queue.change(job.id, "done", result=ended.result, error=None)
@@ -328,7 +328,7 @@ class Scheduler:
             self.forget_work(job.id)
 
     async def _stored(self, work: Callable[[], _T]) -> _T:
-        """Do something with the queue; while the disk is full, again and again until it works."""
+        """Do something with the queue; while the disk is full, repeat it until it works."""
         while True:
             try:
                 return work()
@@ -344,7 +344,7 @@ class Scheduler:
     # --- events ------------------------------------------------------------------------------
 
     def publish(self, event: Event | None) -> None:
-        """Hand on an event that a request has caused, and see whether something can start."""
+        """Pass on an event that a request has caused, and see whether a job can start."""
         self._publish(event)
         self.changed.set()
 
@@ -406,13 +406,13 @@ class Scheduler:
         return False
 
     def weigh_job(self, job_id: str, priority: int) -> None:
-        """Give a running job the share of its engine that goes with a priority."""
+        """Give a running job the share of its engine that a priority stands for."""
         for worker in self.workers:
             if job_id in worker.running:
                 worker.send(Weigh(job=job_id, priority=priority))
 
     def forget_work(self, job_id: str) -> None:
-        """Delete the unfinished work of a job that no worker has."""
+        """Delete the unfinished work of a job that does not run."""
         shutil.rmtree(self._configuration.work_dir / job_id, ignore_errors=True)
 
     def fps(self) -> float:

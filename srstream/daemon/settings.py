@@ -1,7 +1,7 @@
-"""Every setting of the daemon, one class per table of `srstream.toml`.
+"""The settings of the daemon: one class for each table of `srstream.toml`.
 
-Read from the file, then from the environment (`SRSTREAM_JOBS__MAX_RUNNING=3`). Folders that systemd
-hands over (`STATE_DIRECTORY`, `RUNTIME_DIRECTORY`, `CONFIGURATION_DIRECTORY`) are the defaults.
+The environment (`SRSTREAM_JOBS__MAX_RUNNING=3`) overrides the file. Default folders are those that
+systemd names (`STATE_DIRECTORY`, `RUNTIME_DIRECTORY`, `CONFIGURATION_DIRECTORY`), else the user's.
 """
 
 from __future__ import annotations
@@ -42,19 +42,22 @@ def default_config_dir() -> Path:
 
 
 class SocketSettings(Section):
-    """Where clients reach the daemon."""
+    """The sockets on which clients reach the daemon."""
 
     runtime_dir: Path = Field(
         default_factory=default_runtime_dir,
         description="folder of the sockets: control.sock, frames.sock",
     )
-    mode: int = Field(0o660, ge=0, le=0o777, description="of the ipc sockets")
-    group: str | None = Field(None, description="that owns the ipc sockets; None: the daemon's own")
-    control_tcp: TcpAddress | None = Field(
-        None, description="control over TCP as well, such as tcp://192.0.2.1:7711; CURVE only"
+    mode: int = Field(0o660, ge=0, le=0o777, description="file mode of the ipc sockets")
+    group: str | None = Field(
+        None, description="group that owns the ipc sockets; None: the daemon's own"
     )
-    frames_tcp: TcpAddress | None = Field(None, description="frames over TCP as well; CURVE only")
-    max_clients: int = Field(256, ge=1, le=65536, description="connections that are told apart")
+    control_tcp: TcpAddress | None = Field(
+        None,
+        description="control over TCP, such as tcp://192.0.2.1:7711; CURVE only",
+    )
+    frames_tcp: TcpAddress | None = Field(None, description="frames over TCP; CURVE only")
+    max_clients: int = Field(256, ge=1, le=65536, description="connections at a time")
 
     @property
     def control_path(self) -> Path:
@@ -66,15 +69,15 @@ class SocketSettings(Section):
 
 
 class SecuritySettings(Section):
-    """What a job may touch, and how large it may be."""
+    """Which folders a job may use, and how large its input may be."""
 
     read_roots: tuple[Path, ...] = Field(
         (),
         max_length=MAX_ROOTS,
-        description="folders beneath which inputs lie; none: no job is accepted",
+        description="folders that hold inputs; without one no job is accepted",
     )
     write_roots: tuple[Path, ...] = Field(
-        (), max_length=MAX_ROOTS, description="folders beneath which outputs go"
+        (), max_length=MAX_ROOTS, description="folders that take outputs"
     )
     keys_dir: Path | None = Field(
         None, description="CURVE keys, see `srstream keys`; None: keys/ beside the configuration"
@@ -83,33 +86,43 @@ class SecuritySettings(Section):
         8192 * 8192, ge=1, description="largest width x height of an input that is decoded"
     )
     max_duration_seconds: float = Field(
-        24 * 3600.0, gt=0, description="longest input by its header"
+        24 * 3600.0, gt=0, description="longest input, by its header"
     )
-    max_streams: int = Field(100, ge=1, description="streams of one input")
+    max_streams: int = Field(100, ge=1, description="streams in one input")
     decoder_memory_bytes: int = Field(
-        2 << 30, ge=256 << 20, description="address space of a decoder process beyond its code"
+        2 << 30, ge=256 << 20, description="address space of a decoder process, without its code"
     )
 
 
 class JobSettings(Section):
-    """The queue."""
+    """The queue and how often a job is tried."""
 
     state_dir: Path = Field(
-        default_factory=default_state_dir, description="queue, unfinished work, pinned weights"
+        default_factory=default_state_dir,
+        description="folder of the queue, unfinished work and pinned weights",
     )
-    max_running: int = Field(2, ge=1, le=64, description="jobs at once on one device")
-    max_queued: int = Field(10_000, ge=1, description="more are refused")
+    max_running: int = Field(2, ge=1, le=64, description="jobs at a time on one device")
+    max_queued: int = Field(
+        10_000, ge=1, description="unfinished jobs in the queue; more are refused"
+    )
     max_attempts: int = Field(
-        8, ge=1, le=1000, description="of a job whose failure may pass; a full disk never counts"
+        8,
+        ge=1,
+        le=1000,
+        description="attempts at a job whose failure may pass; a full disk never counts",
     )
-    retry_seconds: float = Field(2.0, gt=0, description="before the second attempt; then doubled")
+    retry_seconds: float = Field(
+        2.0, gt=0, description="pause before the second attempt; it doubles each time"
+    )
     max_retry_seconds: float = Field(300.0, gt=0, description="longest pause between attempts")
     keep_days: float = Field(
         30.0,
         gt=0,
-        description="how long ended jobs and what has left a watch folder are remembered",
+        description="how long ended jobs, and files that have left a watch folder, are remembered",
     )
-    max_frame_sessions: int = Field(8, ge=0, le=256, description="clients that push raw frames")
+    max_frame_sessions: int = Field(
+        8, ge=0, le=256, description="clients that push raw frames at a time"
+    )
 
 
 class WorkerSettings(Section):
@@ -119,44 +132,50 @@ class WorkerSettings(Section):
         ("auto",), min_length=1, max_length=16, description="auto, cpu, cuda:0 ...; one worker each"
     )
     stall_seconds: float = Field(
-        120.0, gt=0, description="a worker whose jobs do not advance for so long is replaced"
+        120.0, gt=0, description="time without progress after which a worker is replaced"
     )
-    heartbeat_seconds: float = Field(20.0, gt=0, description="silence after which it is replaced")
+    heartbeat_seconds: float = Field(
+        20.0, gt=0, description="silence after which a worker is replaced"
+    )
     max_restarts: int = Field(
-        5, ge=1, description="deaths in a row without a job advancing; then the daemon ends"
+        5, ge=1, description="deaths in a row, without progress, after which the daemon ends"
     )
 
 
 class InboxFolder(Section):
-    """A folder in which every file that has stopped growing becomes a job."""
+    """A watch folder: every file in it that has stopped growing becomes a job."""
 
     folder: AbsolutePath
     output: AbsolutePath
     quarantine: AbsolutePath
-    settle_seconds: float = Field(5.0, gt=0, le=3600, description="without a change: it is whole")
+    settle_seconds: float = Field(
+        5.0, gt=0, le=3600, description="a file that has not changed for so long is whole"
+    )
     patterns: tuple[str, ...] = Field(
         ("*.mp4", "*.mkv", "*.mov", "*.avi", "*.webm", "*.ts", "*.m4v", "*.mpg", "*.mpeg"),
         min_length=1,
         max_length=64,
-        description="names that are taken, whatever their case",
+        description="patterns of the names that are taken, in upper or lower case",
     )
     priority: int = Field(0, ge=-10, le=10)
-    config: JobConfig | None = Field(None, description="None: [defaults]")
+    config: JobConfig | None = Field(None, description="job settings; None: [defaults]")
 
 
 class MetricsSettings(Section):
-    """Prometheus; off unless one of the two is given."""
+    """Where Prometheus reads metrics: nowhere unless `port` or `path` is given."""
 
-    address: str = Field("127.0.0.1", description="to listen on")
+    address: str = Field("127.0.0.1", description="address to listen on")
     port: int | None = Field(None, ge=1, le=65535)
     path: Path | None = Field(None, description="a unix socket instead of a port")
 
 
 class LogSettings(Section):
-    """What is told, and how."""
+    """Which log lines are written, and in which form."""
 
     level: LogLevel = "info"
-    form: LogForm = Field("auto", description="auto: for people on a terminal, else JSON lines")
+    form: LogForm = Field(
+        "auto", description="auto: readable text on a terminal, otherwise JSON lines"
+    )
 
 
 class ServiceSettings(BaseSettings):
@@ -173,11 +192,13 @@ class ServiceSettings(BaseSettings):
     watch: tuple[InboxFolder, ...] = ()
     metrics: MetricsSettings = MetricsSettings()
     logs: LogSettings = LogSettings()
-    defaults: JobConfig = Field(JobConfig(), description="what a job is that says nothing else")
+    defaults: JobConfig = Field(JobConfig(), description="job settings that a client leaves out")
     drain_seconds: float = Field(
-        60.0, ge=0, description="on SIGTERM: how long segments under way may take to finish"
+        60.0, ge=0, description="on SIGTERM: how long segments under way may take to end"
     )
-    ready_file: Path | None = Field(None, description="exists while the daemon takes jobs")
+    ready_file: Path | None = Field(
+        None, description="file that exists while the daemon takes jobs"
+    )
 
     @model_validator(mode="after")
     def _needs_roots_for_watching(self) -> Self:
@@ -202,15 +223,15 @@ class ServiceSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment stands above the file, which comes in as arguments."""
+        """The environment overrides the file, whose values are the arguments."""
         return env_settings, init_settings
 
 
 def load_settings(path: Path | None) -> ServiceSettings:
-    """The checked configuration; `path` None takes the usual file, if there is one.
+    """Read and check the configuration; without a `path`, the default file if it exists.
 
     Raises:
-        ConfigError: it cannot be read, or what in it is wrong, in one sentence.
+        ConfigError: it cannot be read, or has a mistake, which the message names.
     """
     if path is None:
         usual = default_config_dir() / CONFIG_NAME
@@ -234,7 +255,7 @@ def load_settings(path: Path | None) -> ServiceSettings:
 
 
 def system_config() -> Path | None:
-    """The system service's configuration; None if there is none, or this user has a daemon too."""
+    """The system service's configuration; None without one, or where this user has a daemon."""
     own = default_config_dir()
     has_own = any((own / name).exists() for name in (CONFIG_NAME, "keys"))
     return SYSTEM_CONFIG if SYSTEM_CONFIG.exists() and not has_own else None
@@ -246,7 +267,7 @@ def with_model(config: JobConfig, name: str) -> JobConfig:
 
 
 def keys_dir(settings: ServiceSettings, path: Path | None) -> Path:
-    """Where the keys are: as configured, else `keys` beside the configuration at `path`."""
+    """The folder of the keys: the configured one, or `keys` beside the configuration at `path`."""
     if settings.security.keys_dir is not None:
         return settings.security.keys_dir
     return (default_config_dir() if path is None else path.absolute().parent) / "keys"

@@ -14,10 +14,10 @@ _BACKLOG = 128
 
 
 def lock_socket(path: Path) -> int:
-    """Hold the lock beside a socket, as long as the descriptor returned is open.
+    """Lock a socket's name; the lock is held while the returned descriptor is open.
 
     Raises:
-        ServiceError: another daemon holds it, or it cannot be made.
+        ServiceError: another daemon holds the lock, or it cannot be made.
     """
     lock = path.with_name(f"{path.name}.lock")
     try:
@@ -34,14 +34,14 @@ def lock_socket(path: Path) -> int:
 
 
 def listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
-    """A socket that listens at `path`, never open to more than `mode` says.
+    """Make a socket that listens at `path` and is never open to more users than `mode` allows.
 
     Raises:
-        ServiceError: it cannot be made, in one sentence.
+        ServiceError: it cannot be made.
     """
     listener = socket.socket(socket.AF_UNIX)
     try:
-        os.fchmod(listener.fileno(), 0o600)  # what `bind` makes has this mode from the start
+        os.fchmod(listener.fileno(), 0o600)  # so the file has this mode from the start
         path.unlink(missing_ok=True)
         listener.bind(str(path))
         if group is not None:
@@ -58,10 +58,10 @@ def listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
 
 
 def listen_tcp(address: str) -> socket.socket:
-    """A socket that listens at tcp://HOST:PORT; `*` is every interface.
+    """Make a socket that listens at tcp://HOST:PORT; `*` stands for every interface.
 
     Raises:
-        ServiceError: it cannot be made, in one sentence.
+        ServiceError: it cannot be made.
     """
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     host = host.strip("[]")

@@ -1,7 +1,7 @@
-"""The daemon's life: start in order, main loop, stop in reverse; and reloads in between.
+"""The daemon's life: it starts its parts in order, runs, reloads, and stops them in reverse.
 
-This is the one process that must never die, so it touches no media and imports neither libav nor a
-network. `scheduler.py` decides which job runs where; `actions.py` answers requests.
+This is the process that must never die, so it touches no media and imports neither libav nor a
+network. `scheduler.py` decides which job runs where, and `actions.py` answers requests.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Supervisor:
     # --- main loop ---------------------------------------------------------------------------
 
     async def _main_loop(self) -> None:
-        """Whenever something has changed, and once a second: start what can start."""
+        """Start what can start, whenever something has changed and once a second."""
         scheduler = self._scheduler
         while not self._stopping.is_set():
             stopping = asyncio.ensure_future(self._stopping.wait())
@@ -158,7 +158,7 @@ class Supervisor:
             self._readiness.tick(scheduler.health(), scheduler.fps(), is_advancing=is_advancing)
 
     def _sweep(self) -> None:
-        """Once an hour: forget what ended long ago."""
+        """Once an hour, forget what ended long ago."""
         if time.monotonic() - self._swept_at > _SWEEP_SECONDS:
             self._swept_at = time.monotonic()
             self._scheduler.forget_old()
@@ -168,7 +168,7 @@ class Supervisor:
         self._tasks.add(asyncio.ensure_future(work))
 
     def _check_tasks(self) -> None:
-        """A part of the daemon that has ended by itself ends the daemon: systemd starts it anew."""
+        """End the daemon if one of its parts has failed; systemd starts it again."""
         for task in [task for task in self._tasks if task.done()]:
             self._tasks.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -186,7 +186,7 @@ class Supervisor:
         self._stop()
 
     async def _drain(self) -> None:
-        """Let segments end within the time given, then end what runs; no job loses anything."""
+        """Let segments end within the configured time, then end all tasks; no job loses work."""
         self._stop()
         self._readiness.stopping()
         seconds = self._configuration.settings.drain_seconds
@@ -198,10 +198,10 @@ class Supervisor:
     # --- reload ------------------------------------------------------------------------------
 
     def reload(self) -> list[str]:
-        """Put a changed configuration in force; returns the names of what needs a restart.
+        """Put a changed configuration in force; returns the settings that need a restart.
 
         Raises:
-            SrstreamError: it is wrong, or a socket cannot be had; the old one stays in force.
+            SrstreamError: it is wrong, or a socket cannot be opened; the old one stays in force.
         """
         self._readiness.reloading()
         running = self._configuration.settings
@@ -216,7 +216,7 @@ class Supervisor:
         return names
 
     def _switch_to(self, new: ServiceSettings) -> None:
-        """First do everything that can fail, then the rest, so that nothing is half applied."""
+        """Do all that can fail first: a configuration is applied as a whole or not at all."""
         with contextlib.ExitStack() as undo:
             check_apart(new.watch)
             check_roots(new, self._path)
@@ -234,7 +234,7 @@ class Supervisor:
         self._scheduler.configure_workers()
 
     def _narrow(self) -> None:
-        """Give up the folders that are no longer watched, with the last of their jobs."""
+        """Close the folders that are no longer watched, when the last of their jobs has ended."""
         settings = self._configuration.settings
         try:
             self._configuration.use(settings, self._configuration.opened(settings))
@@ -265,10 +265,10 @@ class Supervisor:
 
 
 def open_keys(path: Path | None, settings: ServiceSettings) -> KeyRing | None:
-    """The keys of those who may connect over TCP; None where nobody may.
+    """The keys of clients that may connect over TCP; None if TCP is off.
 
     Raises:
-        ConfigError: others may read or change them.
+        ConfigError: other users may read or change them.
     """
     if settings.sockets.control_tcp is None and settings.sockets.frames_tcp is None:
         return None
@@ -276,7 +276,7 @@ def open_keys(path: Path | None, settings: ServiceSettings) -> KeyRing | None:
 
 
 def _locked(path: Path) -> BinaryIO:
-    """The state folder's lock, held while the file is open.
+    """Lock the state folder; the lock is held while the returned file is open.
 
     Raises:
         JobError: another daemon has it.

@@ -1,7 +1,7 @@
-"""What systemd and the daemon say to each other: sd_notify(3), sd_listen_fds(3), a readiness file.
+"""Speaks with systemd: sd_notify(3), sd_listen_fds(3), and a readiness file.
 
-Two small protocols that systemd promises to keep; spoken to directly, so that no library is needed.
-Everything here is silent where there is no systemd.
+These are two small protocols that systemd promises to keep, so no library is needed. Without
+systemd nothing here has an effect.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _FIRST_DESCRIPTOR = 3
 _MAX_STATUS = 400
 _STATUS_SECONDS = 5.0
 _EXTENSION_SECONDS = 30.0
-"""Asked for once a second, so this much may pass without a sign of life."""
+"""Time asked for once a second: systemd waits as long for the next sign of life."""
 
 
 class Notifier:
-    """Datagrams to the service manager. None of them is worth an error: what fails is logged once.
+    """Sends datagrams to the service manager. A failure is logged once and is no error.
 
     Args:
         environment: NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID are taken out of it, so that no
@@ -38,33 +38,33 @@ class Notifier:
         self.watchdog_seconds = _watchdog_seconds(
             found.pop("WATCHDOG_USEC", ""), found.pop("WATCHDOG_PID", "")
         )
-        """How often at least `watchdog` is to be called; None: nobody waits for it."""
+        """Longest time between calls of `watchdog`; None: systemd does not wait for it."""
         self._has_failed = False
 
     def ready(self, status: str = "") -> None:
-        """The daemon takes jobs; also the end of a reload."""
+        """Say that the daemon takes jobs, or that a reload has ended."""
         self._send("READY=1", _status(status))
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
+        """Set the line that `systemctl status` shows."""
         self._send(_status(text))
 
     def reloading(self) -> None:
-        """A reload has begun; `ready` ends it."""
+        """Say that a reload has begun; `ready` ends it."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send("RELOADING=1", f"MONOTONIC_USEC={now}")
 
     def stopping(self, status: str = "") -> None:
-        """The daemon has begun to stop."""
+        """Say that the daemon has begun to stop."""
         self._send("STOPPING=1", _status(status))
 
     def watchdog(self) -> None:
-        """The daemon gets on."""
+        """Give the watchdog its sign of life."""
         if self.watchdog_seconds is not None:
             self._send("WATCHDOG=1")
 
     def extend_timeout(self, seconds: float) -> None:
-        """Ask for so much more time to start or stop, counted from now."""
+        """Ask for more time to start or stop: `seconds` from now."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def _send(self, *assignments: str) -> None:
@@ -82,10 +82,10 @@ class Notifier:
 
 
 class Readiness:
-    """What the service manager and containers are told of the daemon, from its start to its stop.
+    """Tells the service manager and containers whether the daemon is ready, from start to stop.
 
     Args:
-        ready_file: exists while the daemon takes jobs; one that a crash left behind is removed.
+        ready_file: file that exists while the daemon takes jobs; one left by a crash is removed.
     """
 
     def __init__(self, notifier: Notifier, ready_file: Path | None) -> None:
@@ -95,11 +95,11 @@ class Readiness:
         self._remove_file()
 
     def tick(self, health: HealthInfo, fps: float, *, is_advancing: bool) -> None:
-        """To be called once a second by the main loop, which proves that it turns.
+        """Report the daemon's condition. The main loop calls this once a second.
 
         Args:
-            fps: of all jobs together.
-            is_advancing: False withholds the watchdog's sign: systemd will kill the daemon.
+            fps: frames a second of all jobs together.
+            is_advancing: False withholds the watchdog's sign, so that systemd kills the daemon.
         """
         text = _summary(health, fps)
         if not self.is_ready and all(worker.state == "ready" for worker in health.workers):
@@ -115,24 +115,24 @@ class Readiness:
         self._tell(text)
 
     def reloading(self) -> None:
-        """A reload has begun."""
+        """Report that a reload has begun."""
         if self.is_ready:
             self._notifier.reloading()
 
     def reloaded(self) -> None:
-        """It has ended, well or not."""
+        """Report that a reload has ended, whether it succeeded or not."""
         if self.is_ready:
             self._notifier.ready()
 
     def stopping(self) -> None:
-        """No job is taken any more."""
+        """Report that the daemon stops and takes no more jobs."""
         self._remove_file()
         self.is_ready = False
         self._notifier.stopping("stopping")
         self._told, self._told_at = "stopping", time.monotonic()
 
     def draining(self, num_running: int) -> None:
-        """To be called at least once a second while segments are waited for."""
+        """Report that segments still run; to be called at least once a second."""
         now = time.monotonic()
         if now - self._told_at >= 1.0:
             self._told_at = now
@@ -164,10 +164,10 @@ class Readiness:
 
 
 def listen_fds(environment: MutableMapping[str, str] | None = None) -> dict[str, int]:
-    """Descriptors that systemd has opened for this process, by name, close-on-exec from now on.
+    """Descriptors, by name, that systemd has opened for this process; they become close-on-exec.
 
-    The variables are taken out of the environment. A name that is used twice means its first
-    descriptor; the others are closed.
+    Their variables are removed from the environment. Of several descriptors with one name, the
+    first is returned and the others are closed.
     """
     found = os.environ if environment is None else environment
     number, pid, names = (
@@ -190,7 +190,7 @@ def listen_fds(environment: MutableMapping[str, str] | None = None) -> dict[str,
 
 
 def _address(given: str) -> str | None:
-    """As `sendto` takes it: a path, or an abstract name, which systemd writes with an `@`."""
+    """The address for `sendto`: a path, or an abstract name, which systemd writes with an `@`."""
     if given.startswith("@"):
         return "\0" + given[1:]
     return given if given.startswith("/") else None
@@ -204,7 +204,7 @@ def _watchdog_seconds(microseconds: str, pid: str) -> float | None:
 
 
 def _status(text: str) -> str:
-    """A status without line breaks, which would begin another assignment."""
+    """The status without line breaks, each of which would begin another assignment."""
     return f"STATUS={' '.join(text.split())[:_MAX_STATUS]}" if text else ""
 
 

@@ -1,7 +1,7 @@
-"""Who may connect: the ZAP handler that libzmq asks about every connection, and CURVE.
+"""Decides who may connect: the ZAP handler that libzmq asks about every connection, and CURVE.
 
-ZAP: https://rfc.zeromq.org/spec/27. There is one handler in a context. Sockets whose connections
-it decides on have a domain and `ZAP_ENFORCE_DOMAIN`: without a handler nobody gets in.
+ZAP: https://rfc.zeromq.org/spec/27. A context has one handler. Its sockets have a domain and
+`ZAP_ENFORCE_DOMAIN`, so that nobody gets in without a handler.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ logger = structlog.get_logger(__name__)
 
 
 class ZapHandler:
-    """Answers libzmq's question whether a connection may be.
+    """Answers libzmq's question whether a connection is allowed.
 
-    `has_room` is asked with the domain. Over CURVE the key must be in the ring besides, and its
-    name becomes the `User-Id` of every message of the connection.
+    `has_room` is called with the domain. Over CURVE the key must also be in the ring; its name
+    becomes the `User-Id` of every message of the connection.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ZapHandler:
             ) from error
 
     def start(self) -> None:
-        """Answer from now on, in the running loop; until then connections wait."""
+        """Begin to answer, in the running loop; until then connections wait."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.FD, self._answer_all)
         self._loop.call_soon(self._answer_all)
@@ -61,7 +61,7 @@ class ZapHandler:
         self._socket.close()
 
     def _answer_all(self) -> None:
-        # FD tells of changes only, so what is there must be taken until there is no more.
+        # FD reports changes only, so all messages must be read each time.
         while not self._socket.closed and has_message(self._socket):
             parts = self._socket.recv_multipart(zmq.NOBLOCK)
             status, text, user = self._judge(parts)
@@ -76,7 +76,11 @@ class ZapHandler:
         )
         if not self._has_room(domain):
             self._log_denied(address, "all places are taken")
-            return b"300", b"all places are taken", b""  # it tries again; at 400 it would not
+            return (
+                b"300",
+                b"all places are taken",
+                b"",
+            )  # the client tries again; after 400 it would not
         if mechanism == b"NULL" and domain == LOCAL_DOMAIN:
             return b"200", b"OK", b""
         if mechanism == b"CURVE" and len(parts) == _NUM_CURVE_PARTS and self._keys is not None:
@@ -87,7 +91,7 @@ class ZapHandler:
         return b"400", b"unknown key", b""
 
     def _log_denied(self, address: str, reason: str) -> None:
-        """Once a minute: a client tries again ten times a second."""
+        """Log a refusal, once a minute: a client tries again ten times a second."""
         num_left_out = self._denials.admit()
         if num_left_out is not None:
             num_refused = num_left_out + 1
@@ -97,24 +101,25 @@ class ZapHandler:
 
 
 def has_message(socket: zmq.Socket[bytes]) -> bool:
-    """Whether there is one to receive now. Asking also takes note of what FD has told."""
+    """Whether a message can be received now. The call also resets what FD reports."""
     return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
 
 
 LOCAL_DOMAIN = "srstream.local"
-"""Of sockets that the file system guards; only room is asked for."""
+"""Domain of sockets that the file system guards; only room is checked."""
 
 CURVE_DOMAIN = "srstream.curve"
+"""Domain of sockets over TCP, where a client needs an allowed key."""
 
 
 def guard_local(socket: zmq.Socket[bytes]) -> None:
-    """Before `bind`: the ZAP handler is asked whether there is room."""
+    """Prepare a socket, before `bind`, so that the ZAP handler checks whether there is room."""
     socket.zap_domain = LOCAL_DOMAIN.encode()
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 
 def guard_curve(socket: zmq.Socket[bytes], keys: KeyRing) -> None:
-    """Before `bind`: only holders of an allowed key get in."""
+    """Prepare a socket, before `bind`, so that only holders of an allowed key get in."""
     socket.curve_secretkey = keys.secret.encode()
     socket.curve_publickey = keys.public.encode()
     socket.curve_server = True

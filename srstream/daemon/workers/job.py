@@ -1,7 +1,7 @@
 """One job of the daemon, done in a thread of an engine worker.
 
-What `srstream enhance` does, with the source and the output's folder opened beneath the configured
-roots, everything that reads the source in confined children, and an engine that jobs share.
+It does what `srstream enhance` does, but opens the source and the output's folder beneath the
+configured roots, reads the source in confined child processes only, and shares its engine.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _PINNED_MODEL_NAME = "model.json"
 
 
 class RunningJob:
-    """A job between its order and its end; the thread that runs it is `run`'s caller.
+    """A job from its order to its end. The thread that calls `run` does it.
 
     Args:
-        tell: takes events of the pipeline, from the job's threads.
-        pinned: is told the SHA-256 of the weights that the job works with.
+        tell: is called with the job's events, from its threads.
+        pinned: is called with the SHA-256 of the weights that the job uses.
     """
 
     def __init__(
@@ -73,26 +73,26 @@ class RunningJob:
         self._enhancer: Enhancer | None = None
         self._stage, self._stage_since = "", time.monotonic()
         self.advance = 0
-        """Grows with every sign that the job gets on."""
+        """Grows with every sign of progress."""
         self.progress: JobProgress | None = None
         self.segment: int | None = None
-        """That is under way; None: the work on segments has not begun."""
+        """Number of the segment under way; None before the first."""
         self.num_frames = self.num_pixels = self.num_pixels_computed = 0
         self.stage_seconds: dict[str, float] = {}
 
     def stop(self, *, now: bool) -> None:
-        """At the segment's end, or within a second."""
+        """End the job at the end of its segment, or `now`, within a second."""
         if now:
             self._stop.request_now()
         else:
             self._stop.request()
 
     def weigh(self, priority: int) -> None:
-        """Give it another share of the engine."""
+        """Give the job the share of the engine that a priority stands for."""
         self._member.weigh(priority)
 
     def run(self) -> Ended:
-        """Do the job; every way it can end is in what comes back."""
+        """Do the job; the returned message says how it ended, whatever happened."""
         try:
             try:
                 result = self._enhance(restart=False)
@@ -181,14 +181,14 @@ class RunningJob:
                     ),
                 )
         except StalledError:
-            self._enhancer = None  # to close it is to wait for what hangs
+            self._enhancer = None  # closing it would wait for the call that hangs
             raise
         finally:
             media.close()
             self._count()
 
     def _config(self) -> JobConfig:
-        """The job's settings within what the daemon allows, with the weights that it began with."""
+        """The job's settings within the daemon's limits, with the weights that it began with."""
         config, security = self.order.config, self._security
         source = config.source.model_copy(
             update={
@@ -215,7 +215,7 @@ class RunningJob:
         return SharedStage(enhancer, self._member, wake)
 
     def _count(self) -> None:
-        """Take over what the enhancer has counted, before it is gone."""
+        """Add the enhancer's counts to the job's, then close the enhancer."""
         enhancer, self._enhancer = self._enhancer, None
         if enhancer is not None:
             self.num_pixels += enhancer.num_pixels
@@ -250,10 +250,10 @@ class RunningJob:
 
 
 def pinned_model(model: ModelConfig, directory: Path, *, renew: bool) -> ModelConfig:
-    """The model with weights that stay the same until the job's end, whatever is registered.
+    """The model with weights that stay the same until the job ends, whatever is registered.
 
-    Weights that ship are what the installed version has; others are copied into the job's folder.
-    With `renew`, what is registered now takes the place of what was pinned.
+    Weights that ship are those of the installed version; others are copied into the job's folder.
+    With `renew`, the weights registered now replace those that were pinned.
     """
     stated, weights = directory / _PINNED_MODEL_NAME, directory / _PINNED_NAME
     if stated.exists() and not renew:

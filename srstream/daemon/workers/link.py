@@ -1,6 +1,6 @@
-"""What supervisor and engine worker say to each other: JSON lines over a pair of sockets.
+"""The messages between supervisor and engine worker, JSON lines over a pair of sockets.
 
-The pair is made before the worker starts and has no name, so nobody else can speak on it.
+The pair is made before the worker starts and has no name, so no other process can use it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def line(self) -> bytes:
-        """As it is sent."""
+        """The message as it is sent."""
         return self.model_dump_json(exclude_computed_fields=True).encode() + b"\n"
 
 
 class Setup(_Line):
-    """The first line that a worker is given."""
+    """The first line that a worker receives."""
 
     name: str
     device: str
@@ -41,12 +41,12 @@ class Setup(_Line):
     max_frame_sessions: int
     """0: this worker serves no frames."""
     keys_dir: Path | None = None
-    """Of those who may push frames over TCP."""
+    """Folder of the keys of clients that may push frames over TCP."""
     logs: LogSettings
 
 
 class JobOrder(_Line):
-    """One job, as a worker is told to do it."""
+    """One job, as the supervisor orders it."""
 
     id: str
     input: Path
@@ -55,17 +55,19 @@ class JobOrder(_Line):
     config: JobConfig
     priority: int
     directory: Path
-    """Of its unfinished work."""
+    """The folder of its unfinished work."""
     may_change_weights: bool = False
 
 
 class Start(_Line):
+    """Do a job."""
+
     do: Literal["start"] = "start"
     order: JobOrder
 
 
 class Stop(_Line):
-    """End a job: at its segment's end, or within a second."""
+    """End a job: at the end of its segment, or `now`, within a second."""
 
     do: Literal["stop"] = "stop"
     job: str
@@ -73,13 +75,15 @@ class Stop(_Line):
 
 
 class Weigh(_Line):
+    """Give a job the share of the engine that a priority stands for."""
+
     do: Literal["weigh"] = "weigh"
     job: str
     priority: int
 
 
 class Configure(_Line):
-    """What a reload changed: the logs at once, the rest for jobs that start from now on."""
+    """Apply reloaded settings: the log's at once, the others to jobs that start later."""
 
     do: Literal["configure"] = "configure"
     security: SecuritySettings
@@ -87,6 +91,8 @@ class Configure(_Line):
 
 
 class Exit(_Line):
+    """End the worker."""
+
     do: Literal["exit"] = "exit"
 
 
@@ -95,7 +101,7 @@ COMMAND: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminat
 
 
 class Ready(_Line):
-    """The engine is warm."""
+    """The engine is warmed up."""
 
     say: Literal["ready"] = "ready"
     engine: str
@@ -106,16 +112,16 @@ class Counts(_Line):
     """What a worker has done since it started."""
 
     frames: dict[str, int] = {}
-    """Enhanced, by model."""
+    """Frames enhanced, by model."""
     pixels: int = 0
-    """Input pixels that were to be enlarged, and of them those that were computed."""
+    """Input pixels to enlarge; `pixels_computed` counts those that a network computed."""
     pixels_computed: int = 0
     stage_seconds: dict[str, float] = {}
     frame_sessions: int = 0
 
 
 class Beat(_Line):
-    """Once a second. `advance` grows with every sign of getting on, of each job and of all."""
+    """The sign of life, twice a second. `advance`, by job, grows with every sign of progress."""
 
     say: Literal["beat"] = "beat"
     advance: dict[str, int]
@@ -124,7 +130,7 @@ class Beat(_Line):
 
 
 class Happened(_Line):
-    """An event of `srstream.jobs.events` in a job."""
+    """An event of a job, as `srstream.jobs.events` defines it."""
 
     say: Literal["event"] = "event"
     job: str
@@ -132,7 +138,7 @@ class Happened(_Line):
 
 
 class Pinned(_Line):
-    """The weights that a job works with."""
+    """The weights that a job uses."""
 
     say: Literal["pinned"] = "pinned"
     job: str
@@ -140,7 +146,10 @@ class Pinned(_Line):
 
 
 class Ended(_Line):
-    """A job's thread is through. `kind` is the name of an srstream error where it failed."""
+    """A job's thread has ended. After a failure, `kind` is the class of the srstream error.
+
+    Without a `job`, the worker itself cannot start.
+    """
 
     say: Literal["ended"] = "ended"
     job: str
@@ -157,7 +166,7 @@ MESSAGE: TypeAdapter[WorkerMessage] = TypeAdapter(
 
 
 class Link:
-    """The worker's end: lines in for one thread, messages out for any."""
+    """The worker's end: one thread reads lines, any thread may send messages."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -169,10 +178,10 @@ class Link:
             self._connection.sendall(message.line())
 
     def lines(self, timeout_seconds: float) -> Iterator[bytes]:
-        """What came, after at most so long a wait.
+        """The lines that have arrived, after waiting for `timeout_seconds` at most.
 
         Raises:
-            EOFError: the supervisor is gone.
+            EOFError: the supervisor has ended.
         """
         if not select.select([self._connection], [], [], timeout_seconds)[0]:
             return

@@ -1,8 +1,8 @@
-"""The engine worker: the process that holds an engine and does the jobs that it is told to do.
+"""The engine worker: the process that holds an engine and does jobs for the supervisor.
 
-Run as `python -m srstream.daemon.workers.main DESCRIPTOR` by the supervisor, which speaks to it
-over that socket (`link.py`). It dies with the supervisor. One thread a job; this one takes orders
-and beats.
+The supervisor runs it as `python -m srstream.daemon.workers.main DESCRIPTOR` and sends commands
+over that socket (`link.py`). It dies with the supervisor. Each job has a thread; the main thread
+takes commands and sends signs of life.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _WARM_TILE = (180, 320)
 
 
 class EngineWorker:
-    """Jobs on one device, each in its thread."""
+    """Does jobs on one device, each in its own thread."""
 
     def __init__(self, setup: Setup, link: Link) -> None:
         self._setup, self._link = setup, link
@@ -122,14 +122,14 @@ class EngineWorker:
         return server
 
     def close(self) -> None:
-        """Tell the clients that push frames, and remove their socket."""
+        """Tell clients that push frames that the daemon ends, and remove their socket."""
         if self._frames is not None:
             self._frames.close()
         if self._frame_keys is not None:
             self._frame_keys.close()
 
     def serve(self) -> None:
-        """Take orders and beat, until told to leave or the supervisor is gone."""
+        """Take commands and send signs of life, until told to end or the supervisor ends."""
         next_beat = 0.0
         while not self._is_leaving:
             for line in self._link.lines(BEAT_SECONDS / 2):
@@ -234,7 +234,7 @@ def main() -> int:
     die_with_parent(setup.parent_pid)
     _configure_logs(setup)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # The supervisor decides when to stop; a terminal's Ctrl-C goes to the whole group.
+    # The supervisor decides when to stop; Ctrl-C in a terminal reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     worker = EngineWorker(setup, link)
@@ -247,7 +247,7 @@ def main() -> int:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     worker.close()
-    # Threads of jobs may hang in libraries; nothing of theirs is worth waiting for.
+    # Threads of jobs may hang in libraries, and there is nothing to wait for.
     os._exit(0)
 
 

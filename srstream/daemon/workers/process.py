@@ -1,4 +1,4 @@
-"""The engine workers as the supervisor sees them: started, listened to, killed, replaced."""
+"""Starts an engine worker, listens to it, and replaces it when it dies."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from srstream.protocol.control import JobProgress, WorkerInfo
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 300.0
-"""For warming up; building an engine for a GPU takes minutes."""
+"""Time that a worker has to warm up; to build an engine for a GPU takes minutes."""
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 15.0
 
 
 @dataclass(slots=True)
 class RunningOrder:
-    """A job on a worker."""
+    """A job that a worker does, and how far it is."""
 
     order: JobOrder
     advance: int = 0
@@ -48,11 +48,11 @@ class RunningOrder:
 
 
 class EngineProcess:
-    """One engine worker and its successors: whatever dies is started again, after a pause.
+    """One engine worker and its successors: one that dies is started again after a pause.
 
     Args:
-        on_message: gets what a worker says, one message after the other.
-        on_death: gets the jobs that a worker had when it died.
+        on_message: is called with each message of the worker, one after the other.
+        on_death: is called with the jobs that the worker had when it died.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class EngineProcess:
         self.is_ready = self.is_leaving = False
         self.engine = ""
         self.fault = ""
-        """What the last one said before it went."""
+        """The error with which the last worker ended."""
         self.num_restarts = 0
         self.num_deaths_in_a_row = 0
-        """Without a job having advanced in between."""
+        """Deaths between which no job advanced."""
         self._heard_at = self._started_at = time.monotonic()
         self._is_busy_here = False
 
@@ -84,7 +84,7 @@ class EngineProcess:
         return None if self._process is None else self._process.pid
 
     def info(self) -> WorkerInfo:
-        """What clients are told."""
+        """The worker as clients see it."""
         alive = self._process is not None
         ready = "ready" if self.is_ready else "starting"
         return WorkerInfo(
@@ -108,7 +108,7 @@ class EngineProcess:
             self.kill()
 
     async def _pause(self) -> None:
-        """Longer after every death that came before a job advanced."""
+        """Wait before the next start; longer after each death before which no job advanced."""
         if self.is_leaving:
             return
         self.num_restarts += 1
@@ -117,27 +117,27 @@ class EngineProcess:
         await asyncio.sleep(min(seconds, _LONGEST_PAUSE_SECONDS))
 
     def start_job(self, order: JobOrder) -> None:
-        """Hand it a job."""
+        """Give the worker a job."""
         self.running[order.id] = RunningOrder(order)
         self.send(Start(order=order))
 
     def send(self, command: Command) -> None:
-        """Tell it something; nothing happens where it has just died."""
+        """Send a command; if the worker has just died, nothing happens."""
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(command.line())
 
     def leave(self) -> None:
-        """Have it end, and not be replaced."""
+        """Have the worker end without a successor."""
         self.is_leaving = True
         self.send(Exit())
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the worker."""
         if self._process is not None:
             _kill(self._process)
 
     def stall(self, stall_seconds: float, silence_seconds: float) -> str | None:
-        """Why it has to be replaced, if it has."""
+        """Why the worker must be replaced; None if it need not be."""
         now = time.monotonic()
         if self._process is None:
             return None
@@ -158,7 +158,7 @@ class EngineProcess:
         if self.device.startswith("cuda:"):
             environment["CUDA_VISIBLE_DEVICES"] = self.device.removeprefix("cuda:")
         for variable in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
-            environment.pop(variable, None)  # the supervisor's alone to answer
+            environment.pop(variable, None)  # only the supervisor answers these
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -191,7 +191,7 @@ class EngineProcess:
                 self.is_ready, self.engine = True, message.engine
             elif isinstance(message, Beat):
                 self._take_beat(message)
-            # While the disk is full this waits; the worker is not to blame for it.
+            # While the disk is full this waits, which must not count as the worker's silence.
             self._is_busy_here = True
             await self._on_message(self, message)
             self._is_busy_here = False
@@ -208,7 +208,7 @@ class EngineProcess:
                 self.running[job].progress = progress
 
     async def _bury(self) -> None:
-        """The worker is gone or must go; its jobs are handed back."""
+        """Kill the worker if it still lives, and hand its jobs back."""
         process, self._process = self._process, None
         assert process is not None
         _kill(process)
@@ -226,10 +226,10 @@ class EngineProcess:
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
-    """Kill a child if it lives.
+    """Kill a child process if it lives.
 
-    `process.kill` would take away the status of one that has just died by itself, which asyncio
-    then looks for in vain.
+    `process.kill` would collect the status of a child that has just died by itself, and asyncio
+    would look for it in vain.
     """
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
