@@ -98,6 +98,16 @@ class InterruptedJobError(JobError):
 
 
 def error_named(name: str) -> type[SrstreamError] | None:
-    """The error class of this name, as another process reports it; None if there is none."""
+    """Return the error class of this name, None if there is none."""
     found = globals().get(name)
     return found if isinstance(found, type) and issubclass(found, SrstreamError) else None
+
+
+def error_to_wire(error: BaseException) -> tuple[str, str]:
+    """Return an error as another process can read it: its class's name and its text."""
+    return type(error).__name__, str(error)
+
+
+def error_from_wire(kind: str, text: str, otherwise: type[SrstreamError]) -> SrstreamError:
+    """Return the error that another process reported; of class `otherwise` if it has no `kind`."""
+    return (error_named(kind) or otherwise)(text)

@@ -38,12 +38,12 @@ from srstream.jobs.events import (
 )
 from srstream.jobs.failpoints import failpoint
 from srstream.jobs.plan import JobPlan, OpenEngine, fingerprint, make_plan
-from srstream.jobs.segments import DecodeOutcome, DecoderDiedError, Worker
+from srstream.jobs.segments import DecoderDiedError, Worker
 from srstream.jobs.stall import STALL_SECONDS
 from srstream.jobs.store import JobStore, SegmentRecord, disk_errors, job_directory
 from srstream.jobs.wakeup import Wakeup
 from srstream.media.receipt import Receipt
-from srstream.sandbox.decoder import DecodeRequest
+from srstream.sandbox.decoder import DecodeOutcome, DecodeRequest
 from srstream.sandbox.steps import Assemble, InProcess, MediaSteps, Verify
 
 # Frames of the source that may be under way between the processes: enough to hide a hiccup, few
@@ -241,7 +241,7 @@ class _Job:
                 announced = True
             outcome = store.get("outcome")
             if outcome is not None and len(done) == len(plan.cuts):
-                return DecodeOutcome(**outcome)
+                return DecodeOutcome.model_validate(outcome)
             try:
                 ended = self._run_worker(store, done)
             except DecoderDiedError as error:
@@ -260,14 +260,7 @@ class _Job:
                     f"{self._output}: interrupted; {len(store.segments())} of {len(plan.cuts)} "
                     "segments are done. Run the same command again to go on."
                 )
-            store.put(
-                "outcome",
-                {
-                    "num_corrupt_packets": ended.num_corrupt_packets,
-                    "num_concealed": ended.num_concealed,
-                    "stopped_at_seconds": ended.stopped_at_seconds,
-                },
-            )
+            store.put("outcome", ended.model_dump())
 
     def _run_worker(self, store: JobStore, done: list[SegmentRecord]) -> DecodeOutcome | None:
         plan = self._plan
@@ -328,7 +321,6 @@ class _Job:
             config=plan.config.source,
             window=plan.window,
             directory_descriptor=-1,
-            parent_pid=-1,
             anchor_pts=None if anchor is None else anchor.file.pts[-1],
             anchor_hash=None if anchor is None else anchor.last_frame_hash,
         )

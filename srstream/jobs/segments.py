@@ -8,7 +8,6 @@ stop it; and who stands still is noticed and named (`stall.py`).
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from bisect import bisect_right
 from collections import deque
@@ -23,15 +22,21 @@ from srstream.errors import (
     MediaError,
     SrstreamError,
     StalledError,
-    error_named,
+    error_from_wire,
 )
 from srstream.frame import Frame
 from srstream.jobs.encoder import Cut, EncoderThread
 from srstream.jobs.stall import STALL_SECONDS, Stages, StallWatch
 from srstream.jobs.store import JobStore
 from srstream.jobs.wakeup import Wakeup
-from srstream.sandbox.child import end_child
-from srstream.sandbox.decoder import DecodeRequest, frame_hash, opened_source, start_decoder
+from srstream.sandbox.child import Child
+from srstream.sandbox.decoder import (
+    DecodeOutcome,
+    DecodeRequest,
+    frame_hash,
+    opened_source,
+    start_decoder,
+)
 from srstream.sandbox.transport import END, ERROR, FRAME, FrameReceiver
 
 POLL_SECONDS = 0.2
@@ -57,15 +62,6 @@ class SegmentCuts:
 
     def __len__(self) -> int:
         return len(self.starts)
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeOutcome:
-    """The decoder's report at the end of the input."""
-
-    num_corrupt_packets: int = 0
-    num_concealed: int = 0
-    stopped_at_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +101,7 @@ class Worker:
         is_aborted: Callable[[], bool] = lambda: False,
         on_alive: Callable[[], None] = lambda: None,
         stall_seconds: float = STALL_SECONDS,
-        start: Callable[[DecodeRequest, BinaryIO], subprocess.Popen[bytes]] = start_decoder,
+        start: Callable[[DecodeRequest, BinaryIO], Child] = start_decoder,
     ) -> None:
         self._store, self._cuts = store, cuts
         self._stage, self._encoder, self._wakeup = stage, encoder, wakeup
@@ -148,9 +144,7 @@ class Worker:
         return self._outcome
 
     @contextmanager
-    def _decoder(
-        self, request: DecodeRequest, receiver: FrameReceiver
-    ) -> Iterator[subprocess.Popen[bytes]]:
+    def _decoder(self, request: DecodeRequest, receiver: FrameReceiver) -> Iterator[Child]:
         """The child, which may read the source but open no file by its name."""
         log_path = self._store.directory / "decoder.log"
         given = request.source_descriptor
@@ -158,15 +152,14 @@ class Worker:
             wanted = {
                 "source_descriptor": source,
                 "directory_descriptor": receiver.directory_descriptor,
-                "parent_pid": os.getpid(),
             }
             child = self._start(request.model_copy(update=wanted), log)
         try:
             yield child
         finally:
-            end_child(child)
+            child.end()
 
-    def _work(self, receiver: FrameReceiver, child: subprocess.Popen[bytes]) -> None:
+    def _work(self, receiver: FrameReceiver, child: Child) -> None:
         """Do whatever can be done, until everything is; wait only while nothing can."""
         watch = StallWatch(child.pid, self._stall_seconds, self._on_alive)
         death = _Death(child)
@@ -240,13 +233,9 @@ class Worker:
                 self._on_note(content)
         elif kind == END:
             self._is_receiving = False
-            self._outcome = DecodeOutcome(
-                num_corrupt_packets=content["num_corrupt_packets"],
-                num_concealed=content["num_concealed"],
-                stopped_at_seconds=content["stopped_at_seconds"],
-            )
+            self._outcome = DecodeOutcome.model_validate(content)
         elif kind == ERROR:
-            raise (error_named(content["kind"]) or MediaError)(content["text"])
+            raise error_from_wire(content["kind"], content["text"], MediaError)
         elif kind == FRAME:
             raise MediaError("the decoder sent a frame message that holds no frame")
         return True
@@ -336,7 +325,7 @@ class Worker:
 class _Death:
     """The end of a child, as something that can be waited for."""
 
-    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+    def __init__(self, child: Child) -> None:
         self._child = child
         self._descriptor = os.pidfd_open(child.pid)
         self._seen_at: float | None = None
@@ -347,7 +336,7 @@ class _Death:
 
     def is_certain(self) -> bool:
         """Whether it is so long ago that no message can be on its way."""
-        if self._child.poll() is None:
+        if self._child.status is None:
             return False
         if self._seen_at is None:
             self._seen_at = time.monotonic()
@@ -355,7 +344,7 @@ class _Death:
 
     @property
     def status(self) -> str:
-        return f"status {self._child.returncode}"
+        return f"status {self._child.status}"
 
     def close(self) -> None:
         os.close(self._descriptor)

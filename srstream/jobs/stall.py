@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from srstream.sandbox.child import bytes_read, cpu_seconds
+from srstream.sandbox.life import bytes_read, cpu_seconds
 
 STALL_SECONDS = 60.0
 

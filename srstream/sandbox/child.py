@@ -1,51 +1,235 @@
-"""What every child process has in common that reads what nobody trusts."""
+"""How a child process is started, talked to and ended; every child of srstream uses this.
+
+The two processes talk over a pair of connected sockets without a name. The child finds its end as
+its standard input. A message is a pydantic model as JSON, after its length in bytes as a big-endian
+32-bit number. The first message is the child's order. Files are passed as inherited descriptors,
+whose numbers the order states.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Final, TypeVar
 
-_PR_SET_PDEATHSIG = 1
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    import asyncio
+
+CONFINED: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""Variables for a child that confines itself: threads that NumPy starts earlier would stay free."""
+
+_MAX_MESSAGE_BYTES = 256 << 20
+_CHUNK_BYTES = 1 << 20
 _END_SECONDS = 10.0
+_LENGTH = struct.Struct("!I")
+_CREDENTIALS = struct.Struct("3i")
+_PR_SET_PDEATHSIG = 1
+
+_Order = TypeVar("_Order", bound=BaseModel)
+
+
+def packed(message: BaseModel) -> bytes:
+    """The bytes of a message on a channel."""
+    content = message.model_dump_json(exclude_computed_fields=True).encode()
+    return _LENGTH.pack(len(content)) + content
+
+
+async def read_message(reader: asyncio.StreamReader, max_bytes: int) -> bytes:
+    """Return the JSON of the next message.
+
+    Raises:
+        EOFError, ConnectionError: the other process has gone, or sent too large a message.
+    """
+    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    if length > max_bytes:
+        raise EOFError(f"a message of {length} bytes is too large")
+    return await reader.readexactly(length)
+
+
+class Channel:
+    """One end of the connection between a child and its parent.
+
+    Any thread may send; one thread at a time receives. `EOFError` says that the other process has
+    gone.
+    """
+
+    def __init__(self, connection: socket.socket, max_bytes: int = _MAX_MESSAGE_BYTES) -> None:
+        self.connection, self._max_bytes = connection, max_bytes
+        self._lock = threading.Lock()
+        self._pending = bytearray()
+        self._unsent = b""
+
+    def send(self, message: BaseModel) -> None:
+        """Send a message; wait while the other process is behind."""
+        try:
+            with self._lock:
+                self.connection.sendall(packed(message))
+        except ConnectionError as error:
+            raise EOFError("the other process has gone") from error
+
+    def offer(self, message: BaseModel) -> bool:
+        """Send a message if there is room for it now, else drop it and return False.
+
+        A channel on which one end offers is one on which that end never sends.
+        """
+        with self._lock, contextlib.suppress(OSError):
+            if self._unsent:
+                sent = self.connection.send(self._unsent, socket.MSG_DONTWAIT)
+                self._unsent = self._unsent[sent:]
+            if not self._unsent:
+                content = packed(message)
+                self._unsent = content[self.connection.send(content, socket.MSG_DONTWAIT) :]
+                return True
+        return False
+
+    def receive(self, timeout_seconds: float | None = None) -> bytes | None:
+        """Return the JSON of the next message, or None if none is complete in time.
+
+        Raises:
+            EOFError: the other process has gone, or sent too large a message.
+        """
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while (message := self._taken()) is None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([self.connection], [], [], left)[0]:
+                return None
+            try:
+                chunk = self.connection.recv(_CHUNK_BYTES)
+            except ConnectionError as error:
+                raise EOFError("the other process has gone") from error
+            if not chunk:
+                raise EOFError("the other process has gone")
+            self._pending += chunk
+        return message
+
+    def _taken(self) -> bytes | None:
+        """Take the first message out of what has arrived; None if it is not complete."""
+        if len(self._pending) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._pending)
+        if length > self._max_bytes:
+            raise EOFError(f"a message of {length} bytes is too large")
+        end = _LENGTH.size + length
+        if len(self._pending) < end:
+            return None
+        message = bytes(self._pending[_LENGTH.size : end])
+        del self._pending[:end]
+        return message
+
+    def close(self) -> None:
+        """Close this end; the other process sees the end of the channel."""
+        self.connection.close()
+
+
+class Child:
+    """A process that this one started."""
+
+    def __init__(self, process: subprocess.Popen[bytes], channel: Channel) -> None:
+        self.process, self.channel = process, channel
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, negative for a signal; None while the child runs."""
+        return self.process.poll()
+
+    def kill(self) -> None:
+        """Kill the child, and do not wait for its end."""
+        self.process.kill()
+
+    def end(self, patience_seconds: float = 0.0) -> None:
+        """Close the channel, give the child time to end by itself, then kill it.
+
+        Waits for the end of the child, but not forever, should the kernel not let it go.
+        """
+        self.channel.close()
+        if patience_seconds:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(patience_seconds)
+        self.process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_END_SECONDS)
 
 
 def start_child(
-    module: str, *, inherited: Sequence[int], stdout: int, log: BinaryIO
-) -> subprocess.Popen[bytes]:
-    """Start a module of srstream that confines itself; it is told on standard input what to do.
+    module: str,
+    order: BaseModel,
+    *,
+    descriptors: Sequence[int] = (),
+    log: IO[bytes] | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> Child:
+    """Start a module of srstream as a process and send it its order.
+
+    A child that dies at once raises nothing here; whoever waits for its messages notices.
 
     Args:
-        inherited: descriptors that the child shares.
-        stdout: as `subprocess` has it.
-        log: takes what the child and libav say on standard error.
+        descriptors: inherited by the child under the same numbers.
+        log: receives the child's standard error; None: this process's own standard error.
+        variables: added to the environment of this process.
     """
-    return subprocess.Popen(
-        # -P: a file of the user's called av.py in the current folder must not be imported.
-        [sys.executable, "-P", "-m", module],
-        stdin=subprocess.PIPE,
-        stdout=stdout,
-        stderr=log,
-        pass_fds=inherited,
-        # NumPy's threads would start before the child confines itself, and stay free.
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-        # Ctrl-C is the parent's to handle: a group of its own keeps the terminal's signal away.
-        process_group=0,
-    )
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            process = subprocess.Popen(
+                # -P: a file of the user's called av.py in the current folder is not imported.
+                [sys.executable, "-P", "-m", module],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                pass_fds=descriptors,
+                env={**os.environ, **(variables or {})},
+                # The parent handles Ctrl-C; the terminal signals the parent's group alone.
+                process_group=0,
+            )
+    except BaseException:
+        ours.close()
+        raise
+    child = Child(process, Channel(ours))
+    with contextlib.suppress(EOFError):
+        child.channel.send(order)
+    return child
 
 
-def end_child(child: subprocess.Popen[bytes]) -> None:
-    """Kill a child and wait for its end; not for ever, should the kernel not let it go."""
-    child.kill()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(_END_SECONDS)
+def take_order(kind: type[_Order], *, outlives_parent: bool = False) -> tuple[Channel, _Order]:
+    """Return a child's channel to its parent, and its order.
+
+    From then on the kernel kills this process when the thread that started it ends.
+
+    Args:
+        outlives_parent: the child has something left to do when its parent is killed, and ends by
+            itself after the end of the channel.
+
+    Raises:
+        EOFError: the parent has gone.
+    """
+    channel = Channel(socket.socket(fileno=os.dup(0)))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    if not outlives_parent:
+        credentials = channel.connection.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+        )
+        die_with_parent(_CREDENTIALS.unpack(credentials)[0])
+    message = channel.receive()
+    assert message is not None  # there is no time limit
+    return channel, kind.model_validate_json(message)
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -53,46 +237,3 @@ def die_with_parent(parent_pid: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         sys.exit(1)
-
-
-def cpu_seconds(process: int | str) -> float:
-    """What a process, or one thread ("self/task/ID"), has used; 0 if that cannot be seen."""
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError):
-        return 0.0
-
-
-def bytes_read(pid: int) -> int:
-    """How many bytes a process has read so far: whether it gets on; 0 if that cannot be seen."""
-    try:
-        return int(Path(f"/proc/{pid}/io").read_text().split("rchar: ")[1].split()[0])
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-class SignsOfLife:
-    """Whether a process gets on: it reads, or it computes.
-
-    Computing alone counts for a while only, since what loops for ever computes too.
-
-    Args:
-        computing_seconds: how long a process may compute without reading.
-    """
-
-    def __init__(self, pid: int, computing_seconds: float = 600.0) -> None:
-        self._pid, self._computing_seconds = pid, computing_seconds
-        self._position, self._used_seconds = bytes_read(pid), cpu_seconds(pid)
-        self._read_at = time.monotonic()
-
-    def are_new(self) -> bool:
-        """Whether there were any since this was last asked."""
-        position, used = bytes_read(self._pid), cpu_seconds(self._pid)
-        has_read, has_computed = position != self._position, used > self._used_seconds
-        self._position, self._used_seconds = position, used
-        if has_read:
-            self._read_at = time.monotonic()
-        return has_read or (
-            has_computed and time.monotonic() - self._read_at < self._computing_seconds
-        )

@@ -1,19 +1,17 @@
 """The child process that decodes all frames: a decoder that crashes takes no output with it.
 
-Run as `python -m srstream.sandbox.decoder` with a request on standard input; frames, notes, the
-report and errors go back over ZeroMQ. It dies with its parent. Before it touches the source, which
-it gets as a descriptor, it gives up all that it does not need (`sandbox.py`).
+Run as `python -m srstream.sandbox.decoder`; its order is a `DecodeRequest`. Frames, notes, the
+outcome and errors go back over ZeroMQ. It dies with its parent. Before it touches the source, which
+it gets as a descriptor, it gives up all that it does not need (`confine.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,12 +19,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from srstream.config import SourceConfig
-from srstream.errors import SrstreamError, UsageError
+from srstream.errors import MediaError, ResumeMismatchError, SrstreamError, UsageError
 from srstream.frame import Frame
 from srstream.media.errors import sentence, show_as
 from srstream.media.read.decode import Decoder
 from srstream.media.types import TimeWindow, VideoInfo
-from srstream.sandbox.child import die_with_parent, start_child
+from srstream.sandbox.child import CONFINED, Child, start_child, take_order
 from srstream.sandbox.confine import confine, seal
 from srstream.sandbox.transport import FrameSender, endpoint
 
@@ -50,10 +48,8 @@ class DecodeRequest(BaseModel):
     config: SourceConfig
     window: TimeWindow
     directory_descriptor: int
-    parent_pid: int
     anchor_pts: int | None = None
     anchor_hash: str | None = None
-    decode_threads: int = 1
     memory_bytes: int | None = None
 
     @property
@@ -67,6 +63,19 @@ class DecodeRequest(BaseModel):
         if self.source_descriptor is None:
             return self.path
         return Path(f"/proc/self/fd/{self.source_descriptor}")
+
+
+class DecodeOutcome(BaseModel):
+    """What the decoder reports at the end of the input.
+
+    `stopped_at_seconds` is set where a salvaged decode ended early.
+    """
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    num_corrupt_packets: int = 0
+    num_concealed: int = 0
+    stopped_at_seconds: float | None = None
 
 
 @contextmanager
@@ -98,24 +107,17 @@ def frame_hash(frame: Frame) -> str:
     return digest.hexdigest()
 
 
-def start_decoder(request: DecodeRequest, log: BinaryIO) -> subprocess.Popen[bytes]:
+def start_decoder(request: DecodeRequest, log: BinaryIO) -> Child:
     """Start the child; its frames arrive at the receiver whose folder the request names.
 
-    `log` takes what the child and libav say on standard error.
+    `log` receives what the child and libav write to standard error.
     """
-    inherited = [request.directory_descriptor]
+    descriptors = [request.directory_descriptor]
     if request.source_descriptor is not None:
-        inherited.append(request.source_descriptor)
-    process = start_child(
-        "srstream.sandbox.decoder", inherited=inherited, stdout=subprocess.DEVNULL, log=log
+        descriptors.append(request.source_descriptor)
+    return start_child(
+        "srstream.sandbox.decoder", request, descriptors=descriptors, log=log, variables=CONFINED
     )
-    assert process.stdin is not None
-    try:
-        process.stdin.write(request.model_dump_json().encode())
-        process.stdin.close()
-    except BrokenPipeError:
-        pass  # It died at once; the one who waits for its frames will see that.
-    return process
 
 
 def frames_from(decoder: Decoder, request: DecodeRequest) -> Iterator[Frame]:
@@ -147,7 +149,6 @@ def run(request: DecodeRequest, sender: FrameSender) -> None:
             request.video,
             request.config,
             start_pts=attempt,
-            threads=request.decode_threads,
             container=request.container,
         )
         num_notes = 0
@@ -159,7 +160,7 @@ def run(request: DecodeRequest, sender: FrameSender) -> None:
                 sender.send(frame)
             for note in decoder.report.notes[num_notes:]:
                 sender.note(note)
-            sender.end(asdict(decoder.report))
+            sender.end(DecodeOutcome.model_validate(decoder.report).model_dump())
             return
         except LookupError:
             if attempt is None:
@@ -181,8 +182,7 @@ def _confine(request: DecodeRequest) -> tuple[str, ...]:
 
 def main() -> int:
     """Entry point of the child."""
-    request = DecodeRequest.model_validate_json(sys.stdin.buffer.read())
-    die_with_parent(request.parent_pid)
+    channel, request = take_order(DecodeRequest)
     in_force = _confine(request)
     sender = FrameSender(endpoint(request.directory_descriptor))
     sender.wait_until_connected()
@@ -191,17 +191,19 @@ def main() -> int:
     try:
         run(request, sender)
     except SrstreamError as error:
-        sender.fail(type(error).__name__, str(error))
+        sender.fail(error)
     except LookupError:
         sender.fail(
-            "ResumeMismatchError",
-            f"{request.path}: decoding it again gave other frames than before. "
-            "Use --restart to begin anew.",
+            ResumeMismatchError(
+                f"{request.path}: decoding it again gave other frames than before. "
+                "Use --restart to begin anew."
+            )
         )
     except MemoryError:
-        sender.fail("MediaError", f"{request.path}: decoding it needs more memory than there is.")
+        sender.fail(MediaError(f"{request.path}: decoding it needs more memory than there is."))
     finally:
         sender.close()
+        channel.close()
     return 0
 
 

@@ -6,10 +6,6 @@ has all of it done in `steps_child.py`.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import select
-import subprocess
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from srstream.config import JobConfig, SourceConfig
-from srstream.errors import HostileInputError, InterruptedJobError, MediaError, error_named
+from srstream.errors import HostileInputError, InterruptedJobError, MediaError, error_from_wire
 from srstream.media.read.probe import probe, scan_packets
 from srstream.media.read.restore import RestoreChoice, choose_restore
 from srstream.media.receipt import Receipt
@@ -39,13 +35,13 @@ from srstream.media.write.containers import CONTAINERS
 from srstream.media.write.mux import assemble
 from srstream.media.write.trial import try_output
 from srstream.models.table import model_spec
-from srstream.sandbox.child import SignsOfLife, end_child, start_child
+from srstream.sandbox.child import CONFINED, Child, start_child
+from srstream.sandbox.life import SignsOfLife
 
 OnProgress = Callable[[int, int | None], None]
 
 MAX_DEATHS = 3
 _POLL_SECONDS = 0.2
-_LARGEST_LINE_BYTES = 256 << 20
 _T = TypeVar("_T")
 
 
@@ -166,7 +162,7 @@ class InProcess:
 
 
 class Opening(BaseModel):
-    """The first line that a child is given: what it may touch."""
+    """The order of the child: what it may touch."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -175,23 +171,22 @@ class Opening(BaseModel):
     source_descriptor: int
     directory: Path
     """Of the job; the child may write in it."""
-    parent_pid: int
     memory_bytes: int | None = None
 
 
 AnyStep = Probe | TryOutput | Scan | ChooseRestore | Assemble | Verify
 STEP: TypeAdapter[AnyStep] = TypeAdapter(Annotated[AnyStep, Field(discriminator="step")])
-"""Every further line."""
+"""Every further message to the child."""
 
 
-class Line(BaseModel):
-    """One line from a child: progress, or the end of a step."""
+class Answer(BaseModel):
+    """A message from the child: progress, or the end of a step."""
 
     progress: tuple[int, int | None] | None = None
     reply: str | None = None
     """JSON, as the step's `reply` has it."""
     error: tuple[str, str] | None = None
-    """Name of an srstream error, and its text."""
+    """As `error_to_wire` makes it."""
 
 
 class InChild:
@@ -219,12 +214,10 @@ class InChild:
             source=source,
             source_descriptor=descriptor,
             directory=directory,
-            parent_pid=os.getpid(),
             memory_bytes=memory_bytes,
         )
         self._on_advance, self._is_aborted = on_advance, is_aborted
-        self._child: subprocess.Popen[bytes] | None = None
-        self._pending = b""
+        self._child: Child | None = None
 
     def do(self, step: Step[_T], source: Path, on_progress: OnProgress | None = None) -> _T:
         """Do a step with the source that is open; `source` is its name.
@@ -236,7 +229,7 @@ class InChild:
         for deaths in range(1, MAX_DEATHS + 1):
             try:
                 return self._try(step, on_progress)
-            except (EOFError, BrokenPipeError):
+            except EOFError:
                 self.close()
                 if deaths == MAX_DEATHS:
                     raise HostileInputError(
@@ -250,57 +243,44 @@ class InChild:
 
     def close(self) -> None:
         """End the child."""
-        child, self._child, self._pending = self._child, None, b""
-        if child is None:
-            return
-        end_child(child)
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):  # of what was not sent yet
-                    pipe.close()
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
 
     def _try(self, step: Step[_T], on_progress: OnProgress | None) -> _T:
         child = self._child or self._start()
-        assert child.stdin is not None
-        child.stdin.write(step.model_dump_json().encode() + b"\n")
-        child.stdin.flush()
+        child.channel.send(step)
         while True:
-            line = Line.model_validate_json(self._read_line(child))
+            answer = Answer.model_validate_json(self._received(child))
             self._on_advance()
-            if line.progress is not None:
+            if answer.progress is not None:
                 if on_progress is not None:
-                    on_progress(*line.progress)
-            elif line.error is not None:
-                kind, text = line.error
-                raise (error_named(kind) or MediaError)(text)
+                    on_progress(*answer.progress)
+            elif answer.error is not None:
+                raise error_from_wire(*answer.error, otherwise=MediaError)
             else:
-                reply: _T = step.reply.validate_json(line.reply or "null")
+                reply: _T = step.reply.validate_json(answer.reply or "null")
                 return reply
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        with (self._opening.directory / "media.log").open("ab") as log:
-            self._child = child = start_child(
+    def _start(self) -> Child:
+        opening = self._opening
+        with (opening.directory / "media.log").open("ab") as log:
+            self._child = start_child(
                 "srstream.sandbox.steps_child",
-                inherited=[self._opening.source_descriptor],
-                stdout=subprocess.PIPE,
+                opening,
+                descriptors=[opening.source_descriptor],
                 log=log,
+                variables=CONFINED,
             )
-        assert child.stdin is not None
-        child.stdin.write(self._opening.model_dump_json().encode() + b"\n")
-        return child
+        return self._child
 
-    def _read_line(self, child: subprocess.Popen[bytes]) -> bytes:
-        assert child.stdout is not None
+    def _received(self, child: Child) -> bytes:
         life = SignsOfLife(child.pid)
-        while b"\n" not in self._pending:
+        while True:
             if self._is_aborted():
                 raise InterruptedJobError("the job was stopped while its source was read.")
-            if select.select([child.stdout], [], [], _POLL_SECONDS)[0]:
-                chunk = os.read(child.stdout.fileno(), 1 << 20)
-                self._pending += chunk
-                if not chunk or len(self._pending) > _LARGEST_LINE_BYTES:
-                    raise EOFError
-            elif life.are_new():
+            message = child.channel.receive(_POLL_SECONDS)
+            if message is not None:
+                return message
+            if life.are_new():
                 self._on_advance()
-        line, self._pending = self._pending.split(b"\n", 1)
-        return line

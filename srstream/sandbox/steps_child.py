@@ -1,7 +1,7 @@
 """The child process that looks at, assembles and verifies media which nobody trusts.
 
-Run as `python -m srstream.sandbox.steps_child` by `InChild`: one JSON line says what it may touch,
-every further line is a step, answered by lines of progress and one reply. It dies with its parent.
+Run as `python -m srstream.sandbox.steps_child` by `InChild`; its order is an `Opening`. Every
+further message is a step, answered by messages of progress and one reply. It dies with its parent.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
 
-from srstream.errors import SrstreamError
+from srstream.errors import MediaError, SrstreamError, error_to_wire
 from srstream.media.errors import show_as
-from srstream.sandbox.child import die_with_parent
+from srstream.sandbox.child import Channel, take_order
 from srstream.sandbox.confine import confine, seal
-from srstream.sandbox.steps import STEP, Line, Opening
+from srstream.sandbox.steps import STEP, Answer, Opening
 
 PROGRESS_SECONDS = 0.25
 
 
 class _Progress:
-    """Sends at most a few lines a second."""
+    """Sends at most a few messages of progress a second."""
 
-    def __init__(self, output: TextIO) -> None:
-        self._output, self._last = output, 0.0
+    def __init__(self, channel: Channel) -> None:
+        self._channel, self._last = channel, 0.0
 
     def __call__(self, done: int, total: int | None) -> None:
         now = time.monotonic()
         if now - self._last >= PROGRESS_SECONDS:
             self._last = now
-            _send(self._output, Line(progress=(done, total)))
+            self._channel.send(Answer(progress=(done, total)))
 
 
 def source_path(opening: Opening) -> Path:
@@ -40,33 +40,32 @@ def source_path(opening: Opening) -> Path:
     return Path(f"/proc/self/fd/{opening.source_descriptor}")
 
 
-def _send(output: TextIO, line: Line) -> None:
-    print(line.model_dump_json(exclude_none=True), file=output, flush=True)
-
-
-def serve(opening: Opening, steps: TextIO, output: TextIO) -> None:
+def serve(opening: Opening, channel: Channel) -> None:
     """Do step after step until the parent has no more."""
-    source = source_path(opening)
-    for text in steps:
-        step = STEP.validate_json(text)
-        try:
-            reply = step.perform(source, _Progress(output))
-        except SrstreamError as error:
-            text = str(error).replace(str(source), str(opening.source))
-            _send(output, Line(error=(type(error).__name__, text)))
-        except MemoryError:
-            text = f"{opening.source}: reading it needs more memory than is allowed."
-            _send(output, Line(error=("MediaError", text)))
-        else:
-            content = step.reply.dump_json(reply, exclude_computed_fields=True).decode()
-            name = json.dumps(str(opening.source), ensure_ascii=False)[1:-1]
-            _send(output, Line(reply=content.replace(str(source), name)))
+    with suppress(EOFError):
+        while (message := channel.receive()) is not None:
+            channel.send(_answer(opening, message, channel))
+
+
+def _answer(opening: Opening, message: bytes, channel: Channel) -> Answer:
+    """Do a step; its result or error speaks of the source by its name."""
+    step, source = STEP.validate_json(message), source_path(opening)
+    try:
+        reply = step.perform(source, _Progress(channel))
+    except SrstreamError as error:
+        kind, text = error_to_wire(error)
+        return Answer(error=(kind, text.replace(str(source), str(opening.source))))
+    except MemoryError:
+        text = f"{opening.source}: reading it needs more memory than is allowed."
+        return Answer(error=error_to_wire(MediaError(text)))
+    content = step.reply.dump_json(reply, exclude_computed_fields=True).decode()
+    name = json.dumps(str(opening.source), ensure_ascii=False)[1:-1]
+    return Answer(reply=content.replace(str(source), name))
 
 
 def main() -> int:
     """Entry point of the child."""
-    opening = Opening.model_validate_json(sys.stdin.readline())
-    die_with_parent(opening.parent_pid)
+    channel, opening = take_order(Opening)
     directory = os.open(opening.directory, os.O_RDONLY | os.O_DIRECTORY)
     in_force = confine(
         readable=[opening.source_descriptor],
@@ -77,7 +76,7 @@ def main() -> int:
     in_force += seal()
     sys.stderr.write(f"confined: {', '.join(in_force)}\n")
     show_as(source_path(opening), opening.source)
-    serve(opening, sys.stdin, sys.stdout)
+    serve(opening, channel)
     return 0
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import zmq
 
+from srstream.errors import SrstreamError, error_to_wire
 from srstream.frame import Frame, decode_frame, encode_frame
 
 FRAME: Final = b"FRAME"
@@ -75,8 +76,9 @@ class FrameSender:
         """Say that no frame follows, with the decoder's report."""
         self._socket.send_multipart([END, json.dumps(report).encode()])
 
-    def fail(self, kind: str, text: str) -> None:
-        """Say that the producer failed; `kind` is the name of an srstream error."""
+    def fail(self, error: SrstreamError) -> None:
+        """Say that the producer failed, and why."""
+        kind, text = error_to_wire(error)
         self._socket.send_multipart([ERROR, json.dumps({"kind": kind, "text": text}).encode()])
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import os
+import socket
 import subprocess
 import tempfile
 import threading
@@ -33,12 +34,13 @@ from srstream.errors import EngineError, InterruptedJobError, MediaError, Stalle
 from srstream.frame import ColorSpec, Frame, PlaneLayout
 from srstream.jobs import segments as module
 from srstream.jobs.encoder import Cut, EncoderThread
-from srstream.jobs.segments import DecodeOutcome, DecoderDiedError, SegmentCuts, Worker
+from srstream.jobs.segments import DecoderDiedError, SegmentCuts, Worker
 from srstream.jobs.store import JobStore
 from srstream.jobs.wakeup import Wakeup
 from srstream.media.types import OutputVideo, TimeWindow, VideoInfo
-from srstream.sandbox.child import SignsOfLife, end_child
-from srstream.sandbox.decoder import DecodeRequest
+from srstream.sandbox.child import Channel, Child
+from srstream.sandbox.decoder import DecodeOutcome, DecodeRequest
+from srstream.sandbox.life import SignsOfLife
 from srstream.sandbox.transport import CREDIT, FrameSender, endpoint
 
 WIDTH, HEIGHT, SCALE = 16, 12, 4
@@ -246,12 +248,12 @@ class Decoder:
         self.schedule, self.command = schedule, command
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, request: DecodeRequest, log) -> subprocess.Popen[bytes]:
+    def start(self, request: DecodeRequest, log) -> Child:
         self.process = subprocess.Popen(self.command)
         address = endpoint(request.directory_descriptor)
         self.thread = threading.Thread(target=self._send, args=(address,), daemon=True)
         self.thread.start()
-        return self.process
+        return Child(self.process, Channel(socket.socket()))
 
     def _send(self, address: str) -> None:
         assert self.process is not None
@@ -269,7 +271,7 @@ class Decoder:
                     {"num_corrupt_packets": 3, "num_concealed": 0, "stopped_at_seconds": None}
                 )
             elif self.schedule.end == "error":
-                sender.fail("MediaError", "it was to fail")
+                sender.fail(MediaError("it was to fail"))
         except _DeadError:
             return
         finally:
@@ -424,7 +426,6 @@ def request() -> DecodeRequest:
         config=SourceConfig(),
         window=TimeWindow(),
         directory_descriptor=-1,
-        parent_pid=-1,
     )
 
 
@@ -707,5 +708,6 @@ def test_a_child_that_computes_lives_for_a_while_and_one_that_sleeps_does_not() 
         assert not busy.are_new(), "it computes still, and has read nothing"
     finally:
         for child in children:
-            end_child(child)
+            child.kill()
+            child.wait()
     assert [child.returncode for child in children] == [-9, -9]

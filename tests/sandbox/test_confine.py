@@ -212,7 +212,6 @@ def decode_in_child(
             config=CONFIG,
             window=TimeWindow(),
             directory_descriptor=receiver.directory_descriptor,
-            parent_pid=os.getpid(),
             **more,
         )
         moved = path.rename(path.with_name("moved away"))
@@ -230,8 +229,7 @@ def decode_in_child(
                 said = content if kind == END else content["text"]
                 return hashes, said, (folder / "log").read_text()
     finally:
-        child.kill()
-        child.wait()
+        child.end()
         receiver.close()
         moved.rename(path)
 

@@ -1,0 +1,50 @@
+"""Signs that another process, or a thread of this one, gets on: bytes read and processor time."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+
+def cpu_seconds(process: int | str) -> float:
+    """What a process, or one thread ("self/task/ID"), has used; 0 if that cannot be seen."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def bytes_read(pid: int) -> int:
+    """How many bytes a process has read so far: whether it gets on; 0 if that cannot be seen."""
+    try:
+        return int(Path(f"/proc/{pid}/io").read_text().split("rchar: ")[1].split()[0])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+class SignsOfLife:
+    """Whether a process gets on: it reads, or it computes.
+
+    Computing alone counts for a while only, since what loops for ever computes too.
+
+    Args:
+        computing_seconds: how long a process may compute without reading.
+    """
+
+    def __init__(self, pid: int, computing_seconds: float = 600.0) -> None:
+        self._pid, self._computing_seconds = pid, computing_seconds
+        self._position, self._used_seconds = bytes_read(pid), cpu_seconds(pid)
+        self._read_at = time.monotonic()
+
+    def are_new(self) -> bool:
+        """Whether there were any since this was last asked."""
+        position, used = bytes_read(self._pid), cpu_seconds(self._pid)
+        has_read, has_computed = position != self._position, used > self._used_seconds
+        self._position, self._used_seconds = position, used
+        if has_read:
+            self._read_at = time.monotonic()
+        return has_read or (
+            has_computed and time.monotonic() - self._read_at < self._computing_seconds
+        )
