@@ -16,12 +16,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from trainer.clipset import load_test_clip
-from trainer.codec import x264_at
-from trainer.comparison import Method
-from trainer.evaluate import TestPicture
-from trainer.methods import method_of
-from trainer.planes import Picture
+from trainer.data.codec import x264_at
+from trainer.data.planes import Picture
+from trainer.judge.clipset import load_test_clip
+from trainer.judge.comparison import Method
+from trainer.judge.evaluate import TestPicture
+from trainer.ship.methods import method_of
 
 ZOOM, MARGIN, LABEL_HEIGHT = 2, 4, 22
 

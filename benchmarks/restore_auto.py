@@ -45,13 +45,13 @@ from srstream.models.restoration import (
     restoration_by,
 )
 from srstream.quality import luma_bt601
-from trainer.clips import camera_move, decoded_frames, frame_to_rgb
-from trainer.codec import decode, encode, x264_at
-from trainer.data import find_pictures, read_rgb
-from trainer.degrade import SCALE, downscale
-from trainer.evaluate import LowResolution, Upscaler, bicubic_upscaler
-from trainer.methods import method_of
-from trainer.planes import Codes, Picture, as_yuv420, round_to_codes
+from trainer.data.clips import camera_move, decoded_frames, frame_to_rgb
+from trainer.data.codec import decode, encode, x264_at
+from trainer.data.degrade import SCALE, downscale
+from trainer.data.pairs import find_pictures, read_rgb
+from trainer.data.planes import Codes, Picture, as_yuv420, round_to_codes
+from trainer.judge.evaluate import LowResolution, Upscaler, bicubic_upscaler
+from trainer.ship.methods import method_of
 
 CRFS = (18, 24, 30, 36)
 KNOBS = (0.0, 0.25, 0.5, 0.75, 1.0)

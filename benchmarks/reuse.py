@@ -27,9 +27,9 @@ from srstream.frame import Frame
 from srstream.jobs.plan import JobPlan, make_plan
 from srstream.media.read.decode import Decoder
 from srstream.quality import psnr
-from trainer.clips import decoded_frames, frame_to_rgb
-from trainer.codec import Yuv, encode, x264_at
-from trainer.planes import Picture, as_yuv420
+from trainer.data.clips import decoded_frames, frame_to_rgb
+from trainer.data.codec import Yuv, encode, x264_at
+from trainer.data.planes import Picture, as_yuv420
 
 WIDTH, HEIGHT = 320, 180
 TILE, HALO = 32, 8

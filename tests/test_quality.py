@@ -8,8 +8,8 @@ import pytest
 
 from srstream.quality import luma_bt601, psnr, shave, ssim
 from tests.support.paths import REPOSITORY
-from trainer.degrade import bicubic_resize, downscale, resize_matrix
-from trainer.evaluate import bicubic_upscaler, load_test_set, score
+from trainer.data.degrade import bicubic_resize, downscale, resize_matrix
+from trainer.judge.evaluate import bicubic_upscaler, load_test_set, score
 
 DATA = Path(os.environ.get("SRSTREAM_DATA", REPOSITORY.parent / "shared" / "data"))
 

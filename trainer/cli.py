@@ -14,12 +14,13 @@ from srstream.config import Precision
 from srstream.errors import SrstreamError, UsageError
 from srstream.models.table import WeightSet
 from srstream.terminal import plain_console, run_app, show, tell, visible
-from trainer.card import figures
 from trainer.config import load_config
-from trainer.evaluate import Score
+from trainer.judge.evaluate import Score
+from trainer.research import research_module
+from trainer.ship.card import figures
 
 if TYPE_CHECKING:
-    from trainer.judge import Judge
+    from trainer.judge.perceptual import Judge
 
 app = typer.Typer(
     help="Trains, evaluates and exports srstream's networks.",
@@ -125,7 +126,7 @@ def calibrate(
     data: Annotated[Path, typer.Option(help="folder of pictures, best those it was trained on")],
 ) -> None:
     """Measure what a network needs to run in 8 bits (`srstream enhance --precision int8`)."""
-    from trainer.calibrate import calibrate as write_ranges
+    from trainer.ship.calibrate import calibrate as write_ranges
 
     show(str(write_ranges(weights, data)))
 
@@ -172,10 +173,9 @@ def sparse(
     output: Annotated[Path, typer.Option("--output", "-o", help="the .npz file to write")],
 ) -> None:
     """Learn the dictionaries of the sparse-coding baseline."""
-    from trainer.sparse import learn_dictionaries, load_sparse_config, save_dictionaries
-
-    dictionaries = learn_dictionaries(load_sparse_config(config), data)
-    save_dictionaries(dictionaries, output)
+    research = research_module("sparse", "sparse coding")
+    dictionaries = research.learn_dictionaries(research.load_sparse_config(config), data)
+    research.save_dictionaries(dictionaries, output)
     show(f"{output}: {dictionaries.recipe}")
 
 
@@ -201,7 +201,7 @@ def export(
     note: Annotated[str, typer.Option(help="a paragraph for the card")] = "",
 ) -> None:
     """Write a run's averaged weights as ONNX and safetensors, with a measured model card."""
-    from trainer.export import export as export_run
+    from trainer.ship.export import export as export_run
 
     if (mix is None) != (mix_share is None):
         raise UsageError("--mix and --mix-share go together: which weights, and how much of them")
@@ -232,7 +232,7 @@ def _restore(value: str) -> float | Literal["auto"]:
 
 
 def _judge(lpips: Path | None, heads: Path | None) -> Judge:
-    from trainer.judge import Lpips, PerceptualDistance
+    from trainer.judge.perceptual import Lpips, PerceptualDistance
 
     if lpips is None and heads is None:
         return PerceptualDistance()

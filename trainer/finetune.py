@@ -21,9 +21,6 @@ from srstream.models.table import (
     WeightSet,
     weights_path,
 )
-from trainer.clips import pairs_of_clip
-from trainer.codec import PRESETS, CodecSettings, decode, encode, x264_at
-from trainer.comparison import Comparison, Method, Row
 from trainer.config import (
     DataSection,
     DegradationSection,
@@ -32,23 +29,26 @@ from trainer.config import (
     RunSection,
     TrainConfig,
 )
-from trainer.data import Pair
-from trainer.degrade import SCALE, downscale
-from trainer.evaluate import (
+from trainer.data.clips import pairs_of_clip
+from trainer.data.codec import PRESETS, CodecSettings, decode, encode, x264_at
+from trainer.data.degrade import SCALE, downscale
+from trainer.data.footage import MOMENT_FRAMES, Footage, frames_of, paired_frames, survey
+from trainer.data.pairs import Pair
+from trainer.data.planes import as_yuv420, decoded_input, target_planes
+from trainer.judge.comparison import Comparison, Method, Row
+from trainer.judge.evaluate import (
     LowResolution,
     TestPicture,
     bicubic_upscaler,
     network_upscaler,
     score,
 )
-from trainer.footage import MOMENT_FRAMES, Footage, frames_of, paired_frames, survey
-from trainer.judge import PerceptualDistance
+from trainer.judge.perceptual import PerceptualDistance
+from trainer.loop.recipe import recipe
+from trainer.loop.train import BEST_NAME, Measures, train
 from trainer.networks import TrainedNetwork, is_flat
-from trainer.planes import as_yuv420, decoded_input, target_planes
-from trainer.recipe import recipe
-from trainer.report import Report, write_report
+from trainer.ship.report import Report, write_report
 from trainer.state import write_atomically
-from trainer.train import BEST_NAME, Measures, train
 
 log = logging.getLogger(__name__)
 

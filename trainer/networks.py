@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from safetensors.torch import save
+from torch import nn
 
 from srstream.errors import ConfigError
 from srstream.models.checkpoint import Weights, count_blocks, load_weights, safetensors_bytes
@@ -21,32 +20,69 @@ from srstream.models.networks import (
     network_to_tune,
 )
 from srstream.models.networks import training_network as model_network
-from srstream.models.table import ModelSpec, ResidualGenerator, Stack, model_spec
-from trainer.baselines import BASELINES, BaselineNetwork, BaselineSpec, baseline_network
+from srstream.models.table import (
+    ColorForm,
+    ColorFormName,
+    ModelSpec,
+    ResidualGenerator,
+    Stack,
+    model_spec,
+)
 from trainer.config import NetworkSection, TrainConfig
-from trainer.thin_tail import ThinTailed
+from trainer.research import BASELINES, research_module
 
 FLAT_SUM = 1e-6
 """What float32 leaves of nine taps that add up to zero; those of other weights come to 0.01."""
 
-TrainedNetwork = UpscalingStack | Generator | ThinTailed | BaselineNetwork
-TrainedSpec = ModelSpec | BaselineSpec
+
+class ResearchSpec(Protocol):
+    """What training asks of the specification of a network that no engine runs."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def color_form(self) -> ColorFormName: ...
+    @property
+    def form(self) -> ColorForm: ...
+    @property
+    def scale(self) -> int: ...
+    @property
+    def kmac_per_pixel(self) -> float: ...
+
+
+class ResearchNetwork(nn.Module):
+    """A network that is trained and measured, and that no engine runs; see `research/`."""
+
+    spec: ResearchSpec
+
+    def folded(self) -> ResearchNetwork:
+        """A copy as it is measured."""
+        raise NotImplementedError
+
+    def weights_bytes(self, recipe: str) -> bytes:
+        """The contents of a `.safetensors` file that says how the weights were made."""
+        raise NotImplementedError
+
+
+TrainedNetwork = UpscalingStack | Generator | ResearchNetwork
+TrainedSpec = ModelSpec | ResearchSpec
 
 
 def spec_of(config: TrainConfig) -> TrainedSpec:
     """The model's entry in its table, with what the config's [network] changes of it."""
     if config.model in BASELINES:
-        return BASELINES[config.model]
-    spec = model_spec(config.model)
+        spec: ResearchSpec = research_module("baselines", config.model).BASELINES[config.model]
+        return spec
+    entry = model_spec(config.model)
     changes = config.network.model_dump(
         exclude_none=True, exclude={"batch_norm", "thin_tail", "flat"}
     )
-    color_form = changes.pop("colour", spec.color_form)
+    color_form = changes.pop("colour", entry.color_form)
     try:
-        return replace(spec, color_form=color_form, network=replace(spec.network, **changes))
+        return replace(entry, color_form=color_form, network=replace(entry.network, **changes))
     except TypeError:
         raise ConfigError(
-            f"[network] {', '.join(changes)}: the network of {spec.name!r} has no such setting"
+            f"[network] {', '.join(changes)}: the network of {entry.name!r} has no such setting"
         ) from None
 
 
@@ -55,10 +91,13 @@ def new_network(
 ) -> TrainedNetwork:
     """A network to train: new, or going on from folded weights of the same shape."""
     section = section or NetworkSection()
-    if isinstance(spec, BaselineSpec):
+    if not isinstance(spec, ModelSpec):
         if base is not None:
             raise ConfigError(f"{spec.name}: a baseline is trained from the start, without --base")
-        return baseline_network(spec.name)
+        baseline: ResearchNetwork = research_module("baselines", spec.name).baseline_network(
+            spec.name
+        )
+        return baseline
     if base is not None and base.spec != spec:
         raise ConfigError(f"--base holds weights of {base.spec.name!r}, not of {spec.name!r}")
     if section.flat and not isinstance(spec.network, Stack):
@@ -74,7 +113,8 @@ def new_network(
         return network
     if not isinstance(network, Generator):
         raise ConfigError(f"[network] thin_tail: {spec.name!r} has no tail to be replaced")
-    return ThinTailed(network)
+    thin: ResearchNetwork = research_module("thin_tail", "[network] thin_tail").ThinTailed(network)
+    return thin
 
 
 def saved_network(
@@ -134,19 +174,13 @@ def folded(network: TrainedNetwork) -> TrainedNetwork:
     """The network as it is exported and measured; the one in training is left alone."""
     if isinstance(network, UpscalingStack | Generator):
         return fold(network)
-    if isinstance(network, ThinTailed):
-        return network.folded()
-    return copy.deepcopy(network).eval()
+    return network.folded()
 
 
 def weights_bytes(network: TrainedNetwork, recipe: str) -> bytes:
     """A folded network as a `.safetensors` file that says how it was made."""
-    if isinstance(network, ThinTailed):
-        return weights_bytes(network.generator, f"{recipe}; upsampling and tail are not trained")
-    if isinstance(network, UpscalingStack | Generator):
-        weights = Weights(network.spec, network_tensors(network), recipe)
-        is_large = isinstance(network, Generator)  # its 1.5 million weights ship as float16
-        return safetensors_bytes(weights, half=is_large)
-    stated = {"model": network.spec.name, "recipe": recipe}
-    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
-    return save(tensors, {"srstream": json.dumps(stated)})
+    if isinstance(network, ResearchNetwork):
+        return network.weights_bytes(recipe)
+    weights = Weights(network.spec, network_tensors(network), recipe)
+    is_large = isinstance(network, Generator)  # its 1.5 million weights ship as float16
+    return safetensors_bytes(weights, half=is_large)

@@ -10,22 +10,22 @@ from typing import Literal
 from srstream.config import Precision
 from srstream.errors import UsageError
 from srstream.models.restoration import Restoration
-from trainer.clips import degraded_pairs
-from trainer.clipset import automatic_restore, load_test_clip
-from trainer.codec import x264_at
-from trainer.comparison import Comparison, Method
 from trainer.config import TrainConfig
-from trainer.data import Pair, find_training_files, load_pairs
-from trainer.degrade import SCALE
-from trainer.evaluate import load_test_set
-from trainer.footage import video_pairs
-from trainer.judge import Judge, PerceptualDistance
-from trainer.methods import BICUBIC, method_of
+from trainer.data.clips import degraded_pairs
+from trainer.data.codec import x264_at
+from trainer.data.degrade import SCALE
+from trainer.data.footage import video_pairs
+from trainer.data.pairs import Pair, find_training_files, load_pairs
+from trainer.judge.clipset import automatic_restore, load_test_clip
+from trainer.judge.comparison import Comparison, Method
+from trainer.judge.evaluate import load_test_set
+from trainer.judge.perceptual import Judge, PerceptualDistance
+from trainer.loop.preflight import check_data, check_features, check_room
+from trainer.loop.train import train
+from trainer.loop.validation import SetValidation
 from trainer.networks import TrainedSpec, load_base, spec_of
-from trainer.preflight import check_data, check_features, check_room
+from trainer.ship.methods import BICUBIC, method_of
 from trainer.state import Progress
-from trainer.train import train
-from trainer.validation import SetValidation
 
 CLIPS_DIR = "clips"
 """In a run's folder: the degraded clips, so that a resumed run sees the same."""

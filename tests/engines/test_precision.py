@@ -20,9 +20,9 @@ from srstream.models.table import available_models, available_sets, model_spec, 
 from srstream.quality import psnr
 from tests.support.networks import model_network
 from tests.support.training_data import data_folder
-from trainer.calibrate import activation_ranges, calibrate
-from trainer.evaluate import load_test_set, score
-from trainer.methods import method_of
+from trainer.judge.evaluate import load_test_set, score
+from trainer.ship.calibrate import activation_ranges, calibrate
+from trainer.ship.methods import method_of
 
 MODELS = [name for name in available_models() if ranges_path(weights_path(name)).is_file()]
 PRECISIONS = ["bfloat16", "int8"]

@@ -15,7 +15,7 @@ from srstream.engines.softened import softened
 from srstream.errors import EngineError
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 from tests.support.networks import model_network
-from trainer.degrade import bicubic_resize
+from trainer.data.degrade import bicubic_resize
 
 SPECS = {
     "luma": ModelSpec("fast", "luma", Stack((6, 6))),

@@ -18,12 +18,12 @@ from srstream.models.table import available_models, available_sets, model_spec
 from srstream.pictures.job import enhance_pictures
 from srstream.quality import psnr
 from tests.support.training_data import data_folder
-from trainer.data import crop_to_multiple, read_rgb
-from trainer.degrade import bicubic_resize, downscale
-from trainer.evaluate import load_test_set, score
-from trainer.judge import grid_energy
-from trainer.methods import method_of
-from trainer.planes import yuv444
+from trainer.data.degrade import bicubic_resize, downscale
+from trainer.data.pairs import crop_to_multiple, read_rgb
+from trainer.data.planes import yuv444
+from trainer.judge.evaluate import load_test_set, score
+from trainer.judge.perceptual import grid_energy
+from trainer.ship.methods import method_of
 
 BLACK, WHITE, GRAY = 16 / 255, 235 / 255, 128 / 255
 KNOBS = {"faithful": {}, "restore": {"restore": 1.0}, "crisp": {"detail": 1.0}}

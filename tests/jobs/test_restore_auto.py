@@ -12,10 +12,10 @@ import pytest
 from srstream.quality import luma_bt601, psnr
 from tests.support.jobs import run
 from tests.support.training_data import data_folder
-from trainer.clips import decoded_frames, frame_to_rgb
-from trainer.codec import decode, encode, x264_at
-from trainer.degrade import SCALE, bicubic_resize, downscale
-from trainer.planes import as_yuv420
+from trainer.data.clips import decoded_frames, frame_to_rgb
+from trainer.data.codec import decode, encode, x264_at
+from trainer.data.degrade import SCALE, bicubic_resize, downscale
+from trainer.data.planes import as_yuv420
 
 pytestmark = [pytest.mark.long, pytest.mark.needs_data]
 

@@ -8,11 +8,11 @@ import torch
 
 from srstream.models.networks import fold, training_network
 from srstream.models.table import MODELS, ModelSpec, ResidualGenerator
-from trainer.augment import Augmentation, Tone
 from trainer.config import AugmentationSection, DataSection, DegradationSection
-from trainer.data import Pair, PatchSampler, clean_pair
-from trainer.planes import code_values
-from trainer.stages import Knobbed
+from trainer.data.augment import Augmentation, Tone
+from trainer.data.pairs import Pair, PatchSampler, clean_pair
+from trainer.data.planes import code_values
+from trainer.loop.stages import Knobbed
 
 NOTHING = dict.fromkeys(AugmentationSection.model_fields, 0.0)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.baselines import BASELINES, BicubicEnlargement, baseline_network
-from trainer.degrade import bicubic_resize
+from research.baselines import BASELINES, BicubicEnlargement, baseline_network
+from trainer.data.degrade import bicubic_resize
 
 
 @pytest.mark.parametrize("shape", [(12, 17), (5, 5), (2, 9), (1, 1)])

@@ -14,17 +14,17 @@ from srstream.errors import UsageError
 from srstream.models.table import MODELS
 from srstream.quality import luma_bt601, psnr
 from tests.support import clips as made_clips
-from trainer import clips
-from trainer.clips import (
+from trainer.config import DegradationSection, TrainConfig
+from trainer.data import clips
+from trainer.data.clips import (
     camera_move,
     degraded_pairs,
     frame_to_rgb,
     kept_frames,
     video_frames,
 )
-from trainer.clipset import automatic_restore, load_test_clip
-from trainer.codec import CodecSettings, x264_at
-from trainer.config import DegradationSection, TrainConfig
+from trainer.data.codec import CodecSettings, x264_at
+from trainer.judge.clipset import automatic_restore, load_test_clip
 from trainer.run import start_run
 from trainer.state import CHECKPOINT_NAME, load_state
 

@@ -8,8 +8,8 @@ import pytest
 
 from srstream.errors import EncodeError
 from srstream.quality import psnr
-from trainer.codec import CONTAINERS, CodecSettings, encode_decode, random_settings
-from trainer.planes import LEFT_SITED, halve, round_to_codes, yuv444
+from trainer.data.codec import CONTAINERS, CodecSettings, encode_decode, random_settings
+from trainer.data.planes import LEFT_SITED, halve, round_to_codes, yuv444
 
 
 def moving_frames(num_frames=8, height=96, width=128):

@@ -9,30 +9,30 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from srstream.errors import UsageError, WeightsError
-from srstream.models.table import available_models
-from srstream.quality import static_flicker, warping_error
-from tests.support import clips as made_clips
-from tests.test_quality import set_folder
-from trainer import evaluate
-from trainer.cli import app
-from trainer.comparison import PUBLISHED, Comparison, Method
-from trainer.degrade import bicubic_resize
-from trainer.evaluate import (
-    LowResolution,
-    bicubic_upscaler,
-    load_test_set,
-)
-from trainer.judge import PerceptualDistance, colour_shift, grid_energy
-from trainer.methods import method_of
-from trainer.run import compare
-from trainer.sparse import (
+from research.sparse import (
     SparseConfig,
     learn_dictionaries,
     load_dictionaries,
     save_dictionaries,
     sparse_upscaler,
 )
+from srstream.errors import UsageError, WeightsError
+from srstream.models.table import available_models
+from srstream.quality import static_flicker, warping_error
+from tests.support import clips as made_clips
+from tests.test_quality import set_folder
+from trainer.cli import app
+from trainer.data.degrade import bicubic_resize
+from trainer.judge import evaluate
+from trainer.judge.comparison import PUBLISHED, Comparison, Method
+from trainer.judge.evaluate import (
+    LowResolution,
+    bicubic_upscaler,
+    load_test_set,
+)
+from trainer.judge.perceptual import PerceptualDistance, colour_shift, grid_energy
+from trainer.run import compare
+from trainer.ship.methods import method_of
 
 
 def photograph(height=160, width=192, seed=0):

@@ -3,8 +3,13 @@
 import pytest
 import torch
 
-from trainer.discriminator import Discriminator, UNetDiscriminator, make_discriminator, num_macs
-from trainer.losses import discriminator_loss
+from trainer.loop.discriminator import (
+    Discriminator,
+    UNetDiscriminator,
+    make_discriminator,
+    num_macs,
+)
+from trainer.loop.losses import discriminator_loss
 
 
 def test_the_paper_s_shape():

@@ -8,7 +8,7 @@ import torch
 
 from srstream.errors import ConfigError, UsageError, WeightsError
 from tests.support.training_data import data_folder
-from trainer.features import (
+from trainer.judge.features import (
     CAFFE_MEAN_BGR,
     IMAGENET_MEAN_RGB,
     IMAGENET_STD_RGB,

@@ -19,7 +19,8 @@ from srstream.models.networks import fold, network_tensors, training_network
 from srstream.models.registry import REGISTRY_VARIABLE
 from srstream.models.table import MODELS, weights_path
 from trainer.cli import app
-from trainer.clips import decoded_frames, frame_to_rgb
+from trainer.data.clips import decoded_frames, frame_to_rgb
+from trainer.data.footage import MOMENT_FRAMES, Moment, _split, frames_of, paired_frames, survey
 from trainer.finetune import (
     FineTuning,
     Material,
@@ -31,7 +32,6 @@ from trainer.finetune import (
     prepare,
     typical_settings,
 )
-from trainer.footage import MOMENT_FRAMES, Moment, _split, frames_of, paired_frames, survey
 
 SIDE = (160, 192)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.guards import WARM_UP, WINDOW, Guard, TrainingCollapsedError
+from trainer.loop.guards import WARM_UP, WINDOW, Guard, TrainingCollapsedError
 
 
 def batches(num_batches, spoil=lambda made: made):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.config import PixelSection
-from trainer.losses import (
+from trainer.loop.losses import (
     content_loss,
     discriminator_loss,
     feature_matching_loss,
@@ -17,7 +17,7 @@ from trainer.losses import (
     texture_loss,
     unit_content_loss,
 )
-from trainer.stages import plane_loss
+from trainer.loop.stages import plane_loss
 
 
 def test_the_unit_content_loss_sees_direction_only():

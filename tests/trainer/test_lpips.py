@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from srstream.errors import WeightsError
 from trainer.cli import app
-from trainer.judge import Lpips
+from trainer.judge.perceptual import Lpips
 
 CHANNELS = [(64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)]
 

@@ -8,7 +8,7 @@ import pytest
 
 from srstream.errors import UsageError
 from trainer.config import TrainConfig
-from trainer.preflight import check_data, check_room
+from trainer.loop.preflight import check_data, check_room
 
 CONFIG = TrainConfig.model_validate({"model": "fast", "pixel": {"iterations": 1}})
 

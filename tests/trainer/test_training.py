@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from research.sparse import load_sparse_config
 from srstream.errors import ConfigError, UsageError, WeightsError
 from srstream.models.checkpoint import load_weights
 from srstream.models.networks import network_from_weights
@@ -28,20 +29,19 @@ from srstream.models.table import (
 from tests.support.paths import REPOSITORY
 from tests.support.training_data import data_folder
 from trainer.cli import evaluate
-from trainer.clipset import automatic_restore, load_test_clip
-from trainer.codec import x264_at
 from trainer.config import DataSection, NetworkSection, PixelSection, TrainConfig, load_config
-from trainer.data import PatchSampler, find_pictures, load_pairs, read_rgb
-from trainer.degrade import bicubic_resize
-from trainer.evaluate import bicubic_upscaler, load_test_set, score
-from trainer.export import export, load_run
-from trainer.guards import TrainingCollapsedError
-from trainer.methods import method_of
+from trainer.data.codec import x264_at
+from trainer.data.degrade import bicubic_resize
+from trainer.data.pairs import PatchSampler, find_pictures, load_pairs, read_rgb
+from trainer.judge.clipset import automatic_restore, load_test_clip
+from trainer.judge.evaluate import bicubic_upscaler, load_test_set, score
+from trainer.loop.guards import TrainingCollapsedError
+from trainer.loop.train import BEST_NAME, rate_factor, resumed_config
 from trainer.networks import load_base, new_network, spec_of
 from trainer.run import start_run
-from trainer.sparse import load_sparse_config
+from trainer.ship.export import export, load_run
+from trainer.ship.methods import method_of
 from trainer.state import CHECKPOINT_NAME, load_state
-from trainer.train import BEST_NAME, rate_factor, resumed_config
 
 SET5_PSNR_DB = {"fast": 30.6, "balanced": 31.0, "srgan": 31.0}
 """What shipped weights must reach; bicubic reads 28.43."""
@@ -175,7 +175,7 @@ def iteration_in(run_dir: Path) -> int:
 
 def test_a_collapse_stops_the_run_and_leaves_the_last_good_state(tmp_path, pictures, monkeypatch):
     """A rate that is far too high: the sentence says so, and what is on disk is finite."""
-    monkeypatch.setattr("trainer.guards.WINDOW", 5)
+    monkeypatch.setattr("trainer.loop.guards.WINDOW", 5)
     config = config_of(400)
     pixel = config.pixel.model_copy(update={"learning_rate": 1.0, "clip_norm": 0.0, "ema": 0.0})
     run = config.run.model_copy(update={"checkpoint_iterations": 1})

@@ -19,10 +19,10 @@ from torch.optim import Adam, Optimizer
 from srstream.errors import ConfigError
 from srstream.models.networks import Generator, Planes, UpscalingStack, folded_tensors
 from trainer.config import AdversarialSection, PixelSection, StageSection
-from trainer.data import Batch
-from trainer.losses import steadiness_loss
+from trainer.data.pairs import Batch
+from trainer.data.rgb import to_chroma
+from trainer.loop.losses import steadiness_loss
 from trainer.networks import TrainedNetwork, folded
-from trainer.rgb import to_chroma
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -52,7 +52,7 @@ def make_stage(
 ) -> Stage:
     """The stage that a section of the config describes."""
     if isinstance(section, AdversarialSection):
-        from trainer.adversarial import AdversarialStage
+        from trainer.loop.adversarial import AdversarialStage
 
         return AdversarialStage(section, fabric, network, average)
     assert isinstance(section, PixelSection)

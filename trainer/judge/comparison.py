@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from srstream.quality import luma_bt601, static_flicker, warping_error
-from trainer.evaluate import TestPicture, Upscaler, as_codes, score_picture
-from trainer.judge import Judge, PerceptualDistance, colour_shift, grid_energy
+from trainer.judge.evaluate import TestPicture, Upscaler, as_codes, score_picture
+from trainer.judge.perceptual import Judge, PerceptualDistance, colour_shift, grid_energy
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from srstream.models.networks import Generator, Planes, fold
+from trainer.networks import ResearchNetwork, weights_bytes
 
 
-class ThinTailed(nn.Module):
+class ThinTailed(ResearchNetwork):
     """Head, blocks and long skip of a generator, then k3n48s1, PixelShuffle(4) and its tanh.
 
     The generator's own upsampling and tail stay as they are and get no gradients.
@@ -39,3 +40,6 @@ class ThinTailed(nn.Module):
         assert isinstance(generator, Generator)
         plain.generator = generator
         return plain
+
+    def weights_bytes(self, recipe: str) -> bytes:
+        return weights_bytes(self.generator, f"{recipe}; upsampling and tail are not trained")

@@ -7,17 +7,21 @@ they take and make what every other luma network does, (B, 1, H, W) to a tuple o
 
 from __future__ import annotations
 
+import copy
+import json
 from dataclasses import dataclass
 from typing import cast
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from srstream.color import cubic_kernel
 from srstream.models.networks import Planes
 from srstream.models.table import COLOR_FORMS, ColorForm, ColorFormName
-from trainer.degrade import SCALE
+from trainer.data.degrade import SCALE
+from trainer.networks import ResearchNetwork
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,10 @@ BASELINES: dict[str, BaselineSpec] = {
 }
 
 
-class BaselineNetwork(nn.Module):
+class BaselineNetwork(ResearchNetwork):
     """Bicubic enlargement, then the specification's convolutions."""
+
+    spec: BaselineSpec
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__()
@@ -98,6 +104,14 @@ class BaselineNetwork(nn.Module):
             x = functional.relu(convolution(x))
         x = self.convolutions[-1](x)
         return (x + bicubic if self.spec.is_residual else x,)
+
+    def folded(self) -> BaselineNetwork:
+        return copy.deepcopy(self).eval()
+
+    def weights_bytes(self, recipe: str) -> bytes:
+        stated = {"model": self.spec.name, "recipe": recipe}
+        tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
+        return save(tensors, {"srstream": json.dumps(stated)})
 
     def _initialise(self) -> None:
         """He's normal weights (VDSR, section 4.2); a residual begins at nothing.

@@ -14,7 +14,7 @@ import numpy as np
 
 from srstream.models.table import ColorFormName
 from trainer.config import AugmentationSection
-from trainer.planes import Values
+from trainer.data.planes import Values
 
 BLACK, WHITE, GREY = 16.0, 235.0, 128.0
 

@@ -16,11 +16,12 @@ from torch import nn
 
 from srstream.errors import UsageError
 from srstream.models.checkpoint import Weights
-from trainer.augment import Augmentation
 from trainer.config import RunSection, StageSection, TrainConfig
-from trainer.data import Pair, PatchSampler
-from trainer.guards import Guard, check_finite
-from trainer.journal import (
+from trainer.data.augment import Augmentation
+from trainer.data.pairs import Pair, PatchSampler
+from trainer.data.planes import Picture
+from trainer.loop.guards import Guard, check_finite
+from trainer.loop.journal import (
     CLOCKS,
     Clock,
     Journal,
@@ -29,6 +30,8 @@ from trainer.journal import (
     duration,
     past_validations,
 )
+from trainer.loop.recipe import fraction_done, recipe
+from trainer.loop.stages import make_stage
 from trainer.networks import (
     TrainedNetwork,
     folded,
@@ -37,9 +40,6 @@ from trainer.networks import (
     spec_of,
     weights_bytes,
 )
-from trainer.planes import Picture
-from trainer.recipe import fraction_done, recipe
-from trainer.stages import make_stage
 from trainer.state import (
     CHECKPOINT_NAME,
     Progress,

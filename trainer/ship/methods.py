@@ -14,11 +14,16 @@ from srstream.models.checkpoint import Weights, load_weights
 from srstream.models.networks import network_from_weights
 from srstream.models.onnx_graph import onnx_metadata
 from srstream.models.table import MODELS, ModelSpec, model_spec, weights_path
-from trainer.comparison import Method
-from trainer.degrade import SCALE
-from trainer.evaluate import bicubic_upscaler, model_upscaler, network_upscaler, softened_upscaler
-from trainer.export import compiled_planes, load_run, openvino_planes
-from trainer.sparse import load_dictionaries, sparse_upscaler
+from trainer.data.degrade import SCALE
+from trainer.judge.comparison import Method
+from trainer.judge.evaluate import (
+    bicubic_upscaler,
+    model_upscaler,
+    network_upscaler,
+    softened_upscaler,
+)
+from trainer.research import research_module
+from trainer.ship.export import compiled_planes, load_run, openvino_planes
 
 BICUBIC = "bicubic"
 
@@ -56,8 +61,9 @@ def method_of(
             "nor a file of weights"
         )
     if path.suffix == ".npz":
-        dictionaries = load_dictionaries(path)
-        upscale = sparse_upscaler(dictionaries)
+        research = research_module("sparse", name)
+        dictionaries = research.load_dictionaries(path)
+        upscale = research.sparse_upscaler(dictionaries)
         return Method(path.stem, upscale, dictionaries.num_parameters, None, dictionaries.recipe)
     if path.suffix == ".onnx":
         content = path.read_bytes()

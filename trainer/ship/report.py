@@ -12,10 +12,10 @@ import cv2
 import jinja2
 import numpy as np
 
-from trainer.comparison import Method, Row
-from trainer.evaluate import TestPicture
-from trainer.judge import PerceptualDistance
-from trainer.planes import Picture
+from trainer.data.planes import Picture
+from trainer.judge.comparison import Method, Row
+from trainer.judge.evaluate import TestPicture
+from trainer.judge.perceptual import PerceptualDistance
 from trainer.state import write_atomically
 
 CROP = 128

@@ -21,9 +21,9 @@ from pydantic import Field
 from srstream.errors import UsageError, WeightsError
 from srstream.quality import Plane, luma_bt601
 from trainer.config import Section, read_config
-from trainer.data import crop_to_multiple, find_pictures, read_rgb
-from trainer.degrade import SCALE, bicubic_resize, downscale
-from trainer.evaluate import Enlarged, LowResolution, Upscaler, enlarge_planes
+from trainer.data.degrade import SCALE, bicubic_resize, downscale
+from trainer.data.pairs import crop_to_multiple, find_pictures, read_rgb
+from trainer.judge.evaluate import Enlarged, LowResolution, Upscaler, enlarge_planes
 from trainer.state import write_atomically
 
 PATCH_LR = 3

@@ -10,11 +10,11 @@ from srstream.config import SourceConfig
 from srstream.media.read.probe import probe
 from srstream.media.read.quantizer import measure_compression
 from srstream.models.restoration import Restoration, restoration_for
-from trainer.clips import video_frames
-from trainer.codec import CodecSettings, decode, encode
-from trainer.degrade import SCALE, downscale
-from trainer.evaluate import LowResolution, TestPicture
-from trainer.planes import as_yuv420
+from trainer.data.clips import video_frames
+from trainer.data.codec import CodecSettings, decode, encode
+from trainer.data.degrade import SCALE, downscale
+from trainer.data.planes import as_yuv420
+from trainer.judge.evaluate import LowResolution, TestPicture
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from av.video.frame import PictureType, VideoFrame
 
 from srstream.errors import EncodeError
 from srstream.media.layouts import extract_planes
-from trainer.planes import Yuv
+from trainer.data.planes import Yuv
 
 FRAME_RATE = 25
 

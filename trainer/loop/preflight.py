@@ -11,7 +11,7 @@ import cv2
 
 from srstream.errors import UsageError
 from trainer.config import AdversarialSection, TrainConfig
-from trainer.data import find_pictures, find_training_files
+from trainer.data.pairs import find_pictures, find_training_files
 
 CHECKPOINT_BYTES = 1 << 30
 """Room for checkpoints: the paper's networks with their optimisers take a third of it, twice."""
@@ -60,7 +60,7 @@ def check_features(config: TrainConfig) -> None:
     """Loads the feature network once, so that missing weights are told before the pictures."""
     stage = config.adversarial
     if isinstance(stage, AdversarialSection) and stage.perceptual != "discriminator":
-        from trainer.features import feature_network
+        from trainer.judge.features import feature_network
 
         feature_network(stage.perceptual, stage.perceptual_layers, weights=stage.perceptual_weights)
 

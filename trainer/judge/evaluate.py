@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from srstream.color import with_local_mean
 from srstream.models.table import ColorFormName
 from srstream.quality import Plane, psnr, ssim
-from trainer.data import crop_to_multiple, find_pictures, read_rgb
-from trainer.degrade import bicubic_resize, downscale
-from trainer.networks import TrainedNetwork, TrainedSpec
-from trainer.planes import (
+from trainer.data.degrade import bicubic_resize, downscale
+from trainer.data.pairs import crop_to_multiple, find_pictures, read_rgb
+from trainer.data.planes import (
     LEFT_SITED,
     Codes,
     Picture,
@@ -29,6 +28,7 @@ from trainer.planes import (
     rgb_of,
     yuv444,
 )
+from trainer.networks import TrainedNetwork, TrainedSpec
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srstream.errors import UsageError
-from trainer.augment import Augmentation
 from trainer.config import DataSection
-from trainer.degrade import downscale, downscale_exactly, resize_matrix, to_uint8
-from trainer.networks import TrainedSpec
-from trainer.planes import (
+from trainer.data.augment import Augmentation
+from trainer.data.degrade import downscale, downscale_exactly, resize_matrix, to_uint8
+from trainer.data.planes import (
     Codes,
     InputCodes,
     Values,
@@ -33,6 +32,7 @@ from trainer.planes import (
     input_variants,
     target_planes,
 )
+from trainer.networks import TrainedSpec
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from srstream.models.networks import Planes
 from srstream.models.table import ColorFormName
-from trainer.planes import FROM_RGB
+from trainer.data.planes import FROM_RGB
 
 # ITU-R BT.601-7: RGB of Y - 16, U - 128 and V - 128 in limited range, all on the scale 0 to 255.
 _FROM_YUV = (

@@ -7,9 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from trainer.evaluate import Enlarged, TestPicture, load_test_set, network_upscaler, score
+from trainer.data.planes import Picture
+from trainer.judge.evaluate import Enlarged, TestPicture, load_test_set, network_upscaler, score
 from trainer.networks import TrainedNetwork
-from trainer.planes import Picture
 
 PANEL_SIDE = 256
 """Of the original's middle, in pixels; three such stand side by side."""

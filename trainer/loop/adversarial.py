@@ -11,10 +11,11 @@ from torch.optim import Adam, Optimizer
 
 from srstream.models.networks import Planes
 from trainer.config import AdversarialSection
-from trainer.data import Batch
-from trainer.discriminator import make_discriminator
-from trainer.features import feature_network
-from trainer.losses import (
+from trainer.data.pairs import Batch
+from trainer.data.rgb import to_rgb
+from trainer.judge.features import feature_network
+from trainer.loop.discriminator import make_discriminator
+from trainer.loop.losses import (
     content_loss,
     discriminator_loss,
     feature_matching_loss,
@@ -24,9 +25,16 @@ from trainer.losses import (
     texture_loss,
     unit_content_loss,
 )
+from trainer.loop.stages import (
+    adam,
+    descend,
+    detached,
+    fast_layout,
+    plane_loss,
+    set_rate,
+    steadiness,
+)
 from trainer.networks import TrainedNetwork
-from trainer.rgb import to_rgb
-from trainer.stages import adam, descend, detached, fast_layout, plane_loss, set_rate, steadiness
 
 GRID_SCALE = 4
 """Of luma; the pattern of chroma made at half of that is part of it."""

@@ -13,10 +13,10 @@ from srstream.engines.openvino.int8 import Ranges, ranges_json, ranges_path
 from srstream.errors import UsageError
 from srstream.models.checkpoint import load_weights
 from srstream.models.networks import Network, UpscalingStack, network_from_weights
-from trainer.data import find_pictures, read_rgb
-from trainer.degrade import downscale
-from trainer.evaluate import LowResolution
-from trainer.planes import Picture
+from trainer.data.degrade import downscale
+from trainer.data.pairs import find_pictures, read_rgb
+from trainer.data.planes import Picture
+from trainer.judge.evaluate import LowResolution
 from trainer.state import write_atomically
 
 NUM_PICTURES = 32

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from srstream.errors import WeightsError
 from srstream.quality import Plane
-from trainer.features import FeatureNetwork, LiteFeatures, feature_network, torch_state
-from trainer.planes import Picture
+from trainer.data.planes import Picture
+from trainer.judge.features import FeatureNetwork, LiteFeatures, feature_network, torch_state
 
 MIN_SIDE = 32
 

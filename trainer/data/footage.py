@@ -21,12 +21,12 @@ from srstream.errors import MediaError, UsageError
 from srstream.media.read.probe import probe
 from srstream.media.read.quantizer import measure_compression
 from srstream.media.read.scan import scan_packets
-from trainer.clips import SIDE_MULTIPLE, decoded_frames, frame_to_rgb, pairs_of_clip
 from trainer.config import CodecName, DataSection, DegradationSection
-from trainer.data import Pair, clean_pair
-from trainer.degrade import SCALE
+from trainer.data.clips import SIDE_MULTIPLE, decoded_frames, frame_to_rgb, pairs_of_clip
+from trainer.data.degrade import SCALE
+from trainer.data.pairs import Pair, clean_pair
+from trainer.data.planes import Picture, Yuv, as_yuv420
 from trainer.networks import TrainedSpec
-from trainer.planes import Picture, Yuv, as_yuv420
 
 log = logging.getLogger(__name__)
 

@@ -28,13 +28,11 @@ from srstream.models.networks import (
 )
 from srstream.models.onnx_graph import onnx_model
 from srstream.models.table import ModelSpec, WeightSet, weights_stem
-from trainer.calibrate import activation_ranges, sample_pictures
-from trainer.card import model_card, picture_listing
-from trainer.clipset import load_test_clip
-from trainer.codec import x264_at
 from trainer.config import TrainConfig
-from trainer.data import find_pictures
-from trainer.evaluate import (
+from trainer.data.codec import x264_at
+from trainer.data.pairs import find_pictures
+from trainer.judge.clipset import load_test_clip
+from trainer.judge.evaluate import (
     PlaneFunction,
     Score,
     bicubic_upscaler,
@@ -42,8 +40,10 @@ from trainer.evaluate import (
     model_upscaler,
     score,
 )
+from trainer.loop.recipe import recipe
 from trainer.networks import TrainedNetwork, folded, saved_network, spec_of
-from trainer.recipe import recipe
+from trainer.ship.calibrate import activation_ranges, sample_pictures
+from trainer.ship.card import model_card, picture_listing
 from trainer.state import CHECKPOINT_NAME, Progress, load_state, part, write_atomically
 
 PARITY_TOLERANCE = 1e-4

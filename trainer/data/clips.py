@@ -27,12 +27,11 @@ from srstream.errors import MediaError, UsageError
 from srstream.frame import Frame
 from srstream.media.read.decode import Decoder
 from srstream.media.read.probe import probe
-from trainer.codec import MIN_SIDE, CodecSettings, encode_decode, random_settings
 from trainer.config import DegradationSection
-from trainer.data import Pair, find_pictures, read_rgb
-from trainer.degrade import downscale
-from trainer.networks import TrainedSpec
-from trainer.planes import (
+from trainer.data.codec import MIN_SIDE, CodecSettings, encode_decode, random_settings
+from trainer.data.degrade import downscale
+from trainer.data.pairs import Pair, find_pictures, read_rgb
+from trainer.data.planes import (
     Picture,
     Yuv,
     as_yuv420,
@@ -40,6 +39,7 @@ from trainer.planes import (
     round_to_codes,
     target_planes,
 )
+from trainer.networks import TrainedSpec
 from trainer.state import write_atomically
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from trainer.planes import Picture
+from trainer.data.planes import Picture
 from trainer.state import Progress
 
 log = logging.getLogger(__name__)

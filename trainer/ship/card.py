@@ -8,7 +8,7 @@ from srstream.errors import UsageError
 from srstream.models.checkpoint import Weights
 from srstream.models.table import ModelSpec, Stack, WeightSet, weights_stem
 from trainer.config import TrainConfig
-from trainer.evaluate import Score
+from trainer.judge.evaluate import Score
 
 LICENCES_NAME = "LICENSES.md"
 

@@ -1,0 +1,1 @@
+"""What becomes of a run: exported weights, their card, their ranges for 8 bits, the report."""
