@@ -8,7 +8,6 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from srstream.frame import Frame
 from srstream.jobs.store import JobStore, SegmentRecord, disk_errors
@@ -25,7 +24,6 @@ class Cut:
 
     number: int
     last_frame_hash: str
-    statistics: dict[str, Any]
 
 
 Item = tuple[int, Frame] | Cut
@@ -135,6 +133,6 @@ class EncoderThread(threading.Thread):
         with disk_errors(f"encoding segment {cut.number}", self._store.directory):
             encoded = None if encoder is None else encoder.close()
         record = self._store.commit_segment(
-            cut.number, encoded, SEGMENT_SUFFIX, cut.last_frame_hash, cut.statistics
+            cut.number, encoded, SEGMENT_SUFFIX, cut.last_frame_hash
         )
         self._on_segment(record)

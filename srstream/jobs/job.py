@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from srstream.config import JobConfig
-from srstream.engines.table import choose_engine
-from srstream.enhancer.enhancer import Enhancer
-from srstream.enhancer.stage import Stage
 from srstream.errors import (
     HostileInputError,
     InterruptedJobError,
@@ -23,7 +18,6 @@ from srstream.errors import (
     UsageError,
     VerifyError,
 )
-from srstream.jobs.encoder import EncoderThread
 from srstream.jobs.events import (
     Done,
     Failed,
@@ -36,21 +30,16 @@ from srstream.jobs.events import (
     ignore,
     printable,
 )
+from srstream.jobs.executor import Executor, LocalExecutor
 from srstream.jobs.failpoints import failpoint
-from srstream.jobs.plan import JobPlan, OpenEngine, fingerprint, make_plan
-from srstream.jobs.segments import DecoderDiedError, Worker
-from srstream.jobs.stall import STALL_SECONDS
+from srstream.jobs.plan import JobPlan, fingerprint, make_plan
+from srstream.jobs.segments import DecoderDiedError, SegmentTask
 from srstream.jobs.store import JobStore, SegmentRecord, disk_errors, job_directory
-from srstream.jobs.wakeup import Wakeup
+from srstream.jobs.workplace import StopSignal, Workplace
 from srstream.media.receipt import Receipt
-from srstream.sandbox.decoder import DecodeOutcome, DecodeRequest
-from srstream.sandbox.steps import Assemble, InProcess, MediaSteps, Verify
+from srstream.sandbox.decoder import DecodeOutcome
+from srstream.sandbox.steps import Assemble, Verify
 
-# Frames of the source that may be under way between the processes: enough to hide a hiccup, few
-# enough that a short clip fills them too.
-_WINDOW_FRAMES = 24
-_WINDOW_BYTES = 24 << 20
-_QUEUE_BYTES = 48 << 20
 _MAX_DECODER_DEATHS = 3
 _NUM_VERIFY_SAMPLES = 8
 _PROGRESS_SECONDS = 0.25
@@ -66,56 +55,6 @@ class Result:
     num_frames: int
     exit_code: int
     receipt: Receipt | None
-
-
-@dataclass(slots=True)
-class StopSignal:
-    """How a caller asks a running job to end: at the next segment's end, or at once."""
-
-    _soon: threading.Event = field(default_factory=threading.Event)
-    _now: threading.Event = field(default_factory=threading.Event)
-
-    def request(self) -> None:
-        """At the end of the segment under way."""
-        self._soon.set()
-
-    def request_now(self) -> None:
-        """Within a second; the segment under way is lost."""
-        self._soon.set()
-        self._now.set()
-
-    def is_requested(self) -> bool:
-        return self._soon.is_set()
-
-    def is_aborted(self) -> bool:
-        return self._now.is_set()
-
-
-@dataclass(frozen=True, slots=True)
-class Workplace:
-    """Where and with what a job is done; the daemon's differs from the command line's."""
-
-    media: MediaSteps = field(default_factory=InProcess)
-    """Who looks at the source and assembles the output."""
-    open_engine: OpenEngine = choose_engine
-    directory: Path | None = None
-    """Of the unfinished job; None: beside the output."""
-    output_folder: int | None = None
-    """Descriptor of the output's folder; None: found by its name."""
-    source_descriptor: int | None = None
-    """The source, opened; None: found by its name."""
-    share: Callable[[Enhancer, Callable[[], None]], Stage] = lambda enhancer, wake: enhancer
-    """Wraps the enhancer of a job that shares its engine with others; given what to call when the
-    engine may be free for it."""
-    on_alive: Callable[[], None] = lambda: None
-    """Called at least once a second as long as the work on segments gets on."""
-    stall_seconds: float = STALL_SECONDS
-    """In which something must get on there, or it ends."""
-    may_change_weights: bool = False
-    """A job that was begun with other weights goes on with these."""
-    keeps_directory: bool = False
-    """The caller deletes the job's folder when the result is known to be on record."""
-    decoder_memory_bytes: int | None = None
 
 
 def enhance_file(
@@ -243,7 +182,7 @@ class _Job:
             if outcome is not None and len(done) == len(plan.cuts):
                 return DecodeOutcome.model_validate(outcome)
             try:
-                ended = self._run_worker(store, done)
+                ended = self._execute(store, done)
             except DecoderDiedError as error:
                 deaths = deaths + 1 if len(store.segments()) == len(done) else 1
                 if deaths >= _MAX_DECODER_DEATHS:
@@ -262,80 +201,31 @@ class _Job:
                 )
             store.put("outcome", ended.model_dump())
 
-    def _run_worker(self, store: JobStore, done: list[SegmentRecord]) -> DecodeOutcome | None:
-        plan = self._plan
+    def _execute(self, store: JobStore, done: list[SegmentRecord]) -> DecodeOutcome | None:
+        """Do the segments that are left; None if a stop was asked for."""
         num_done = sum(len(record.file.pts) for record in done)
         progress = _Throttle(self._on_event, "enhancing", num_before=num_done)
         self._num_enhanced = 0
 
         def on_frame() -> None:
             self._num_enhanced += 1
-            progress(num_done + self._num_enhanced, plan.num_frames)
+            progress(num_done + self._num_enhanced, self._plan.num_frames)
 
-        with Wakeup() as wakeup:
-            worker = self._make_worker(store, wakeup, on_frame)
-            return worker.run(self._decode_request(done), first_number=len(done))
-
-    def _make_worker(self, store: JobStore, wakeup: Wakeup, on_frame: Callable[[], None]) -> Worker:
-        plan = self._plan
-        video = plan.output.video
-        frame_bytes = video.layout.frame_bytes(video.width, video.height)
-        source = plan.source.video
-        source_bytes = source.layout.frame_bytes(source.width, source.height)
-        encoder = EncoderThread(
+        anchor = next((record for record in reversed(done) if record.file.pts), None)
+        executor: Executor = LocalExecutor(
+            self._plan,
             store,
-            video,
-            threads=plan.config.engine.threads or len(os.sched_getaffinity(0)),
-            deterministic=plan.config.deterministic,
-            queue_items=max(2, min(16, _QUEUE_BYTES // frame_bytes)),
+            self._place,
+            self._stop,
             on_segment=self._on_segment,
-            on_progress=wakeup.wake,
-        )
-        stage = self._make_stage(wakeup.wake)
-        encoder.start()
-        return Worker(
-            store,
-            plan.cuts,
-            stage,
-            encoder,
-            wakeup,
-            window_bytes=min(_WINDOW_BYTES, _WINDOW_FRAMES * source_bytes),
             on_note=lambda text: self._on_event(Note(text=text)),
             on_frame=on_frame,
-            should_stop=self._stop.is_requested,
-            is_aborted=self._stop.is_aborted,
-            on_alive=self._place.on_alive,
-            stall_seconds=self._place.stall_seconds,
         )
-
-    def _decode_request(self, done: list[SegmentRecord]) -> DecodeRequest:
-        plan = self._plan
-        anchor = next((record for record in reversed(done) if record.file.pts), None)
-        return DecodeRequest(
-            # Not resolved: a descriptor's path must stay one.
-            path_hex=os.fsencode(plan.source.path.absolute()).hex(),
-            source_descriptor=self._place.source_descriptor,
-            container=plan.source.container,
-            memory_bytes=self._place.decoder_memory_bytes,
-            video=plan.source.video,
-            config=plan.config.source,
-            window=plan.window,
-            directory_descriptor=-1,
-            anchor_pts=None if anchor is None else anchor.file.pts[-1],
-            anchor_hash=None if anchor is None else anchor.last_frame_hash,
-        )
-
-    def _make_stage(self, wake: Callable[[], None]) -> Stage:
-        plan = self._plan
-        enhancer = Enhancer(
-            plan.engine,
-            plan.source.video.form,
-            plan.output.video.form,
-            max_memory_bytes=plan.config.engine.max_memory_bytes,
-            reuse=plan.config.reuse,
-            on_done=wake,
-        )
-        return self._place.share(enhancer, wake)
+        try:
+            executor.start(SegmentTask(len(done), anchor))
+            return executor.wait()
+        finally:
+            executor.close()
 
     def _assemble(self, store: JobStore, outcome: DecodeOutcome) -> Receipt:
         """Join the segments with the copied streams and compare the whole with the source."""
@@ -486,6 +376,3 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = ""
         elif a != b:
             names.add(f"{prefix}{key}")
     return names
-
-
-__all__ = ["Result", "StopSignal", "enhance_file"]

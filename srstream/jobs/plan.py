@@ -138,38 +138,11 @@ def make_plan(
     info = media.do(Probe(config=config.source), source)
     size = output_size(info.video.form, config.scaling, spec.scale)
     config, decoder_notes = _with_decoder(source, config)
-    on_gpu = engine_name(config.engine, spec.name) == "tensorrt" and not config.deterministic
-
-    def try_streams(
-        video: OutputVideo, container: Container, streams: tuple[StreamPlan, ...]
-    ) -> Tried:
-        trial = TryOutput(
-            source=info,
-            video=video,
-            container=container.name,
-            streams=streams,
-            folder=work_folder,
-        )
-        return media.do(trial, source)
-
-    plan = plan_output(info, config, output, size, on_gpu=on_gpu, try_streams=try_streams)
-    if plan.path.resolve() == source.resolve():
-        raise UsageError(f"{source}: the output would be the input itself; choose another -o.")
-    if not plan.path.parent.is_dir():
-        raise UsageError(f"{plan.path.parent}: there is no such folder; create it or change -o.")
-    if plan.path.is_dir():
-        raise UsageError(f"{plan.path}: this is a folder; give the output a name in it.")
-    if len(os.fsencode(plan.path.name)) > _MAX_NAME_BYTES:
-        raise UsageError(f"{plan.path.name[:40]}...: this name is too long; give another with -o.")
+    plan = _plan_output(source, info, config, output, size, media, work_folder)
+    _check_name(plan.path, source)
     scan = Scan(video=info.video, deadline_seconds=deadline_seconds)
     index = media.do(scan, source, on_read)
-    if index.truncated_at_seconds is not None and not config.source.salvage:
-        raise TruncatedError(
-            f"{source}: the file ends at {index.truncated_at_seconds:.3f} s, earlier than its "
-            "header says. Use --salvage to enhance what is there."
-        )
-    if index.num_packets == 0 and index.is_complete:
-        raise RefusedError(f"{source}: its video stream holds no packet.")
+    _check_index(source, index, config)
     window = time_window(info.video, index, config)
     plan = _with_start(plan, info.video, index, config)
     keys = replace(index, pts=())  # it can be long, and may have to cross to another process
@@ -188,7 +161,67 @@ def make_plan(
         cuts=cut_segments(info.video, index, window, longest_segment(info.video, spec)),
         config=config,
     )
-    folders = [plan.path.parent, *([work_folder] if work_folder is not None else [])]
+    return _fitted_to_disk(job, work_folder)
+
+
+def _plan_output(
+    source: Path,
+    info: SourceInfo,
+    config: JobConfig,
+    output: Path | None,
+    size: tuple[int, int],
+    media: MediaSteps,
+    work_folder: Path | None,
+) -> OutputPlan:
+    """Plan the output; `media` tries in `work_folder` which streams its container takes."""
+
+    def try_streams(
+        video: OutputVideo, container: Container, streams: tuple[StreamPlan, ...]
+    ) -> Tried:
+        trial = TryOutput(
+            source=info,
+            video=video,
+            container=container.name,
+            streams=streams,
+            folder=work_folder,
+        )
+        return media.do(trial, source)
+
+    engine = engine_name(config.engine, model_spec(config.model.name).name)
+    on_gpu = engine == "tensorrt" and not config.deterministic
+    return plan_output(info, config, output, size, on_gpu=on_gpu, try_streams=try_streams)
+
+
+def _check_name(path: Path, source: Path) -> None:
+    """Refuse a name that no output can have.
+
+    Raises:
+        UsageError: what is wrong with it.
+    """
+    if path.resolve() == source.resolve():
+        raise UsageError(f"{source}: the output would be the input itself; choose another -o.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: there is no such folder; create it or change -o.")
+    if path.is_dir():
+        raise UsageError(f"{path}: this is a folder; give the output a name in it.")
+    if len(os.fsencode(path.name)) > _MAX_NAME_BYTES:
+        raise UsageError(f"{path.name[:40]}...: this name is too long; give another with -o.")
+
+
+def _check_index(source: Path, index: PacketIndex, config: JobConfig) -> None:
+    """Refuse a source that has no packets, or ends early without `--salvage`."""
+    if index.truncated_at_seconds is not None and not config.source.salvage:
+        raise TruncatedError(
+            f"{source}: the file ends at {index.truncated_at_seconds:.3f} s, earlier than its "
+            "header says. Use --salvage to enhance what is there."
+        )
+    if index.num_packets == 0 and index.is_complete:
+        raise RefusedError(f"{source}: its video stream holds no packet.")
+
+
+def _fitted_to_disk(job: JobPlan, work_folder: Path | None) -> JobPlan:
+    """Check the space in the folders of output and work; note an output that may not fit."""
+    folders = [job.output.path.parent, *([work_folder] if work_folder is not None else [])]
     for folder in folders:
         _check_disk(job, folder)
     limits = [limit for limit in map(largest_file, folders) if limit is not None]

@@ -27,7 +27,7 @@ from srstream.errors import (
 from srstream.frame import Frame
 from srstream.jobs.encoder import Cut, EncoderThread
 from srstream.jobs.stall import STALL_SECONDS, Stages, StallWatch
-from srstream.jobs.store import JobStore
+from srstream.jobs.store import JobStore, SegmentRecord
 from srstream.jobs.wakeup import Wakeup
 from srstream.sandbox.child import Child
 from srstream.sandbox.decoder import (
@@ -62,6 +62,18 @@ class SegmentCuts:
 
     def __len__(self) -> int:
         return len(self.starts)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentTask:
+    """The segments of a job that are not done: from `first_number` to the end of the input.
+
+    Each one that is finished becomes a `SegmentRecord`.
+    """
+
+    first_number: int
+    anchor: SegmentRecord | None
+    """The last segment that holds a frame and is done; decoding resumes behind that frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +132,6 @@ class Worker:
         self._outcome: DecodeOutcome | None = None
         self._number = 0
         self._last: Frame | None = None
-        self._num_frames = self._num_concealed = 0
 
     def run(self, request: DecodeRequest, first_number: int) -> DecodeOutcome | None:
         """Work until the end (the outcome) or a stop asked for at a segment's end (None).
@@ -254,8 +265,6 @@ class Worker:
             return False
         self._received.popleft()
         self._last = frame
-        self._num_frames += 1
-        self._num_concealed += frame.concealed
         self._pending.append((self._number, frame))
         self._keep(self._stage.push(frame))
         return True
@@ -275,9 +284,8 @@ class Worker:
         """Close the segment under way and skip those that hold no frame."""
         while self._number < number:
             last_hash = "" if self._last is None else frame_hash(self._last)
-            statistics = {"num_frames": self._num_frames, "num_concealed": self._num_concealed}
-            self._pending.append(Cut(self._number, last_hash, statistics))
-            self._last, self._num_frames, self._num_concealed = None, 0, 0
+            self._pending.append(Cut(self._number, last_hash))
+            self._last = None
             self._number += 1
         self._keep_cuts()
 

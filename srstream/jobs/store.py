@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Self
 from srstream.errors import DiskFullError, JobError
 from srstream.files import fsync_path
 from srstream.jobs.failpoints import failpoint
+from srstream.jobs.publish import identity, output_folder, part_name, publish
 from srstream.media.types import SegmentFile
 from srstream.sqlite import open_journal
 
@@ -43,8 +44,9 @@ CREATE TABLE IF NOT EXISTS segment (
 """
 
 
-_Entry = tuple[str, int | None]
-"""A name, and a descriptor of the folder that it is in; None: it is a whole path."""
+_ALL_SEGMENTS = """
+SELECT number, file, num_bytes, pts, last_duration, last_frame_hash FROM segment ORDER BY number
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,6 @@ class SegmentRecord:
     number: int
     file: SegmentFile
     last_frame_hash: str
-    statistics: dict[str, Any]
 
 
 def job_directory(output: Path) -> Path:
@@ -158,16 +159,16 @@ class JobStore:
         """The segments that are done, in order; a gap or a missing file ends the list."""
         records: list[SegmentRecord] = []
         with disk_errors("reading the journal", self.directory, _DAMAGED):
-            rows = self._database.execute("SELECT * FROM segment ORDER BY number").fetchall()
+            rows = self._database.execute(_ALL_SEGMENTS).fetchall()
         for row in rows:
-            number, name, num_bytes, pts_blob, last_duration, last_hash, statistics = row
+            number, name, num_bytes, pts_blob, last_duration, last_hash = row
             path = self.directory / name
             pts = array("q", pts_blob)
             intact = not pts or (path.is_file() and path.stat().st_size == num_bytes)
             if number != len(records) or not intact:
                 break
             file = SegmentFile(path=path, pts=tuple(pts), last_duration=last_duration)
-            records.append(SegmentRecord(number, file, last_hash, json.loads(statistics)))
+            records.append(SegmentRecord(number, file, last_hash))
         return records
 
     def forget(self) -> None:
@@ -196,7 +197,6 @@ class JobStore:
         encoded: SegmentFile | None,
         suffix: str,
         last_frame_hash: str,
-        statistics: dict[str, Any],
     ) -> SegmentRecord:
         """Make an encoded segment durable, then journal it; None is a segment without frames."""
         name = f"segment-{number:06d}{suffix}"
@@ -222,13 +222,11 @@ class JobStore:
                     array("q", pts).tobytes(),
                     last_duration,
                     last_frame_hash,
-                    json.dumps(statistics),
+                    "{}",  # the column of what earlier versions counted
                 ),
             )
         failpoint("segment.journaled")
-        return SegmentRecord(
-            number, SegmentFile(path, pts, last_duration), last_frame_hash, statistics
-        )
+        return SegmentRecord(number, SegmentFile(path, pts, last_duration), last_frame_hash)
 
     @property
     def assembled_path(self) -> Path:
@@ -236,10 +234,7 @@ class JobStore:
         return self.directory / f"output{self.output.suffix}"
 
     def publish(self, *, overwrite: bool) -> None:
-        """Give the assembled output its name. Atomic; an existing file only with `overwrite`.
-
-        Where it cannot be moved from the job's folder it is copied beside its name first. That is
-        so between file systems, and between two mounts of one, as containers and systemd make them.
+        """Give the assembled output its name: atomically; an existing file only with `overwrite`.
 
         Raises:
             JobError: the output's name was taken meanwhile; the job is kept.
@@ -247,77 +242,40 @@ class JobStore:
         with disk_errors("publishing the output", self.output):
             fsync_path(self.assembled_path)
             failpoint("output.fsynced")
-            with self._open_output_folder() as folder:
-                try:
-                    self._give_name((os.fspath(self.assembled_path), None), folder, overwrite)
-                except OSError as error:
-                    if error.errno != errno.EXDEV:
-                        raise
-                    self._give_name(self._copied_beside(folder), folder, overwrite)
-                os.fsync(folder)
+            with output_folder(self.output, self._output_folder) as folder:
+                publish(
+                    self.assembled_path,
+                    self.output,
+                    folder,
+                    part_name=part_name(self.directory),
+                    before_naming=self._note_publishing,
+                    overwrite=overwrite,
+                )
         failpoint("output.published")
 
-    def _give_name(self, ready: _Entry, folder: int, overwrite: bool) -> None:
-        """Journaled before, so that a run that comes after a kill knows its own output."""
-        self.put("publishing", _identity(os.stat(ready[0], dir_fd=ready[1])))
+    def _note_publishing(self, file: list[int]) -> None:
+        """Journal which file gets the name, so that a run after a kill knows its own output."""
+        self.put("publishing", file)
         self.put("state", "publishing")
         failpoint("output.publishing")
-        _give_name(ready, self.output, folder, overwrite=overwrite)
 
     def was_published(self) -> bool:
         """Whether a run that was killed while publishing had already given the output its name."""
         if self.get("state") != "publishing":
             return False
-        with self._open_output_folder() as folder:
-            try:
-                found = os.stat(self.output.name, dir_fd=folder, follow_symlinks=False)
-            except FileNotFoundError:
-                return False
-        return _identity(found) == self.get("publishing")
-
-    @contextlib.contextmanager
-    def _open_output_folder(self) -> Iterator[int]:
-        if self._output_folder is not None:
-            yield self._output_folder
-            return
-        folder = os.open(self.output.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            yield folder
-        finally:
-            os.close(folder)
-
-    def _copied_beside(self, folder: int) -> _Entry:
-        """A copy of the assembled output in the output's folder."""
-        name = part_name(self.directory)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=folder)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with (
-            self.assembled_path.open("rb") as source,
-            open(os.open(name, flags, 0o666, dir_fd=folder), "wb") as copy,
-        ):
-            shutil.copyfileobj(source, copy, 1 << 20)
-            copy.flush()
-            os.fsync(copy.fileno())
-        failpoint("output.copied")
-        return name, folder
+        with output_folder(self.output, self._output_folder) as folder:
+            return identity(self.output.name, folder) == self.get("publishing")
 
     def remove(self) -> None:
         """Delete the job's folder; the lock goes with it."""
         self.close()
-        with contextlib.suppress(OSError), self._open_output_folder() as folder:
+        with (
+            contextlib.suppress(OSError),
+            output_folder(self.output, self._output_folder) as folder,
+        ):
             os.unlink(part_name(self.directory), dir_fd=folder)
         shutil.rmtree(self.directory, ignore_errors=True)
         failpoint("job.done")
-
-
-def part_name(directory: Path) -> str:
-    """The name beside the output under which it is copied from a job's folder elsewhere."""
-    return f".{directory.name}.srstream-part"
-
-
-def _identity(found: os.stat_result) -> list[int]:
-    return [found.st_dev, found.st_ino]
 
 
 def _open_lock(directory: Path) -> BinaryIO:
@@ -340,37 +298,3 @@ def _open_lock(directory: Path) -> BinaryIO:
         return os.fdopen(os.open("lock", flags, 0o600, dir_fd=folder), "ab")
     finally:
         os.close(folder)
-
-
-def _give_name(ready: _Entry, output: Path, folder: int, *, overwrite: bool) -> None:
-    source, source_folder = ready
-    if overwrite:
-        os.replace(source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder)
-        return
-    try:
-        os.link(
-            source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder, follow_symlinks=False
-        )
-    except FileExistsError as error:
-        raise JobError(
-            f"{output}: a file of this name appeared while the job ran; nothing was replaced. "
-            "Move it away or add --overwrite, and run the same command again."
-        ) from error
-    except OSError as error:
-        # Some file systems (FAT, some network shares) have no hard links.
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-            raise
-        if _exists(output.name, folder):
-            raise FileExistsError(errno.EEXIST, "output exists", str(output)) from error
-        os.rename(source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder)
-        return
-    if source_folder is not None:
-        os.unlink(source, dir_fd=source_folder)
-
-
-def _exists(name: str, folder: int) -> bool:
-    try:
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True

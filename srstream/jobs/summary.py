@@ -90,7 +90,6 @@ def plan_summary(
     if spec is not None:
         sizes = (video.width, video.height), (out.width, out.height)
         predicted = predict(spec, plan.model, *sizes, speed.encode_fps).sentence()
-    languages = {stream.index: stream.language for stream in plan.source.streams}
     return PlanSummary(
         input=printable(source),
         output=printable(plan.output.path),
@@ -116,18 +115,7 @@ def plan_summary(
         strength=plan.restore.strength,
         detail=config.model.detail,
         num_segments=len(plan.cuts),
-        streams=[
-            StreamSummary(
-                index=stream.index,
-                type=stream.type,
-                codec=stream.codec,
-                language=languages.get(stream.index),
-                action=stream.action,
-                output_codec=stream.output_codec,
-                reason=stream.reason,
-            )
-            for stream in plan.output.streams
-        ],
+        streams=_stream_summaries(plan),
         num_chapters=plan.source.num_chapters,
         losses=list(plan.output.losses),
         notes=[*plan.source.warnings, *plan.output.notes],
@@ -137,6 +125,22 @@ def plan_summary(
         estimated_memory_bytes=memory_bytes(plan),
         device_prediction=predicted,
     )
+
+
+def _stream_summaries(plan: JobPlan) -> list[StreamSummary]:
+    languages = {stream.index: stream.language for stream in plan.source.streams}
+    return [
+        StreamSummary(
+            index=stream.index,
+            type=stream.type,
+            codec=stream.codec,
+            language=languages.get(stream.index),
+            action=stream.action,
+            output_codec=stream.output_codec,
+            reason=stream.reason,
+        )
+        for stream in plan.output.streams
+    ]
 
 
 def memory_bytes(plan: JobPlan) -> int:

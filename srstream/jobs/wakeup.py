@@ -47,7 +47,10 @@ class Wakeup:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Free the descriptor."""
+        self.close()
+
+    def close(self) -> None:
+        """Free the descriptor; `wake` does nothing from then on."""
         with self._lock:
             self._is_closed = True
             os.close(self._descriptor)

@@ -18,7 +18,7 @@ def commit(store: JobStore, number: int, content: bytes = b"packets") -> None:
     path = store.temporary_segment(number)
     path.write_bytes(content)
     file = SegmentFile(path=path, pts=(number * 10, number * 10 + 5), last_duration=5)
-    store.commit_segment(number, file, ".seg", f"hash{number}", {"num_frames": 2})
+    store.commit_segment(number, file, ".seg", f"hash{number}")
 
 
 def test_segments_come_back_as_they_were_committed(tmp_path: Path) -> None:

@@ -32,8 +32,9 @@ from srstream.errors import (
 )
 from srstream.files import write_whole
 from srstream.jobs.events import Event, Note, Progress, SegmentDone
-from srstream.jobs.job import Result, StopSignal, Workplace, enhance_file
+from srstream.jobs.job import Result, enhance_file
 from srstream.jobs.store import disk_errors
+from srstream.jobs.workplace import StopSignal, Workplace
 from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec
 from srstream.pictures.files import is_animated_png

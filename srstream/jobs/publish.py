@@ -1,0 +1,133 @@
+"""Gives the finished output of a job its name, in one atomic step.
+
+Everything happens relative to a descriptor of the output's folder, so that a folder that is
+exchanged meanwhile leads nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from srstream.errors import JobError
+from srstream.jobs.failpoints import failpoint
+
+_Entry = tuple[str, int | None]
+"""A name, and a descriptor of the folder that it is in; None: the name is a whole path."""
+
+
+def part_name(directory: Path) -> str:
+    """Return the name beside the output for its copy, if the job's folder is elsewhere."""
+    return f".{directory.name}.srstream-part"
+
+
+def identity(name: str, folder: int | None) -> list[int] | None:
+    """Return the device and inode of an entry, a link not followed; None if there is none."""
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return [found.st_dev, found.st_ino]
+
+
+@contextlib.contextmanager
+def output_folder(output: Path, given: int | None) -> Iterator[int]:
+    """A descriptor of the output's folder: the one that is `given`, or opened by its path."""
+    if given is not None:
+        yield given
+        return
+    folder = os.open(output.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def publish(
+    assembled: Path,
+    output: Path,
+    folder: int,
+    *,
+    part_name: str,
+    before_naming: Callable[[list[int]], None],
+    overwrite: bool,
+) -> None:
+    """Give the assembled file the name of the output; replace an existing file if `overwrite`.
+
+    Where the file cannot be moved from the job's folder it is first copied beside its name: between
+    file systems, and between two mounts of one, as containers and systemd make them.
+
+    Args:
+        part_name: the name of that copy.
+        before_naming: is called with the identity of the file, right before it gets the name.
+
+    Raises:
+        JobError: another file has the name.
+    """
+    try:
+        _name((os.fspath(assembled), None), output, folder, before_naming, overwrite=overwrite)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy = _copied_beside(assembled, part_name, folder)
+        _name(copy, output, folder, before_naming, overwrite=overwrite)
+    os.fsync(folder)
+
+
+def _name(
+    ready: _Entry,
+    output: Path,
+    folder: int,
+    before_naming: Callable[[list[int]], None],
+    *,
+    overwrite: bool,
+) -> None:
+    found = os.stat(ready[0], dir_fd=ready[1])
+    before_naming([found.st_dev, found.st_ino])
+    _give_name(ready, output, folder, overwrite=overwrite)
+
+
+def _copied_beside(assembled: Path, name: str, folder: int) -> _Entry:
+    """Copy the assembled file into the output's folder."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with (
+        assembled.open("rb") as source,
+        open(os.open(name, flags, 0o666, dir_fd=folder), "wb") as copy,
+    ):
+        shutil.copyfileobj(source, copy, 1 << 20)
+        copy.flush()
+        os.fsync(copy.fileno())
+    failpoint("output.copied")
+    return name, folder
+
+
+def _give_name(ready: _Entry, output: Path, folder: int, *, overwrite: bool) -> None:
+    source, source_folder = ready
+    if overwrite:
+        os.replace(source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder)
+        return
+    try:
+        os.link(
+            source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder, follow_symlinks=False
+        )
+    except FileExistsError as error:
+        raise JobError(
+            f"{output}: a file of this name appeared while the job ran; nothing was replaced. "
+            "Move it away or add --overwrite, and run the same command again."
+        ) from error
+    except OSError as error:
+        # Some file systems (FAT, some network shares) have no hard links.
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if identity(output.name, folder) is not None:
+            raise FileExistsError(errno.EEXIST, "output exists", str(output)) from error
+        os.rename(source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder)
+        return
+    if source_folder is not None:
+        os.unlink(source, dir_fd=source_folder)
