@@ -1,4 +1,4 @@
-"""Clients' frames on the engines of the daemon's jobs: each session takes its turns with them."""
+"""Opens the stages of clients' sessions, which share engines with the daemon's jobs by turns."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from srstream.protocol.frames import Hello
 
 
 def stage_opener(pool: EnginePool, round_: Round, defaults: JobConfig) -> OpenStage:
-    """What opens a session's stage: model and knobs as its HELLO says, the rest by the defaults.
+    """Make the function that opens a session's stage: model and knobs from HELLO, defaults else.
 
-    It raises an SrstreamError where there is no such model, or it cannot work on such frames.
+    That function raises an SrstreamError if the model is unknown or cannot take such frames.
     """
 
     def open_stage(hello: Hello) -> Stage:

@@ -1,8 +1,9 @@
-"""The gate of the data socket, in a process of its own: what comes in is counted there (`gate.py`).
+"""The gate of the data socket, in a separate process (`daemon/api/zmq/gate.py` does the counting).
 
-The process that computes gets whole messages of a bounded size, and its interpreter has nothing to
-do with the rest. Run as `python -m srstream.daemon.frames.gate ARGUMENTS` by `GateProcess`, over
-whose socket it says what is to be logged. It ends when that socket does, whatever kills the other.
+The process that computes gets complete messages of limited size, and its interpreter spends no time
+on others. `GateProcess` runs this as `python -m srstream.daemon.frames.gate ARGUMENTS` and logs the
+lines that it sends over a socket. The gate ends when that socket is closed, however the other
+process ended.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from srstream.errors import ServiceError
 logger = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 2.0
-"""For what was said last to reach the clients."""
+"""Time for the last messages to reach the clients."""
 
 _START_SECONDS, _RESTART_SECONDS = 30.0, 1.0
 _MAX_SAID_BYTES = 4096
 
 
 class GateProcess:
-    """The gate as the data socket's thread sees it; one that dies is started again.
+    """Runs the gate's process, and starts it again if it dies.
 
     Args:
-        listener: where clients connect.
-        inner: where libzmq listens.
+        listener: the socket to which clients connect.
+        inner: the path of the socket on which libzmq listens.
 
     Raises:
-        ServiceError: it does not start.
+        ServiceError: the gate does not start.
     """
 
     def __init__(
@@ -61,14 +62,14 @@ class GateProcess:
             raise ServiceError("the gate of the data socket does not start.")
 
     def look(self) -> None:
-        """Log what it says, and replace it if it has died; cheap, so call often."""
+        """Log the gate's lines, and replace it if it has died; cheap, so to be called often."""
         if self._process is not None:
             self._listen()
         if self._process is None and time.monotonic() >= self._next_start:
             self._start()
 
     def close(self) -> None:
-        """Have it end once the clients have what they were sent."""
+        """Have the gate end once the clients have received what was sent to them."""
         if self._process is None:
             return
         self._link.close()
@@ -108,7 +109,7 @@ class GateProcess:
 
 
 async def _serve(link: socket.socket, gate: Gate) -> None:
-    """Until the other process closes the link or dies."""
+    """Serve until the other process closes the link or dies."""
     gate.start()
     link.setblocking(False)
     link.send(b"\n")
@@ -122,7 +123,7 @@ async def _serve(link: socket.socket, gate: Gate) -> None:
 
 
 class _Teller(logging.Handler):
-    """Sends a record's sentence to the other process; what finds no room is lost."""
+    """Sends log lines to the other process; lines that find no room are lost."""
 
     def __init__(self, link: socket.socket) -> None:
         super().__init__()
@@ -141,7 +142,7 @@ def main() -> None:
     listener = socket.socket(fileno=told["listener"])
     limits = GateLimits(**told["limits"])
     gate = Gate(listener, Path(told["inner"]), told["max_connections"], limits)
-    # The other process decides when to stop; signals may go to the whole group.
+    # The other process decides when to stop; signals may reach the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     asyncio.run(_serve(link, gate))

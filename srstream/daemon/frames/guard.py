@@ -1,8 +1,8 @@
-"""Connections of the data socket that take too much: too many, or of nonsense, or without end.
+"""Ends connections of the data socket that send invalid or endless messages, or are too many.
 
-libzmq keeps all parts of a message until the last one has come, bounds each part only, and can cut
-no single peer off. So the connections' descriptors are watched from outside. What comes over ipc
-has been counted before (`gate.py`); over TCP this is all.
+libzmq keeps all parts of a message until the last one has come, limits each part only, and cannot
+cut off a single peer. So this module watches the connections' descriptors from outside. Over ipc
+`gate.py` counts messages before; over TCP this is the only guard.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ logger = logging.getLogger(__name__)
 logger.addFilter(FewLines(30))
 
 MAX_GROWTH_BYTES = 64 << 20
-"""By which this process may grow before somebody is looked for."""
+"""Growth of this process after which the guard looks for an endless message."""
 
 MAX_FAULTS = 100
-"""Messages of a connection that are answered with an ERROR; with the last one it ends."""
+"""Invalid messages of a connection that are answered with an ERROR; the last one ends it."""
 
 _MAX_OFFENDERS = 4096
-"""Remembered; the oldest is forgotten first."""
+"""Number of offenders that are remembered; the oldest is forgotten first."""
 
 _LOOK_SECONDS, _HURRIED_LOOK_SECONDS = 0.1, 0.02
 _MAX_SEEN_SENDING = 25
 _TRIM_SECONDS = 0.5
 _TRIM_AFTER_SECONDS = 3.0
-"""So long after a connection has ended libzmq frees what it had sent of a message."""
+"""How long after a connection has ended libzmq may still free its unfinished message."""
 _FORGET_SECONDS = 5.0
 
 
 @dataclass(slots=True)
 class _Connection:
-    """`inode` tells a descriptor that has been closed and given to something else."""
+    """A connection. `inode` shows whether its descriptor was closed and reused."""
 
     inode: int
     num_seen_sending: int = 0
@@ -50,7 +50,7 @@ class _Connection:
 
 @dataclass(slots=True)
 class _Offender:
-    """A connection by the name that libzmq gave it, which is given once."""
+    """A connection that sent invalid messages, kept by its name in libzmq, which is unique."""
 
     descriptor: int
     inode: int
@@ -60,9 +60,9 @@ class _Offender:
 class ConnectionGuard:
     """Watches the connections of one ROUTER, in the thread that owns it.
 
-    Memory alone tells nothing, since jobs take some too. A connection is cut when memory has grown
-    and bytes of it were waiting again and again while none of its messages came to an end; a frame
-    of the largest size comes to an end long before.
+    Memory alone proves nothing, since jobs take some too. A connection is cut when memory has grown
+    and its bytes were waiting again and again while none of its messages ended; a frame of the
+    largest size ends long before.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class ConnectionGuard:
         self._next_look = self._next_trim = self._trim_until = 0.0
 
     def close(self) -> None:
-        """Before the router is closed."""
+        """Close the monitor; to be called before the router is closed."""
         self._router.disable_monitor()
         self.monitor.close(linger=0)
 
     @property
     def look_ms(self) -> int:
-        """After which `look` has to be called again."""
+        """Time after which `look` must be called again."""
         return int(1000 * self._look_seconds)
 
     @property
@@ -95,16 +95,16 @@ class ConnectionGuard:
         return _LOOK_SECONDS if self._grown_since is None else _HURRIED_LOOK_SECONDS
 
     def saw_message(self, part: zmq.Frame) -> None:
-        """A message of `part`'s connection has come to its end."""
+        """Note that a message of `part`'s connection is complete."""
         connection = self._connections.get(int(part.get(zmq.SRCFD)))
         if connection is not None:
             connection.num_seen_sending = 0
 
     def saw_fault(self, part: zmq.Frame) -> None:
-        """A message of `part`'s connection was against the protocol."""
+        """Note that a message of `part`'s connection was invalid; the last allowed one ends it."""
         name = part.bytes
-        # Not by the descriptor: what a connection that is gone has left in the queue would count
-        # for the next one, which has the same.
+        # Not by the descriptor: messages left by an ended connection would count for the next one
+        # with the same descriptor.
         offender = self._offenders.get(name)
         if offender is None:
             descriptor = int(part.get(zmq.SRCFD))
@@ -118,7 +118,7 @@ class ConnectionGuard:
             _shut_down(offender.descriptor, offender.inode)
 
     def look(self) -> None:
-        """Take note of who has come and gone, and cut off whoever must be; cheap, so call often."""
+        """Update the connections, and cut those that must be; cheap, so to be called often."""
         now = time.monotonic()
         while self.monitor.poll(0):
             event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
@@ -150,9 +150,9 @@ class ConnectionGuard:
             for connection in self._connections.values():
                 connection.num_seen_sending = 0
         elif self._cut_endless():
-            self._grown_since = now  # what it held is freed by libzmq a moment later
+            self._grown_since = now  # libzmq frees its memory a moment later
         elif now - self._grown_since > _FORGET_SECONDS:
-            self._baseline_bytes = resident_bytes()  # so it is of somebody else
+            self._baseline_bytes = resident_bytes()  # so the growth has another cause
 
     def _has_grown(self) -> bool:
         resident = resident_bytes()
@@ -160,7 +160,7 @@ class ConnectionGuard:
         return resident - self._baseline_bytes > self._max_growth_bytes
 
     def _cut_endless(self) -> bool:
-        """Whether somebody was."""
+        """Cut connections whose message does not end; returns whether any was cut."""
         was_cut = False
         for descriptor, connection in list(self._connections.items()):
             connection.num_seen_sending += _is_sending(descriptor)
@@ -177,14 +177,14 @@ class ConnectionGuard:
 
 
 def _inode_of(descriptor: int) -> int:
-    """0 where it is closed already."""
+    """The inode of an open descriptor; 0 if it is closed."""
     with suppress(OSError):
         return os.fstat(descriptor).st_ino
     return 0
 
 
 def _shut_down(descriptor: int, inode: int) -> None:
-    """End a connection, if the descriptor still is that one's."""
+    """End a connection, unless its descriptor was reused."""
     with suppress(OSError):
         if os.fstat(descriptor).st_ino == inode:
             with socket.socket(fileno=os.dup(descriptor)) as ours:
@@ -192,7 +192,7 @@ def _shut_down(descriptor: int, inode: int) -> None:
 
 
 def _is_sending(descriptor: int) -> bool:
-    """Whether bytes wait in the kernel to be read."""
+    """Whether bytes of the connection wait in the kernel."""
     try:
         with socket.socket(fileno=os.dup(descriptor)) as ours:
             return bool(ours.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))

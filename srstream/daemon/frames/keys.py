@@ -1,4 +1,4 @@
-"""Who may push frames over TCP: the keys that the control socket knows, asked in the worker."""
+"""Decides in the worker who may push frames over TCP: the holders of the control socket's keys."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _DOMAIN = "srstream-frames"
 
 
 class _Known:
-    """What pyzmq's authenticator asks; a key that was revoked is unknown from then on."""
+    """Tells pyzmq's authenticator which keys are allowed; a revoked key is unknown at once."""
 
     def __init__(self, keys: KeyRing) -> None:
         self._keys = keys
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether the holder of a public key (Z85) is let in."""
+        """Whether the holder of a public key (Z85) may connect."""
         return self._keys.name_of(key.decode()) is not None
 
 
 class FrameKeys:
-    """A ZAP handler in a thread of its own, and the context in which it answers.
+    """Runs a ZAP handler in a thread, and owns the context in which it answers.
 
     Raises:
         ConfigError: the keys are damaged, or others may read them.
@@ -43,6 +43,6 @@ class FrameKeys:
         self._handler.configure_curve_callback(_DOMAIN, credentials_provider=_Known(keys))
 
     def close(self) -> None:
-        """End the thread, then the context; sockets must be closed before."""
+        """End the thread, then the context; the sockets must be closed already."""
         self._handler.stop()
         self.context.term()

@@ -1,12 +1,12 @@
-"""The data socket of the engine worker: clients push raw frames and receive enhanced ones.
+"""The server of the data socket: clients push raw frames and receive enhanced ones.
 
-One thread (`run`) owns the socket and never waits for anything else; each session computes in a
-thread of its own (`frame_session.py`). So a client that is slow, dead or hostile costs the others
-nothing but its share of the engine, and that only as long as it takes its results.
+One thread (`run`) owns the socket and waits for nothing else; each session computes in its own
+thread (`session.py`). So a slow, dead or hostile client costs the others only its share of the
+engine, and only while it reads its results.
 
-Who may connect is decided by the socket's file mode, or over TCP by CURVE. Over ipc a process of
-its own (`gate.py`) lets through only messages of few parts, and only so many; over TCP, where
-nothing can be counted, messages without end are watched for by `guard.py`.
+The socket's file mode decides who may connect, over TCP CURVE does. Over ipc a separate process
+(`gate.py`) limits the parts and the number of messages; over TCP, where nothing can be counted,
+`guard.py` looks for messages that never end.
 """
 
 from __future__ import annotations
@@ -52,51 +52,52 @@ logger.addFilter(FewLines(120))
 MAX_SCALE = 4
 
 WINDOW_FRAMES, WINDOW_BYTES = 24, 32 << 20
-"""Input that a session may have waiting; two frames always may."""
+"""Input frames, and bytes, that may wait in a session; two frames are always allowed."""
 
 TURN_MESSAGES, TURN_SECONDS = 64, 0.002
-"""Received at the most before the sessions are looked after again; skipped parts: 32 times that."""
+"""Limits of one turn of receiving, after which sessions have theirs; 32 times as many parts are
+skipped."""
 
 MIN_TICK_MS, MAX_TICK_MS = 1, 200
 
 JOIN_SECONDS = 5.0
-"""How long `close` waits for a session's thread, which finishes the frame it is at."""
+"""How long `close` waits for a session's thread to finish its frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrameLimits:
-    """What clients may ask for."""
+    """The limits on clients."""
 
     max_sessions: int = 8
     max_pixels: int = 3840 * 2160
     """Width x height of an input frame."""
     max_bytes: int = 2 << 30
-    """Memory for the frames of all sessions; each reserves the most that it may come to hold."""
+    """Memory for the frames of all sessions; each session reserves the most that it can hold."""
     frames_in_stage: int = 4
-    """Of one session, computed at once."""
+    """Frames of one session that are computed at once."""
     idle_seconds: float = 60.0
-    """How long a client is waited for that neither sends nor takes anything."""
+    """How long a session waits for a client that neither sends nor reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class FramesStatus:
-    """For heartbeats and metrics."""
+    """The server's state, for heartbeats and metrics."""
 
     num_sessions: int
-    """Those that are ending count, until their memory is free."""
+    """Sessions, including ending ones until their memory is free."""
     num_frames: int
-    """Computed since the start."""
+    """Frames computed since the start."""
     reserved_bytes: int
 
 
 class FramesServer:
-    """See the module. `start`, or `bind` and `run` in a thread of the caller's; then `close`.
+    """Serves the data socket. Call `start`, or `bind` and `run` in a thread; then `close`.
 
     Args:
         settings: where the sockets are, and who may connect.
         open_stage: makes the stage that enlarges a session's frames.
-        curve: needed for TCP.
-        context: the one in which the ZAP handler runs; one of its own without TCP.
+        curve: the daemon's keys, needed for TCP.
+        context: the context of the ZAP handler; None, without TCP: a new one.
     """
 
     def __init__(
@@ -127,13 +128,13 @@ class FramesServer:
 
         Raises:
             ServiceError: another daemon has them, or they cannot be made.
-            ConfigError: TCP is wanted without CURVE, or its address cannot be had.
+            ConfigError: TCP is configured without keys, or its address cannot be used.
         """
         self._sockets.open()
 
     @property
     def status(self) -> FramesStatus:
-        """From any thread."""
+        """The present state; may be read from any thread."""
         sessions = self._all_sessions()
         return FramesStatus(
             num_sessions=len(sessions),
@@ -145,7 +146,7 @@ class FramesServer:
         return [*self._sessions.values(), *self._ending]
 
     def start(self) -> None:
-        """`bind`, then `run` in a thread of its own.
+        """Calls `bind`, then `run` in a new thread.
 
         Raises:
             ServiceError, ConfigError: as `bind` does.
@@ -155,7 +156,7 @@ class FramesServer:
         threading.Thread(target=self.run, name="frames", daemon=True).start()
 
     def run(self) -> None:
-        """Serves until `close`; clients that are there then are told that the daemon ends."""
+        """Serves until `close`, then tells connected clients that the daemon ends."""
         router, guard, gate = self._sockets.opened()
         self._finished.clear()
         poller = zmq.Poller()
@@ -172,7 +173,7 @@ class FramesServer:
                 began = time.monotonic()
                 num_faults = self._receive(router, guard)
                 self._look_after_sessions(router)
-                if num_faults:  # as long again for the threads that compute
+                if num_faults:  # gives threads that compute as much time
                     time.sleep(min(time.monotonic() - began, TURN_SECONDS))
         finally:
             self._shut_down(router)
@@ -193,7 +194,7 @@ class FramesServer:
             os.eventfd_read(self._wake_descriptor)
 
     def _receive(self, router: zmq.Socket[bytes], guard: ConnectionGuard) -> int:
-        """A turn's messages, of each peer one after the other; how many were wrong."""
+        """Receives a turn's messages and returns how many were invalid."""
         num_messages = num_faults = 0
         end = time.monotonic() + TURN_SECONDS
         while num_messages < TURN_MESSAGES and time.monotonic() < end:
@@ -215,10 +216,10 @@ class FramesServer:
     def _rest_of_message(
         self, router: zmq.Socket[bytes], first: zmq.Frame
     ) -> list[zmq.Frame] | None:
-        """The parts behind the peer's name; None if there are too many, which are not kept."""
+        """The parts after the peer's name; None if there are too many, which are dropped."""
         parts: list[zmq.Frame] = []
         num_parts, last = 0, first
-        receive = router.recv  # and no keywords: twice as fast, which counts for 100,000 parts
+        receive = router.recv  # without keywords: twice as fast, which matters for 100,000 parts
         while last.more:
             last = receive(0, False, False)
             num_parts += 1
@@ -263,10 +264,10 @@ class FramesServer:
         )
 
     def _limits_for(self, hello: Hello) -> SessionLimits:
-        """What the session may take, if there is as much left.
+        """The limits of a new session, if the server has room for it.
 
         Raises:
-            RefusedError: there is not, or the frames are too large.
+            RefusedError: it has not, or the frames are too large.
         """
         limits, status = self.limits, self.status
         if hello.width * hello.height > limits.max_pixels:
@@ -291,7 +292,7 @@ class FramesServer:
         return SessionLimits(window, limits.frames_in_stage, limits.idle_seconds, reserved)
 
     def _refuse(self, router: zmq.Socket[bytes], peer: bytes, error: SrstreamError) -> None:
-        """Tells a client why, and ends its session if it has one."""
+        """Sends a client the error, and ends its session if it has one."""
         session = self._sessions.get(peer)
         if session is not None:
             logger.warning("session=%s is ended: %s", session.id, error)
@@ -304,7 +305,7 @@ class FramesServer:
         self._ending.append(session)
 
     def _look_after_sessions(self, router: zmq.Socket[bytes]) -> None:
-        """Sends what can be sent, and parts with clients that are gone."""
+        """Sends what can be sent, and ends sessions whose clients are gone."""
         self._is_blocked = False
         num_sent = 0
         for peer, session in list(self._sessions.items()):
@@ -318,7 +319,7 @@ class FramesServer:
         self._reap()
 
     def _send_all(self, router: zmq.Socket[bytes], peer: bytes, session: FrameSession) -> int:
-        """How many messages a session had to send and could."""
+        """Sends a session's messages as far as possible; returns how many were sent."""
         num_sent = 0
         while (message := session.next_message()) is not None:
             outcome = self._send(router, peer, message)
@@ -335,12 +336,12 @@ class FramesServer:
 
     @staticmethod
     def _send(router: zmq.Socket[bytes], peer: bytes, message: Parts) -> str:
-        """`sent`, `full` (the peer does not read) or `gone`."""
+        """Sends a message; returns `sent`, `full` (the peer does not read) or `gone`."""
         for _ in range(2):
             try:
                 router.send_multipart([peer, *message], zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                # libzmq looks once a millisecond whether there is room again, or when asked this.
+                # libzmq checks once a millisecond whether there is room, or when asked this.
                 router.get(zmq.EVENTS)
             except zmq.ZMQError:
                 return "gone"
@@ -349,7 +350,7 @@ class FramesServer:
         return "full"
 
     def _beat(self, router: zmq.Socket[bytes]) -> None:
-        """An empty credit now and then: it comes back at once where the client is gone."""
+        """Sends an empty credit now and then, which fails at once where the client is gone."""
         now = time.monotonic()
         if now < self._next_beat:
             return
@@ -366,7 +367,7 @@ class FramesServer:
             logger.info("session=%s ended after %d frames", session.id, session.num_frames)
 
     def _shut_down(self, router: zmq.Socket[bytes]) -> None:
-        self._sockets.hide()  # first: nobody new comes meanwhile
+        self._sockets.hide()  # first, so that no new client connects
         for peer in list(self._sessions):
             self._refuse(router, peer, ServiceError("the daemon ends."))
         deadline = time.monotonic() + JOIN_SECONDS

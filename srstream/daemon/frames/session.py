@@ -1,6 +1,6 @@
-"""One client's stream in the engine worker: its frames, what is made of them, its own thread.
+"""One client's stream in the engine worker: its frames, their results, and its thread.
 
-The thread that owns the socket (`frames.py`) puts frames in and takes messages out; it never waits
+The thread that owns the socket (`server.py`) puts frames in and takes messages out; it never waits
 for a stage. The session's thread never touches the socket.
 """
 
@@ -34,38 +34,38 @@ from srstream.protocol.frames import (
 logger = logging.getLogger(__name__)
 
 MAX_UNSENT_FRAMES = 2
-"""Finished frames that wait for the client; with as many no further one is begun."""
+"""Finished frames that may wait for the client before the session stops computing."""
 
 Parts = list[bytes | memoryview]
 
 
 OpenStage = Callable[[Hello], Stage]
-"""May take its time: it is called in the session's thread."""
+"""Opens a session's stage. It is called in the session's thread, so it may be slow."""
 
 
 class _CancelledError(Exception):
-    """Nobody waits for the rest."""
+    """The session was cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """What a session may take."""
+    """The limits of a session."""
 
     window_frames: int
-    """Input frames that may wait."""
+    """Number of input frames that may wait."""
     frames_in_stage: int
-    """Frames that may be computed at once."""
+    """Number of frames that may be computed at once."""
     idle_seconds: float
     """How long the session waits for its client."""
     reserved_bytes: int
-    """The most that its frames take in memory, input and output."""
+    """Largest size of its input and output frames in memory."""
 
 
 class FrameSession:
-    """A stream between HELLO and END.
+    """A client's stream from HELLO to END.
 
-    Methods are for the socket's thread, but for `_run` and what it calls. `wake` is called from the
-    session's thread whenever there is something to send.
+    Its methods belong to the socket's thread, except `_run` and what it calls. The session's thread
+    calls `wake` whenever there is something to send.
     """
 
     def __init__(
@@ -91,25 +91,27 @@ class FrameSession:
         self._is_busy = True
         self._touched = time.monotonic()
         self.num_frames = 0
-        """Computed so far."""
+        """Frames computed so far."""
         self._thread = threading.Thread(target=self._run, name=f"frames-{self.id}", daemon=True)
 
     def start(self) -> None:
+        """Starts the session's thread."""
         self._thread.start()
 
     def join(self, timeout_seconds: float) -> None:
+        """Waits for the session's thread to end."""
         self._thread.join(timeout_seconds)
 
     @property
     def has_ended(self) -> bool:
-        """It holds nothing any more, neither frames nor an engine."""
+        """Whether the session has freed its frames and its engine."""
         return self._has_ended
 
     def put(self, frame: Frame) -> None:
         """Queues a frame.
 
         Raises:
-            ProtocolError: there was no credit for it, or BYE was said.
+            ProtocolError: the client had no credit left, or has said BYE.
         """
         with self._changed:
             if self._is_finishing:
@@ -121,18 +123,18 @@ class FrameSession:
             self._changed.notify()
 
     def grant(self, num_frames: int) -> None:
-        """The client can take so many frames more."""
+        """Adds credit: the client can take so many more frames."""
         with self._changed:
             self._output_credit = min(self._output_credit + num_frames, MAX_CREDIT)
 
     def finish(self) -> None:
-        """Nothing more comes in; END goes out behind the last frame."""
+        """Takes no more frames; END follows the last result."""
         with self._changed:
             self._is_finishing = True
             self._changed.notify()
 
     def cancel(self) -> None:
-        """Throws everything away; the thread ends as soon as the stage lets it."""
+        """Drops all frames; the thread ends as soon as the stage returns."""
         with self._changed:
             self._is_cancelled = True
             self._inputs.clear()
@@ -140,16 +142,16 @@ class FrameSession:
             self._changed.notify()
 
     def touch(self) -> None:
-        """The client is alive."""
+        """Notes a sign of life from the client."""
         self._touched = time.monotonic()
 
     def is_idle(self) -> bool:
-        """Whether the client, and nobody else, has been waited for too long."""
+        """Whether the session has waited too long, and for its client only."""
         waited = time.monotonic() - self._touched
         return not self._is_busy and waited > self.limits.idle_seconds
 
     def next_message(self) -> Parts | None:
-        """What is to be sent now, if anything; call `sent` when it is on its way."""
+        """The message to send now, if any; `sent` must be called when it is on its way."""
         with self._changed:
             if self._announcements:
                 return self._announcements[0]
@@ -160,7 +162,7 @@ class FrameSession:
             return None if self._made else self._last
 
     def sent(self, message: Parts) -> bool:
-        """Strikes out what `next_message` returned; True when it was the last of the session."""
+        """Notes that a message was sent; returns whether it was the session's last."""
         with self._changed:
             if message[0] == CREDIT:
                 amount = int(message[1])
@@ -201,7 +203,7 @@ class FrameSession:
             made = stage.push(frame)
             num_pushed += 1
             num_inside = num_pushed - self.num_frames - len(made)
-            # Nobody knows when the next one comes; and memory was reserved for so many.
+            # The next frame may come late, and memory is reserved for only so many.
             if not self._inputs or num_inside >= self.limits.frames_in_stage:
                 made += stage.drain()
             self._deliver(made)
@@ -239,7 +241,7 @@ class FrameSession:
         self._wake()
 
     def _leave(self, stage: Stage | None, last: Parts | None) -> None:
-        """Frees everything, and only then lets the client know that the session is over."""
+        """Frees everything, and only then queues the message that ends the session."""
         self._inputs.clear()
         if stage is not None:
             try:
@@ -266,6 +268,6 @@ class FrameSession:
 
 
 def error_message(error: SrstreamError) -> Parts:
-    """An ERROR for the wire."""
+    """The ERROR message for an error."""
     content = {"kind": type(error).__name__, "text": str(error)[:2000]}
     return [ERROR, json.dumps(content).encode()]

@@ -19,10 +19,10 @@ from srstream.frame import MAX_PLANES
 from srstream.protocol.frames import MAX_TEXT_BYTES
 
 SEND_QUEUE = 4
-"""Messages for one peer that libzmq keeps when the peer does not read."""
+"""Messages that libzmq keeps for a peer that does not read."""
 
 RECEIVE_QUEUE = 16
-"""Messages of one peer that libzmq keeps until they are looked at."""
+"""Messages of one peer that libzmq keeps until they are read."""
 
 HANDSHAKE_MS = 5_000
 
@@ -34,7 +34,7 @@ ZAP_ADDRESS = "inproc://zeromq.zap.01"
 
 @dataclass(frozen=True, slots=True)
 class CurveServer:
-    """Keys of the daemon for TCP. The handler of the domain runs in the same context."""
+    """The daemon's keys for TCP. The domain's ZAP handler runs in the same context."""
 
     public_key: bytes
     secret_key: bytes = field(repr=False)
@@ -46,8 +46,8 @@ class FrameSockets:
 
     Args:
         max_pixels: width x height of the largest frame that clients may push.
-        curve: needed for TCP.
-        context: the one in which the ZAP handler runs; None, without TCP: a new one.
+        curve: the daemon's keys, needed for TCP.
+        context: the context of the ZAP handler; None, without TCP: a new one.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class FrameSockets:
 
         Raises:
             ServiceError: another daemon has them, or they cannot be made.
-            ConfigError: TCP is wanted without CURVE, or its address cannot be had.
+            ConfigError: TCP is configured without keys, or its address cannot be used.
         """
         try:
             self._open()
@@ -130,7 +130,7 @@ class FrameSockets:
 
     @property
     def _inner_path(self) -> Path:
-        """The ROUTER's own, behind the gate; nobody else can connect to it."""
+        """Where the ROUTER listens, behind the gate; no one else can connect to it."""
         return self._settings.frames_path.with_name("frames.zmq")
 
     @property
@@ -148,7 +148,7 @@ class FrameSockets:
         return router
 
     def _bind_tcp(self, router: zmq.Socket[bytes], address: str) -> None:
-        """Options count for what is bound after them, so the ipc socket asks for no keys."""
+        """Binds TCP last: options apply to later binds only, so the ipc socket needs no keys."""
         if self._curve is None:
             raise ConfigError(f"sockets.frames_tcp: {address} needs keys; see `srstream keys`.")
         self._check_zap_handler()
@@ -157,7 +157,7 @@ class FrameSockets:
         router.setsockopt(zmq.CURVE_SECRETKEY, self._curve.secret_key)
         router.setsockopt(zmq.ZAP_DOMAIN, self._curve.zap_domain)
         router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-        # A peer whose machine is gone says nothing; over ipc the kernel tells.
+        # A peer whose machine is gone sends nothing; over ipc the kernel reports the end.
         router.setsockopt(zmq.HEARTBEAT_IVL, 10_000)
         router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
         try:
@@ -166,7 +166,11 @@ class FrameSockets:
             raise ConfigError(f"sockets.frames_tcp: {address}: {error.strerror}.") from error
 
     def _check_zap_handler(self) -> None:
-        """Without one nobody would be let in, or everybody; its address is taken if it is there."""
+        """Checks that a ZAP handler runs, which shows by its address being taken.
+
+        Raises:
+            ConfigError: none does; nobody would be let in, or everybody.
+        """
         probe = self._context.socket(zmq.REP)
         try:
             probe.bind(ZAP_ADDRESS)
@@ -178,7 +182,7 @@ class FrameSockets:
 
 
 def gate_limits(max_part_bytes: int) -> GateLimits:
-    """What a client's frames need, and little more."""
+    """The gate's limits: what a client's frames need, and little more."""
     return GateLimits(
         max_parts=64,
         max_part_bytes=max_part_bytes,

@@ -1,6 +1,6 @@
-"""What a watch folder does with files: finds them, moves them, writes beside them.
+"""Finds the files of the inbox, moves them, and writes files beside them.
 
-No symbolic link is followed below a watched folder, also none that is swapped in meanwhile.
+Below a watched folder no symbolic link is followed, not even one that is swapped in meanwhile.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pathlib import Path
 from srstream.daemon.settings import InboxFolder
 
 _MAX_NAME_BYTES = 240
-"""File systems take 255; temporary names are a little longer than the final ones."""
+"""File systems allow 255; temporary names are slightly longer than final ones."""
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What changes when a file's content does."""
+    """Properties of a file that change with its content."""
 
     size: int
     mtime_ns: int
@@ -47,17 +47,17 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """A place in a folder, and the folder itself, at one moment."""
+    """A path in a folder, and the folder itself, at one moment."""
 
     folder: Path
     identity: tuple[int, int]
     """The folder's device and inode."""
     signature: Signature | None
-    """None: nothing is there."""
+    """None: there is no such file."""
 
 
 def look_at(folder: Path, path: Path) -> Sight | None:
-    """What lies at a path in a folder; None where that cannot be known."""
+    """Look at a path in a folder; None if it cannot be read."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -75,13 +75,13 @@ def look_at(folder: Path, path: Path) -> Sight | None:
 
 
 def find_files(entry: InboxFolder, excluded: tuple[Path, ...]) -> list[Found]:
-    """Regular files with content whose names are taken, in subfolders too; no hidden ones.
+    """Find regular, non-empty, visible files whose names match a pattern, in subfolders too.
 
     Args:
-        excluded: folders that are not looked into, by whatever name they are reached.
+        excluded: folders to leave out, under whatever name they are reached.
 
     Raises:
-        OSError: the folder itself cannot be read; subfolders that cannot are left out.
+        OSError: the folder itself cannot be read; unreadable subfolders are left out.
     """
     os.close(os.open(entry.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     apart = set(_identities(excluded))
@@ -104,17 +104,17 @@ def find_files(entry: InboxFolder, excluded: tuple[Path, ...]) -> list[Found]:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether a process of this machine has the file open for writing, as far as that can be known.
+    """Whether a process of this machine is known to have a file open for writing.
 
-    The kernel grants a read lease on a file that nobody writes, to its owner only; where it cannot
-    be asked, the answer is no.
+    The kernel grants the file's owner a read lease if no process has it open for writing. Where
+    leases are not available, the answer is no.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        # Whoever opens the file for writing while the lease is held makes the kernel signal us.
+        # If a process opens the file for writing while the lease is held, the kernel signals us.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
@@ -126,10 +126,10 @@ def is_being_written(path: Path) -> bool:
 
 
 def move_away(folder: Path, source: Path, target: Path, signature: Signature) -> bool:
-    """Move a file out of a watched folder; across file systems it is copied, then deleted.
+    """Move a file out of a watched folder; across file systems, copy it, then delete it.
 
-    False, and nothing is done, if it is not there (any more) or has become another file. Calling it
-    again after a crash does what was left to do.
+    Returns False, and does nothing, if the file is gone or has changed. After a crash, another call
+    completes the move.
 
     Raises:
         OSError: it cannot be moved.
@@ -154,7 +154,7 @@ def move_away(folder: Path, source: Path, target: Path, signature: Signature) ->
 
 
 def write_atomically(path: Path, content: str) -> None:
-    """The file is there with its whole content, or not at all; an existing one is replaced."""
+    """Write a file so that it exists whole or not at all; an existing one is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
     with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -170,14 +170,14 @@ def write_atomically(path: Path, content: str) -> None:
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """`path` with `suffix` at its name's end; a name that would be too long is cut."""
+    """`path` with `suffix` after its name, which is cut if it would be too long."""
     name, room = os.fsencode(path.name), _MAX_NAME_BYTES - len(suffix)
     kept = path.name if len(name) <= room else name[:room].decode(errors="ignore")
     return path.with_name(kept + suffix)
 
 
 def free_names(path: Path) -> Iterator[Path]:
-    """`clip.mp4`, `clip.2.mp4`, `clip.3.mp4` ...: those that no file has yet."""
+    """Of `clip.mp4`, `clip.2.mp4`, `clip.3.mp4` ..., the names that no file has."""
     number = 1
     while True:
         name = path if number == 1 else path.with_name(f"{path.stem}.{number}{path.suffix}")
@@ -187,7 +187,7 @@ def free_names(path: Path) -> Iterator[Path]:
 
 
 def _open_folder(root: Path, folder: Path) -> int:
-    """A folder at or below `root`; below it no link is followed."""
+    """Open a folder at or below `root`; no link below it is followed."""
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for name in folder.relative_to(root).parts:
         try:
@@ -209,7 +209,7 @@ def _move(name: str, folder: int, target_name: str, target_folder: int) -> None:
 
 
 def _copy(name: str, folder: int, target_name: str, target_folder: int) -> None:
-    """With its times, and under its name only when it is whole."""
+    """Copy a file with its times; it gets its name only when it is whole."""
     partial = f".{target_name}.part"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     reading = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)

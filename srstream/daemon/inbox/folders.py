@@ -1,9 +1,8 @@
-"""Watch folders: a file that appears and has stopped growing becomes a job.
+"""The inbox, which users know as watch folders: a file that has stopped growing becomes a job.
 
-Polled, not notified, so that network mounts work. Every step is journaled before it is taken
-(`watch_journal.py`) and may be taken again: whenever the daemon is killed, no file is submitted
-twice and none is forgotten. A file keeps the settings with which it was taken, also when its folder
-is no longer watched.
+Folders are polled, so that network mounts work. Every step is journaled first (`journal.py`) and
+may be repeated: whenever the daemon is killed, no file is submitted twice and none is forgotten. A
+file keeps the settings with which it was taken, even when its folder is no longer watched.
 """
 
 from __future__ import annotations
@@ -42,16 +41,16 @@ from srstream.protocol.control import FINAL_STATES, JobInfo, Submit
 logger = logging.getLogger(__name__)
 
 _MAY_PASS = (BusyError, NoSpaceError, JobError)
-"""Why a job is not taken now and may be later."""
+"""Errors for which a job is refused now but may be taken later."""
 _MAX_REFUSALS = 10
-"""In one pass; with a full queue it is enough to have asked a few times."""
+"""Refusals in one pass after which no further file is submitted: the queue may be full."""
 _SHORTEST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.05, 2.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 300.0
 
 
 @dataclass(slots=True)
 class _Sighting:
-    """A file as it was last seen, and since when it has not changed."""
+    """A file as it was last seen, and the time of its last change."""
 
     signature: Signature
     since: float
@@ -59,17 +58,17 @@ class _Sighting:
 
 
 class Inbox:
-    """All watch folders of the configuration. All calls belong to the event loop.
+    """Watches all configured folders. All calls belong to the event loop.
 
     Args:
-        entries: none: nothing is taken, what was taken before is gone on with.
-        submit: takes a job, as a client's `submit` does; the same key again returns the same job.
-        status: a job, None if it was forgotten.
-        journal: path of the journal, which is made if it is not there.
-        released: called when nothing needs a folder any more that is no longer watched.
+        entries: the folders; without any, only files that were taken before are processed.
+        submit: submits a job, as a client's request does; a repeated key returns the first job.
+        status: returns a job, or None if the queue has forgotten it.
+        journal: path of the journal, which is created if it is missing.
+        released: is called when a folder that is no longer watched is not needed any more.
 
     Raises:
-        ConfigError: results or failures would be taken as inputs.
+        ConfigError: results or failed files would be taken as inputs.
         JobError: the journal cannot be opened.
     """
 
@@ -87,24 +86,24 @@ class Inbox:
         self._forgetter = Forgetter(self._journal, lambda job: status(job) is not None)
         open_ones = self._journal.open_ones()
         self._unsure = {taken.key for taken in open_ones}
-        """Submitted files whose job may have ended without our having heard of it."""
+        """Keys of submitted files whose jobs may have ended unnoticed."""
         self._untended = {taken.folder for taken in open_ones}
         self._tended: set[Path] = set()
-        """Folders that have no task yet, and those that have one."""
+        """Folders with a task; those in `_untended` are still to get one."""
         self._is_changed = asyncio.Event()
         self._settling = asyncio.Lock()
         self._sightings: dict[Path, dict[Path, _Sighting]] = {}
         self._told: dict[Path, set[str]] = {}
         self._troubles: dict[Path, set[str]] = {}
-        """What went wrong in the last pass over a folder, and in this one so far."""
+        """Problems of the present pass over each folder; `_told` has those of the last pass."""
         self._pauses: dict[str, tuple[float, float]] = {}
-        """Of files that cannot be moved: when it is tried again, and after how long."""
+        """For files that cannot be moved: the time of the next attempt, and the pause before it."""
         self.reconfigure(entries)
 
     def reconfigure(self, entries: Sequence[InboxFolder]) -> None:
-        """Watch these from now on, and no others; `check_apart` must have found nothing.
+        """Watch these folders from now on, and no others; they must pass `check_apart`.
 
-        What was taken before goes on with the settings of then.
+        Files that were taken before keep the settings of that time.
         """
         self._entries = {entry.folder: entry for entry in entries}
         self._excluded = tuple(
@@ -114,15 +113,15 @@ class Inbox:
         self._is_changed.set()
 
     def unfinished_entries(self) -> list[InboxFolder]:
-        """With which files were taken that still need their folders, watched or no longer."""
+        """The entries, present or former, of files whose jobs have not ended."""
         return self._journal.open_entries()
 
     def forget_old(self, keep_days: float) -> None:
-        """Begin to delete what ended longer ago from the journal, where that does no harm."""
+        """Begin to delete what ended over `keep_days` ago from the journal, where it does no harm."""
         self._forgetter.begin(self._entries, time.time() - keep_days * 86_400)
 
     async def run(self) -> None:
-        """Watch until cancelled. A folder that hangs or is not there keeps none of the others."""
+        """Watch until cancelled. A folder that hangs or is missing does not delay the others."""
         async with asyncio.TaskGroup() as group:
             while True:
                 self._is_changed.clear()
@@ -133,9 +132,9 @@ class Inbox:
                 await self._is_changed.wait()
 
     async def job_ended(self, info: JobInfo) -> None:
-        """Put down a job's result or its failure; other jobs than those of files are ignored.
+        """Write down a job's result or failure, if the job is for a file of the inbox.
 
-        What cannot be done now (a full disk) is done later.
+        What cannot be done now, because a disk is full, is done later.
         """
         taken = self._journal.of_job(info.id)
         if taken is not None:
@@ -143,7 +142,7 @@ class Inbox:
             await self._try(taken.folder, lambda: self._settle(taken, info))
 
     async def look(self, folder: Path) -> None:
-        """One pass over a folder: go on with what was begun; if watched, take what has settled."""
+        """Make one pass over a folder: finish what was begun, then take files that have settled."""
         await self._go_on(folder)
         entry = self._entries.get(folder)
         if entry is None:
@@ -160,7 +159,7 @@ class Inbox:
         self._journal.close()
 
     async def _tend(self, folder: Path) -> None:
-        """Pass after pass, until it is watched no longer and nothing is left to do."""
+        """Make passes over a folder until it is no longer watched and nothing is left to do."""
         while True:
             await self._try(folder, lambda: self.look(folder))
             if folder not in self._tended:
@@ -180,7 +179,7 @@ class Inbox:
             known.pop(folder, None)
 
     async def _try(self, folder: Path, work: Callable[[], Awaitable[None]]) -> bool:
-        """Do something that a full disk or a lost mount may keep from being done now."""
+        """Do something; returns False if a full disk or a lost mount prevents it for now."""
         try:
             await work()
         except (OSError, sqlite3.Error, *_MAY_PASS) as error:
@@ -189,7 +188,7 @@ class Inbox:
         return True
 
     def _tell_trouble(self, folder: Path, text: str) -> None:
-        """Once, and not at every pass."""
+        """Log a problem once, and not at every pass."""
         troubles = self._troubles.setdefault(folder, set())
         is_told = text in troubles or text in self._told.get(folder, ())
         troubles.add(text)
@@ -199,7 +198,7 @@ class Inbox:
     # --- taking files ------------------------------------------------------------------------
 
     def _settled(self, entry: InboxFolder, found: Sequence[Found]) -> list[Found]:
-        """Those that have not changed for long enough and were not taken before."""
+        """The files that have not changed for long enough and were not taken before."""
         now, before = time.monotonic(), self._sightings.get(entry.folder, {})
         seen: dict[Path, _Sighting] = {}
         settled = []
@@ -216,13 +215,13 @@ class Inbox:
     async def _take(self, entry: InboxFolder, file: Found) -> None:
         sighting = self._sightings[entry.folder][file.path]
         last = self._journal.latest(file)
-        # What failed was moved away; if it is here again, somebody wants it to be tried again.
+        # A failed file was moved away; if it is here again, someone wants another attempt.
         is_new = last is None or last.state == "failed"
         if is_new and await asyncio.to_thread(is_being_written, file.path):
             sighting.since = time.monotonic()
             return
         if self._entries.get(entry.folder) is not entry:
-            # A reload came in between; the next pass decides anew.
+            # A reload came in between; the next pass decides.
             return
         if is_new:
             attempt = 0 if last is None else last.attempt + 1
@@ -234,7 +233,7 @@ class Inbox:
         await self._forgetter.saw(entry.folder, file.path)
 
     def _output(self, entry: InboxFolder, path: Path) -> Path:
-        """Where the result goes: subfolders as in the input, a name that no other input has."""
+        """The output's path: subfolders as in the input, and a name that no other input has."""
         default = entry.output / default_output(path.relative_to(entry.folder))
         default = beside(default.with_suffix(""), default.suffix)
         if self._journal.inputs_of(default) <= {path}:
@@ -260,7 +259,7 @@ class Inbox:
             await self._fail(taken, str(error))
         else:
             self._journal.change(taken.key, "submitted", job=info.id)
-            # It may have ended before its id was noted.
+            # The job may have ended before its id was journaled.
             self._unsure.add(taken.key)
         return True
 
@@ -270,7 +269,7 @@ class Inbox:
             input=str(taken.path),
             output=str(taken.output),
             config=changes,
-            # A new version of a file replaces the result of the old one, and nothing else does.
+            # Only a new version of a file replaces the result of the old one.
             overwrite=self._journal.has_made(taken.output),
             priority=entry.priority,
             key=taken.key,
@@ -279,7 +278,7 @@ class Inbox:
     # --- what becomes of them ----------------------------------------------------------------
 
     async def _go_on(self, folder: Path) -> None:
-        """With everything that a crash, a full disk or a full queue has left half done."""
+        """Finish what a crash, a full disk or a full queue has interrupted."""
         num_refusals = 0
         for taken in self._journal.open_ones(folder):
             if taken.state == "new":
@@ -291,10 +290,10 @@ class Inbox:
                 await self._try(folder, lambda taken=taken: self._catch_up(taken))  # type: ignore[misc]
 
     async def _quarantine_again(self, taken: Taken) -> None:
-        """After longer and longer pauses: where it cannot be moved now, it seldom can be soon."""
+        """Try again to move a failed file, after longer and longer pauses."""
         retry_at, pause = self._pauses.get(taken.key, (0.0, _FIRST_PAUSE_SECONDS / 2))
         if time.monotonic() < retry_at:
-            # Not told again, but not mended either.
+            # The problem remains, and is not logged again.
             told = self._told.get(taken.folder, set())
             self._troubles.setdefault(taken.folder, set()).update(told)
             return
@@ -328,7 +327,10 @@ class Inbox:
         self._unsure.discard(taken.key)
 
     def _entry_of(self, taken: Taken) -> InboxFolder | None:
-        """With which it was taken. None: an older version took it, from a folder now unwatched."""
+        """The entry with which a file was taken.
+
+        None: an older version took the file, and its folder is no longer watched.
+        """
         return taken.entry or self._entries.get(taken.folder)
 
     def _end(self, taken: Taken, state: TakenState, **columns: str) -> None:
@@ -348,7 +350,7 @@ class Inbox:
             await self._forgetter.saw(entry.output, taken.output)
 
     async def _fail(self, taken: Taken, reason: str) -> None:
-        """Decide where a file goes that cannot be done, then move it there."""
+        """Choose the place of a failed file in the quarantine, then move it there."""
         entry = self._entry_of(taken)
         if entry is None:
             logger.warning("%s: %s", printable(taken.path), reason)
@@ -365,14 +367,14 @@ class Inbox:
         await self._quarantine(taken)
 
     async def _quarantine(self, taken: Taken) -> None:
-        """First the reason, then the file: one that lies there always has its reason beside it."""
+        """Write the reason, then move the file: a file there always has its reason beside it."""
         place = taken.quarantined_as
         assert place is not None
         reason = beside(place, ".reason.txt")
         await asyncio.to_thread(write_atomically, reason, f"{taken.reason}\n")
         await asyncio.to_thread(move_away, taken.folder, taken.path, place, taken.signature)
         self._end(taken, "failed")
-        # Should it be put back at once, it is a new sighting.
+        # If the file is put back at once, it is a new sighting.
         self._sightings.get(taken.folder, {}).pop(taken.path, None)
         logger.warning(
             "watch folder: %s went to %s: %s",
@@ -388,10 +390,10 @@ def _places(entry: InboxFolder) -> tuple[Path, Path]:
 
 
 def check_apart(entries: Sequence[InboxFolder]) -> None:
-    """A result that lies where inputs are taken from would become an input, for ever.
+    """Check that no result or failed file would be taken as an input.
 
     Raises:
-        ConfigError: that would be, or a folder is named twice.
+        ConfigError: they do, or a folder is named twice.
     """
     watched = [entry.folder.resolve() for entry in entries]
     if len(set(watched)) < len(watched):

@@ -1,10 +1,9 @@
-"""What the watch folders' journal forgets: files that ended long ago and have left nothing behind.
+"""Deletes from the inbox's journal the files that ended long ago and have left nothing behind.
 
-A row that is deleted too early does harm: its file would be taken once more, or the result of its
-next version refused. So a row stays while its file lies where it was taken, while its result lies
-where it was put, and while the queue remembers its job. That nothing lies there is only believed of
-a folder in which this daemon has seen a file of its own: a mount point without its mount is empty
-too.
+To delete a row too early does harm: its file would be taken again, or the result of its next
+version refused. So a row stays while its file is where it was taken, while its result is where it
+was put, and while the queue has its job. A folder counts as empty only if this daemon has seen one
+of its files there, because a mount point without its mount is empty too.
 """
 
 from __future__ import annotations
@@ -18,36 +17,36 @@ from srstream.daemon.inbox.journal import InboxJournal, Taken
 from srstream.daemon.settings import InboxFolder
 
 _NUM_ROWS = 200
-"""Looked at in one step; on a slow network mount that is some tenths of a second in a thread."""
+"""Rows in one step; on a slow network mount a step takes some tenths of a second in a thread."""
 
 
 class Forgetter:
     """Goes through a folder's rows in small steps. All calls belong to the event loop.
 
     Args:
-        is_known: whether the queue remembers a job.
+        is_known: returns whether the queue has a job.
     """
 
     def __init__(self, journal: InboxJournal, is_known: Callable[[str], bool]) -> None:
         self._journal, self._is_known = journal, is_known
         self._seen: dict[Path, tuple[int, int]] = {}
-        """Folders as they were when a file of ours was last seen in them."""
+        """Identity of each folder when a file of the inbox was last seen in it."""
         self._under_way: dict[Path, tuple[float, int]] = {}
-        """What ended before when is looked at, and the last row that was."""
+        """For each round: files that ended before this time are checked; the last row checked."""
 
     def begin(self, folders: Iterable[Path], before: float) -> None:
-        """Have `go_on` look at what ended before a time; a round under way is gone on with."""
+        """Have `go_on` check files that ended before a time; a round under way continues."""
         for folder in folders:
             self._under_way.setdefault(folder, (before, 0))
 
     async def saw(self, folder: Path, path: Path) -> None:
-        """A file of ours should lie in a folder: if so, this is how the folder looks."""
+        """Remember a folder's identity, if the file that should be in it is there."""
         sight = await asyncio.to_thread(look_at, folder, path)
         if sight is not None and sight.signature is not None:
             self._seen[folder] = sight.identity
 
     async def go_on(self, entry: InboxFolder) -> None:
-        """A step of the round through a watched folder's rows, if one is under way.
+        """Make a step of the round through a folder's rows, if one is under way.
 
         Raises:
             sqlite3.Error: the journal cannot be written now.
@@ -76,16 +75,16 @@ class Forgetter:
 
     def _may_go(self, taken: Taken, source: Sight | None, result: Sight | None) -> bool:
         if taken.job is not None and self._is_known(taken.job):
-            # Its job would be found again by the key, and nothing be done.
+            # By its key the job would be found again, and nothing would be done.
             return False
         is_replaced = source is not None and source.signature not in (None, taken.signature)
         if not is_replaced and not self._is_empty(source):
             return False
-        # That it is ours allows the next version's result to replace it.
+        # The row allows the next version's result to replace this one.
         return taken.state != "done" or self._is_empty(result) or self._journal.has_successor(taken)
 
     def _is_empty(self, sight: Sight | None) -> bool:
-        """Whether a place is known to hold nothing."""
+        """Whether a path is known to have no file."""
         return (
             sight is not None
             and sight.signature is None
@@ -94,7 +93,7 @@ class Forgetter:
 
 
 def _look_at_all(rows: Sequence[Taken], output: Path) -> list[tuple[Sight | None, Sight | None]]:
-    """Where each row's file was taken, and where its result was put: in its `output`, or this."""
+    """Look at each row's file and its result; `output` is for rows without settings."""
     return [
         (
             look_at(taken.folder, taken.path),

@@ -1,11 +1,11 @@
-"""What became of every file that a watch folder has taken: a row each, in SQLite.
+"""The inbox's journal: an SQLite file with a row for every file that was taken.
 
     new ──► submitted ──► done, cancelled
      └─────────┴──► failing ──► failed
 
-A row is written before what it announces is done, so that after a crash it is done again, with the
-same key, the same output and the same place in the quarantine. A row holds the settings with which
-its file was taken, so a reload changes nothing for it.
+A row is written before the step that it announces, so that after a crash the step is repeated with
+the same key, output and place in the quarantine. A row holds the settings with which its file was
+taken, so a reload does not affect that file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from srstream.sqlite import open_journal
 
 TakenState = Literal["new", "submitted", "failing", "done", "failed", "cancelled"]
 
-# Names are bytes: a file's need not be UTF-8.
+# Names are bytes, as they need not be UTF-8.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS taken (
     key TEXT PRIMARY KEY,
@@ -61,10 +61,10 @@ _ENDED = "state IN ('done', 'failed', 'cancelled')"
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A file that was taken."""
+    """A file that was taken: one row."""
 
     key: str
-    """What its job is submitted with."""
+    """The key with which its job is submitted."""
     folder: Path
     path: Path
     signature: Signature
@@ -75,13 +75,13 @@ class Taken:
     reason: str | None
     quarantined_as: Path | None
     entry: InboxFolder | None
-    """With which it was taken; None: by an older version."""
+    """The settings with which it was taken; None: an older version took it."""
     row: int
-    """Grows with every file that is taken."""
+    """The row's number, which grows with every file."""
 
 
 class InboxJournal:
-    """The journal's file, held open by one process.
+    """Reads and writes the journal's file, which one process holds open.
 
     Raises:
         JobError: it cannot be opened or is damaged.
@@ -101,7 +101,7 @@ class InboxJournal:
         self._database.close()
 
     def add(self, entry: InboxFolder, found: Found, attempt: int, output: Path) -> Taken:
-        """Note that a file is taken, before it is submitted."""
+        """Record that a file is taken, before it is submitted."""
         key = _key(found, attempt)
         size, mtime_ns, inode = _columns(found.signature)
         self._database.execute(
@@ -122,12 +122,12 @@ class InboxJournal:
         return self.get(key)
 
     def get(self, key: str) -> Taken:
-        """The row of a key that there is."""
+        """The row of a key, which must exist."""
         (taken,) = self._select("key = ?", key)
         return taken
 
     def change(self, key: str, state: TakenState, **columns: str | Path) -> Taken:
-        """Bring a row into a state, with further columns."""
+        """Change a row's state and further columns."""
         values: dict[str, Any] = {
             name: os.fsencode(value) if isinstance(value, Path) else value
             for name, value in columns.items()
@@ -141,12 +141,12 @@ class InboxJournal:
         return self.get(key)
 
     def forget(self, keys: Sequence[str]) -> None:
-        """Delete some hundred rows."""
+        """Delete rows by their keys, some hundreds at most."""
         marks = ",".join("?" * len(keys))
         self._database.execute(f"DELETE FROM taken WHERE key IN ({marks})", tuple(keys))
 
     def latest(self, found: Found) -> Taken | None:
-        """The last time that just this file was taken."""
+        """The newest row of exactly this file; None if it was never taken."""
         rows = self._select(
             "path = ? AND size = ? AND mtime_ns = ? AND inode = ? ORDER BY attempt DESC LIMIT 1",
             os.fsencode(found.path),
@@ -155,43 +155,43 @@ class InboxJournal:
         return rows[0] if rows else None
 
     def open_ones(self, folder: Path | None = None) -> list[Taken]:
-        """Files with which something is still to be done, of one folder or all, oldest first."""
+        """The unfinished files of one folder, or of all, oldest first."""
         if folder is None:
             return self._select(f"{_OPEN} ORDER BY rowid")
         return self._select(f"folder = ? AND {_OPEN} ORDER BY rowid", os.fsencode(folder))
 
     def open_entries(self) -> list[InboxFolder]:
-        """The settings with which these were taken."""
+        """The settings with which the unfinished files were taken."""
         rows = self._database.execute(f"SELECT DISTINCT entry FROM taken WHERE {_OPEN}")
         entries = [_entry(row["entry"]) for row in rows]
         return [entry for entry in entries if entry is not None]
 
     def ended_ones(self, folder: Path, before: float, after_row: int, limit: int) -> list[Taken]:
-        """Files of a folder that ended before a time, the oldest first, behind a row."""
+        """Files of a folder that ended before a time, after a row's number, oldest first."""
         where = f"folder = ? AND {_ENDED} AND ended < ? AND rowid > ? ORDER BY rowid LIMIT ?"
         return self._select(where, os.fsencode(folder), before, after_row, limit)
 
     def has_successor(self, taken: Taken) -> bool:
-        """Whether the same output was made again of a later version of the file."""
+        """Whether a later version of the file has replaced the output."""
         where = "output = ? AND path = ? AND state = 'done' AND rowid > ? LIMIT 1"
         values = os.fsencode(taken.output), os.fsencode(taken.path), taken.row
         return bool(self._select(where, *values))
 
     def of_job(self, job: str) -> Taken | None:
-        """The file whose job this is."""
+        """The file of a job; None if the job is not the inbox's."""
         rows = self._select("job = ?", job)
         return rows[0] if rows else None
 
     def inputs_of(self, output: Path) -> set[Path]:
-        """What an output was or will be made of; nothing if it is none of ours."""
+        """The inputs of an output; none if the inbox does not make it."""
         return {taken.path for taken in self._select("output = ?", os.fsencode(output))}
 
     def has_made(self, output: Path) -> bool:
-        """Whether the output was finished before."""
+        """Whether the inbox has finished this output before."""
         return bool(self._select("output = ? AND state = 'done' LIMIT 1", os.fsencode(output)))
 
     def is_promised(self, target: Path) -> bool:
-        """Whether a place in the quarantine was given to a file already."""
+        """Whether a place in the quarantine is reserved for a file."""
         where = "state = 'failing' AND quarantined_as = ? LIMIT 1"
         return bool(self._select(where, os.fsencode(target)))
 
@@ -200,7 +200,7 @@ class InboxJournal:
         return [_taken(row) for row in rows]
 
     def _migrate(self) -> None:
-        """Add what a journal of an older version lacks; what ended in it counts as ended now."""
+        """Add columns that an older version's journal lacks; its ended files count as ended now."""
         there = {row["name"] for row in self._database.execute("PRAGMA table_info(taken)")}
         for name, kind in _ADDED.items():
             if name not in there:
@@ -217,13 +217,13 @@ def _key(found: Found, attempt: int) -> str:
 
 
 def _columns(signature: Signature) -> tuple[int, int, str]:
-    """An inode may have 64 bits without a sign, more than SQLite's integers hold."""
+    """The columns of a signature. An inode is text: unsigned, it may exceed SQLite's integers."""
     return signature.size, signature.mtime_ns, str(signature.inode)
 
 
 @lru_cache(maxsize=256)
 def _entry(text: str | None) -> InboxFolder | None:
-    """None where there is none, or one that this version does not understand."""
+    """The settings in a row; None without any, or if this version cannot read them."""
     if text is None:
         return None
     try:

@@ -1,7 +1,7 @@
-"""The control socket: requests in, replies and events out. docs/protocol.md describes it.
+"""The control socket: takes requests, sends replies and events. docs/protocol.md describes it.
 
-Nothing that a client sends, or does not read, hurts another client or the daemon. What libzmq
-bounds is in `endpoint`; here are the bounds on requests under way.
+Nothing that a client sends, or does not read, harms another client or the daemon. `endpoint.py`
+sets the limits that libzmq keeps; here are the limits on requests under way.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ logger = structlog.get_logger(__name__)
 
 LOCAL = "local"
 
-_INNER_NAME = "control.zmq"  # the ROUTER's own, behind the gate; nobody else can connect to it
+_INNER_NAME = "control.zmq"  # the ROUTER listens here, behind the gate; no one else can connect
 _GATE_LIMITS = GateLimits(
     max_parts=64,  # a request has 1 or 2
     max_part_bytes=MAX_MESSAGE_BYTES,
@@ -53,20 +53,20 @@ _GATE_LIMITS = GateLimits(
     max_message_seconds=30.0,
     messages_per_second=2000.0,
 )
-_NUM_WAITING = 16  # connections that are let through to be told that there is no room
+_NUM_WAITING = 16  # connections beyond the limit that are let in to be refused with a reply
 _MAX_PENDING = 256
 _MAX_PENDING_BYTES = 256 << 10
 _MAX_TEXT = 500
 _RETRY_SECONDS = 0.01
-_ROOM_SECONDS = 2.0  # that a client has to make room for a reply
+_ROOM_SECONDS = 2.0  # time that a client has to make room for a reply
 _SWEEP_SECONDS = 5.0
 
 
 class ControlHandler(EventSource, Protocol):
-    """What the daemon does with a request. Watches never get here."""
+    """Answers requests, except watches, which the server keeps itself."""
 
     async def handle(self, request: Request, peer: Peer) -> dict[str, Any]:
-        """The reply's `result`; an SrstreamError becomes an error reply."""
+        """Returns the reply's `result`; an SrstreamError becomes an error reply."""
         ...
 
 
@@ -75,14 +75,14 @@ _PeerKey = tuple[Endpoint, bytes]
 
 @dataclass
 class _Pending:
-    """Requests of one connection that wait for those before them."""
+    """Requests of one connection that wait for earlier ones."""
 
     messages: deque[PeerMessage] = field(default_factory=deque)
     num_bytes: int = 0
 
 
 class ControlServer:
-    """Serves one ipc socket and, with keys, one TCP socket. All calls belong to the loop."""
+    """Serves one ipc socket and, with keys, one TCP socket. All calls belong to the event loop."""
 
     def __init__(
         self, settings: SocketSettings, handler: ControlHandler, keys: KeyRing | None
@@ -105,13 +105,13 @@ class ControlServer:
         )
 
     def bind(self, listen_fd: int | None = None) -> None:
-        """Take the sockets; clients may connect from now on, and are answered by `serve`.
+        """Open the sockets. Clients may connect from now on; `serve` answers them.
 
         Args:
-            listen_fd: systemd's socket, which stays open; None: one is made.
+            listen_fd: systemd's socket, which stays open; None: a socket is made.
 
         Raises:
-            ServiceError: another daemon has them, or they cannot be had; in one sentence.
+            ServiceError: another daemon has the sockets, or they cannot be opened.
         """
         try:
             path = self._settings.control_path
@@ -152,13 +152,13 @@ class ControlServer:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def publish(self, event: Event) -> None:
-        """Send an event, which the handler's `events_after` knows already, to the watches."""
+        """Send an event to the watches; the handler's `events_after` must already know it."""
         self._watches.publish(event)
         if self._watches.has_backlog:
             self._new_backlog.set()
 
     def close(self) -> None:
-        """Give the sockets up, and remove the names of those which were made here."""
+        """Close the sockets, and remove the names of those that were made here."""
         if self._gate is not None:
             self._gate.close()
             self._settings.control_path.with_name(_INNER_NAME).unlink(missing_ok=True)
@@ -192,16 +192,16 @@ class ControlServer:
         )
 
     def _exposed_endpoints(self) -> list[Endpoint]:
-        """Those over TCP: what CURVE encrypts, no gate can count."""
+        """The endpoints over TCP: no gate can count what CURVE encrypts."""
         return [it for domain, it in self._endpoints.items() if domain != zap.LOCAL_DOMAIN]
 
     def _has_room(self, domain: str) -> bool:
         return domain in self._endpoints and self._endpoints[domain].has_room()
 
     def _on_message(self, endpoint: Endpoint, message: PeerMessage) -> None:
-        """Queue it behind those of the same connection; connections do not wait for another."""
+        """Queue a message behind those of its connection; other connections do not wait."""
         if message.payload == b"" and not message.envelope:
-            return  # ZMQ_PROBE_ROUTER says hello like this
+            return  # the greeting of ZMQ_PROBE_ROUTER
         size = len(message.payload or b"")
         key = (endpoint, message.identity)
         pending = self._pending.get(key)
@@ -230,7 +230,7 @@ class ControlServer:
                 while self._reply(key[0], message, reply) is Sent.FULL and time.monotonic() < end:
                     await asyncio.sleep(_RETRY_SECONDS)
                 self._new_backlog.set()
-                await asyncio.sleep(0)  # so that others have a turn, however many these are
+                await asyncio.sleep(0)  # gives other connections a turn
         finally:
             del self._pending[key]
 
@@ -261,11 +261,13 @@ class ControlServer:
         if message.envelope:
             raise UsageError("a watch sends events besides its reply: use DEALER, not REQ.")
         if request.job is not None and request.credit:
-            await self._handler.handle(Status(job=request.job), peer)  # or say that it is unknown
+            await self._handler.handle(
+                Status(job=request.job), peer
+            )  # raises if the job is unknown
         return dict(self._watches.begin(key, request))
 
     def _peer(self, endpoint: Endpoint, message: PeerMessage) -> Peer:
-        """Who it is. A connection outlives the key that let it in, but is not listened to."""
+        """Who sent a message. A connection outlives a revoked key, but its requests are refused."""
         if endpoint is self._endpoints.get(zap.LOCAL_DOMAIN):
             return Peer(LOCAL, message.address)
         if message.user is None or self._keys is None or not self._keys.is_allowed(message.user):
@@ -273,7 +275,7 @@ class ControlServer:
         return Peer(message.user, message.address)
 
     def _reply(self, endpoint: Endpoint, message: PeerMessage, reply: Reply) -> Sent:
-        """A reply that its client does not make room for is lost, and nobody else's."""
+        """Send a reply; it is lost if its client makes no room for it."""
         payload = reply.model_dump_json().encode()
         return endpoint.send(message.identity, message.envelope, payload)
 
@@ -282,7 +284,7 @@ class ControlServer:
         return endpoint.send(identity, (), payload)
 
     async def _feed_watches(self) -> None:
-        """Send what was missed, to those who are behind; a slow reader is tried again."""
+        """Send missed events to clients that are behind; slow readers are tried again."""
         while True:
             with suppress(TimeoutError):
                 # `wait_for` of Python 3.11 swallows a cancellation that comes with the event.
@@ -297,7 +299,11 @@ class ControlServer:
 
 
 def _inherited(descriptor: int) -> socket.socket:
-    """A copy of systemd's socket."""
+    """Copy the listening socket that systemd opened.
+
+    Raises:
+        ServiceError: the descriptor is no listening unix socket.
+    """
     try:
         listener = socket.socket(fileno=os.dup(descriptor))
     except OSError as error:
@@ -321,7 +327,7 @@ def _error_reply(identifier: str, kind: str, text: str) -> Reply:
 
 
 def _id_of(payload: bytes | None) -> str:
-    """The `id` of what is no request otherwise, so that its sender knows which one it was."""
+    """The `id` in an invalid request, which tells its sender which one was refused; or ""."""
     try:
         values = pydantic_core.from_json(payload or b"")
     except ValueError:

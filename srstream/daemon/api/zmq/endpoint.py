@@ -1,4 +1,4 @@
-"""A ROUTER socket that strangers write to: what is read, kept and sent of them is bounded."""
+"""A ROUTER socket for untrusted clients: what it reads, keeps and sends for each is limited."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from srstream.protocol.control import MAX_MESSAGE_BYTES
 
 _Context = zmq.Context[zmq.Socket[bytes]]
 
-_NUM_WAITING_IN = 8  # messages of one peer that libzmq holds until we read them
-_NUM_WAITING_OUT = 8  # replies that it holds for a peer that does not read
-_BATCH = 64  # messages that are read before others in the loop have a turn
-_MAX_PARTS = 2  # an empty one before the payload: REQ
-_MAX_DISCARDED = 1000  # whoever sends a message of more parts is cut off
+_NUM_WAITING_IN = 8  # messages of one peer that libzmq holds until they are read
+_NUM_WAITING_OUT = 8  # replies that libzmq holds for a peer that does not read
+_BATCH = 64  # messages read before other callbacks of the loop have a turn
+_MAX_PARTS = 2  # the payload, and before it the empty part that REQ sends
+_MAX_DISCARDED = 1000  # parts of a message after which the connection is cut
 _HEARTBEAT_MS, _SILENCE_MS = 10_000, 30_000
 _HANDSHAKE_MS = 5_000
 _NUM_SAMPLES, _SAMPLE_SECONDS = 4, 0.002
@@ -40,7 +40,7 @@ _NUM_SAMPLES, _SAMPLE_SECONDS = 4, 0.002
 
 @dataclass(frozen=True)
 class PeerMessage:
-    """What a peer sent. `payload` None: it has no form that a request has."""
+    """A message of a peer. `payload` is None if the message has not the form of a request."""
 
     identity: bytes
     envelope: tuple[bytes, ...]
@@ -50,20 +50,20 @@ class PeerMessage:
 
 
 class Sent(enum.Enum):
-    """What became of a message to a peer."""
+    """The outcome of sending a message to a peer."""
 
     YES = enum.auto()
     FULL = enum.auto()
-    """It has not read what it was sent before."""
+    """The peer has not read earlier messages."""
     GONE = enum.auto()
 
 
 class Endpoint:
-    """A ROUTER in an asyncio loop, on a socket that listens already.
+    """A ROUTER in an asyncio loop, on a socket that already listens.
 
-    libzmq keeps all parts of a message until the last one has come, however many there are. So
-    parts are taken one by one and none is kept of a message with too many; against messages
-    without end there is `guard.MemoryGuard`.
+    libzmq keeps all parts of a message until the last one has come, however many there are. So the
+    parts are read one by one, and a message with too many of them is dropped. `guard.MemoryGuard`
+    handles messages that never end.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Endpoint:
         on_message: Callable[[Endpoint, PeerMessage], None],
         max_clients: int,
     ) -> None:
-        """`secure` gives the ROUTER the options that decide who gets in."""
+        """`secure` sets the ROUTER's options that decide who may connect."""
         self._context = context
         self._listener = listener
         self._secure = secure
@@ -86,27 +86,28 @@ class Endpoint:
         self._open()
 
     def has_room(self) -> bool:
-        """Whether one more connection may be. The one in question counts already."""
+        """Whether the newest connection, which is already counted, is within the limit."""
         self._count()
         if len(self._descriptors) > self._max_clients:
             self._descriptors = {each for each in self._descriptors if _is_socket(each)}
         return len(self._descriptors) <= self._max_clients
 
     def start(self) -> None:
-        """Hand on messages from now on, in the running loop."""
+        """Begin to pass on messages, in the running loop."""
         self._loop = asyncio.get_running_loop()
         self._add_readers(self._loop)
 
     def drop_connections(self) -> None:
-        """End all of them, with everything that libzmq keeps for them. Clients connect again."""
+        """End all connections and free what libzmq keeps for them. Clients connect again."""
         self._close_sockets()
         self._open()
         if self._loop is not None:
             self._add_readers(self._loop)
 
     def cut_hogs(self) -> int:
-        """End the connections that send faster than libzmq reads, or do not read what they are
-        sent; how many these were.
+        """End connections that send faster than libzmq reads, or do not read what they are sent.
+
+        Returns how many they were.
         """
         self._count()
         hogs = set(self._descriptors)
@@ -118,12 +119,12 @@ class Endpoint:
         return len(hogs)
 
     def close(self) -> None:
-        """End it; the name of the listening socket is its owner's to remove."""
+        """Close the ROUTER; the owner of the listening socket removes its name."""
         self._close_sockets()
         self._loop = None
 
     def send(self, identity: bytes, envelope: tuple[bytes, ...], payload: bytes) -> Sent:
-        """Send, without waiting, to a peer that may be slow, full or gone."""
+        """Send a message without waiting."""
         try:
             self._socket.send_multipart([identity, *envelope, payload], zmq.NOBLOCK)
         except zmq.Again:
@@ -131,13 +132,15 @@ class Endpoint:
         except zmq.ZMQError:
             return Sent.GONE
         finally:
-            # Sending handles what has arrived as well, and then FD tells of it no more.
+            # Sending also handles what has arrived, which FD then no longer reports.
             self._schedule()
         return Sent.YES
 
     def _open(self) -> None:
         router = self._context.socket(zmq.ROUTER)
-        descriptor = os.dup(self._listener.fileno())  # libzmq closes the one that it is given
+        descriptor = os.dup(
+            self._listener.fileno()
+        )  # libzmq closes the descriptor that it is given
         try:
             _bound(router)
             self._secure(router)
@@ -173,7 +176,7 @@ class Endpoint:
             self._loop.call_soon(self._read)
 
     def _read(self) -> None:
-        """Hand on a batch of messages. FD tells of changes only, so the rest is scheduled."""
+        """Pass on a batch of messages. FD reports changes only, so the rest is scheduled."""
         self._is_scheduled = False
         if self._socket.closed:
             return
@@ -203,7 +206,7 @@ class Endpoint:
         )
 
     def _count(self) -> None:
-        """Which connections there are, by their descriptors."""
+        """Update the set of connections, by their descriptors."""
         while not self._monitor.closed and has_message(self._monitor):
             event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             if event["event"] == zmq.EVENT_ACCEPTED:
@@ -212,7 +215,7 @@ class Endpoint:
                 self._descriptors.discard(event["value"])
 
     def _num_waiting_bytes(self, descriptor: int) -> int:
-        """What the kernel holds for one of our connections, in or out; 0 if it is none any more."""
+        """Bytes that the kernel holds for a connection, in and out; 0 if it has ended."""
         try:
             with socket.socket(fileno=os.dup(descriptor)) as connection:
                 if connection.getsockname() != self._listener.getsockname():
@@ -226,7 +229,7 @@ class Endpoint:
 
 
 def _address(listener: socket.socket) -> str:
-    """As libzmq wants it; with USE_FD it only tells the transport."""
+    """The socket's address for libzmq, which with USE_FD reads only the transport from it."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"ipc://{name}"
@@ -235,7 +238,7 @@ def _address(listener: socket.socket) -> str:
 
 
 def _bound(router: zmq.Socket[bytes]) -> None:
-    """The limits that libzmq itself keeps."""
+    """Set the limits that libzmq keeps."""
     router.linger = 0
     router.maxmsgsize = MAX_MESSAGE_BYTES
     router.rcvhwm = _NUM_WAITING_IN
@@ -249,8 +252,10 @@ def _bound(router: zmq.Socket[bytes]) -> None:
 
 
 def _num_discarded(router: zmq.Socket[bytes]) -> int:
-    """Take the other parts of a message; how many. Nobody is served meanwhile, so no Python runs
-    in the loop: it takes half of the time, 0.1 s for 10^5 parts.
+    """Discard the other parts of a message and return their number.
+
+    No other client is served meanwhile, so the loop runs without Python code, which takes half the
+    time: 0.1 s for 10^5 parts.
     """
     rest = iter(partial(router.recv, zmq.NOBLOCK, copy=False), None)
     counter = itertools.count(1)
@@ -259,7 +264,7 @@ def _num_discarded(router: zmq.Socket[bytes]) -> int:
 
 
 def _cut(descriptor: int) -> None:
-    """End a connection; libzmq finds it ended and cleans up."""
+    """End a connection; libzmq notices and cleans up."""
     with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
         connection.shutdown(socket.SHUT_RDWR)
 

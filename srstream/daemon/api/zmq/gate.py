@@ -1,12 +1,12 @@
-"""Stands between clients and libzmq, and ends connections that send messages of too many parts.
+"""Forwards clients' bytes to libzmq, and ends connections that send messages of too many parts.
 
-libzmq hands a message on when its last part has come, and bounds neither their number nor their
-sum; once it has them, taking them out again stops the daemon for a moment. So parts are counted
-before it, in the frames of ZMTP 3 (https://rfc.zeromq.org/spec/23). Frames of CURVE are encrypted
-and cannot be counted.
+libzmq delivers a message when its last part has come, and limits neither the number of parts nor
+their sum; reading very many of them stops the daemon for a moment. So the gate counts parts in the
+frames of ZMTP 3 (https://rfc.zeromq.org/spec/23) before libzmq sees them. Frames of CURVE are
+encrypted and cannot be counted.
 
-A turn in the loop reads little where frames begin, since small ones take the longest to follow,
-and a connection that sends very many messages is read more slowly: so others wait for little.
+A turn of the loop reads few bytes where frames begin, since small frames take longest to parse, and
+a connection that sends very many messages is read more slowly. So no client waits long for others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from srstream.daemon.logs import MinuteQuota
 logger = logging.getLogger(__name__)
 
 _SMALL_READ_BYTES, _LARGE_READ_BYTES = 2 << 10, 64 << 10
-_MAX_AHEAD = 256  # messages of a connection that are read as fast as they come
+_MAX_AHEAD = 256  # messages that a connection may send ahead of its rate
 _GREETING_BYTES = 64
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _PAUSE_SECONDS = 0.5
@@ -33,26 +33,26 @@ _SWEEP_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class GateLimits:
-    """What may pass."""
+    """What the gate lets through."""
 
     max_parts: int
-    """Of a message; a few more than are ever right, so that those get an answer."""
+    """Parts of a message; somewhat more than is valid, so that libzmq can answer slight excess."""
     max_part_bytes: int
     max_message_bytes: int
     max_unfinished_bytes: int
-    """Of all messages that are on their way; beyond, the one that began first is ended."""
+    """Bytes of all unfinished messages; beyond, the connection of the oldest is ended."""
     max_message_seconds: float
-    """From the first byte of a message to its last."""
+    """Time from the first byte of a message to its last."""
     messages_per_second: float
-    """Of one connection, in the long run; more wait with their sender."""
+    """Rate of one connection in the long run; a faster sender has to wait."""
 
 
 class FrameError(Exception):
-    """What comes is no ZMTP 3, or a message too large; the text says which."""
+    """The bytes are not ZMTP 3, or a message is too large; the text says which."""
 
 
 class FrameCounter:
-    """Follows the frames of one direction of a connection, and keeps none of them."""
+    """Counts the frames of one direction of a connection, and keeps none of them."""
 
     def __init__(self, limits: GateLimits) -> None:
         self._limits = limits
@@ -62,21 +62,21 @@ class FrameCounter:
         self._num_bytes = 0
         self._is_last = False
         self.num_left = 0
-        """Bytes that are to come of a part."""
+        """Bytes of the current part that have not come yet."""
         self.num_messages = 0
-        """That have come to their end."""
+        """Messages that are complete."""
         self.num_commands = 0
 
     @property
     def num_unfinished_bytes(self) -> int:
-        """What has come of a message whose end has not."""
+        """Bytes that have come of an unfinished message."""
         return self._num_bytes - self.num_left if self._num_parts else 0
 
     def feed(self, data: memoryview) -> None:
-        """Count what is in the next bytes.
+        """Count the frames in the next bytes.
 
         Raises:
-            FrameError: the connection should end.
+            FrameError: the connection must end.
         """
         position = self._skip_greeting(data)
         end = len(data)
@@ -88,7 +88,7 @@ class FrameCounter:
                 if not self.num_left and self._is_last:
                     self._end_message()
                 continue
-            # A header that lies whole in the data, as nearly all do, is read where it lies.
+            # A header that is whole in the data, as nearly all are, is read in place.
             flags = data[position] if not self._header else self._header[0]
             size = 9 if flags & _LONG else 2
             if not self._header and end - position >= size:
@@ -139,18 +139,18 @@ class FrameCounter:
 
 
 class Gate:
-    """Takes connections at one unix socket and forwards them to another, where libzmq listens."""
+    """Accepts connections at one unix socket and forwards them to another, where libzmq listens."""
 
     def __init__(
         self, listener: socket.socket, inner: Path, max_connections: int, limits: GateLimits
     ) -> None:
-        """`listener` stays its owner's."""
+        """The caller keeps `listener` and closes it."""
         self._listener = listener
         self._inner = inner
         self._max_connections = max_connections
         self.limits = limits
         self.buffer = memoryview(bytearray(_LARGE_READ_BYTES))
-        """Of whoever reads; nothing stays in it."""
+        """Read buffer that all connections share; nothing stays in it."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._clients: set[_Client] = set()
@@ -160,7 +160,7 @@ class Gate:
         self._endings = MinuteQuota()
 
     def start(self) -> None:
-        """Take connections from now on, in the running loop."""
+        """Begin to accept connections, in the running loop."""
         self._loop = asyncio.get_running_loop()
         self._listener.setblocking(False)
         self._loop.add_reader(self._listener, self._accept)
@@ -171,7 +171,7 @@ class Gate:
         return len(self._clients)
 
     def stop(self) -> None:
-        """Take no more connections."""
+        """Accept no more connections."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._listener)
         if self._sweeper is not None:
@@ -191,7 +191,7 @@ class Gate:
             connection, _ = self._listener.accept()
         except BlockingIOError:
             return
-        except OSError as error:  # no descriptor is left: others may end meanwhile
+        except OSError as error:  # no descriptor is free; other connections may end meanwhile
             self.note(error.strerror or str(error))
             self._pause()
             return
@@ -231,7 +231,7 @@ class Gate:
         self.take_note(client, 0)
 
     def take_note(self, client: _Client, num_unfinished_bytes: int) -> None:
-        """How much of a message has come whose end has not."""
+        """Note how many bytes of an unfinished message have come from a client."""
         known = self._unfinished.get(client)
         if known is None:
             if not num_unfinished_bytes:
@@ -245,7 +245,7 @@ class Gate:
             self.cut(next(iter(self._unfinished)), "too much that was not finished")
 
     def cut(self, client: _Client, reason: str) -> None:
-        """End a connection, and say why at most once a minute."""
+        """End a connection, and log the reason at most once a minute."""
         self.note(reason)
         client.end()
         self.forget(client)
@@ -256,7 +256,7 @@ class Gate:
             logger.warning("connections ended: %d; the last one: %s", num_left_out + 1, reason)
 
     def _sweep(self) -> None:
-        """End the messages that take too long."""
+        """End the connections whose messages take too long."""
         oldest = time.monotonic() - self.limits.max_message_seconds
         for client, unfinished in list(self._unfinished.items()):
             if unfinished.begun < oldest:
@@ -267,16 +267,16 @@ class Gate:
 
 @dataclass(slots=True)
 class _Unfinished:
-    """A message of which a part has come."""
+    """A message of which only the beginning has come."""
 
     begun: float
     num_bytes: int = 0
 
 
 class _Side(asyncio.BufferedProtocol):
-    """One end of a forwarded connection, as it is towards libzmq.
+    """One end of a forwarded connection; used as such towards libzmq.
 
-    What the other end does not take is not read.
+    It stops reading while the other end takes no more bytes.
     """
 
     def __init__(self, gate: Gate) -> None:
@@ -286,8 +286,8 @@ class _Side(asyncio.BufferedProtocol):
         self._is_full = False
         self._is_resting = False
         self._early = b""
-        """libzmq's greeting, where it comes before the client's end is there: in Python 3.11.2,
-        Debian 12's, a pause in `connection_made` does not last."""
+        """libzmq's greeting, if it comes before the client's end exists: in Python 3.11.2 (Debian
+        12), pausing in `connection_made` has no lasting effect."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -299,7 +299,7 @@ class _Side(asyncio.BufferedProtocol):
             self.other.read_or_wait()
 
     def read_or_wait(self) -> None:
-        """Read if there is somebody who takes it."""
+        """Read while the other end takes bytes."""
         if self.transport is None:
             return
         other = self.other
@@ -331,7 +331,7 @@ class _Side(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.other is not None and self.other.transport is not None:
-            self.other.transport.close()  # after what it was given is written
+            self.other.transport.close()  # after writing what it was given
 
 
 class _Client(_Side):
@@ -344,7 +344,7 @@ class _Client(_Side):
         self._counted_at = time.monotonic()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Within a large part there is nothing to follow."""
+        """Read more bytes at a time within a large part, where there are no frames to parse."""
         return self._gate.buffer[: max(_SMALL_READ_BYTES, self._counter.num_left)]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -362,7 +362,7 @@ class _Client(_Side):
         self._pace(counter.num_messages - num_messages + counter.num_commands - num_commands)
 
     def _pace(self, num_messages: int) -> None:
-        """Rest, where more has come than may in the long run."""
+        """Pause reading, if messages come faster than the limit."""
         if not num_messages:
             return
         now, rate = time.monotonic(), self._gate.limits.messages_per_second
@@ -382,7 +382,7 @@ class _Client(_Side):
         super().connection_lost(error)
 
     def end(self) -> None:
-        """At once, with what libzmq has of an unfinished message."""
+        """End the connection at once, so that libzmq drops an unfinished message."""
         for side in (self, self.other):
             if side is not None and side.transport is not None:
                 side.transport.abort()

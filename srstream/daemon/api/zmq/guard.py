@@ -19,12 +19,11 @@ _NUM_SETTLING, _SETTLING_SECONDS = 20, 0.005
 
 
 class MemoryGuard:
-    """Ends messages without end, which no option of libzmq bounds.
+    """Watches this process's memory, in which endless messages show.
 
-    They show in the process's memory. When it has grown by `max_growth_bytes`, the connections
-    are ended that send without a pause or read nothing; if that frees too little, all of the
-    `exposed` endpoints are, those without a gate, and clients connect again.
-    Memory that then remains is the daemon's own.
+    When it has grown by `max_growth_bytes`, connections that send without a pause or read nothing
+    are ended. If that frees too little, all connections of the `exposed` endpoints, which have no
+    gate, are ended; clients connect again. Growth that then remains is the daemon's own.
     """
 
     def __init__(
@@ -39,6 +38,7 @@ class MemoryGuard:
         self._baseline_bytes = resident_bytes()
 
     async def run(self) -> None:
+        """Watch until cancelled."""
         while True:
             await asyncio.sleep(_GUARD_SECONDS)
             if self._has_grown():
@@ -68,7 +68,7 @@ class MemoryGuard:
             )
 
     def _settles(self) -> bool:
-        """libzmq's threads free memory a moment later; nothing else matters as much meanwhile."""
+        """Block the loop until libzmq's threads have freed memory; returns whether they did."""
         for _ in range(_NUM_SETTLING):
             time.sleep(_SETTLING_SECONDS)
             return_memory()

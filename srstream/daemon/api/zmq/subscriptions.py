@@ -1,4 +1,4 @@
-"""Watches: which connection is sent which events, without gaps and without doubles."""
+"""Watches: subscriptions of connections to events, each event sent once and none left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PeerKey = TypeVar("PeerKey", bound=Hashable)
 
 
 class EventSource(Protocol):
-    """Where events are kept. An event is there before `publish` is called with it."""
+    """Where events are recorded. An event is recorded before `publish` is called with it."""
 
     def events_after(self, after: int, job: str | None, limit: int) -> list[Event]: ...
 
@@ -29,19 +29,19 @@ class EventSource(Protocol):
 class _Subscription:
     job: str | None
     seq: int
-    """Everything up to this one was sent, or is of no interest here."""
+    """Sequence number up to which every event was sent or does not concern the watch."""
     credit: int
     ends: float
     is_behind: bool = True
-    """Events are to be fetched from where they are kept; live ones are not sent meanwhile."""
+    """Events must be read from the record; live ones are not sent meanwhile."""
     retry_at: float = 0.0
     retry_seconds: float = _RETRY_SECONDS
 
 
 class Subscriptions(Generic[PeerKey]):
-    """All watches. A peer that does not read falls behind, and is sent later what it missed.
+    """Sends events to all watches. A peer that does not read gets missed events later.
 
-    Nothing is queued here: who is behind is fed from `source`, whose events are kept anyway.
+    Nothing is queued here: missed events come from `source`, which records them anyway.
     """
 
     def __init__(
@@ -56,15 +56,15 @@ class Subscriptions(Generic[PeerKey]):
         """Begin, renew or end a peer's watch; events follow with the next `catch_up`.
 
         Returns:
-            What the reply says: behind which event the watch begins, the last event that there
-            is, and how many seconds the watch lasts.
+            The reply: after which event the watch begins, the last event, and how many seconds
+            the watch lasts.
 
         Raises:
-            ServiceError: there are too many.
+            ServiceError: there are too many watches.
         """
         self._sweep()
         last = self._source.last_seq()
-        # A number from another life of the queue would make the watch wait for ever.
+        # A number from a former queue would make the watch wait forever.
         seq = last if watch.after < 0 else min(watch.after, last)
         self._watches.pop(peer, None)
         if watch.credit:
@@ -75,7 +75,7 @@ class Subscriptions(Generic[PeerKey]):
         return {"after": seq, "last_seq": last, "seconds": WATCH_SECONDS}
 
     def publish(self, event: Event) -> None:
-        """Send a new event to those who have everything before it; others are behind."""
+        """Send a new event to the watches that have all events before it; the others are behind."""
         payload = _encoded(event)
         for peer, watch in list(self._watches.items()):
             if watch.is_behind:
@@ -91,7 +91,7 @@ class Subscriptions(Generic[PeerKey]):
                 watch.is_behind = True
 
     def catch_up(self) -> bool:
-        """Send a batch to everyone who is behind; whether anyone could be sent more at once."""
+        """Send a batch to every watch that is behind; returns whether more can be sent at once."""
         self._sweep()
         could_more = False
         for peer, watch in list(self._watches.items()):
@@ -101,7 +101,7 @@ class Subscriptions(Generic[PeerKey]):
 
     @property
     def has_backlog(self) -> bool:
-        """Whether anyone is behind who has credit."""
+        """Whether a watch with credit is behind."""
         return any(watch.is_behind and watch.credit for watch in self._watches.values())
 
     def _feed(self, peer: PeerKey, watch: _Subscription) -> bool:
