@@ -27,7 +27,7 @@ keys_app = typer.Typer(
 
 
 def add_to(parent: typer.Typer) -> None:
-    """Put these commands among those of `srstream`."""
+    """Add these commands to `srstream`."""
     parent.add_typer(app)
     parent.add_typer(keys_app, name="keys")
 
@@ -47,8 +47,12 @@ Key = Annotated[
         "--client-key", envvar="SRSTREAM_CLIENT_KEY", help="Over TCP: the file of `keys new`."
     ),
 ]
-OfService = Annotated[bool, typer.Option("--service", help="Ask the daemon, not this machine.")]
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Its id, as submit printed it.")]
+OfService = Annotated[
+    bool, typer.Option("--service", help="Ask the daemon instead of this machine.")
+]
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="The job's id, which submit prints.")
+]
 PriorityArgument = Annotated[
     int, typer.Argument(metavar="N", min=-10, max=10, help="Higher ones go first.")
 ]
@@ -67,19 +71,21 @@ def submit(
     ] = 0,
     key: Annotated[
         str | None,
-        typer.Option("--key", help="Of your choice: submitting with it again adds no second job."),
+        typer.Option(
+            "--key", help="A key that you choose; submitting with it again adds no second job."
+        ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Until the job has ended.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
     address: Address = None,
     client_key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Give a video to the daemon, and print the job's id.
 
-    What is not given is as the daemon's configuration has it. With --wait the exit code is the
-    job's: 0 done, 1 failed, 4 done in part.
+    Options that are not given come from the daemon's configuration. With --wait the exit code is
+    the job's: 0 done, 1 failed, 4 done in part.
     """
-    options.config()  # what is wrong is best said here
+    options.config()  # refuse wrong options before the daemon is asked
     with _client(address, client_key) as client:
         job = client.submit(
             source,
@@ -108,12 +114,14 @@ def jobs(
         list[str] | None,
         typer.Option("--state", help="Only jobs of this state; can be given several times."),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="At most so many.")] = 100,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, max=1000, help="Largest number of jobs to list.")
+    ] = 100,
     address: Address = None,
     client_key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """The daemon's jobs, newest first, or all about one of them."""
+    """List the daemon's jobs, newest first, or show one in full."""
     with _client(address, client_key) as client:
         if job is not None:
             info = client.status(job)
@@ -129,16 +137,16 @@ def jobs(
 @app.command()
 def watch(
     job: Annotated[
-        str | None, typer.Argument(metavar="JOB", help="Only this one, until it has ended.")
+        str | None, typer.Argument(metavar="JOB", help="Only this job, until it has ended.")
     ] = None,
     after: Annotated[
-        int, typer.Option("--after", min=-1, help="Begin behind this event; -1: now.")
+        int, typer.Option("--after", min=-1, help="Begin after this event; -1: now.")
     ] = -1,
     address: Address = None,
     client_key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Print what happens to jobs, a line each, as it happens."""
+    """Print events of jobs as they happen, one on a line."""
     from srstream.protocol.control import FINAL_STATES
 
     with _client(address, client_key) as client:
@@ -174,7 +182,7 @@ def pause(
 def resume(
     job: JobArgument, address: Address = None, client_key: Key = None, as_json: Json = False
 ) -> None:
-    """Let a paused job go on; try a failed one again."""
+    """Let a paused job continue; try a failed one again."""
     with _client(address, client_key) as client:
         info = client.resume(job)
     _print_model(info, as_json, _sentence(info))
@@ -203,7 +211,7 @@ def health(
     client_key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """How the daemon is. Exit code 0 if it is well, 1 if not or if it does not answer."""
+    """Show the daemon's condition. Exit code 0 if it is well, 1 if not or if it does not answer."""
     with _client(address, client_key, timeout) as client:
         info = client.health()
     well = "well" if info.ok else "not well"
@@ -218,7 +226,7 @@ def health(
 
 @app.command()
 def reload(address: Address = None, client_key: Key = None, as_json: Json = False) -> None:
-    """Let the daemon read its configuration and its keys again."""
+    """Have the daemon read its configuration and its keys again."""
     with _client(address, client_key) as client:
         result = client.reload()
     later = ", ".join(result.get("needs_restart") or ())
@@ -227,7 +235,7 @@ def reload(address: Address = None, client_key: Key = None, as_json: Json = Fals
 
 
 def list_models(address: str | None, client_key: Path | None, as_json: bool) -> None:
-    """`srstream models list --service`."""
+    """Do `srstream models list --service`."""
     with _client(address, client_key) as client:
         result = client.models()
     if as_json:
@@ -240,15 +248,18 @@ def list_models(address: str | None, client_key: Path | None, as_json: bool) -> 
 def add_model(
     weights: Path, name: str | None, replace: bool, address: str | None, client_key: Path | None
 ) -> str:
-    """`srstream models add --service`: the name that it got."""
+    """Do `srstream models add --service`; returns the model's name."""
     with _client(address, client_key) as client:
         return str(client.add_model(weights, name, replace=replace)["name"])
 
 
 def use_model(
-    name: Annotated[str, typer.Argument(help="Its name, as `models list --service` has it.")],
+    name: Annotated[
+        str, typer.Argument(help="The model's name, as `models list --service` shows it.")
+    ],
     running: Annotated[
-        bool, typer.Option("--running", help="Also for jobs that have begun with the former one.")
+        bool,
+        typer.Option("--running", help="Also change jobs that have begun with the former default."),
     ] = False,
     address: Address = None,
     client_key: Key = None,
@@ -263,7 +274,7 @@ def use_model(
 KeysDir = Annotated[
     Path | None,
     typer.Option(
-        "--keys-dir", help="The daemon's keys. [dim]default: as its configuration says[/]"
+        "--keys-dir", help="Folder of the daemon's keys. [dim]default: as its configuration says[/]"
     ),
 ]
 ConfigFile = Annotated[
@@ -274,7 +285,7 @@ ConfigFile = Annotated[
         "[dim]default: this user's; if there is none, the system service's[/]",
     ),
 ]
-KeyName = Annotated[str, typer.Argument(metavar="NAME", help="What the client is called.")]
+KeyName = Annotated[str, typer.Argument(metavar="NAME", help="The client's name.")]
 
 
 @keys_app.command("new")
@@ -288,7 +299,7 @@ def new_key(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Make a client's key, let it in, and write the file that the client needs."""
+    """Make a client's key, allow it, and write the file that the client needs."""
     from srstream.protocol.keys import write_client_key
 
     ring = _ring(keys_dir, config)
@@ -311,13 +322,14 @@ def new_key(
 def allow_key(
     key: Annotated[str, typer.Argument(metavar="FILE_OR_KEY", help="A client's public key.")],
     name: Annotated[
-        str | None, typer.Option("--name", help="What to call it. [dim]default: the file's name[/]")
+        str | None,
+        typer.Option("--name", help="The client's name. [dim]default: the file's name[/]"),
     ] = None,
     keys_dir: KeysDir = None,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Let the owner of a key in, and print the server's public key, which the client needs."""
+    """Allow a client's key, and print the server's public key, which the client needs."""
     from srstream.protocol.keys import public_key_of
 
     found, public = public_key_of(key)
@@ -334,14 +346,14 @@ def allow_key(
 def revoke_key(
     name: KeyName, keys_dir: KeysDir = None, config: ConfigFile = None, as_json: Json = False
 ) -> None:
-    """Let a client in no more; a running daemon notices at once."""
+    """Remove a client's key; a running daemon notices at once."""
     _ring(keys_dir, config).revoke(name)
     _print({"name": name, "revoked": True}, as_json, f"{name}: revoked")
 
 
 @keys_app.command("list")
 def list_keys(keys_dir: KeysDir = None, config: ConfigFile = None, as_json: Json = False) -> None:
-    """Who is let in, and the server's public key."""
+    """List the clients that may connect, and the server's public key."""
     ring = _ring(keys_dir, config)
     if as_json:
         show_json(json.dumps({"server": ring.public, "clients": ring.names()}, indent=2))
@@ -405,7 +417,7 @@ def _sentence(job: JobInfo) -> str:
 
 
 def _how_far(job: JobInfo) -> str:
-    """A share of the segments, or nothing while their number is unknown."""
+    """How many segments are done, of how many; empty while the number is unknown."""
     if job.num_segments is None:
         return ""
     return f"{job.num_segments_done}/{job.num_segments}"

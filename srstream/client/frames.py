@@ -1,4 +1,4 @@
-"""The typed client of the data socket: frames in, enhanced frames out, credits kept for you."""
+"""The client of the data socket: sends frames, returns enhanced frames, and handles credit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CurveClient:
-    """Keys for TCP: the daemon's public one, and this client's own."""
+    """Keys for TCP: the daemon's public key, and this client's pair."""
 
     server_key: bytes
     public_key: bytes
@@ -50,25 +50,26 @@ class CurveClient:
 
 
 class FrameStream:
-    """A session with the daemon: frames of one size and layout, enhanced in order.
+    """A session with the daemon, which enhances frames of one size and layout in order.
 
         with FrameStream(width, height, layout="yuv420p", model="fast") as stream:
             for enhanced in stream.enhance(frames):
                 ...
 
-    Not for several threads. `output` describes what comes back.
+    It is not thread-safe. `output` describes the enhanced frames.
 
     Args:
         layout: a planar pixel format of libav, or a `PlaneLayout`.
-        color: what the samples mean; the same comes back.
+        color: the meaning of the samples, before and after.
         restore, detail: see `srstream.config.ModelConfig`.
-        time_base: unit in which bare planes are counted: one a frame.
-        address: of the data socket; None: this user's, or if there is none the system service's.
-        ahead_frames: results that may be on their way before one is taken.
-        timeout_seconds: silence after which the daemon is taken for dead.
+        time_base: the time from one frame to the next, for frames given as bare planes.
+        address: address of the data socket; None: this user's, or else the system service's.
+        curve: keys, needed over TCP.
+        ahead_frames: results that the daemon may send before one is taken.
+        timeout_seconds: silence after which the daemon counts as dead.
 
     Raises:
-        srstream.errors.SrstreamError: no daemon answers, or it refuses, and why.
+        srstream.errors.SrstreamError: no daemon answers, or it refuses the session.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class FrameStream:
         layout = layout_named(layout) if isinstance(layout, str) else layout
         self.form = FrameForm(width, height, layout, color or ColorSpec())
         self.notes: list[str] = []
-        """Sentences from the daemon."""
+        """Notes that the daemon has sent, one sentence each."""
         self._time_base, self._timeout_seconds = time_base, timeout_seconds
         self._credit = self._num_sent = self._num_received = 0
         self._end: dict[str, Any] | None = None
@@ -115,7 +116,7 @@ class FrameStream:
             raise
         self.output, self.session = ready.form, ready.session
         self.idle_seconds = ready.idle_seconds
-        """How long the daemon waits for this client, see `heartbeat`."""
+        """How long the daemon waits for a sign of life; see `heartbeat`."""
         self._credit += ready.credit_frames
 
     def __enter__(self) -> Self:
@@ -130,14 +131,14 @@ class FrameStream:
         self.close()
 
     def enhance(self, frames: Iterable[Any]) -> Iterator[Frame]:
-        """As many frames as are given, in order, each with the time that it came with.
+        """Yield an enhanced frame for each given one, in order and with its time.
 
-        Takes `Frame`s, sequences of planes (an array alone for grey) or frames of PyAV. May be
-        called again for what follows; another frame is sent only when there is credit for it.
+        Takes `Frame`s, sequences of planes (a single array for gray) or frames of PyAV. It may be
+        called again for further frames. A frame is sent only when there is credit for it.
 
         Raises:
             srstream.errors.UsageError: a frame is not of the stream's size, layout or depth.
-            srstream.errors.SrstreamError: the daemon ended the session, and why.
+            srstream.errors.SrstreamError: the daemon ended the session.
         """
         if self._num_sent != self._num_received:
             raise UsageError("frames of the last call are still on their way; take them all.")
@@ -154,11 +155,11 @@ class FrameStream:
             yield from self._arrived()
 
     def heartbeat(self) -> None:
-        """Says that this client lives; needed when no frame is sent or taken for a long time."""
+        """Sends a sign of life, needed when no frame is sent or taken for a long time."""
         self._grant(0)
 
     def close(self) -> None:
-        """Ends the session; waits for its end if all frames were taken."""
+        """Ends the session; if all frames were taken, waits for the daemon to confirm it."""
         if self._socket.closed:
             return
         try:
@@ -166,7 +167,7 @@ class FrameStream:
             while self._num_sent == self._num_received and self._end is None:
                 self._receive()
         except SrstreamError:
-            pass  # It is over either way, and every frame is here.
+            pass  # The session is over in any case, and no frame is missing.
         finally:
             self._free(linger_ms=1000)
 
@@ -175,7 +176,7 @@ class FrameStream:
         self._context.term()
 
     def _arrived(self) -> Iterator[Frame]:
-        """Waits for a message; the frame, if it was one. Its credit is renewed once it is used."""
+        """Waits for a message; yields it if it is a frame, and then renews its credit."""
         frame = self._receive()
         if frame is not None:
             self._num_received += 1
@@ -197,7 +198,7 @@ class FrameStream:
         return None
 
     def _take_note(self, kind: bytes, parts: list[memoryview]) -> None:
-        """What is no frame; kinds of a newer daemon are left alone."""
+        """Handles a message that is no frame; unknown kinds of a newer daemon are ignored."""
         if kind == CREDIT:
             self._credit += parse_credit(parts)
         elif kind == NOTE:
@@ -261,7 +262,7 @@ def _connected(
     context: zmq.Context[zmq.Socket[bytes]], address: str, curve: CurveClient | None
 ) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.SNDHWM, 0)  # credits bound what is under way
+    socket.setsockopt(zmq.SNDHWM, 0)  # credit limits what is under way
     socket.setsockopt(zmq.RCVHWM, 0)
     if curve is not None:
         socket.setsockopt(zmq.CURVE_SERVERKEY, curve.server_key)
@@ -277,7 +278,7 @@ def _connected(
 
 
 def _error(content: dict[str, Any]) -> SrstreamError:
-    """The daemon's error, of its own class where that is one of srstream's."""
+    """The daemon's error, in its own class if that is one of srstream's."""
     name, text = str(content.get("kind")), str(content.get("text"))
     known = ProtocolError if name == "ProtocolError" else getattr(errors, name, SrstreamError)
     if not (isinstance(known, type) and issubclass(known, SrstreamError)):

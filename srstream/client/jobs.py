@@ -41,14 +41,14 @@ Answer = TypeVar("Answer", JobInfo, HealthInfo)
 
 
 class NoAnswerError(ServiceError):
-    """No answer came in time."""
+    """The daemon did not answer in time."""
 
 
 class Client:
-    """A connection to the daemon. Not for several threads at once.
+    """A connection to the daemon. It is not thread-safe.
 
-    Every method raises the error that the daemon answered with, as its class of `srstream.errors`,
-    and ServiceError if there is no answer within `timeout_seconds`.
+    Every method raises the daemon's error in its class of `srstream.errors`, and ServiceError if no
+    answer comes within `timeout_seconds`.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Client:
         key: ClientKey | os.PathLike[str] | str | None = None,
         timeout_seconds: float = 10.0,
     ) -> None:
-        """Nothing is sent yet.
+        """Prepare a connection; nothing is sent yet.
 
         Args:
             address: ipc://PATH or tcp://HOST:PORT; the daemon of this machine if None.
-            key: over TCP, the key or the file that `srstream keys new` wrote.
+            key: for TCP, the key, or the file that `srstream keys new` wrote.
         """
         self.address = default_address(CONTROL_NAME) if address is None else address
         self.timeout_seconds = timeout_seconds
@@ -95,12 +95,12 @@ class Client:
         priority: int = 0,
         key: str | None = None,
     ) -> JobInfo:
-        """Queue a file of the daemon's machine; relative paths are taken from here.
+        """Queue a file on the daemon's machine; relative paths start at the current folder.
 
         Args:
-            output: name of the result; `INPUT_4x` beside the source if None.
-            config: what differs from the daemon's defaults, in the sections of `JobConfig`.
-            key: submitting with the same one again returns the first job.
+            output: path of the result; `INPUT_4x` beside the source if None.
+            config: differences from the daemon's defaults, in the sections of `JobConfig`.
+            key: submitting again with the same key returns the first job.
         """
         values = {
             "input": os.path.abspath(source),
@@ -113,13 +113,13 @@ class Client:
         return self._ask_for(JobInfo, "submit", **values)
 
     def status(self, job: str) -> JobInfo:
-        """One job."""
+        """Return a job."""
         return self._ask_for(JobInfo, "status", job=job)
 
     def list(
         self, *states: JobState, limit: int = 100, before: str | None = None
     ) -> tuple[JobInfo, ...]:
-        """Jobs of these states (none: of all), newest first; `before` asks for the next page."""
+        """Return jobs of these states (none: of all), newest first; `before` continues a list."""
         result = self.ask("list", states=states, limit=limit, before=before)
         return tuple(_checked(JobInfo, each) for each in result.get("jobs", ()))
 
@@ -132,25 +132,25 @@ class Client:
         return self._ask_for(JobInfo, "pause", job=job)
 
     def resume(self, job: str) -> JobInfo:
-        """Let a job go on that was paused, or try one again that failed."""
+        """Let a paused job continue, or try a failed one again."""
         return self._ask_for(JobInfo, "resume", job=job)
 
     def set_priority(self, job: str, priority: int) -> JobInfo:
-        """From -10 to 10; higher ones go first."""
+        """Change a job's priority, from -10 to 10; higher ones go first."""
         return self._ask_for(JobInfo, "priority", job=job, priority=priority)
 
     def models(self) -> dict[str, Any]:
-        """`models`: those that a job may name; `default`: the one of jobs that name none."""
+        """Return `models`, which a job may name, and `default`, which the others get."""
         return self.ask("models.list")
 
     def add_model(
         self, weights: str | os.PathLike[str], name: str | None = None, *, replace: bool = False
     ) -> dict[str, Any]:
-        """Register weights, a .safetensors file of the daemon's machine."""
+        """Register weights, a .safetensors file on the daemon's machine."""
         return self.ask("models.add", weights=os.path.abspath(weights), name=name, replace=replace)
 
     def use_model(self, name: str, *, running: bool = False) -> dict[str, Any]:
-        """Make a model the default; with `running` for jobs too that have begun with the former."""
+        """Make a model the default; with `running`, also of jobs that run with the former."""
         return self.ask("models.use", name=name, running=running)
 
     def reload(self) -> dict[str, Any]:
@@ -158,19 +158,19 @@ class Client:
         return self.ask("reload")
 
     def health(self) -> HealthInfo:
-        """How the daemon is."""
+        """Return the daemon's condition."""
         return self._ask_for(HealthInfo, "health")
 
     def watch(
         self, job: str | None = None, *, after: int = -1, patience_seconds: float = 60.0
     ) -> Iterator[Event]:
-        """Events as they happen, without end; each once, in order.
+        """Yield events as they happen, without end, each once and in order.
 
-        A lost connection is made anew, and what was missed is asked for.
+        After a lost connection it connects again and asks for the events that it missed.
 
         Args:
-            after: sequence number of the last one seen; -1: from now, that is the first `next`.
-            patience_seconds: how long a daemon may be away before ServiceError is raised.
+            after: sequence number of the last event seen; -1: begin at the first `next`.
+            patience_seconds: how long the daemon may be away before ServiceError is raised.
         """
         watch = _Watch(self, job, after, patience_seconds)
         try:
@@ -183,15 +183,15 @@ class Client:
             watch.close()
 
     def wait(self, job: str, timeout_seconds: float | None = None) -> JobInfo:
-        """Wait until a job has ended, however it did.
+        """Wait until a job has ended, successfully or not, and return it.
 
         Raises:
-            ServiceError: it has not within `timeout_seconds`, or the daemon has gone.
+            ServiceError: it has not ended within `timeout_seconds`, or the daemon is gone.
         """
         ends = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         watch = _Watch(self, job, -1, _PATIENCE_SECONDS)
         try:
-            watch.begin()  # before the first look, so that no change falls between them
+            watch.begin()  # before the first status, so that no change is missed in between
             while True:
                 info = self._patient_status(job)
                 if info.state in FINAL_STATES:
@@ -202,19 +202,19 @@ class Client:
             watch.close()
 
     def ask(self, op: str, **values: Any) -> dict[str, Any]:
-        """Send any request and return what the reply holds."""
+        """Send any request and return the reply's result."""
         if self._connection is None:
             self._connection = self.connect()
         try:
             return self._connection.ask(op, values, self.timeout_seconds)
         except NoAnswerError:
-            # Whatever still waits to be sent must not be, to a daemon that comes up later.
+            # A request that still waits must not reach a daemon that starts later.
             self._connection.close()
             self._connection = None
             raise
 
     def connect(self) -> _Connection:
-        """A further connection, which its owner closes."""
+        """Make a further connection, which the caller closes."""
         if self.address.startswith("ipc://"):
             _check_there(self.address.removeprefix("ipc://"))
         return _Connection(self._context, self.address, self._key)
@@ -223,7 +223,7 @@ class Client:
         return _checked(kind, self.ask(op, **values))
 
     def _patient_status(self, job: str) -> JobInfo:
-        """The status, also of a daemon that is just being started again."""
+        """Return a job, even if the daemon is being restarted."""
         ends = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
@@ -238,7 +238,7 @@ _PATIENCE_SECONDS = 60.0
 
 
 class _Connection:
-    """A DEALER and what it has received but nobody has asked for yet."""
+    """A DEALER, and the events that it has received before they were asked for."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], address: str, key: ClientKey | None
@@ -265,7 +265,7 @@ class _Connection:
         self._socket.close()
 
     def ask(self, op: str, values: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
-        """Send a request; events that come before its reply are kept for `next_event`."""
+        """Send a request and return its result; events before it wait for `next_event`."""
         ends = time.monotonic() + timeout_seconds
         identifier = str(next(self._numbers))
         self._send({"version": PROTOCOL_VERSION, "id": identifier, "op": op, **values}, ends)
@@ -277,7 +277,7 @@ class _Connection:
         raise NoAnswerError(f"the daemon at {self.address} gave no answer in {timeout_seconds} s.")
 
     def next_event(self, timeout_seconds: float) -> Event | None:
-        """The next event; None if there is none in time."""
+        """The next event; None if none comes in time."""
         if self._events:
             return self._events.pop(0)
         ends = time.monotonic() + timeout_seconds
@@ -310,7 +310,7 @@ class _Connection:
 
 
 class _Watch:
-    """A watch that outlives its connection."""
+    """A subscription to events that survives the loss of its connection."""
 
     def __init__(self, client: Client, job: str | None, after: int, patience: float) -> None:
         self._client = client
@@ -322,12 +322,12 @@ class _Watch:
         self._renew_at = 0.0
 
     def begin(self) -> None:
-        """Connect and ask. Events from now on are not missed any more."""
+        """Connect and subscribe. No event from now on is missed."""
         self._connection = self._client.connect()
         self._renew()
 
     def next_event(self, ends: float | None) -> Event | None:
-        """The next one that was not returned before; None if there is none until `ends`."""
+        """The next event that was not returned before; None if none comes until `ends`."""
         while ends is None or time.monotonic() < ends:
             event = self._next_of_connection(ends)
             if event is None:
@@ -341,7 +341,7 @@ class _Watch:
         return None
 
     def next_state(self, ends: float | None) -> bool:
-        """Wait for an event that tells of a new state; False: there is none until `ends`."""
+        """Wait for the event of a new state; False if none comes until `ends`."""
         while (event := self.next_event(ends)) is not None:
             if event.kind == "state":
                 return True
@@ -361,7 +361,7 @@ class _Watch:
         return self._connection.next_event(max(until - now, 0.0))
 
     def _keep_up(self) -> None:
-        """Renew, on a new connection if the old one is lost, for as long as patience lasts."""
+        """Renew the watch, on a new connection if needed, until patience runs out."""
         ends = time.monotonic() + self._patience_seconds
         while True:
             try:
@@ -377,17 +377,21 @@ class _Watch:
         assert self._connection is not None
         values = {"after": self._seq, "job": self._job, "credit": _CREDIT}
         begun = self._connection.ask("watch", values, self._client.timeout_seconds)
-        self._seq = begun["after"]  # lower than asked for by a daemon that has begun afresh
+        self._seq = begun["after"]  # lower than asked for, if the daemon's queue is new
         self._credit = _CREDIT
         self._renew_at = time.monotonic() + _RENEW_SECONDS
 
 
 _RENEW_SECONDS = min(WATCH_SECONDS / 4, 5.0)
-"""Also how soon a daemon that was started again is noticed."""
+"""Time between renewals, in which a restart of the daemon is noticed too."""
 
 
 def _check_there(path: str) -> None:
-    """Say at once what libzmq would try for ever."""
+    """Check that a daemon listens at `path`; libzmq would try to connect forever.
+
+    Raises:
+        ServiceError: none does.
+    """
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1.0)
@@ -395,13 +399,13 @@ def _check_there(path: str) -> None:
     except (FileNotFoundError, ConnectionRefusedError):
         raise ServiceError(f"no daemon listens at {path}; start one with srstream serve.") from None
     except (TimeoutError, BlockingIOError):
-        pass  # it is there, and busy
+        pass  # the daemon is there, but busy
     except OSError as error:
         raise ServiceError(f"{path}: {error.strerror or error}.") from error
 
 
 def _result(reply: Reply) -> dict[str, Any]:
-    """What a reply holds, or the error that it tells of."""
+    """The result of a reply; its error is raised."""
     if reply.ok:
         return reply.result or {}
     if reply.error is None:
@@ -410,7 +414,7 @@ def _result(reply: Reply) -> dict[str, Any]:
 
 
 def _checked(kind: type[Answer], values: dict[str, Any]) -> Answer:
-    """Typed; what a newer daemon says more is left out."""
+    """Convert an answer to its type; further fields of a newer daemon are ignored."""
     try:
         return kind.model_validate({n: v for n, v in values.items() if n in kind.model_fields})
     except ValidationError as error:

@@ -1,8 +1,7 @@
-"""What is said on the control socket, version 1. Plain data: no socket, no libav.
+"""The messages of the control socket, version 1, as plain data.
 
-A message is one part of UTF-8 JSON, at most `MAX_MESSAGE_BYTES`. A client (DEALER or REQ) sends a
-request and gets one reply with the same `id`; a watch gets events besides, which carry no `id`.
-docs/protocol.md describes it for people.
+A message is one part of UTF-8 JSON. A client (DEALER or REQ) sends a request and gets one reply
+with the same `id`; a watch also gets events, which have no `id`. docs/protocol.md has the details.
 """
 
 from __future__ import annotations
@@ -16,16 +15,17 @@ from srstream.errors import UsageError
 PROTOCOL_VERSION: Literal[1] = 1
 
 MAX_MESSAGE_BYTES = 64 << 10
-"""Of a request; a reply may be longer."""
+"""Largest size of a request; a reply may be longer."""
 
 MIN_PRIORITY, MAX_PRIORITY = -10, 10
 
 JobState = Literal["queued", "running", "paused", "done", "failed", "quarantined", "cancelled"]
-"""`queued` also while it waits for another attempt; `quarantined`: failed thrice at one place."""
+"""A job that waits for another attempt is `queued`; one that failed three times at one segment is
+`quarantined`."""
 
 FINAL_STATES: tuple[JobState, ...] = ("done", "failed", "quarantined", "cancelled")
 
-JobId = Annotated[str, Field(pattern=r"^[0-9a-z]{8,40}$", description="as `submit` returned it")]
+JobId = Annotated[str, Field(pattern=r"^[0-9a-z]{8,40}$", description="id that `submit` returned")]
 PathText = Annotated[
     str, Field(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$", description="absolute path")
 ]
@@ -35,7 +35,7 @@ Priority = Annotated[
     Field(
         ge=MIN_PRIORITY,
         le=MAX_PRIORITY,
-        description="higher ones start first; of those that run, a step up is 1.5 times the share",
+        description="higher ones start first; each step gives a running job 1.5 times the share",
     ),
 ]
 
@@ -46,11 +46,11 @@ class _Message(BaseModel):
 
 class _Request(_Message):
     version: Literal[1] = PROTOCOL_VERSION
-    id: str = Field("", max_length=64, description="comes back in the reply")
+    id: str = Field("", max_length=64, description="returned in the reply")
 
 
 class Submit(_Request):
-    """Enhance a file. With a `key`, submitting the same again returns the first job."""
+    """Enhance a file. Submitting again with the same `key` returns the first job."""
 
     op: Literal["submit"] = "submit"
     input: PathText
@@ -58,29 +58,29 @@ class Submit(_Request):
     config: dict[str, dict[str, Any] | bool] = Field(
         default_factory=dict,
         max_length=16,
-        description="what differs from the daemon's defaults, in the sections of `JobConfig`",
+        description="differences from the daemon's defaults, in the sections of `JobConfig`",
     )
     overwrite: bool = False
     priority: Priority = 0
     key: str | None = Field(
-        None, min_length=1, max_length=128, description="makes a submit that is repeated harmless"
+        None, min_length=1, max_length=128, description="makes it harmless to repeat a submit"
     )
 
 
 class Status(_Request):
-    """One job."""
+    """Ask for one job."""
 
     op: Literal["status"] = "status"
     job: JobId
 
 
 class List(_Request):
-    """Jobs, newest first."""
+    """Ask for jobs, newest first."""
 
     op: Literal["list"] = "list"
     states: tuple[JobState, ...] = Field((), max_length=7, description="none: all")
     limit: int = Field(100, ge=1, le=1000)
-    before: JobId | None = Field(None, description="older than this one: the next page")
+    before: JobId | None = Field(None, description="only jobs older than this one: the next page")
 
 
 class Cancel(_Request):
@@ -98,14 +98,14 @@ class Pause(_Request):
 
 
 class Resume(_Request):
-    """Let a job go on that was paused; a failed or quarantined one is tried again."""
+    """Let a paused job continue; try a failed or quarantined one again."""
 
     op: Literal["resume"] = "resume"
     job: JobId
 
 
 class SetPriority(_Request):
-    """Change a job's priority; it counts at once."""
+    """Change a job's priority, at once."""
 
     op: Literal["priority"] = "priority"
     job: JobId
@@ -113,30 +113,31 @@ class SetPriority(_Request):
 
 
 class Watch(_Request):
-    """Send events behind `after`, up to `credit` of them; ask again to be sent more.
+    """Subscribe to events after `after`, up to `credit` of them; a renewed watch sends more.
 
-    One watch for each connection; a new one replaces it. It ends after
-    `WATCH_SECONDS` unless asked again.
+    A connection has one watch; a new one replaces it. It ends after `WATCH_SECONDS` unless renewed.
     """
 
     op: Literal["watch"] = "watch"
-    after: int = Field(-1, ge=-1, description="sequence number of the last one seen; -1: from now")
-    job: JobId | None = Field(None, description="of this job only")
+    after: int = Field(
+        -1, ge=-1, description="sequence number of the last event seen; -1: from now"
+    )
+    job: JobId | None = Field(None, description="only events of this job")
     credit: int = Field(1000, ge=0, le=10_000, description="0 ends the watch")
 
 
 WATCH_SECONDS = 120
-"""How long a watch lasts that is not renewed."""
+"""How long a watch lasts unless renewed."""
 
 
 class ModelsList(_Request):
-    """Every model that a job may name, and which one is the default."""
+    """Ask for every model that a job may name, and for the default."""
 
     op: Literal["models.list"] = "models.list"
 
 
 class ModelsAdd(_Request):
-    """Register weights (.safetensors beneath a read root) under a name."""
+    """Register weights, a .safetensors file beneath a read root, under a name."""
 
     op: Literal["models.add"] = "models.add"
     weights: PathText
@@ -147,8 +148,8 @@ class ModelsAdd(_Request):
 class ModelsUse(_Request):
     """Make a model the default of jobs that name none.
 
-    Jobs that have begun finish with the weights that they began with. With `running`, those that
-    run with the former default go over to it at the end of the segment under way.
+    Jobs that have begun end with the weights that they began with. With `running`, those that run
+    with the former default change to it at the end of their segments.
     """
 
     op: Literal["models.use"] = "models.use"
@@ -157,13 +158,13 @@ class ModelsUse(_Request):
 
 
 class Reload(_Request):
-    """Read the configuration again; a bad one is refused and the old one kept."""
+    """Read the configuration again; an invalid one is refused and the old one kept."""
 
     op: Literal["reload"] = "reload"
 
 
 class Health(_Request):
-    """How the daemon is."""
+    """Ask for the daemon's condition."""
 
     op: Literal["health"] = "health"
 
@@ -188,7 +189,7 @@ _REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
 
 
 class JobProgress(_Message):
-    """How far a running job is."""
+    """The progress of a running job."""
 
     stage: str
     done: int
@@ -197,7 +198,7 @@ class JobProgress(_Message):
 
 
 class JobInfo(_Message):
-    """What is told of a job. Times are seconds since 1970."""
+    """A job as clients see it. Times are seconds since 1970."""
 
     id: str
     state: JobState
@@ -217,16 +218,15 @@ class JobInfo(_Message):
     model: str | None = None
     weights_sha256: str | None = None
     result: dict[str, Any] | None = Field(
-        None, description="of a job that is done: frames, seconds, exit code, receipt"
+        None, description="result of a job that is done: output, frames, exit code, receipt"
     )
 
 
 class Event(_Message):
     """Something that happened to a job, or (`job` None) to the daemon.
 
-    `seq` counts from 1, without gaps over all jobs; `kind` is `state`, `segment`, `note`,
-    `progress` or `daemon`. Events of kind `progress` are not kept: they carry the `seq` of the last
-    event that is, and are not sent again.
+    `seq` counts from 1, without gaps, over all jobs. Events of kind `progress` are not recorded:
+    they carry the `seq` of the last recorded event, and are not sent again.
     """
 
     seq: int
@@ -248,7 +248,7 @@ class WorkerInfo(_Message):
 
 
 class HealthInfo(_Message):
-    """The daemon's condition; `ok` is what `srstream health` turns into its exit code."""
+    """The daemon's condition; `srstream health` makes its exit code from `ok`."""
 
     ok: bool
     version: str
@@ -261,7 +261,7 @@ class HealthInfo(_Message):
 
 
 class ErrorInfo(_Message):
-    """`kind` is the name of an srstream error, or `ProtocolError`; `text` a sentence for people."""
+    """An error: `kind` is its class in srstream, or `ProtocolError`; `text` is a sentence."""
 
     kind: str
     text: str
@@ -270,7 +270,7 @@ class ErrorInfo(_Message):
 class Reply(BaseModel):
     """The answer to one request. Exactly one of `result` and `error` is set."""
 
-    model_config = ConfigDict(frozen=True)  # a newer daemon may say more
+    model_config = ConfigDict(frozen=True)  # a newer daemon may send more fields
 
     version: int = PROTOCOL_VERSION
     id: str = ""
@@ -280,7 +280,7 @@ class Reply(BaseModel):
 
 
 class EventMessage(BaseModel):
-    """What a watch is sent."""
+    """The message that carries an event to a watch."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -289,10 +289,10 @@ class EventMessage(BaseModel):
 
 
 def parse_request(payload: bytes) -> Request:
-    """A checked request.
+    """Parse and check a request.
 
     Raises:
-        UsageError: it is no request of this version, in one sentence.
+        UsageError: it is no valid request of this version.
     """
     if len(payload) > MAX_MESSAGE_BYTES:
         raise UsageError(

@@ -1,7 +1,7 @@
-"""What is said on the data socket, version 1: raw frames in, enhanced ones out. No socket here.
+"""The messages of the data socket, version 1: raw frames in, enhanced frames out.
 
-A message has several parts, a short kind first; docs/frames.md describes them for people. Nothing
-of a message is believed: sizes are compared before a plane is made of them.
+A message has several parts, of which the first is its kind; docs/frames.md describes them. No
+message is trusted: sizes are compared before a plane is made.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ END: Final = b"END"
 ERROR: Final = b"ERROR"
 
 MAX_PARTS = 2 + MAX_PLANES
-"""Kind, header, planes."""
+"""Parts of a message: kind, header, planes."""
 
 MAX_TEXT_BYTES = 4 << 10
-"""Of a JSON part."""
+"""Largest size of a JSON part."""
 
 MAX_CREDIT = 1024
-"""Frames that a client can have granted at once; more count as this many."""
+"""Largest credit that a client can have granted; more count as this many frames."""
 
 MAX_SIDE = 16384
 
@@ -59,10 +59,10 @@ class ProtocolError(UsageError):
 
 
 def layout_named(name: str) -> PlaneLayout:
-    """The layout of one of libav's planar formats, such as yuv420p or yuv422p10.
+    """The layout of a planar format of libav, such as yuv420p or yuv422p10.
 
     Raises:
-        UsageError: it is packed, of another byte order, or unknown.
+        UsageError: the format is packed, big-endian or unknown.
     """
     found = _LAYOUT_NAME.fullmatch(name)
     if found is None:
@@ -80,7 +80,7 @@ class _JsonPart(BaseModel):
 
 
 class Layout(_JsonPart):
-    """`PlaneLayout` as it is written."""
+    """A `PlaneLayout` in JSON."""
 
     kind: Literal["yuv", "rgb", "gray"]
     bits: int = Field(ge=8, le=16)
@@ -95,11 +95,12 @@ class Layout(_JsonPart):
         return self
 
     def planes(self) -> PlaneLayout:
+        """The layout that this describes."""
         return PlaneLayout(**self.model_dump())
 
 
 class Color(_JsonPart):
-    """`ColorSpec` as it is written."""
+    """A `ColorSpec` in JSON."""
 
     primaries: int = Field(2, ge=0, le=255)
     transfer: int = Field(2, ge=0, le=255)
@@ -108,11 +109,12 @@ class Color(_JsonPart):
     chroma_location: int = Field(0, ge=0, le=6)
 
     def spec(self) -> ColorSpec:
+        """The color description that this stands for."""
         return ColorSpec(**self.model_dump())
 
 
 def _layout_by_name(value: Any) -> Any:
-    """A name is as good as the description."""
+    """Replace a layout's name by its description."""
     if not isinstance(value, str):
         return value
     try:
@@ -136,11 +138,12 @@ class _Form(_JsonPart):
 
     @property
     def form(self) -> FrameForm:
+        """Size, layout and color of the frames."""
         return FrameForm(self.width, self.height, self.layout.planes(), self.color.spec())
 
 
 class Hello(_Form):
-    """A client says what it will send, and how it is to be enhanced."""
+    """HELLO: what frames a client will send, and how to enhance them."""
 
     version: Literal[1] = 1
     model: Name = "fast"
@@ -149,9 +152,11 @@ class Hello(_Form):
 
 
 class Ready(_Form):
-    """The session is open: what will come back, and how much may be sent."""
+    """READY: the session is open; what frames will come back, and how many may be sent."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)  # a newer one says more
+    model_config = ConfigDict(
+        extra="ignore", frozen=True, strict=True
+    )  # a newer daemon sends more fields
 
     version: Literal[1] = 1
     width: int = Field(ge=1)
@@ -165,10 +170,10 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def parse(model: type[_Model], part: bytes | memoryview) -> _Model:
-    """A JSON part as what it should be.
+    """Parse and check a JSON part.
 
     Raises:
-        ProtocolError: it is not, in one sentence.
+        ProtocolError: it is too long, or no valid `model`.
     """
     name = model.__name__
     if len(part) > MAX_TEXT_BYTES:
@@ -182,10 +187,10 @@ def parse(model: type[_Model], part: bytes | memoryview) -> _Model:
 
 
 def parse_credit(parts: Sequence[bytes | memoryview]) -> int:
-    """The number of a CREDIT, 0 to 10**9 - 1.
+    """The number of frames in a CREDIT, 0 to 10**9 - 1.
 
     Raises:
-        ProtocolError: it is none.
+        ProtocolError: it is no such number.
     """
     text = bytes(parts[0][:10]) if len(parts) == 1 else b""
     if not text.isdigit() or len(text) > 9:
@@ -194,11 +199,10 @@ def parse_credit(parts: Sequence[bytes | memoryview]) -> int:
 
 
 def read_frame(parts: Sequence[bytes | memoryview], form: FrameForm) -> Frame:
-    """The frame of header and planes, which must be of `form`; planes may be views of parts.
+    """Make a frame of its header and planes, which may be views of the parts.
 
     Raises:
-        ProtocolError: the header cannot be read, a part has not as many bytes as shape and dtype
-            make, or it is another form.
+        ProtocolError: the header or a part's size is invalid, or the frame is not of `form`.
     """
     try:
         frame = decode_frame(parts)
@@ -212,20 +216,20 @@ def read_frame(parts: Sequence[bytes | memoryview], form: FrameForm) -> Frame:
     if frame.sample_aspect_ratio is not None:
         raise ProtocolError("FRAME: its header has a field that is not known here (aspect).")
     if frame.layout != form.layout or frame.color != form.color:
-        raise ProtocolError("FRAME: its layout or colour is not what HELLO said.")
+        raise ProtocolError("FRAME: its layout or color is not what HELLO said.")
     return frame
 
 
 def one_line(text: str) -> str:
-    """At most 300 printable characters, whatever a client put in."""
+    """A client's text with at most 300 characters, unprintable ones replaced by `?`."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:300])
 
 
 def check_samples(frame: Frame) -> None:
-    """Samples in two bytes may be larger than their depth allows.
+    """Check that no sample in two bytes is larger than its depth allows.
 
     Raises:
-        ProtocolError: one is.
+        ProtocolError: a sample is.
     """
     bits = frame.layout.bits
     if bits == 8 * frame.layout.dtype.itemsize:
@@ -239,10 +243,10 @@ def check_samples(frame: Frame) -> None:
 def frame_of_planes(
     planes: Sequence[Plane], form: FrameForm, pts: int, time_base: Fraction
 ) -> Frame:
-    """A frame of arrays that must be of `form`.
+    """Make a frame of arrays, which must have the planes of `form`.
 
     Raises:
-        UsageError: number, shape or dtype of the planes are another.
+        UsageError: the number, shape or dtype of the planes is wrong.
     """
     layout = form.layout
     wanted = [layout.plane_shape(i, form.width, form.height) for i in range(layout.num_planes)]

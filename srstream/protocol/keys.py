@@ -1,11 +1,11 @@
-"""CURVE keys as files: the daemon's own pair, and one file for each client that it lets in.
+"""CURVE keys in files: the daemon's own pair, and one file for each client that may connect.
 
     keys/               mode 0700, as is every folder
       server.toml       mode 0600, as is every file: public, secret
       clients/NAME.toml public
 
-A client has a file of its own, which `srstream keys new NAME` writes: name, public, secret, and the
-server's public key. Keys are Z85 text.
+The client's own file, which `srstream keys new NAME` writes, has its name, its public and secret
+keys, and the server's public key. Keys are Z85 text.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REREAD_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class ClientKey:
-    """What a client needs to speak over TCP; `read` takes it from its file."""
+    """A client's keys for TCP; `read` takes them from its file."""
 
     name: str
     public: str
@@ -44,10 +44,10 @@ class ClientKey:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The key in a file that `srstream keys new` wrote.
+        """Read a file that `srstream keys new` wrote.
 
         Raises:
-            ConfigError: it is none, or others may read it.
+            ConfigError: it is no such file, or other users may read it.
         """
         _refuse_loose(path, 0o600)
         values = _read(path, ("name", "public", "secret", "server"))
@@ -55,14 +55,14 @@ class ClientKey:
 
 
 class KeyRing:
-    """The folder of keys. Changes in it count from the next look-up on.
+    """The keys in a folder. The next look-up sees a change in it.
 
-    Every method that reads or writes a file raises ConfigError, in one sentence, where a file is
-    damaged or its permissions are loose.
+    Every method that reads or writes a file raises ConfigError if a file is damaged or its
+    permissions are too open.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open it; the folder and the server's pair are made if they are missing."""
+        """Read the folder; it and the server's pair are made if they are missing."""
         self.folder = folder
         self._clients_dir = folder / "clients"
         self._make_folders()
@@ -88,31 +88,32 @@ class KeyRing:
         self._is_told = False
 
     def name_of(self, public: str) -> str | None:
-        """The client whose public key this is; None: it is not let in."""
+        """The name of the client with a public key; None if the key is not allowed."""
         self._refresh()
         return self._names.get(public)
 
     def is_allowed(self, name: str) -> bool:
-        """Whether a client of this name is let in."""
+        """Whether a client of this name may connect."""
         self._refresh()
         return name in self._names.values()
 
     def names(self) -> dict[str, str]:
-        """Public keys by the names of their clients."""
+        """The allowed public keys, by the names of their clients."""
         self._refresh()
         return {name: public for public, name in sorted(self._names.items(), key=lambda i: i[1])}
 
     def new(self, name: str) -> ClientKey:
-        """Make a pair for a client and let it in."""
+        """Make a key pair for a client and allow it."""
         public, secret = (key.decode() for key in zmq.curve_keypair())
         self.allow(name, public)
         return ClientKey(name, public, secret, self.public)
 
     def allow(self, name: str, public: str) -> None:
-        """Let the holder of a key in.
+        """Allow a public key under a name.
 
         Raises:
-            UsageError: the name is taken or is none, or the key is none or has another name.
+            UsageError: the name is taken or invalid, or the key is allowed under another name.
+            ConfigError: the key is invalid.
         """
         path = self._path(name)
         _checked_key(public, public)
@@ -123,7 +124,7 @@ class KeyRing:
         self.reload()
 
     def revoke(self, name: str) -> None:
-        """Let a client in no more.
+        """Remove a client's key, so that it can no longer connect.
 
         Raises:
             UsageError: there is no such client.
@@ -136,18 +137,18 @@ class KeyRing:
         self.reload()
 
     def _refresh(self) -> None:
-        """Read again what has changed: at once where the folder tells, else every few seconds."""
+        """Read changed keys: at once if the folder's time has changed, else every two seconds."""
         is_old = time.monotonic() - self._read_at > _REREAD_SECONDS
         try:
             if is_old or self._clients_dir.stat().st_mtime_ns != self._stamp:
                 self.reload()
         except (OSError, ConfigError) as error:
-            self._names = {}  # Whoever cannot be checked is not let in.
+            self._names = {}  # A client that cannot be checked is not let in.
             self._stamp = -1
             self._tell(str(error))
 
     def _tell(self, reason: str) -> None:
-        """Log it once."""
+        """Log the reason once."""
         if not self._is_told:
             told = {"reason": reason}
             logger.error("nobody is let in over TCP until the keys are in order", extra=told)
@@ -189,14 +190,14 @@ class KeyRing:
 
 
 def write_client_key(key: ClientKey, path: Path) -> None:
-    """Write what a client needs into a new file that only its owner reads."""
+    """Write a client's keys into a new file that only its owner can read."""
     _write_new(
         path, {"name": key.name, "public": key.public, "secret": key.secret, "server": key.server}
     )
 
 
 def public_key_of(text: str) -> tuple[str | None, str]:
-    """The name (None: not told) and the public key that a file or the key itself stands for.
+    """The name, if known, and the public key in `text`, a file's path or the key itself.
 
     Raises:
         UsageError: it is neither.
@@ -217,7 +218,11 @@ def public_key_of(text: str) -> tuple[str | None, str]:
 def _is_key(text: str) -> bool:
     try:
         return len(text) == _KEY_CHARS and len(z85.decode(text)) == 32
-    except (ValueError, KeyError, struct.error):  # the last: more than 32 bits in five characters
+    except (
+        ValueError,
+        KeyError,
+        struct.error,
+    ):  # struct.error: five characters of more than 32 bits
         return False
 
 
@@ -228,7 +233,11 @@ def _checked_key(text: str, where: Path | str) -> str:
 
 
 def _refuse_loose(path: Path, allowed: int, owner: int | None = None) -> None:
-    """Only its owner may touch it: we, root, or for root the `owner` of the keys' folder."""
+    """Check that only the daemon's user, root or, for root, `owner` can use a file.
+
+    Raises:
+        ConfigError: the file is missing, a link, another user's, or open to others.
+    """
     try:
         found = path.lstat()
     except OSError as error:
@@ -259,14 +268,19 @@ def _read(path: Path, names: tuple[str, ...]) -> dict[str, str]:
 
 
 def _give_to_owner_of(folder: Path, path: Path) -> None:
-    """What root adds to the keys of a daemon must be that daemon's to read."""
+    """As root, give a file to the folder's owner, so that the daemon can read it."""
     if os.geteuid() == 0:
         owner = folder.stat()
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _write_new(path: Path, values: dict[str, str], like: Path | None = None) -> None:
-    """A file appears whole and with its mode, or not at all; an existing one stays."""
+    """Write a new file, which appears whole and with mode 0600 or not at all.
+
+    Raises:
+        UsageError: the file exists.
+        ConfigError: it cannot be written.
+    """
     text = "".join(f'{name} = "{value}"\n' for name, value in values.items())
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

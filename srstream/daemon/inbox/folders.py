@@ -117,7 +117,7 @@ class Inbox:
         return self._journal.open_entries()
 
     def forget_old(self, keep_days: float) -> None:
-        """Begin to delete what ended over `keep_days` ago from the journal, where it does no harm."""
+        """Begin to delete from the journal what ended over `keep_days` ago, where it is safe."""
         self._forgetter.begin(self._entries, time.time() - keep_days * 86_400)
 
     async def run(self) -> None:
