@@ -79,7 +79,9 @@ def part_of(name: str) -> str:
 
 
 def test_every_part_has_its_place() -> None:
-    parts = {part_of(module_name(path)) for path in FILES if "srstream" in path.parts}
+    parts = {
+        part_of(module_name(path)) for path in FILES if path.is_relative_to(REPOSITORY / "srstream")
+    }
     assert parts <= RANKS.keys()
 
 
@@ -100,6 +102,38 @@ def test_imports_point_one_way(path: Path) -> None:
         if not allowed:
             wrong.append(name)
     assert not wrong, f"{here} must not import {', '.join(wrong)}"
+
+
+# A part of the trainer may import any of a lower number, and itself.
+TRAINER_RANKS = {
+    "config": 0,
+    "state": 0,
+    "research": 0,
+    "networks": 1,
+    "data": 2,
+    "judge": 3,
+    "loop": 4,
+    "ship": 5,
+    "run": 6,
+    "finetune": 6,
+    "cli": 7,
+}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.relative_to(REPOSITORY).parts[0] == "trainer"],
+    ids=module_name,
+)
+def test_imports_of_the_trainer_point_one_way(path: Path) -> None:
+    parts = module_name(path).split(".")
+    if len(parts) == 1:  # the console script, which imports the commands
+        return
+    for name in imports_of(path):
+        there = name.split(".")
+        assert there[0] != "research", "only trainer/research.py finds it, by name"
+        if there[0] == "trainer" and there[1] in TRAINER_RANKS and there[1] != parts[1]:
+            assert TRAINER_RANKS[there[1]] < TRAINER_RANKS[parts[1]], name
 
 
 WITNESS = "srstream.media.witness"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -133,44 +133,26 @@ def finetune(task: FineTuning) -> Outcome:
         UsageError: too little footage, or no such base.
         MediaError: a video cannot be read.
     """
-    if task.output.suffix != ".safetensors":
-        raise UsageError(f"{task.output}: give the weights a name that ends in .safetensors")
-    if task.run_dir.exists() and not task.resume:
-        raise UsageError(
-            f"{task.run_dir}: a run of this name is there; go on with --resume, remove it, or "
-            "choose another -o"
-        )
+    _check_names(task)
     base = load_base(task.base)
     material = prepare(task, base.spec)
 
     # --- train -----------------------------------------------------------------------------
     config = config_of(task, base, material)
-    few = [sequence[:: MOMENT_FRAMES // 2] for sequence in material.held_out]
-    validation = [picture for sequence in few for picture in sequence]
-    history: list[Measures] = []
-
-    def validate(network: TrainedNetwork) -> Measures:
-        reached = score(network_upscaler(network), validation, SCALE)
-        measures = {
-            "score": reached.psnr_db, "psnr_db": reached.psnr_db, "ssim": reached.ssim,
-        }  # fmt: skip
-        history.append(measures)
-        return measures
-
     progress = train(
         config,
         material.pairs,
         task.run_dir,
         base=base,
-        validate=validate,
+        validate=_validation(material),
         should_stop=has_stopped_improving,
         resume=task.resume,
     )
 
     # --- compare ---------------------------------------------------------------------------
-    stated = recipe(config, progress, base.recipe)
     footage = ", ".join(path.name for path in task.videos)
-    best = replace(load_weights(task.run_dir / BEST_NAME), recipe=f"{stated}; on {footage}")
+    stated = f"{recipe(config, progress, base.recipe)}; on {footage}"
+    best = replace(load_weights(task.run_dir / BEST_NAME), recipe=stated)
     methods = [
         Method("bicubic", bicubic_upscaler(SCALE)),
         method_of_weights("base", base),
@@ -200,6 +182,28 @@ def finetune(task: FineTuning) -> Outcome:
     is_large = isinstance(best.spec.network, ResidualGenerator)
     write_atomically(task.output, safetensors_bytes(best, half=is_large))
     return outcome
+
+
+def _check_names(task: FineTuning) -> None:
+    if task.output.suffix != ".safetensors":
+        raise UsageError(f"{task.output}: give the weights a name that ends in .safetensors")
+    if task.run_dir.exists() and not task.resume:
+        raise UsageError(
+            f"{task.run_dir}: a run of this name is there; go on with --resume, remove it, or "
+            "choose another -o"
+        )
+
+
+def _validation(material: Material) -> Callable[[TrainedNetwork], Measures]:
+    """The measure that decides when to stop: on two frames of each held-out moment."""
+    few = [sequence[:: MOMENT_FRAMES // 2] for sequence in material.held_out]
+    pictures = [picture for sequence in few for picture in sequence]
+
+    def validate(network: TrainedNetwork) -> Measures:
+        reached = score(network_upscaler(network), pictures, SCALE)
+        return {"score": reached.psnr_db, "psnr_db": reached.psnr_db, "ssim": reached.ssim}
+
+    return validate
 
 
 def load_base(name: str) -> Weights:

@@ -17,7 +17,7 @@ from trainer.loop.losses import (
     texture_loss,
     unit_content_loss,
 )
-from trainer.loop.stages import plane_loss
+from trainer.loop.steps import plane_loss
 
 
 def test_the_unit_content_loss_sees_direction_only():

@@ -25,7 +25,7 @@ from trainer.loop.losses import (
     texture_loss,
     unit_content_loss,
 )
-from trainer.loop.stages import (
+from trainer.loop.steps import (
     adam,
     descend,
     detached,

@@ -30,11 +30,13 @@ from srstream.models.onnx_graph import onnx_model
 from srstream.models.table import ModelSpec, WeightSet, weights_stem
 from trainer.config import TrainConfig
 from trainer.data.codec import x264_at
+from trainer.data.degrade import SCALE
 from trainer.data.pairs import find_pictures
 from trainer.judge.clipset import load_test_clip
 from trainer.judge.evaluate import (
     PlaneFunction,
     Score,
+    Upscaler,
     bicubic_upscaler,
     load_test_set,
     model_upscaler,
@@ -109,37 +111,14 @@ def export(
         WeightsError: OpenVINO and PyTorch disagree, or `mix` is of another network.
     """
     run = load_run(run_dir)
-    if deviations := run.config.network.deviations():
-        raise UsageError(
-            f"{run_dir}: a network with [network] {', '.join(deviations)} is for comparisons and "
-            f"isn't {run.config.model!r}; a run may go on from its weights with --base"
-        )
-    if not isinstance(run.network, UpscalingStack | Generator):
-        raise UsageError(f"{run_dir}: {run.config.model} is a baseline, which no engine runs")
-    spec = run.network.spec
-    half = isinstance(run.network, Generator)  # 1.5 million weights: 3 MB instead of 6
-    weights = Weights(spec, network_tensors(run.network), run.recipe())
-    if mix is not None:
-        weights = mixed(weights, load_weights(mix, spec), mix_share)
-    if half:
-        rounded = {n: t.astype(np.float16).astype(np.float32) for n, t in weights.tensors.items()}
-        weights = replace(weights, tensors=rounded)
+    weights = _weights_of(run, run_dir, mix, mix_share)
+    spec = weights.spec
+    half = isinstance(run.network, Generator)
     onnx_bytes = onnx_model(weights, half=half).SerializeToString(deterministic=True)
     network = network_from_weights(weights)
     check_parity(network, openvino_planes(onnx_bytes))
 
-    upscale = model_upscaler(openvino_planes(onnx_bytes), spec)
-    scores = {}
-    for folder in test_sets:
-        pictures = load_test_set(folder, spec.scale)
-        baseline = score(bicubic_upscaler(spec.scale), pictures, spec.scale)
-        scores[folder.name] = (score(upscale, pictures, spec.scale), baseline)
-    for clip, crf in product(clips, CLIP_CRFS):
-        frames = load_test_clip(clip, x264_at(crf), CLIP_FRAMES).pictures[:: CLIP_FRAMES // 4]
-        baseline = score(bicubic_upscaler(spec.scale), frames, spec.scale)
-        name = f"{clip.stem}, CRF {crf:g}"
-        scores[name] = (score(upscale, frames, spec.scale), baseline)
-
+    scores = _scores(model_upscaler(openvino_planes(onnx_bytes), spec), test_sets, clips)
     output_dir.mkdir(parents=True, exist_ok=True)
     stem = weights_stem(spec.name, weight_set)
     files = {
@@ -157,6 +136,43 @@ def export(
         files[f"{stem}{SUFFIX}"] = ranges_json(onnx_bytes, ranges, len(seen)).encode()
     for name, content in files.items():
         write_atomically(output_dir / name, content)
+    return scores
+
+
+def _weights_of(run: Run, run_dir: Path, mix: Path | None, mix_share: float) -> Weights:
+    """The averaged weights of a run that an engine can run, rounded as they are written."""
+    if deviations := run.config.network.deviations():
+        raise UsageError(
+            f"{run_dir}: a network with [network] {', '.join(deviations)} is for comparisons and "
+            f"isn't {run.config.model!r}; a run may go on from its weights with --base"
+        )
+    if not isinstance(run.network, UpscalingStack | Generator):
+        raise UsageError(f"{run_dir}: {run.config.model} is a baseline, which no engine runs")
+    spec = run.network.spec
+    weights = Weights(spec, network_tensors(run.network), run.recipe())
+    if mix is not None:
+        weights = mixed(weights, load_weights(mix, spec), mix_share)
+    if isinstance(run.network, Generator):  # 1.5 million weights: 3 MB instead of 6
+        rounded = {n: t.astype(np.float16).astype(np.float32) for n, t in weights.tensors.items()}
+        weights = replace(weights, tensors=rounded)
+    return weights
+
+
+def _scores(
+    upscale: Upscaler, test_sets: list[Path], clips: Sequence[Path]
+) -> dict[str, tuple[Score, Score]]:
+    """What a network reaches on test sets, and on clips at each of `CLIP_CRFS`, beside bicubic."""
+    bicubic = bicubic_upscaler(SCALE)
+    scores = {}
+    for folder in test_sets:
+        pictures = load_test_set(folder, SCALE)
+        scores[folder.name] = (
+            score(upscale, pictures, SCALE), score(bicubic, pictures, SCALE),
+        )  # fmt: skip
+    for clip, crf in product(clips, CLIP_CRFS):
+        frames = load_test_clip(clip, x264_at(crf), CLIP_FRAMES).pictures[:: CLIP_FRAMES // 4]
+        name = f"{clip.stem}, CRF {crf:g}"
+        scores[name] = (score(upscale, frames, SCALE), score(bicubic, frames, SCALE))
     return scores
 
 
