@@ -1,4 +1,4 @@
-"""`srstream.Client` against a control socket in a process of its own."""
+"""`srstream.Client` against a control socket in a separate process."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_wait_returns_when_the_job_has_ended(client: Client) -> None:
     job = client.submit("/in.mp4")
     client.resume(job.id)
     assert client.wait(job.id, 10).state == "done"
-    assert client.wait(job.id, 10).state == "done"  # also when it had ended before
+    assert client.wait(job.id, 10).state == "done"  # also if it has ended before
     queued = client.submit("/in.mp4")
     with pytest.raises(ServiceError, match=r"queued still after 0.2 s"):
         client.wait(queued.id, 0.2)
@@ -171,7 +171,7 @@ def test_a_daemon_that_stands_still_is_said_within_the_timeout(tmp_path: Path) -
             client.submit("/lost.mp4")
         assert time.monotonic() - begun < 2
         it.process.send_signal(signal.SIGCONT)
-        assert client.health().ok  # and the client is whole again
+        assert client.health().ok  # and the client works again
 
 
 def test_a_request_that_timed_out_before_there_was_a_daemon_is_never_sent(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_watch_goes_on_when_the_daemon_comes_back(tmp_path: Path) -> None:
         thread = threading.Thread(target=follow)
         thread.start()
     with daemon(tmp_path) as it, Client(it.address) as other:
-        # This handler forgets, so its numbers begin again, which the watch must survive as well.
+        # The new handler starts from number 1, which the watch must survive too.
         for _ in range(100):
             other.submit("/second.mp4")
             thread.join(0.1)

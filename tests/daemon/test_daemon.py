@@ -30,7 +30,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 def long_clip(path: Path, seconds: int = 12) -> Path:
-    """Several segments, and some seconds of work."""
+    """A clip of several segments, which takes some seconds."""
     return clips.cfr(path, frames=25 * seconds, gop=25, width=192, height=128, noise=40)
 
 
@@ -208,7 +208,7 @@ def test_a_worker_that_answers_but_does_not_advance_is_replaced(tmp_path: Path) 
     ids=["device", "engine"],
 )
 def test_an_engine_that_cannot_start_ends_the_daemon(tmp_path: Path, lines: str) -> None:
-    """Never is another taken, or another device, than the one that was named."""
+    """The named engine and device are used, and never another."""
     daemon = Daemon(tmp_path, f"[workers]\nmax_restarts = 1\n{lines}")
     process = daemon.launch()
     assert process.wait(60) not in (0, None)
@@ -269,7 +269,7 @@ def test_a_second_daemon_is_refused(daemon: Daemon, tmp_path: Path) -> None:
 
 
 def test_a_symlink_swapped_in_changes_nothing(daemon: Daemon, tmp_path: Path) -> None:
-    """The folder of the output becomes a link to elsewhere while the job runs."""
+    """The output's folder is replaced by a link to another place while the job runs."""
     folder, elsewhere = daemon.outputs / "sub", tmp_path / "elsewhere"
     folder.mkdir()
     elsewhere.mkdir()
@@ -285,7 +285,7 @@ def test_a_symlink_swapped_in_changes_nothing(daemon: Daemon, tmp_path: Path) ->
 
 
 def check_chaos(daemon: Daemon, num_jobs: int, num_kills: int, seed: int) -> None:
-    """Jobs of three clients, and kills at random; every result equals the job's run alone."""
+    """Three clients' jobs and random kills: every result equals that of an undisturbed run."""
     randomly = random.Random(seed)
     sources = [
         clips.cfr(daemon.inputs / f"{n}.mp4", frames=20 + 10 * n, gop=10, noise=20 * n)

@@ -1,4 +1,4 @@
-"""What is written to standard error: by real processes, read from real files and sockets."""
+"""What real processes write to standard error, read from real files and sockets."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ logger.error("over")
 
 
 def test_a_thread_with_a_copy_of_the_context_carries_the_job_s_name() -> None:
-    """`EncoderThread` takes one."""
+    """`EncoderThread` takes such a copy."""
     (line,) = lines_of(
         """
 configure(LogSettings(form="json"))

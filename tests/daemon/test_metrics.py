@@ -1,4 +1,4 @@
-"""The metrics: what is counted, and a socket that gives them to many and suffers from none."""
+"""The metrics, and their server, which bad clients cannot harm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Samples = dict[tuple[str, ...], float]
 
 
 def parsed(text: str) -> Samples:
-    """Samples by name and the values of their labels, in the order of the labels' names."""
+    """Samples by name and label values, in the order of the labels' names."""
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -184,7 +184,7 @@ def test_sockets_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
 
 
 def test_sockets_change_while_it_answers(tmp_path: Path) -> None:
-    """What stays is not closed; what cannot be had changes nothing."""
+    """Sockets that stay are not closed; if a new one fails, nothing changes."""
     first, second, path = free_port(), free_port(), tmp_path / "metrics.sock"
 
     async def act() -> None:
@@ -231,7 +231,7 @@ def test_garbage_and_idle_clients_keep_nobody_waiting() -> None:
         assert time.monotonic() - began < 1
         more = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
         refused, _ = more[-1]
-        # Beyond the number that is served: at once, not when the time of an idle one is up.
+        # Connections beyond the limit end at once, not after the timeout of an idle one.
         assert await asyncio.wait_for(_rest(refused), 2) == b""
         for reader, writer in idle:
             with_nothing = await asyncio.wait_for(_rest(reader), 10)

@@ -1,4 +1,4 @@
-"""sd_notify and sd_listen_fds: real sockets, and a real daemon in a service manager's hand."""
+"""sd_notify and sd_listen_fds, with real sockets and a real daemon under a service manager."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.paths import REPOSITORY
 
 
 class Manager:
-    """The service manager's end."""
+    """The service manager's end of the notification socket."""
 
     def __init__(self, address: str | bytes) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -35,7 +35,7 @@ class Manager:
         return self.socket.recv(4096).decode().split("\n")
 
     def hear_all(self) -> list[str]:
-        """Everything so far, in order."""
+        """All assignments so far, in order."""
         self.socket.setblocking(False)
         try:
             while True:
@@ -105,7 +105,7 @@ def test_without_systemd_nothing_happens(tmp_path: Path) -> None:
     assert silent.watchdog_seconds is None
     silent.ready("x")
     gone = notifier(tmp_path)
-    gone.ready()  # nobody is bound there
+    gone.ready()  # no socket is bound there
     gone.watchdog()
 
 
@@ -162,7 +162,7 @@ print(json.dumps([fds, [os.get_inheritable(fd) for fd in fds.values()],
 
 
 def listened(whose: str, names: str) -> list[object]:
-    """What a process finds that was handed two sockets from descriptor 3 on."""
+    """What a process finds that is given two sockets, from descriptor 3 on."""
     pair = socket.socketpair()
     code = (
         f"import os, sys; os.dup2({pair[0].fileno()}, 103); os.dup2({pair[1].fileno()}, 104);"
@@ -191,7 +191,7 @@ def test_descriptors_come_by_name() -> None:
 
 
 def test_a_daemon_tells_how_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warm-up, work, reload, drain, as systemd hears them; WATCHDOG_PID is this daemon's own."""
+    """What systemd hears of warm-up, work, reload and drain; WATCHDOG_PID is the daemon's."""
     manager = Manager(str(tmp_path / "notify"))
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     monkeypatch.setenv("WATCHDOG_USEC", "10000000")

@@ -1,4 +1,4 @@
-"""What becomes of jobs that fail, crash or are stopped; the queue that remembers it; fair turns."""
+"""What becomes of jobs that fail, crash or are stopped; the queue's records; fair turns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths from clients: what lies beneath the configured folders opens, nothing else ever does."""
+"""Of clients' paths, those beneath the configured folders open, and no others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from srstream.errors import ConfigError, RefusedError
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """in/ and out/ are configured, other/ is not; each holds a file that says where it is."""
+    """Make in/ and out/, which are configured, and other/, which is not, each with a file."""
     for name in ("in", "in/deep", "out", "out/deep", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "clip.mp4").write_text(name)
@@ -158,7 +158,7 @@ def test_a_root_may_be_named_through_a_link_and_without(folders: Path) -> None:
     roots = Roots([folders / "alias"], [])
     assert content(roots.open_source(folders / "alias/clip.mp4")) == "in"
     assert content(roots.open_source(folders / "in/clip.mp4")) == "in"
-    # What the link is turned to later does not matter: the folder was opened at the start.
+    # A later change of the link has no effect: the folder was opened at the start.
     (folders / "alias").unlink()
     (folders / "alias").symlink_to(folders / "other")
     assert content(roots.open_source(folders / "alias/clip.mp4")) == "in"
@@ -190,7 +190,7 @@ def test_folders_that_nobody_needs_any_more_are_closed(folders: Path) -> None:
 
 
 def test_links_swapped_in_at_the_last_moment_change_nothing(roots: Roots, folders: Path) -> None:
-    """Another thread turns a name from a file into a link that leads out, as fast as it can."""
+    """A thread swaps a file for a link that leads out, and back, as fast as it can."""
     done = threading.Event()
     num_swaps = 0
 
@@ -215,7 +215,7 @@ def test_links_swapped_in_at_the_last_moment_change_nothing(roots: Roots, folder
     seen: dict[str, int] = {}
     begun = time.monotonic()
     try:
-        # As long as a busy machine takes for enough of them.
+        # A busy machine needs this long for enough swaps.
         while time.monotonic() < begun + 2 or num_swaps <= 100:
             for name in ("name", "deep/clip.mp4"):
                 try:

@@ -1,4 +1,4 @@
-"""`srstream serve` itself: who gets in over TCP, and what keeps it from starting."""
+"""`srstream serve`: who gets in over TCP, and what prevents a start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.paths import REPOSITORY
 
 
 class Configured:
-    """A folder with a configuration in it."""
+    """A folder with a configuration file."""
 
     def __init__(self, folder: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -52,7 +52,7 @@ def configured(tmp_path: Path) -> Configured:
 
 @contextlib.contextmanager
 def serving(configured: Configured) -> Iterator[subprocess.Popen[str]]:
-    """The daemon, from its first answer until it has ended well."""
+    """Run the daemon, from its first answer to a clean end."""
     daemon = subprocess.Popen(
         command("serve", "--config", configured.path),
         stderr=subprocess.PIPE,
@@ -117,7 +117,7 @@ def test_a_reload_with_loose_keys_is_refused(configured: Configured) -> None:
 def test_a_start_that_fails_closes_all_that_was_opened(
     configured: Configured, monkeypatch: pytest.MonkeyPatch, what_fails: str
 ) -> None:
-    """The next start in the same process finds nothing in its way."""
+    """Nothing stays open, so another start in the same process fails for the same reason only."""
     monkeypatch.setenv(REGISTRY_VARIABLE, "")  # the daemon sets it
     folder, text = configured.path.parent, configured.path.read_text()
     gc.collect()
@@ -139,8 +139,8 @@ def test_a_start_that_fails_closes_all_that_was_opened(
 
 
 def failed_start(path: Path) -> str:
-    """Start the daemon in this process, which must fail; why it does."""
-    # A collected object closes its descriptors itself, which is no merit of the daemon's.
+    """Start the daemon in this process, which must fail; returns the message."""
+    # The collector would close descriptors that the daemon has left open.
     gc.disable()
     try:
         with pytest.raises(SrstreamError) as caught:
@@ -152,7 +152,7 @@ def failed_start(path: Path) -> str:
 
 
 def descriptors() -> set[str]:
-    """What this process has open, but for the folder that is read to know."""
+    """The open descriptors of this process, without the one that lists them."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

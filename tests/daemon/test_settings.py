@@ -1,4 +1,4 @@
-"""The configuration that ships: it loads, says the defaults, and leaves no setting out."""
+"""The shipped configuration loads, has the defaults, and names every setting."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ TO_BE_CHOSEN = {"security.read_roots", "security.write_roots"}
 
 @pytest.fixture
 def everything(tmp_path: Path) -> Path:
-    """The shipped file with every setting in it said."""
+    """The shipped file with every setting uncommented."""
     path = tmp_path / "everything.toml"
     path.write_text(re.sub(r"^#(?=[a-z_]+ = |\[)", "", SHIPPED.read_text(), flags=re.MULTILINE))
     return path
 
 
 def names_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every setting, dotted."""
+    """The dotted names of all settings."""
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):

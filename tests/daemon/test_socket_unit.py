@@ -1,4 +1,4 @@
-"""The control socket in systemd's hands: descriptor 3, kept while daemons come and go."""
+"""The control socket as systemd's descriptor 3, which stays open while daemons come and go."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ os.execv(sys.executable, [sys.executable, "-m", "srstream", "serve", "--config",
 
 
 class Activated(Daemon):
-    """A daemon that is started as srstream.socket would have it started."""
+    """A daemon started as srstream.socket starts it."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
@@ -63,7 +63,7 @@ def test_it_is_served_and_survives_the_daemon(daemon: Activated) -> None:
     assert path.stat().st_ino == before
     answers: list[dict[str, Any]] = []
     client = threading.Thread(target=lambda: answers.append(daemon.ask("health", wait=60)))
-    client.start()  # while nobody serves: it waits in systemd's queue
+    client.start()  # while no daemon runs: the client waits in systemd's queue
     time.sleep(0.5)
     assert not answers
     daemon.start()

@@ -1,4 +1,4 @@
-"""The units: clean, tight, installed where they belong, and the daemon runs under them.
+"""The systemd units are clean, tight and installed in place, and the daemon runs under them.
 
 The last of these take a real systemd, started as PID 1 of namespaces (`systemd.sh`).
 """
@@ -41,7 +41,7 @@ def make(*arguments: str) -> None:
 
 
 def install_units(root: Path, profile: str = "cpu", prefix: Path = Path(sys.prefix)) -> Path:
-    """Where the units are then; their ExecStart is this environment's, which there is."""
+    """The folder of the installed units, whose ExecStart is changed to this environment's."""
     make("install-units", f"DESTDIR={root}", f"PREFIX={prefix}", f"PROFILE={profile}")
     return root / "etc/systemd/system"
 
@@ -179,7 +179,7 @@ note restarts "$(about NRestarts)"
 # A file in the watched folder.
 wait_for /srv/video/failed/broken.mp4; note quarantine "$(ls /srv/video/failed | xargs)"
 wait_for /srv/video/done/clip_4x.mp4.receipt.json; note watched "$(ls /srv/video/done | xargs)"
-# One that hangs is killed by the watchdog.
+# A daemon that hangs is killed by the watchdog.
 before=$(about NRestarts)
 systemctl kill -s STOP --kill-whom=main srstream.service
 for _ in $(seq 120); do [ "$(about NRestarts)" = "$before" ] || break; sleep 0.5; done
@@ -199,7 +199,7 @@ journalctl --no-pager -o json -u srstream.service >/results/journal
 
 
 def home_folders() -> list[Path]:
-    """What this environment needs that lies where the service cannot look."""
+    """Folders that this environment needs and that the service cannot see."""
     wanted = {Path(sys.prefix), Path(sys.base_prefix), REPOSITORY}
     return [path for path in wanted if path.parts[1] in ("home", "root", "tmp")]
 
@@ -217,7 +217,7 @@ def skip_without_systemd() -> None:
 
 
 def boot(layer: Path, results: Path, driver: str, *binds: Path) -> tuple[dict[str, str], str]:
-    """What `driver` noted in a systemd of its own (`systemd.sh`), and what was printed there."""
+    """What `driver` noted under a separate systemd (`systemd.sh`), and what it printed."""
     results.mkdir()
     (results / "driver.sh").write_text(PRELUDE + driver)
     subprocess.run(
@@ -329,14 +329,14 @@ mkdir -p /srv/video/out
 cd /root/source
 files >/tmp/before
 
-# Everything in its place, nothing runs.
+# Everything is in place, and nothing runs.
 install install
 note loaded "$(systemctl show -p LoadState --value srstream.{service,socket} srstream-worker@1 |
     xargs)"
 note installed "$(state srstream.service), $(state srstream.socket)"
 note folders "$(stat -c '%a %U' /run/srstream /etc/srstream /etc/srstream/keys | xargs)"
 
-# Step by step as docs/operations.md has it.
+# Step by step as in docs/operations.md.
 chown srstream:srstream /srv/video/out
 sed -i 's#^read_roots.*#read_roots = ["/srv/video"]#
     s#^write_roots.*#write_roots = ["/srv/video/out"]#' /etc/srstream/srstream.toml
@@ -352,7 +352,7 @@ as ann $srstream verify /srv/video/input.mp4 /srv/video/out/one.mp4 >/results/re
 note verify $?
 systemctl reload srstream; note reload "$? $(about ActiveState)"
 
-# A key, and the network that it is for.
+# A key, and access over the network.
 (cd /; as srstream $srstream keys new ann -o /var/lib/srstream/ann.key)
 note keys "$(cd /etc/srstream/keys && stat -c '%a %U %n' server.toml clients/* | xargs)"
 mv /var/lib/srstream/ann.key /home/ann; chown ann: /home/ann/ann.key
@@ -410,7 +410,7 @@ KEPT = r"""
 
 
 def skip_without_packages(folder: Path) -> None:
-    """pip is asked for what the build needs, as `make install` will."""
+    """Ask pip for the build requirements, as `make install` does."""
     subprocess.run([SYSTEM_PYTHON, "-m", "venv", str(folder)], check=True)
     done = subprocess.run(
         [folder / "bin/pip", "download", "--no-deps", "-d", str(folder), "hatchling"],

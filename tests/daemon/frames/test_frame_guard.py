@@ -1,4 +1,4 @@
-"""Messages without end, and too many connections, on the data socket of a real engine worker."""
+"""Endless messages and too many connections on the data socket of a real engine worker."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def wait_until_below(limit: float, measure: object, pid: int, seconds: float = 1
 
 
 def connected(path: Path) -> socket.socket:
-    """ZMTP 3.0 by hand, since libzmq sends nothing of a message that is not complete."""
+    """A client that writes ZMTP 3.0 itself, since libzmq sends no part of an incomplete message."""
     ours = socket.socket(socket.AF_UNIX)
     ours.settimeout(20)
     ours.connect(str(path))
@@ -53,13 +53,13 @@ def connected(path: Path) -> socket.socket:
 
 
 def part(content: bytes) -> bytes:
-    """With the mark that another one follows."""
+    """A part with the flag that another one follows."""
     return b"\x03" + struct.pack(">Q", len(content)) + content
 
 
 @pytest.fixture
 def stream_beside(worker: WorkerProcess) -> Iterator[list[float]]:
-    """Somebody who uses the socket all the time; the seconds that each frame took."""
+    """Use the socket all the time; collect the seconds that each frame took."""
     seconds: list[float] = []
     stop = threading.Event()
     given = frames(20)

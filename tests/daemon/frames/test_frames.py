@@ -1,4 +1,4 @@
-"""The data socket: what comes back is the enhancer's own, and a bad client costs nobody else.
+"""The data socket returns exactly the enhancer's frames, and a bad client harms no other.
 
 Server and clients are processes of their own over real sockets; the network is the shipped `fast`.
 """
@@ -114,7 +114,7 @@ def engine(isolated_home: Path) -> Any:
 
 
 def pictures(form: FrameForm, num_frames: int, seed: int = 0) -> list[Frame]:
-    """Noise that is smooth enough for a network, a third of the frames like the one before."""
+    """Smooth noise; a third of the frames repeat the one before."""
     rng = np.random.default_rng(seed)
     frames: list[Frame] = []
     for number in range(num_frames):
@@ -269,7 +269,7 @@ def test_two_clients_at_once_get_their_own(server: Server, engine: Any) -> None:
 
 
 class Raw:
-    """A client that says whatever it likes."""
+    """A client that can send any message."""
 
     def __init__(self, address: str) -> None:
         self.context = zmq.Context()
@@ -298,7 +298,7 @@ class Raw:
         self.send(b"HELLO", json.dumps(content | changes).encode())
 
     def answer(self, seconds: float = 10.0) -> tuple[bytes, Any] | None:
-        """The next message that is no credit; None if none comes."""
+        """The next message that is not a credit; None if none comes."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and self.socket.poll(int(1000 * left)):
             kind, *parts = self.socket.recv_multipart()
@@ -469,7 +469,7 @@ def test_a_part_that_is_too_large_is_never_held(server: Server, engine: Any) -> 
 
 
 def flood(server: Server, num_messages: int, num_parts: int) -> None:
-    """Everything bad that there is, over and over, and then a message of very many parts."""
+    """Send every kind of bad message, again and again, then one of very many parts."""
     bad = [*BAD_FRAMES.values(), *BAD_BEGINNINGS.values()]
     bad = [parts for parts in bad if sum(map(len, parts)) < 200_000]
     for begin in range(0, num_messages, 50):  # after twice as many a connection is ended
@@ -492,7 +492,7 @@ def assert_survives_floods(server: Server, engine: Any, num_messages: int, num_p
     before = server.condition()
     flood(server, num_messages, num_parts)
     assert_serves(server, engine)
-    # A thread may outlive its session by a moment.
+    # A thread may end a moment after its session.
     server.wait_until(
         lambda now: not now["num_sessions"] and now["num_threads"] <= before["num_threads"], 5
     )
@@ -525,7 +525,7 @@ def test_a_client_that_never_reads_hurts_only_itself(server: Server) -> None:
             client.send(b"CREDIT", credit)
             for _ in range(24):
                 client.send(*frame_parts(LARGE))
-        time.sleep(2.0)  # both are computed as far as they may be
+        time.sleep(2.0)  # time to compute as many frames of both as the limits allow
         beside = server.condition()
         assert beside["num_sessions"] == 2
         assert min(seconds_for(server, frames, LARGE) for _ in range(2)) < 1.5 * alone + 0.2
@@ -730,7 +730,7 @@ NESTED = st.tuples(
 
 
 def assert_strict(header: bytes, planes: list[bytes]) -> None:
-    """Refused as such, or a frame that is exactly what was announced."""
+    """Any bytes are refused, or are a frame exactly as announced."""
     try:
         frame = read_frame([header, *planes], SMALL)
         check_samples(frame)

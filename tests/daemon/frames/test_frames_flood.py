@@ -1,4 +1,4 @@
-"""Valid clients of the data socket while others flood it: processes of their own, on both sides."""
+"""Valid clients of the data socket while others flood it; all are separate processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.daemon.frames.test_frames_worker import WorkerProcess, running_worker
 pytestmark = pytest.mark.long  # waits are measured: no other tests may run beside these
 
 MOST_SECONDS = 0.1
-"""That a client may wait longer than without a flood."""
+"""How much longer a client may wait than without a flood."""
 
 FRAMES = """
 import sys, time, numpy as np
@@ -105,7 +105,7 @@ def worker(tmp_path: Path) -> Iterator[WorkerProcess]:
 def waits_during(
     worker: WorkerProcess, folder: Path, attack: Callable[[], object]
 ) -> dict[str, float]:
-    """The longest that each of two valid clients waits meanwhile, in seconds."""
+    """The longest wait of each of two valid clients during an attack, in seconds."""
     address = f"ipc://{worker.sockets.frames_path}"
     clients = {}
     for name, script in (("frame", FRAMES), ("session", SESSIONS)):
@@ -127,7 +127,7 @@ def waits_during(
 
 
 def told(record: Path) -> list[float]:
-    """The whole lines of it."""
+    """The complete lines of the output."""
     return [float(line) for line in record.read_text().split("\n")[:-1]]
 
 

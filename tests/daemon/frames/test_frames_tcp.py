@@ -1,4 +1,4 @@
-"""Frames over TCP to a whole daemon: who has a key gets in, who lost it does not."""
+"""Frames over TCP to a real daemon: an allowed key gets in, a revoked one does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data socket as the daemon has it: in an engine worker, beside a job on the same engine."""
+"""The data socket in an engine worker, beside a job on the same engine."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ENGINE = EngineConfig(name="openvino", threads=1)
 
 
 class WorkerProcess:
-    """A real engine worker, spoken to as the supervisor does."""
+    """A real engine worker, which the test commands as the supervisor does."""
 
     def __init__(self, folder: Path, max_frame_sessions: int) -> None:
         ours, theirs = socket.socketpair()
@@ -81,7 +81,7 @@ class WorkerProcess:
     def wait_for(
         self, is_it: Callable[[WorkerMessage], bool], seconds: float = 60.0
     ) -> WorkerMessage:
-        """The next message of a kind, of those that come from now on."""
+        """Wait for the next message for which `is_it` holds."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if not select.select([self._connection], [], [], 0.1)[0]:
@@ -107,7 +107,7 @@ class WorkerProcess:
 
 @contextmanager
 def running_worker(folder: Path, *, max_frame_sessions: int) -> Iterator[WorkerProcess]:
-    """One that is ready."""
+    """A worker that is ready."""
     worker = WorkerProcess(folder, max_frame_sessions)
     try:
         worker.wait_for(lambda m: isinstance(m, Ready))
@@ -163,7 +163,7 @@ def open_stream(worker: WorkerProcess, **options: object) -> FrameStream:
 
 
 def still_frames() -> list[Frame]:
-    """Several times what may be under way of one picture, a change, and as many again."""
+    """Many equal frames, more than may be under way at once, a change, and as many again."""
     before, after = frames(3)[1:]
     pictures = [before] * 100 + [after] * 100
     return [replace(picture, pts=1001 * number) for number, picture in enumerate(pictures)]

@@ -1,4 +1,4 @@
-"""Watch folders, with real folders and the real queue; killed at every step, nothing is lost."""
+"""The inbox with real folders and the real queue: killed at any step, it loses nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RECEIPT = {"ok": True, "num_frames_in": 3}
 
 
 class Killed(BaseException):
-    """The daemon died here."""
+    """Raised where the daemon dies."""
 
 
 class Service:
@@ -92,7 +92,7 @@ class Service:
             return None
 
     def another(self, name: str, **settings: Any) -> InboxFolder:
-        """An inbox folder beside the first one, which is made."""
+        """Make another inbox folder beside the first."""
         (self.home / name).mkdir()
         changes = {"folder": self.home / name, "output": self.home / f"{name}-out", **settings}
         return self.entry.model_copy(update=changes)
@@ -104,14 +104,14 @@ class Service:
         return path
 
     def settle(self) -> None:
-        """Two looks, with the time between them that a file takes to settle."""
+        """Look at the folder again and again, for as long as a file takes to settle."""
         for _ in range(2):
             asyncio.run(self.inbox.look(self.folder))
             time.sleep(self._settle)
         asyncio.run(self.inbox.look(self.folder))
 
     def end(self, state: Any, **columns: Any) -> None:
-        """Every job that has not ended does; the inbox is told."""
+        """End every queued job, and tell the inbox."""
         for job in self.queue.jobs(("queued",)):
             if state == "done":
                 job.output.write_bytes(b"a larger video")
@@ -369,7 +369,7 @@ def test_killed_at_any_step_it_is_done_once(
     when: str,
     state: str,
 ) -> None:
-    """The n-th call of a step is the last thing that happens; then the daemon starts anew."""
+    """The daemon dies at the n-th call of a step, and starts again."""
     original, calls = getattr(owner, name), 0
 
     def step(*args: Any, **kwargs: Any) -> Any:
@@ -429,7 +429,7 @@ def test_a_receipt_that_cannot_be_written_now_is_written_later(service: Service)
 
 
 def running(service: Service, check: Callable[[], Awaitable[None]]) -> None:
-    """`check` while the inbox runs."""
+    """Run `check` while the inbox runs."""
 
     async def both() -> None:
         task = asyncio.create_task(service.inbox.run())
@@ -589,7 +589,7 @@ def test_a_file_that_waits_keeps_the_settings_with_which_it_was_taken(service: S
 
 
 def prune(service: Service, *, jobs_too: bool = True) -> set[str]:
-    """A whole round; the names of inputs that the journal still knows."""
+    """Make a whole round; returns the names of inputs that the journal still has."""
     if jobs_too:
         service.queue.forget_old(0)
     service.inbox.forget_old(0)
@@ -640,7 +640,7 @@ def test_a_result_that_lies_there_stays_one_that_may_be_replaced(service: Servic
     path.unlink()
     assert prune(service) == {"clip.mp4", "other.mp4"}
     with sqlite3.connect(service.home / "w.sqlite") as journal:
-        # The second version's row says as much as both.
+        # The second version's row makes the first one unnecessary.
         assert journal.execute("SELECT count(*) FROM taken").fetchone() == (2,)
     service.put("clip.mp4", b"the third one")
     service.settle()
@@ -682,7 +682,7 @@ INSERT INTO taken SELECT key, folder, path, size, mtime_ns, inode, attempt, outp
 
 
 def test_a_journal_of_an_older_version_is_gone_on_with(service: Service) -> None:
-    """Ended rows count from now on as ended, an open one ends as its folder says."""
+    """Ended rows count as ended now; an open one ends by its folder's settings."""
     ended = service.put("ended.mp4")
     service.settle()
     service.end("done")

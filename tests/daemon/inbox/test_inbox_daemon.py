@@ -1,4 +1,4 @@
-"""Watch folders of a real daemon, killed in between: every file becomes one job."""
+"""The inbox of a real daemon that is killed in between: every file becomes one job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.jobs import video_times
 
 
 def watching(home: Path, watched: str = "watched", made: str = "made") -> str:
-    """The lines that watch a folder; those of the usual names are made."""
+    """Make the default folders; returns the configuration that watches one."""
     for name in ("watched", "made", "bad"):
         (home / name).mkdir(exist_ok=True)
     return f"""
@@ -79,7 +79,7 @@ def test_a_killed_daemon_takes_each_file_once(daemon: Daemon) -> None:
 
 
 def test_a_reload_adds_a_folder_and_takes_it_away(tmp_path: Path) -> None:
-    """What was taken of it goes on, even in a worker that was started afterwards."""
+    """Files taken from the folder are finished, even by a worker that starts later."""
     with Daemon(tmp_path) as daemon:
         daemon.configure(watching(tmp_path))
         assert daemon.result("reload") == {"needs_restart": []}
@@ -99,13 +99,13 @@ def test_a_reload_adds_a_folder_and_takes_it_away(tmp_path: Path) -> None:
 
 
 def may_be_read(daemon: Daemon, source: Path) -> bool:
-    """Whether a job that is refused for its output would not be for its input."""
+    """Whether the daemon accepts an input, which shows when it refuses only the output."""
     reply = daemon.ask("submit", input=str(source), output="/etc/a.mp4")
     return str(reply["error"]["text"]).startswith("/etc")
 
 
 def test_a_wrong_reload_changes_nothing_and_a_right_one_the_workers_too(daemon: Daemon) -> None:
-    """Refused at whatever point; the logs of the worker and the metrics follow at once."""
+    """A reload is refused at any point; worker logs and metrics follow a valid one at once."""
     good, home = watching(daemon.home), daemon.home
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for settings, word in (

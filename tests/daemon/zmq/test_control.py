@@ -1,4 +1,4 @@
-"""The control socket against a daemon in a process of its own, with clients that mean no good."""
+"""The control socket of a daemon in a separate process, with valid and hostile clients."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 @pytest.fixture(scope="module")
 def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """For tests that do not care what others have left in it."""
+    """A daemon for tests that do not depend on what others have left in it."""
     with control.daemon(tmp_path_factory.mktemp("run")) as started:
         yield started
 
 
 class Connection:
-    """A plain DEALER or REQ, as any program could have it."""
+    """A plain DEALER or REQ socket, as any program could use."""
 
     def __init__(self, address: str | None = None, kind: int = zmq.DEALER) -> None:
         self.socket = zmq.Context.instance().socket(kind)
@@ -189,7 +189,7 @@ def test_many_requests_of_one_client_starve_no_other(daemon: Daemon) -> None:
 
 
 def events_of(connection: Connection, until: int) -> list[Any]:
-    """What a watch sends up to this sequence number."""
+    """The events that a watch sends up to a sequence number."""
     events = []
     while not events or events[-1]["seq"] < until:
         events.append(connection.receive()["event"])
@@ -200,7 +200,7 @@ def test_a_watch_replays_and_goes_on_without_gap_or_double(daemon: Daemon) -> No
     with Connection(daemon.address) as client, Connection(daemon.address) as watcher:
         jobs = [submit(client) for _ in range(300)]
         for job in jobs[:10]:
-            client.send("resume", job=job)  # these run while what was missed is sent
+            client.send("resume", job=job)  # these jobs run while missed events are sent
         reply = watcher.ask("watch", id="w", after=0, credit=10_000)
         assert reply["id"] == "w" and reply["result"]["last_seq"] >= 300
         num_events = 300 + 10 * (1 + 20 + 1)
@@ -253,7 +253,7 @@ def test_a_watch_that_cannot_be_is_refused(shared_daemon: Daemon) -> None:
 
 
 class _Kept:
-    """Events that are kept in a list."""
+    """An event source that is a list."""
 
     def __init__(self, num_events: int) -> None:
         self.events = [
@@ -368,11 +368,11 @@ def test_more_clients_than_allowed_wait_outside(tmp_path: Path) -> None:
             assert outside.receive()["ok"]
 
 
-# --- clients that mean no good ---------------------------------------------------------------
+# --- hostile clients -------------------------------------------------------------------------
 
 
 def malformed(generator: random.Random) -> list[bytes]:
-    """A message of one of many kinds that no request has."""
+    """A message of one of many invalid forms."""
     valid = b'{"op":"health","id":"a"}'
     deep = generator.randrange(1, 30_000)
     kinds: list[list[bytes]] = [
@@ -402,7 +402,7 @@ def malformed(generator: random.Random) -> list[bytes]:
 
 
 def bombard(daemon: Daemon, num_messages: int) -> int:
-    """Send malformed messages; how many were refused. The rest were dropped."""
+    """Send malformed messages; returns how many were refused. The others were dropped."""
     generator = random.Random(5)
     num_refused = 0
     with Connection(daemon.address) as attacker:
@@ -440,7 +440,7 @@ while True:
 
 
 def latency_during(daemon: Daemon, folder: Path, attack: Callable[[], object]) -> float:
-    """The longest that the client of another process waits for an answer meanwhile."""
+    """The longest wait of a client in another process during an attack."""
     record = folder / "latency"
     with record.open("w") as file:
         client = subprocess.Popen([sys.executable, "-c", WELL_BEHAVED, daemon.address], stdout=file)
@@ -544,7 +544,7 @@ while True:
 
 
 def attack_without_end(daemon: Daemon, size: int) -> tuple[int, int, int]:
-    """(attacks cut off, answers to others meanwhile, most resident bytes), in 2 seconds."""
+    """In 2 seconds: attacks that were cut off, answers to others, and most resident bytes."""
     command = [sys.executable, "-c", ENDLESS, str(daemon.path), str(size)]
     num_attacks = num_answers = peak = 0
     end = time.monotonic() + 2
@@ -565,7 +565,7 @@ def attack_without_end(daemon: Daemon, size: int) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("size", [1, 60_000])
 def test_a_message_without_end_is_cut_off(daemon: Daemon, size: int) -> None:
-    """What a fresh process takes for its first thousand connections, 3 to 9 MB, is no growth."""
+    """A new process takes 3 to 9 MB for its first thousand connections; that is no growth."""
     fresh = daemon.resident_bytes()
     attack_without_end(daemon, size)
     before = daemon.resident_bytes()

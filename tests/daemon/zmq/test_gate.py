@@ -1,4 +1,4 @@
-"""The gate before libzmq: it follows frames however they are cut, and ends what has no end."""
+"""The gate before libzmq: it counts frames however they are cut, and ends endless messages."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def connected(running: Daemon) -> socket.socket:
 
 
 def is_ended(connection: socket.socket) -> bool:
-    """Whether the other side ends it, whatever it says before."""
+    """Whether the other side ends a connection, whatever it sends before."""
     try:
         while connection.recv(65536):
             pass
@@ -171,7 +171,7 @@ def test_no_more_connections_than_allowed_and_room_again_later(running: Daemon) 
         each.linger = 0
         each.connect(running.address)
     time.sleep(0.5)
-    # Three for each: the client's, the two ends of its way to libzmq; and what it has anyway.
+    # Three descriptors a client: its own, and both ends of the way to libzmq; and the base ones.
     assert running.num_descriptors() < 3 * (20 + 16) + 40
     for each in crowd:
         each.close()

@@ -1,4 +1,4 @@
-"""CURVE keys: who is let in over TCP, who no more, and what loose permissions do."""
+"""CURVE keys: who may connect over TCP, revocation, and files with loose permissions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def keys_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tcp(tmp_path_factory: pytest.TempPathFactory, keys_dir: Path) -> Iterator[tuple[Daemon, str]]:
-    """A daemon with a TCP socket, and the address of that."""
+    """A daemon with a TCP socket, and the socket's address."""
     KeyRing(keys_dir)
     address = f"tcp://127.0.0.1:{free_port()}"
     folder = tmp_path_factory.mktemp("run")

@@ -1,4 +1,4 @@
-"""docs/protocol.md says what is so: its example runs, its tables are complete."""
+"""docs/protocol.md is right: its example runs, and its tables are complete."""
 
 from __future__ import annotations
 
