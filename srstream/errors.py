@@ -97,6 +97,11 @@ class InterruptedJobError(JobError):
     exit_code = 130
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that is not blank; the error's class if there is none."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def error_named(name: str) -> type[SrstreamError] | None:
     """Return the error class of this name, None if there is none."""
     found = globals().get(name)

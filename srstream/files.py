@@ -1,10 +1,16 @@
-"""Files that are whole or not there, and that outlast a power cut."""
+"""Atomic, durable writes, locks, and the limits of a file system."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
-import tempfile
+import secrets
 from pathlib import Path
+from typing import IO
+
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 def fsync_path(path: Path) -> None:
@@ -16,20 +22,110 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """The file has this content and mode, or it is as it was before, and nothing else is left."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+def write_whole(
+    path: Path,
+    content: bytes,
+    mode: int | None = None,
+    *,
+    overwrite: bool = True,
+    owner: tuple[int, int] | None = None,
+    partial: Path | None = None,
+) -> None:
+    """Write a file so that its name only ever stands for the whole content, even after a crash.
+
+    The content is written to a temporary file in the same folder, forced to the disk, and given
+    its name. If that fails, for instance on a full disk, the temporary file is deleted.
+
+    Args:
+        mode: exact permissions; None: those that the umask leaves of 0o666.
+        owner: user and group; None: this process's.
+        partial: name of the temporary file where only one process writes `path`: what a kill left
+            behind is overwritten the next time. None: a name of which there is no file yet.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is False; nothing is changed.
+        OSError: it cannot be written; `path` is as it was.
+    """
+    exclusive = os.O_TRUNC
+    if partial is None:
+        partial, exclusive = path.with_name(f".srstream-{secrets.token_hex(8)}"), os.O_EXCL
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | exclusive
+    descriptor = os.open(partial, flags, 0o666 if mode is None else 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if owner is not None:
+                os.fchown(descriptor, *owner)
+            if mode is not None:
+                os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+        give_name(partial, path, overwrite=overwrite)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
         raise
     fsync_path(path.parent)
+
+
+def give_name(
+    source: str | Path,
+    target: str | Path,
+    *,
+    overwrite: bool,
+    source_folder: int | None = None,
+    target_folder: int | None = None,
+) -> None:
+    """Rename a finished file; readers see the old file, or none, until they see this one.
+
+    Without `overwrite` the name is given by a hard link, since a rename replaces what is there.
+    Some file systems (FAT, some network shares) have no hard links. There the name is looked up
+    first, and a file that appears between the look-up and the rename is replaced.
+
+    Args:
+        source_folder, target_folder: descriptors that relative names are resolved against.
+
+    Raises:
+        FileExistsError: the name is taken and `overwrite` is False; nothing is changed.
+    """
+    if not overwrite:
+        try:
+            os.link(
+                source,
+                target,
+                src_dir_fd=source_folder,
+                dst_dir_fd=target_folder,
+                follow_symlinks=False,
+            )
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            if _exists(target, target_folder):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
+        else:
+            os.unlink(source, dir_fd=source_folder)
+            return
+    os.rename(source, target, src_dir_fd=source_folder, dst_dir_fd=target_folder)
+
+
+def take_lock(file: int | IO[bytes]) -> bool:
+    """Take the exclusive lock of an open file; False if another process holds it.
+
+    The lock is released when the file is closed or the process ends.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _exists(name: str | Path, folder: int | None) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 _FAT_BYTES = (1 << 32) - 1
@@ -37,9 +133,10 @@ _FATS = frozenset({"vfat", "msdos", "umsdos"})
 
 
 def largest_file(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> int | None:
-    """Bytes that a file in a folder can have; None where the disk's size is the only limit.
+    """Return the largest size of a file in a folder, in bytes; None if only the disk limits it.
 
-    FAT counts them in 32 bits (proc(5) tells the type of a folder's file system).
+    FAT counts a file's bytes in 32 bits. The type of the file system is read from
+    /proc/self/mountinfo (proc(5)).
     """
     device = os.stat(folder).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"

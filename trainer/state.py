@@ -7,7 +7,6 @@ states are JSON in the header. No pickle is written or read.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from srstream.errors import WeightsError
+from srstream.files import write_whole
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 
@@ -66,17 +66,7 @@ class Progress:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """After a crash at any moment, `path` holds either the old content or the new."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_whole(path, content, partial=path.with_name(path.name + ".partial"))
 
 
 def state_tensors(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import socket
 from pathlib import Path
 
 from srstream.errors import ServiceError
+from srstream.files import take_lock
 
 _BACKLOG = 128
 
@@ -25,11 +25,9 @@ def lock_socket(path: Path) -> int:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise ServiceError(f"{lock}: {error.strerror}.") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not take_lock(descriptor):
         os.close(descriptor)
-        raise ServiceError(f"{path}: another srstream daemon serves this socket.") from None
+        raise ServiceError(f"{path}: another srstream daemon serves this socket.")
     return descriptor
 
 

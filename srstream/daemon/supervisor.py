@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -34,6 +33,7 @@ from srstream.daemon.scheduler import Scheduler
 from srstream.daemon.settings import ServiceSettings, keys_dir, load_settings
 from srstream.daemon.systemd import Notifier, Readiness, listen_fds
 from srstream.errors import ConfigError, JobError, SrstreamError, UsageError
+from srstream.files import take_lock
 from srstream.models.registry import REGISTRY_VARIABLE
 from srstream.protocol.control import FINAL_STATES, Event, JobInfo, Submit
 from srstream.protocol.keys import KeyRing
@@ -282,14 +282,12 @@ def _locked(path: Path) -> BinaryIO:
         JobError: another daemon has it.
     """
     file = path.open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not take_lock(file):
         file.close()
         raise JobError(
             f"{path.parent}: another srstream daemon works in this folder. Stop it first, or give "
             "this one another jobs.state_dir."
-        ) from error
+        )
     return file
 
 

@@ -74,7 +74,7 @@ class EngineCache:
         path = self.path(key)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, MAGIC + _canonical(header).encode() + b"\n" + compiled)
+            write_whole(path, MAGIC + _canonical(header).encode() + b"\n" + compiled, 0o600)
             self._prune()
         except OSError as error:
             logger.log(self._log_level, "%s: the built engine cannot be kept (%s)", path, error)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from srstream.engines.contract import Capabilities, OnDone, Ticket, TileFormat, check_tile
-from srstream.errors import EngineError
+from srstream.errors import EngineError, first_line
 from srstream.frame import Plane
 
 Run = Callable[[Plane, TileFormat], list[Plane]]
@@ -77,7 +77,7 @@ class ThreadSession:
             return tuple(future.result())
         except (RuntimeError, MemoryError) as error:
             raise EngineError(
-                f"engine {self._capabilities.name!r} failed on a tile ({_first_line(error)})"
+                f"engine {self._capabilities.name!r} failed on a tile ({first_line(error)})"
             ) from error
 
     def close(self) -> None:
@@ -85,7 +85,3 @@ class ThreadSession:
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
             self._threads = None
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from srstream.errors import JobError
+from srstream.files import give_name
 from srstream.jobs.failpoints import failpoint
 
 _Entry = tuple[str, int | None]
@@ -88,7 +89,20 @@ def _name(
 ) -> None:
     found = os.stat(ready[0], dir_fd=ready[1])
     before_naming([found.st_dev, found.st_ino])
-    _give_name(ready, output, folder, overwrite=overwrite)
+    source, source_folder = ready
+    try:
+        give_name(
+            source,
+            output.name,
+            overwrite=overwrite,
+            source_folder=source_folder,
+            target_folder=folder,
+        )
+    except FileExistsError as error:
+        raise JobError(
+            f"{output}: a file of this name appeared while the job ran; nothing was replaced. "
+            "Move it away or add --overwrite, and run the same command again."
+        ) from error
 
 
 def _copied_beside(assembled: Path, name: str, folder: int) -> _Entry:
@@ -105,29 +119,3 @@ def _copied_beside(assembled: Path, name: str, folder: int) -> _Entry:
         os.fsync(copy.fileno())
     failpoint("output.copied")
     return name, folder
-
-
-def _give_name(ready: _Entry, output: Path, folder: int, *, overwrite: bool) -> None:
-    source, source_folder = ready
-    if overwrite:
-        os.replace(source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder)
-        return
-    try:
-        os.link(
-            source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder, follow_symlinks=False
-        )
-    except FileExistsError as error:
-        raise JobError(
-            f"{output}: a file of this name appeared while the job ran; nothing was replaced. "
-            "Move it away or add --overwrite, and run the same command again."
-        ) from error
-    except OSError as error:
-        # Some file systems (FAT, some network shares) have no hard links.
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-            raise
-        if identity(output.name, folder) is not None:
-            raise FileExistsError(errno.EEXIST, "output exists", str(output)) from error
-        os.rename(source, output.name, src_dir_fd=source_folder, dst_dir_fd=folder)
-        return
-    if source_folder is not None:
-        os.unlink(source, dir_fd=source_folder)

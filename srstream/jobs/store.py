@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from srstream.errors import DiskFullError, JobError
-from srstream.files import fsync_path
+from srstream.files import fsync_path, give_name, take_lock
 from srstream.jobs.failpoints import failpoint
 from srstream.jobs.publish import identity, output_folder, part_name, publish
 from srstream.media.types import SegmentFile
@@ -111,14 +110,12 @@ class JobStore:
             with contextlib.suppress(FileExistsError):
                 self.directory.mkdir(mode=0o700)
             self._lock = _open_lock(self.directory)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not take_lock(self._lock):
             self._lock.close()
             raise JobError(
                 f"{output}: another srstream is working on this output. "
                 "Wait for it or stop it first."
-            ) from error
+            )
         try:
             if fresh:
                 for path in self.directory.glob("journal.sqlite*"):
@@ -208,7 +205,7 @@ class JobStore:
                 fsync_path(encoded.path)
                 failpoint("segment.fsynced")
                 num_bytes = encoded.path.stat().st_size
-                os.replace(encoded.path, path)
+                give_name(encoded.path, path, overwrite=True)
                 fsync_path(self.directory)
                 failpoint("segment.renamed")
             pts = () if encoded is None else encoded.pts

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,7 +27,7 @@ from srstream.errors import (
     SrstreamError,
     UsageError,
 )
-from srstream.files import fsync_path
+from srstream.files import write_whole
 from srstream.frame import ColorSpec, Frame, FrameForm, Plane, PlaneLayout
 from srstream.jobs.events import SCHEMA, OnEvent, ignore
 from srstream.jobs.job import enhance_file
@@ -478,37 +478,14 @@ def _available_bytes() -> int:
 
 
 def _publish(destination: Path, data: bytes, overwrite: bool) -> None:
-    """Writes beside the destination, fsyncs, then links: an existing file is never touched."""
-    folder = destination.parent
-    temporary: str | None = None
+    """Write the picture under its name; an existing file is replaced only with `overwrite`."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".srstream-")
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            os.replace(temporary, destination)
-            temporary = None
-        else:
-            os.link(temporary, destination)
-        fsync_path(folder)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(destination, data, overwrite=overwrite)
     except FileExistsError as error:
         raise UsageError(
             f"{destination}: exists already; use --overwrite to replace it."
         ) from error
     except OSError as error:
-        kind = DiskFullError if error.errno == 28 else EncodeError
+        kind = DiskFullError if error.errno == errno.ENOSPC else EncodeError
         raise kind(f"{destination}: cannot be written ({error.strerror}).") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -25,6 +25,7 @@ import zmq
 from zmq.utils import z85
 
 from srstream.errors import ConfigError, UsageError
+from srstream.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -158,8 +159,8 @@ class KeyRing:
         for path in (self.folder, self._clients_dir):
             try:
                 path.mkdir(mode=0o700, parents=True)
-                if path == self._clients_dir:
-                    _give_to_owner_of(self.folder, path)
+                if path == self._clients_dir and (owner := _owner_of(self.folder)) is not None:
+                    os.chown(path, *owner, follow_symlinks=False)
             except FileExistsError:
                 pass
             except OSError as error:
@@ -267,11 +268,12 @@ def _read(path: Path, names: tuple[str, ...]) -> dict[str, str]:
     return {name: value for name, value in values.items() if isinstance(value, str)}
 
 
-def _give_to_owner_of(folder: Path, path: Path) -> None:
-    """As root, give a file to the folder's owner, so that the daemon can read it."""
-    if os.geteuid() == 0:
-        owner = folder.stat()
-        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+def _owner_of(folder: Path) -> tuple[int, int] | None:
+    """As root, return a folder's user and group, so that the daemon can read its keys."""
+    if os.geteuid() != 0:
+        return None
+    status = folder.stat()
+    return status.st_uid, status.st_gid
 
 
 def _write_new(path: Path, values: dict[str, str], like: Path | None = None) -> None:
@@ -282,19 +284,9 @@ def _write_new(path: Path, values: dict[str, str], like: Path | None = None) -> 
         ConfigError: it cannot be written.
     """
     text = "".join(f'{name} = "{value}"\n' for name, value in values.items())
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if like is not None:
-            _give_to_owner_of(like, partial)
-        try:
-            os.link(partial, path)
-        finally:
-            partial.unlink()
+        owner = None if like is None else _owner_of(like)
+        write_whole(path, text.encode(), 0o600, overwrite=False, owner=owner)
     except FileExistsError:
         raise UsageError(f"{path} exists already; revoke or remove it first.") from None
     except OSError as error:

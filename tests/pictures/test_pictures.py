@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 import zlib
 
@@ -177,6 +179,18 @@ def test_nothing_is_overwritten_unasked_nor_left_half_written(tmp_path, config):
     with pytest.raises(UsageError, match="input itself"):
         enhance_picture(path, path, config, overwrite=True)
     assert enhanced(path, config, overwrite=True)[0].shape == (40, 48, 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.png", "out.png"]
+
+
+def test_a_picture_is_written_where_there_are_no_hard_links(tmp_path, config, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = write(tmp_path / "in.png", picture((10, 12)))
+    enhanced(path, config)
+    with pytest.raises(UsageError, match="--overwrite"):
+        module._publish(tmp_path / "out.png", b"new", overwrite=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.png", "out.png"]
 
 

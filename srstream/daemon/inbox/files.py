@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from srstream.daemon.settings import InboxFolder
+from srstream.files import give_name, write_whole
 
 _MAX_NAME_BYTES = 240
 """File systems allow 255; temporary names are slightly longer than final ones."""
@@ -157,16 +158,7 @@ def write_atomically(path: Path, content: str) -> None:
     """Write a file so that it exists whole or not at all; an existing one is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_whole(path, content.encode(errors="backslashreplace"), partial=partial)
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -200,7 +192,9 @@ def _open_folder(root: Path, folder: Path) -> int:
 
 def _move(name: str, folder: int, target_name: str, target_folder: int) -> None:
     try:
-        os.rename(name, target_name, src_dir_fd=folder, dst_dir_fd=target_folder)
+        give_name(
+            name, target_name, overwrite=True, source_folder=folder, target_folder=target_folder
+        )
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
@@ -222,7 +216,13 @@ def _copy(name: str, folder: int, target_name: str, target_folder: int) -> None:
         status = os.fstat(source.fileno())
         os.utime(target.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
         os.fsync(target.fileno())
-    os.rename(partial, target_name, src_dir_fd=target_folder, dst_dir_fd=target_folder)
+    give_name(
+        partial,
+        target_name,
+        overwrite=True,
+        source_folder=target_folder,
+        target_folder=target_folder,
+    )
 
 
 def _identities(folders: tuple[Path, ...]) -> Iterator[tuple[int, int]]:

@@ -264,7 +264,7 @@ def pinned_model(model: ModelConfig, directory: Path, *, renew: bool) -> ModelCo
         if network.weights is not None:
             _copy_safely(Path(network.weights), weights)
             network = network.model_copy(update={"weights": str(weights)})
-        write_whole(stated, network.model_dump_json().encode())
+        write_whole(stated, network.model_dump_json().encode(), 0o600)
     return network
 
 
@@ -272,4 +272,5 @@ def _copy_safely(source: Path, target: Path) -> None:
     for suffix in ("", ".int8.json"):
         beside = source.with_suffix(suffix) if suffix else source
         if beside.is_file():
-            write_whole(target.with_suffix(suffix) if suffix else target, beside.read_bytes())
+            name = target.with_suffix(suffix) if suffix else target
+            write_whole(name, beside.read_bytes(), 0o600)

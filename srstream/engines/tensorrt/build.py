@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from srstream.errors import EngineError
+from srstream.errors import EngineError, first_line
 from srstream.models.networks import FlatNetwork, Network
 
 MIN_SIDE = 8
@@ -34,7 +34,7 @@ def import_torch_tensorrt() -> ModuleType:
         import torch_tensorrt
     except Exception as error:  # ImportError, OSError, RuntimeError, AssertionError occur
         raise EngineError(
-            f"torch-tensorrt cannot be loaded ({_first_line(error)}). It needs an NVIDIA driver "
+            f"torch-tensorrt cannot be loaded ({first_line(error)}). It needs an NVIDIA driver "
             "and pip install 'srstream[tensorrt]'"
         ) from error
     for name in ("torch_tensorrt", "torch.export"):
@@ -82,7 +82,7 @@ def build_engine(network: Network | FlatNetwork, max_side: int) -> bytes:
     except Exception as error:  # torch-tensorrt raises whatever its layers do
         raise EngineError(
             f"TensorRT cannot build {network.spec.name!r} for tiles of up to "
-            f"{max_side}x{max_side} ({_first_line(error)})"
+            f"{max_side}x{max_side} ({first_line(error)})"
         ) from error
     # Older versions return the bytes, newer ones an object that holds them.
     engine = built if isinstance(built, bytes | bytearray) else built.serialized_engine
@@ -100,7 +100,3 @@ def versions() -> dict[str, str]:
         "torch_tensorrt": torch_tensorrt.__version__,
         "tensorrt": tensorrt.__version__,
     }
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from srstream.engines.contract import OnDone
 from srstream.engines.notify import DoneNotifier
-from srstream.errors import EngineError
+from srstream.errors import EngineError, first_line
 from srstream.frame import Plane
 
 NUM_SLOTS = 3
@@ -187,7 +187,7 @@ class Ring:
             # The part of the tile that was queued may still use the slot.
             device.synchronize_all()
             self._idle.append(slot)
-            raise EngineError(f"the device did not accept a tile ({_first_line(error)})") from error
+            raise EngineError(f"the device did not accept a tile ({first_line(error)})") from error
         ticket = RingTicket(slot, self)
         self._in_flight.append(ticket)
         if self._notifier is not None:
@@ -205,7 +205,7 @@ class Ring:
         planes, error = ticket.planes, ticket.error
         ticket.planes = ticket.error = None
         if error is not None:
-            raise EngineError(f"the device failed on a tile ({_first_line(error)})") from error
+            raise EngineError(f"the device failed on a tile ({first_line(error)})") from error
         if planes is None:
             raise EngineError("this tile was collected before, or its engine failed or was closed")
         return planes
@@ -237,7 +237,3 @@ class Ring:
         ticket.slot = None
         self._in_flight.remove(ticket)
         self._idle.append(slot)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
