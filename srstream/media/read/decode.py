@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -44,45 +44,17 @@ from srstream.media.read.demux import (
     strictly_rising,
     without_headless_start,
 )
+from srstream.media.read.report import MAX_NOTES, DecodeReport
 from srstream.media.read.skipped import SkippedPackets
 from srstream.media.types import VideoInfo
 
 NUM_PACKETS_BEFORE_START = 8
 """A resumed decode begins at least so many packets early, so that filters have their context."""
-
-MAX_NOTES = 100
-"""Of one decode; a broken recording may change with every picture."""
-
 _STATES_SITING = frozenset({"h264", "hevc", "vvc", "vp9", "av1"})
 """Codecs that can say another chroma siting at a keyframe."""
 
 _NEVER_ANEW = frozenset({"smc"})
 """Codecs with keyframes that are not enough: those of libav's smc use the colours last used."""
-
-
-@dataclass(slots=True)
-class DecodeReport:
-    """What happened while decoding; grows as frames are taken.
-
-    `num_frames` counts frames yielded, `num_concealed` those among them that repeat another,
-    `num_damaged` those that the decoder itself patched. `stopped_at_seconds` is set where eight
-    failures in a row ended a salvaged decode. `notes` are sentences for the user. After a resume
-    the counts are those of the resumed part.
-    """
-
-    num_frames: int = 0
-    num_corrupt_packets: int = 0
-    num_concealed: int = 0
-    num_damaged: int = 0
-    stopped_at_seconds: float | None = None
-    notes: list[str] = field(default_factory=list)
-
-    def clear(self) -> None:
-        """As at the beginning."""
-        self.num_frames = self.num_corrupt_packets = 0
-        self.num_concealed = self.num_damaged = 0
-        self.stopped_at_seconds = None
-        self.notes.clear()
 
 
 class _FaultBeforeStart(Exception):

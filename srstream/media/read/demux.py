@@ -48,7 +48,7 @@ _ALLOWED_FORMATS = ",".join(sorted(av.formats_available - NAMING_FORMATS))
 _LISTS = (b"#EXTM3U", b"ffconcat ", b"v=0", b"SMXS", b"RTSP", b"# VobSub index file")
 
 _AVFMT_NOTIMESTAMPS = 0x80
-_MAX_PIXELS_OF_LIBAV = (1 << 31) - 1
+MAX_PIXELS_OF_LIBAV = (1 << 31) - 1
 _CUT_ANYWHERE = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc"}
 _MAX_HEADLESS = 300
 
@@ -93,7 +93,7 @@ def open_source(
             metadata_errors="replace",
             hwaccel=HWAccel("cuda", allow_software_fallback=False) if on_gpu else None,
             options={
-                "max_pixels": str(min(max_pixels, _MAX_PIXELS_OF_LIBAV)),
+                "max_pixels": str(min(max_pixels, MAX_PIXELS_OF_LIBAV)),
                 "max_streams": str(max(max_streams, MAX_STREAMS) + 1),
                 "protocol_whitelist": "file",
                 "format_whitelist": _ALLOWED_FORMATS,
@@ -240,7 +240,7 @@ def open_decoder(
         if context.extradata:
             alpha_context.extradata = context.extradata
         context = alpha_context
-    context.options = {"max_pixels": str(min(max_pixels, _MAX_PIXELS_OF_LIBAV))}
+    context.options = {"max_pixels": str(min(max_pixels, MAX_PIXELS_OF_LIBAV))}
     if export_quantizers:
         context.options = {**context.options, "export_side_data": "venc_params"}
     context.thread_type = "SLICE"

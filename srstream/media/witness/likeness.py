@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from srstream.media.receipt import ColorReceipt
+from srstream.media.witness.motion import Motion
 from srstream.media.witness.shown import (
     LUMA_WEIGHTS,
     FloatPlane,
@@ -61,8 +62,6 @@ Thumb = npt.NDArray[np.float32]
 """A small picture, (3, THUMB, THUMB): luma and colour differences in levels."""
 
 _BLACK_BELOW = 3.0
-_TRUSTED_GRADIENT = 1.0
-_EDGE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,55 +142,6 @@ class Frame:
 
 
 @dataclass(slots=True)
-class _Motion:
-    """Least squares for the shift between planes (Lucas and Kanade), over all frames."""
-
-    normal: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 2)))
-    right: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
-    residual: float = 0.0
-    num_samples: int = 0
-
-    def add(
-        self, before: FloatPlane, now: FloatPlane, expected: tuple[float, float] = (0.0, 0.0)
-    ) -> None:
-        """Note two planes, of which the second is to lie by `expected` (x, y) beside the first."""
-        if min(before.shape) < 2 * _EDGE + 4:
-            return
-        first, second = (cv2.GaussianBlur(plane, (0, 0), 1.0) for plane in (before, now))
-        gradients = []
-        for axis in (1, 0):
-            both = (np.gradient(first, axis=axis) + np.gradient(second, axis=axis)) / 2
-            gradients.append(both[_EDGE:-_EDGE, _EDGE:-_EDGE].ravel())
-        change = (second - first)[_EDGE:-_EDGE, _EDGE:-_EDGE].ravel()
-        change = change - change.mean()
-        slopes = np.stack(gradients).astype(np.float64)
-        change = change + np.asarray(expected) @ slopes
-        self.normal += slopes @ slopes.T
-        self.right += slopes @ change
-        self.residual += float(change @ change)
-        self.num_samples += change.size
-
-    def found(self) -> tuple[float, float] | None:
-        """(x, y) by which the second planes lie right of and below where they are expected; None if
-        the planes do not show it."""
-        if self.num_samples == 0:
-            return None
-        if np.linalg.eigvalsh(self.normal)[0] / self.num_samples < _TRUSTED_GRADIENT:
-            return None
-        x, y = np.linalg.solve(self.normal, self.right)
-        return -float(x), -float(y)
-
-    def doubt(self) -> float:
-        """A bound of the estimate's own error: that of independent samples, 16 times, since
-        neighbours are alike."""
-        if self.found() is None:
-            return 0.0
-        move = np.linalg.solve(self.normal, self.right)
-        rest = max(self.residual - float(move @ self.right), 0.0) / self.num_samples
-        return 16 * float(np.sqrt(rest / np.linalg.eigvalsh(self.normal)[0]))
-
-
-@dataclass(slots=True)
 class Likeness:
     """Collects what single comparisons find. Nothing in it grows with the length."""
 
@@ -207,9 +157,9 @@ class Likeness:
     worst_seconds: float = 0.0
     shows_instead: dict[str, float] = field(default_factory=dict)
     """What else was seen, with the time at which it first was."""
-    luma_motion: _Motion = field(default_factory=_Motion)
+    luma_motion: Motion = field(default_factory=Motion)
     is_deinterlaced: bool = False
-    chroma_motion: _Motion = field(default_factory=_Motion)
+    chroma_motion: Motion = field(default_factory=Motion)
 
     def add(self, source: Sight, output: Sight, frame: Frame, seconds: float) -> None:
         """Compare one output picture with the source frame it was made from."""

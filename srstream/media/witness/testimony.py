@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from srstream.errors import MediaError
 from srstream.media.errors import sentence
 from srstream.media.meaning import tag_losses
 from srstream.media.receipt import Receipt
+from srstream.media.witness.course import Course
 from srstream.media.witness.geometry import crop_of
 from srstream.media.witness.labels import (
     compare_chapters,
@@ -42,13 +42,7 @@ from srstream.media.witness.watch import Moment, Screen, Watcher
 
 _MAX_CHANGES = 8
 """Frames that are compared because the description changed with them."""
-
-_MAX_TS_DELAY = 10
-"""Seconds at which an MPEG-TS may begin, wherever its source does."""
-
 _MAX_STEPS = 1000
-_MAX_JOIN = Fraction(1, 2)
-"""Seconds by which frames may lie apart where the source's clock jumps back."""
 
 
 def testify(
@@ -153,7 +147,7 @@ class _Testimony:
         self._samples = range(count) if sample is None else set(spread(count, sample))
         self._watcher = Watcher(source, _median_step(self._found))
         first = self._found[0] if self._found else None
-        self._course = _Course(source, output.brand, first, self._start, self._end)
+        self._course = Course(source, output.brand, first, self._start, self._end)
         self._times = _Times()
         self._likeness = Likeness()
         self._frame = Frame(1, 1, Fraction(1))
@@ -397,95 +391,3 @@ class _Testimony:
                 f"{float(self._watcher.broken_at or 0):.3f} s, where the source is broken"
             )
         return losses
-
-
-class _Course:
-    """The way of the source's times into the output's.
-
-    `shift` is by how much all times were moved back. What a file's clock starts with is taken off,
-    as an excerpt's start is, or kept; the earliest of the streams begins at zero then, which need
-    not be the video. Of the shifts that this allows, the one that was made is found by where the
-    output begins; that all streams were moved alike is found by their own times.
-    """
-
-    def __init__(
-        self,
-        source: Survey,
-        brand: str,
-        first_found: Fraction | None,
-        start: Fraction | None,
-        end: Fraction | None,
-    ) -> None:
-        facts = source.streams[source.video]
-        self._source, self._first_found = source, first_found
-        self._brand = brand
-        self._start, self._end = start, end
-        self._tick = facts.base
-        self._packets = np.sort(np.array(facts.starts, np.int64))
-        self._first: Fraction | None = None
-        self._last: Fraction | None = None
-        self._run = Fraction(0)
-        self._number = 0
-        self._is_placed = False
-        self.is_over = False
-        """All that was taken has been placed."""
-        self.shift = Fraction(0)
-
-    def place(self, moment: Moment, watcher: Watcher) -> Fraction | None:
-        """When the output is to show a frame; None if it was not taken of the source."""
-        time = moment.time
-        if time is None:
-            time = (self._number + watcher.num_lost) * watcher.step
-        self._number += 1
-        if self._first is None:
-            self._first = time
-        if moment.is_join and self._last is not None:
-            self._run = self._last + moment.duration - time
-        time += self._run
-        if self._last is not None and time <= self._last:
-            time = self._last + self._tick  # the same time twice: the next tick
-        self._last = time
-        self.is_over = self._end is not None and time >= self._end
-        if self.is_over or (self._start is not None and time < self._start):
-            return None
-        if not self._is_placed:
-            self._is_placed = True
-            self.shift = self._shift(time, self._first, moment.duration)
-        return time - self.shift
-
-    def settle(self, late: Fraction) -> Fraction:
-        """Take it as the truth that the first frame of a run is so late; gives what was taken."""
-        if abs(late) > _MAX_JOIN or self._last is None:
-            return Fraction(0)
-        self._run += late
-        self._last += late
-        return late
-
-    def is_of_packet(self, time: Fraction) -> bool:
-        """Whether a packet of the source is to be shown at this time of the output."""
-        if not self._source.is_timed:
-            return True
-        stamp = (time + self.shift - self._run) / self._tick
-        place = int(np.searchsorted(self._packets, ceil(stamp - 1)))
-        return place < len(self._packets) and int(self._packets[place]) <= stamp + 1
-
-    def _shift(self, taken: Fraction, first: Fraction, duration: Fraction) -> Fraction:
-        """Seconds by which a source is moved whose video begins at `first`, of which what is shown
-        from `taken` on was taken."""
-        begins = [Fraction(0), max(first, Fraction(0))]
-        if self._start is None:
-            begins += [
-                first - start // self._tick * self._tick
-                for start in self._source.start_seconds()
-                if start < first
-            ]
-        found = self._first_found
-        if self._brand == "mpegts" and found is not None and found < _MAX_TS_DELAY:
-            begins.append(found)  # its muxer gives decoders time
-        if self._source.brand == "avi":
-            # Its packets are counted as they are decoded, ahead of when they are shown.
-            begins += [max(first + n * duration, Fraction(0)) for n in (-2, -1, 1)]
-        shifts = [taken - begin for begin in begins]
-        if found is None:
-            return shifts[0]
-        return min(shifts, key=lambda shift: abs(taken - shift - found))

@@ -19,10 +19,10 @@ from srstream.errors import MediaError, RefusedError
 from srstream.frame import PlaneLayout
 from srstream.media.errors import ffmpeg_text
 from srstream.media.layouts import layout_of
+from srstream.media.scheduling import same_scheduling
 from srstream.media.siting import LOCATION_NAMES, states_siting
 from srstream.media.types import HdrMetadata, OutputVideo, VideoInfo
-from srstream.media.write.containers import MKV, Container, canonical_codec, carried_codecs
-from srstream.media.write.scheduling import same_scheduling
+from srstream.media.write.containers import Container, canonical_codec
 
 PACKED_FORMATS = frozenset({"rgb24", "bgr0", "bgra", "ya8"})
 """Packed formats that `srstream.media.write.encode` fills, besides libav's planar ones."""
@@ -421,21 +421,6 @@ def _thread_options(
         params = [part for part in params if part]
         return {"svtav1-params": ":".join(params)} if params else {}
     return {}
-
-
-def check_carried(codec: str, container: Container) -> None:
-    """Whether `container` takes what the encoder makes.
-
-    Raises:
-        RefusedError: it does not.
-    """
-    if canonical_codec(codec) not in carried_codecs(container):
-        fits_matroska = canonical_codec(codec) in carried_codecs(MKV)
-        advice = "name an output that ends in .mkv or " if fits_matroska else ""
-        raise RefusedError(
-            f"{container.label} cannot carry {canonical_codec(codec)} video; {advice}choose "
-            "another --codec."
-        )
 
 
 def _say(layout: PlaneLayout, video: VideoInfo) -> str:

@@ -281,3 +281,18 @@ def _mov_says(stream: StreamInfo) -> bool:
 
 def _is_mov(source: SourceInfo) -> bool:
     return "mov" in source.container.split(",")
+
+
+def check_carried(codec: str, container: Container) -> None:
+    """Whether `container` takes what the encoder makes.
+
+    Raises:
+        RefusedError: it does not.
+    """
+    if canonical_codec(codec) not in carried_codecs(container):
+        fits_matroska = canonical_codec(codec) in carried_codecs(MKV)
+        advice = "name an output that ends in .mkv or " if fits_matroska else ""
+        raise RefusedError(
+            f"{container.label} cannot carry {canonical_codec(codec)} video; {advice}choose "
+            "another --codec."
+        )

@@ -22,11 +22,11 @@ from av.video.stream import VideoStream
 from srstream.errors import EncodeError
 from srstream.frame import Frame, Plane
 from srstream.media.errors import libav_errors
+from srstream.media.scheduling import same_scheduling
 from srstream.media.types import OutputVideo, SegmentFile
 from srstream.media.write.codecs import configure, nominal_rate
 from srstream.media.write.containers import canonical_codec, muxed_codecs
 from srstream.media.write.output import plan_output as plan_output
-from srstream.media.write.scheduling import same_scheduling
 
 _MAX_TIMESCALE = 2**31 - 1
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import heapq
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, lcm
+from math import ceil
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,40 +19,28 @@ from av.video.stream import VideoStream
 
 from srstream.errors import EncodeError
 from srstream.media.errors import libav_errors
-from srstream.media.read.demux import Clock, ReadFault, is_shown, open_source, read_packets
-from srstream.media.read.skipped import SkippedPackets
-from srstream.media.read.start import start_pts
-from srstream.media.types import (
-    OutputPlan,
-    SegmentFile,
-    SourceInfo,
-    StreamPlan,
-    TimeWindow,
-    VideoInfo,
+from srstream.media.read.demux import (
+    MAX_PIXELS_OF_LIBAV,
+    Clock,
+    ReadFault,
+    open_source,
+    read_packets,
 )
+from srstream.media.read.skipped import SkippedPackets
+from srstream.media.types import OutputPlan, SegmentFile, SourceInfo, StreamPlan, TimeWindow
 from srstream.media.write.codecs import nominal_rate
+from srstream.media.write.container_file import fill_up, open_output, set_chapters
 from srstream.media.write.containers import CONTAINERS, TEXT_CODECS, canonical_codec
 from srstream.media.write.convert import Converter, TextConverter, make_converter
+from srstream.media.write.copies import Durations, Head, Taken, moment
 from srstream.media.write.cues import Cue, one_at_a_time, with_ends
 from srstream.media.write.matroska import ASPECT_TITLE_PAD, write_aspect
+from srstream.media.write.placing import Placing, placing_of
 from srstream.media.write.segments import SegmentCheck, check_segments, open_segment, video_packets
-from srstream.media.write.tags import (
-    chapters_in_window,
-    container_tags,
-    needs_free_tags,
-    stream_tags,
-)
-from srstream.media.write.transport import fill_up
+from srstream.media.write.tags import stream_tags
 
 OnProgress = Callable[[int, int | None], None]
 
-_MAX_PIXELS = 2**31 - 1
-_MAX_TIMESCALE = 2**31 - 1
-_MAX_FASTSTART_BYTES = 8 << 30
-_NUM_FIRST_PACKETS = 40
-_TS_DELAY_US = 700_000
-_TS_TAGS = frozenset({"title", "service_name", "service_provider"})
-"""Of which the name of a service in MPEG-TS is made."""
 _MAX_TEXT_DISORDER = 5
 """Seconds by which a cue may come in the file after one that is shown later."""
 
@@ -93,9 +80,9 @@ def assemble(
         source_path, source.video, first, window, plan.earliest_other, keep=plan.keeps_start
     )
     with (
-        open_source(source_path, _MAX_PIXELS) as container,
+        open_source(source_path, MAX_PIXELS_OF_LIBAV) as container,
         libav_errors(destination, "the output cannot be written", kind=EncodeError),
-        _open_output(destination, source, plan, container, check, first) as output,
+        open_output(destination, source, plan, container, check, first) as output,
     ):
         assembly = _Assembly(source, plan, container, output, placing, head)
         assembly.add_streams(segments[0])
@@ -107,140 +94,6 @@ def assemble(
     if plan.container in ("mkv", "webm") and plan.video.sample_aspect_ratio != 1:
         write_aspect(destination, plan.video, in_pixels=plan.container == "webm")
     return assembly.taken
-
-
-@dataclass(slots=True)
-class Taken:
-    """Packets of a source's stream that went into the output, and the first one's time there."""
-
-    num_packets: int = 0
-    num_bytes: int = 0
-    first: Fraction | None = None
-    last: Fraction | None = None
-
-    def take(self, moment: Fraction, size: int) -> None:
-        """Count a packet of `size` bytes, shown at `moment` seconds."""
-        self.num_packets += 1
-        self.num_bytes += size
-        self.first = moment if self.first is None else min(self.first, moment)
-        self.last = moment if self.last is None else max(self.last, moment)
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """How much is read of a source's streams for a trial: so much of each, or so much in all."""
-
-    num_packets: int = 8
-    length: Fraction = Fraction(1, 5)
-    """Seconds of each stream that its packets span; those of TrueHD last less than 1 ms."""
-    num_packets_in_all: int = 4000
-    num_bytes: int = 16 << 20
-    seconds: float = 0.5
-    """Time that reading may take."""
-
-    def packets(
-        self, container: InputContainer, wanted: set[int]
-    ) -> Iterator[Packet[Stream] | ReadFault]:
-        """The first packets of the streams of these numbers."""
-        taken = {index: Taken() for index in wanted}
-        num_bytes = num_packets = 0
-        deadline = time.monotonic() + self.seconds
-        # All streams are read, since libav would pass over the others to the end of the file.
-        for packet in read_packets(container, deadline=deadline):
-            if not isinstance(packet, ReadFault):
-                num_packets += 1
-                num_bytes += packet.size
-                index = packet.stream_index
-                if index in taken and not self._is_enough(taken[index]):
-                    taken[index].take(_moment(packet), packet.size)
-                    yield packet
-            is_enough = num_packets >= self.num_packets_in_all or num_bytes >= self.num_bytes
-            if is_enough or all(self._is_enough(found) for found in taken.values()):
-                return
-
-    def _is_enough(self, found: Taken) -> bool:
-        if found.num_packets < self.num_packets or found.first is None:
-            return False
-        return (found.last or found.first) - found.first >= self.length
-
-
-@dataclass(frozen=True, slots=True)
-class Placing:
-    """Where the source's times go: those in [start, end) seconds, moved back by `shift` seconds."""
-
-    shift: Fraction
-    start: Fraction | None
-    end: Fraction | None
-
-    def cue(self, cue: Cue, base: Fraction) -> Cue | None:
-        """A cue with an end, in ticks of `base` seconds, as the output shows it; None if not.
-
-        One that is on the screen when the excerpt begins or ends is cut there.
-        """
-        assert cue.end is not None
-        start, end = cue.start * base, cue.end * base
-        if self.start is not None:
-            start = max(start, self.start)
-        if self.end is not None:
-            end = min(end, self.end)
-        start, end = max(start - self.shift, Fraction(0)), end - self.shift
-        if end <= start:
-            return None
-        first = round(start / base)
-        return Cue(first, max(round(end / base), first + 1), cue.text)
-
-
-def placing_of(
-    source_path: Path,
-    video: VideoInfo,
-    first_pts: int,
-    window: TimeWindow,
-    earliest_other: Fraction | None,
-    *,
-    keep: bool = False,
-) -> Placing:
-    """How an output lies against its source, whose first frame taken is shown at `first_pts`.
-
-    The earliest of its streams begins at zero, to less than a tick of the video's clock; all are
-    moved alike, and by whole ticks of it. An excerpt begins at zero with its video.
-
-    Args:
-        earliest_other: when the first of the streams beside the video begins, in seconds.
-        keep: the output begins when the source does, an excerpt too. No container that srstream
-            writes can begin before zero: where the source does, its video begins at zero.
-    """
-    base = video.time_base
-    if keep:
-        begins = first_pts
-        if window.start_pts is not None:
-            begins = first_video_pts(source_path, video)
-        shift = first_pts - max(begins, 0)
-    elif window.start_pts is not None:
-        shift = first_pts
-    else:
-        shift = start_pts(first_pts, base, earliest_other)
-    return Placing(
-        shift=shift * base,
-        start=None if window.start_pts is None else window.start_pts * base,
-        end=None if window.end_pts is None else window.end_pts * base,
-    )
-
-
-def first_video_pts(source_path: Path, video: VideoInfo) -> int:
-    """Display time of the source's first frame, in the video's time base; 0 if it has no times."""
-    clock = Clock(video.time_base)
-    found: list[int] = []
-    with open_source(source_path, _MAX_PIXELS) as container:
-        stream = cast(VideoStream, container.streams[video.index])
-        for packet in read_packets(container, stream):
-            if isinstance(packet, ReadFault):
-                continue
-            clock.correct(packet)
-            if packet.pts is not None and is_shown(packet, video.codec):
-                found.append(packet.pts)
-            if len(found) >= _NUM_FIRST_PACKETS:
-                break
-    return min(found, default=0)
 
 
 @dataclass(slots=True)
@@ -256,39 +109,6 @@ class _Copied:
     is_text: bool
     """Cues need not come in order; no container of theirs has a clock that jumps."""
     last_dts: int | None = None
-
-
-class Durations:
-    """Gives audio packets the duration that their file does not tell: the time to the next.
-
-    MP4 would else end the last one where it begins, and a decoder drops what lies there.
-    """
-
-    def __init__(self) -> None:
-        self._held: Packet[Stream] | None = None
-        self._last = 0
-
-    def push(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
-        """The packets whose durations are known now, in order."""
-        ready = []
-        if self._held is not None:
-            if packet.pts is not None and self._held.pts is not None:
-                self._last = max(packet.pts - self._held.pts, 0)
-            ready.append(self._with_last())
-        if packet.duration:
-            return [*ready, packet]
-        self._held = packet
-        return ready
-
-    def drain(self) -> list[Packet[Stream]]:
-        """The last packet, which lasts as long as the one before."""
-        return [] if self._held is None else [self._with_last()]
-
-    def _with_last(self) -> Packet[Stream]:
-        packet, self._held = self._held, None
-        assert packet is not None
-        packet.duration = self._last
-        return packet
 
 
 class _Assembly:
@@ -409,7 +229,7 @@ class _Assembly:
         indices = {s.index for s in self._source.streams if s.is_attached_picture}
         covers: dict[int, Packet[Stream]] = {}
         if indices:
-            with open_source(self._source.path, _MAX_PIXELS) as container:
+            with open_source(self._source.path, MAX_PIXELS_OF_LIBAV) as container:
                 streams = [container.streams[n] for n in sorted(indices)]
                 for packet in read_packets(container, *streams):
                     if isinstance(packet, ReadFault):
@@ -455,7 +275,7 @@ class _Assembly:
     ) -> Iterator[tuple[Fraction, Packet[Any]]]:
         for packet in packets:
             packet.stream = self._video
-            yield _moment(packet), packet
+            yield moment(packet), packet
 
     def _copies(self) -> Iterator[tuple[Fraction, Packet[Any]]]:
         """Packets of the other streams, with the output's times, as the file has them."""
@@ -473,7 +293,7 @@ class _Assembly:
             for whole in copied.durations.drain() if copied.durations is not None else ():
                 yield from self._carried(whole, copied)
             if copied.converter is not None:
-                yield from ((_moment(p), p) for p in copied.converter.drain())
+                yield from ((moment(p), p) for p in copied.converter.drain())
 
     def _read(
         self, container: InputContainer, *streams: Stream
@@ -501,7 +321,7 @@ class _Assembly:
             assert copied.stream is not None
             packet.stream = copied.stream
             made = [packet]
-        yield from ((_moment(p), p) for p in made)
+        yield from ((moment(p), p) for p in made)
 
     def _in_order(self, packets: Iterator[Packet[Stream] | ReadFault]) -> Iterator[Packet[Stream]]:
         """The packets, those of text by their times, as muxers want them.
@@ -513,9 +333,9 @@ class _Assembly:
         for number, packet in enumerate(packets):
             if isinstance(packet, ReadFault):
                 continue
-            newest = max(newest, _moment(packet))
+            newest = max(newest, moment(packet))
             if self._copied[packet.stream_index].is_text:
-                heapq.heappush(held, (_moment(packet), number, packet))
+                heapq.heappush(held, (moment(packet), number, packet))
             else:
                 yield packet
             while held and held[0][0] <= newest - _MAX_TEXT_DISORDER:
@@ -531,7 +351,7 @@ class _Assembly:
         found: dict[int, list[Cue]] = {index: [] for index in self._texts}
         if not found:
             return []
-        with open_source(self._source.path, _MAX_PIXELS) as container:
+        with open_source(self._source.path, MAX_PIXELS_OF_LIBAV) as container:
             for packet in self._read(container, *(container.streams[n] for n in found)):
                 if isinstance(packet, ReadFault):
                     continue
@@ -549,7 +369,7 @@ class _Assembly:
         for cue in one_at_a_time([cue for cue in placed if cue is not None]):
             packet = converter.packet(cue, base)
             self.taken.setdefault(index, Taken()).take(cue.start * base, packet.size)
-            yield _moment(packet), packet
+            yield moment(packet), packet
 
     def _place(self, packet: Packet[Stream], copied: _Copied) -> bool:
         """Move a packet to the output's time; False if it is not wanted there."""
@@ -600,84 +420,3 @@ class _Assembly:
                 packet.pts = packet.dts
         copied.last_dts = packet.dts
         return True
-
-
-def _moment(packet: Packet[Any]) -> Fraction:
-    stamp = packet.dts if packet.dts is not None else packet.pts or 0
-    return stamp * Fraction(packet.time_base)
-
-
-def _open_output(
-    destination: Path,
-    source: SourceInfo,
-    plan: OutputPlan,
-    container: InputContainer,
-    check: SegmentCheck,
-    first_pts: int,
-) -> OutputContainer:
-    """The output with its options, tags and chapters, without streams."""
-    kind = CONTAINERS[plan.container]
-    options = {"fflags": "+bitexact"}
-    tags = container_tags(container, kind)
-    if kind.name == "ts":
-        return _open_ts(destination, plan, tags, first_pts * plan.video.time_base)
-    if kind.name in ("mp4", "mov"):
-        flags = []
-        if check.size_bytes <= _MAX_FASTSTART_BYTES:
-            flags.append("faststart")
-        if needs_free_tags(tags):
-            flags.append("use_metadata_tags")
-        if flags:
-            options["movflags"] = "+" + "+".join(flags)
-        options |= _timescales(plan, container)
-    else:
-        # Times stay what they are; Matroska stores no decode times, which alone may be negative.
-        options |= {"avoid_negative_ts": "disabled", "write_crc32": "0"}
-        options["default_mode"] = "passthrough"
-    output = av.open(str(destination), "w", format=kind.muxer, container_options=options)
-    output.metadata.update(tags)
-    return output
-
-
-def _open_ts(
-    destination: Path, plan: OutputPlan, tags: dict[str, str], begins: Fraction
-) -> OutputContainer:
-    """MPEG-TS, whose every packet M2TS (for discs and cameras) prefixes with a time of arrival.
-
-    A decoder is given 0.7 s to fill its buffers before it shows something, so everything is moved
-    by twice that; but for a clock that is kept, and leaves room for it.
-    """
-    begins = min(begins, begins if plan.earliest_other is None else plan.earliest_other)
-    is_kept = plan.keeps_start and begins * 1_000_000 >= 4 * _TS_DELAY_US
-    options = {
-        "max_delay": str(_TS_DELAY_US),
-        "mpegts_copyts": str(int(is_kept)),
-        "mpegts_m2ts_mode": str(int(plan.path.suffix.lower() in (".m2ts", ".mts"))),
-    }
-    output = av.open(str(destination), "w", format="mpegts", container_options=options)
-    output.metadata.update({k: v for k, v in tags.items() if k.lower() in _TS_TAGS})
-    return output
-
-
-def _timescales(plan: OutputPlan, container: InputContainer) -> dict[str, str]:
-    """Clocks for MP4 in which a late start of any stream is exact (it is kept in the movie's)."""
-    wanted = [plan.video.time_base.denominator]
-    if wanted[0] > _MAX_TIMESCALE:
-        return {}
-    options = {"video_track_timescale": str(wanted[0])}
-    wanted += [s.codec_context.sample_rate for s in container.streams.audio if s.codec_context]
-    movie = 1
-    for scale in wanted:
-        if scale and lcm(movie, scale) <= _MAX_TIMESCALE:
-            movie = lcm(movie, scale)
-    # The clock's own thousandths are kept if there is room, for the streams that count in them.
-    if lcm(movie, 1000) <= _MAX_TIMESCALE:
-        movie = lcm(movie, 1000)
-    return options | {"movie_timescale": str(movie)}
-
-
-def set_chapters(output: OutputContainer, container: InputContainer, placing: Placing) -> None:
-    """Write the source's chapters, cut to the window and moved with it."""
-    chapters = chapters_in_window(container, placing.shift, placing.start, placing.end)
-    if chapters:
-        output.set_chapters(chapters)

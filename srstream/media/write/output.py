@@ -24,7 +24,6 @@ from srstream.media.types import (
 from srstream.media.write.codecs import (
     HDR_KEEPERS,
     EncoderChoice,
-    check_carried,
     check_encoder,
     choose_encoder,
     encoder_options,
@@ -35,6 +34,7 @@ from srstream.media.write.containers import (
     Container,
     canonical_codec,
     carried_codecs,
+    check_carried,
     container_for,
     family_of,
     losses_of,

@@ -36,8 +36,10 @@ from srstream.media.types import (
 )
 from srstream.media.write.audio import num_channels
 from srstream.media.write.containers import MKV, TS, Container, canonical_codec, in_form, targets_of
+from srstream.media.write.copies import Head, Taken
 from srstream.media.write.encode import SegmentEncoder
-from srstream.media.write.mux import Head, Taken, assemble, first_video_pts
+from srstream.media.write.mux import assemble
+from srstream.media.write.placing import first_video_pts
 
 MAX_PIXELS = 2**31 - 1
 """Outputs of our own may be as large as libav takes them."""

@@ -15,8 +15,8 @@ from srstream.errors import RefusedError
 from srstream.media.read.probe import probe
 from srstream.media.types import TimeWindow
 from srstream.media.verify import verify
+from srstream.media.write.container_file import fill_up
 from srstream.media.write.encode import plan_output
-from srstream.media.write.transport import fill_up
 from tests.media.read.test_start import first_times, late
 from tests.support import clips, ffmpeg
 from tests.support.jobs import run
