@@ -41,7 +41,7 @@ def make(*arguments: str) -> None:
 
 
 def install_units(root: Path, profile: str = "cpu", prefix: Path = Path(sys.prefix)) -> Path:
-    """The folder of the installed units, whose ExecStart is changed to this environment's."""
+    """Install the units for this environment; returns their folder."""
     make("install-units", f"DESTDIR={root}", f"PREFIX={prefix}", f"PROFILE={profile}")
     return root / "etc/systemd/system"
 

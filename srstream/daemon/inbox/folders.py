@@ -393,7 +393,7 @@ def check_apart(entries: Sequence[InboxFolder]) -> None:
     """Check that no result or failed file would be taken as an input.
 
     Raises:
-        ConfigError: they do, or a folder is named twice.
+        ConfigError: one would be, or a folder is named twice.
     """
     watched = [entry.folder.resolve() for entry in entries]
     if len(set(watched)) < len(watched):
