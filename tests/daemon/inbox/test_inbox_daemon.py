@@ -45,8 +45,9 @@ def test_files_become_jobs_and_failures_are_explained(daemon: Daemon) -> None:
     (watched / "text.mkv").write_text("no video")
     wait_for(lambda: (made / "sub" / "A_4x.MP4").exists())
     wait_for(lambda: (bad / "text.mkv").exists())
-    wait_for(lambda: len(names_in(made)) == 2)
+    wait_for(lambda: any(name.endswith(".receipt.json") for name in names_in(made)))
     receipts = [name for name in names_in(made) if name.endswith(".receipt.json")]
+    assert len(names_in(made)) == 2
     receipt = json.loads((made / receipts[0]).read_text())
     assert receipt["problems"] == []
     assert video_times(made / "sub" / "A_4x.MP4") == video_times(source)
