@@ -3,6 +3,8 @@
 # make test-long  the long ones
 # make test-tensorrt  those that build TensorRT engines, in an environment of their own; no GPU needed
 # make check      format, lint, types and tests: what CI runs
+# make docs       the site, in docs/_build/html; warnings are errors
+# make coverage   which share of the lines the tests run
 # make clean      remove what these made
 # make install    as root: the daemon under PREFIX and its systemd units; see docs/operations.md
 # make uninstall  remove both; the configuration, the queue and the user stay
@@ -30,7 +32,7 @@ DEMO := build/demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test test-long test-tensorrt check lint format clean help
+.PHONY: demo test test-long test-tensorrt check lint format docs coverage clean help
 .PHONY: install install-venv install-units uninstall
 
 help:
@@ -48,6 +50,10 @@ $(VENV)/.base: pyproject.toml | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[test]'
+	@touch $@ $(VENV)/.base
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[docs]'
 	@touch $@ $(VENV)/.base
 
 demo: $(VENV)/.base
@@ -88,8 +94,15 @@ format: $(VENV)/.test
 
 check: lint test
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env -b html docs docs/_build/html
+
+coverage: $(VENV)/.test
+	$(BIN)/python -m pytest --numprocesses $(NUM_PROCESSES) --dist worksteal --cov srstream --cov trainer \
+		--cov-report term:skip-covered $(PYTEST_ARGS)
+
 clean:
-	rm -rf $(VENV) $(VENV)-tensorrt build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-tensorrt build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find srstream trainer tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 install: install-venv install-units

@@ -133,8 +133,9 @@ class FrameStream:
     def enhance(self, frames: Iterable[Any]) -> Iterator[Frame]:
         """Yield an enhanced frame for each given one, in order and with its time.
 
-        Takes `Frame`s, sequences of planes (a single array for gray) or frames of PyAV. It may be
-        called again for further frames. A frame is sent only when there is credit for it.
+        Takes instances of `Frame`, sequences of planes (a single array for gray) or frames of PyAV.
+        It may be called again for further frames. A frame is sent only when there is credit for
+        it.
 
         Raises:
             srstream.errors.UsageError: a frame is not of the stream's size, layout or depth.

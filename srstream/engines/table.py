@@ -17,7 +17,7 @@ class EngineEntry:
     """Where an engine's class is, which package it needs and how to install that."""
 
     target: str
-    """`module:Class`; the class takes the arguments of `open_engine` except the name."""
+    """Module and class, joined by a colon. The class takes what `open_engine` does but the name."""
     package: str
     """The import name that must be installed."""
     install: str
