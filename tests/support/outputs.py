@@ -14,8 +14,9 @@ import numpy as np
 from srstream.config import JobConfig, SourceConfig
 from srstream.frame import Frame, Plane
 from srstream.media.read.decode import Decoder
+from srstream.media.read.demux import MAX_PIXELS_OF_LIBAV, ReadFault, open_source, read_packets
 from srstream.media.read.probe import probe
-from srstream.media.read.start import earliest, read_starts
+from srstream.media.read.start import Starts, earliest
 from srstream.media.types import OutputPlan, OutputVideo, SegmentFile, SourceInfo, TimeWindow
 from srstream.media.write.encode import SegmentEncoder, plan_output
 from srstream.media.write.mux import assemble
@@ -104,7 +105,7 @@ def make_output(
         size,
         try_streams=lambda *what: try_output(source_path, source, *what),
     )
-    other = earliest(read_starts(source_path, source.video.index), plan.streams)
+    other = earliest(_read_starts(source_path, source.video.index), plan.streams)
     plan = alter(replace(plan, keeps_start=config.source.keep_start, earliest_other=other))
     folder = plan.path.parent / f"segments_{plan.path.name}"
     folder.mkdir(exist_ok=True)
@@ -140,3 +141,14 @@ def packet_times(path: Path, index: int) -> list[Fraction]:
             for packet in container.demux(stream)
             if packet.size and packet.pts is not None
         )
+
+
+def _read_starts(path: Path, video_index: int) -> dict[int, Fraction]:
+    """The starts of a file's streams but one, from a pass over their packets."""
+    with open_source(path, MAX_PIXELS_OF_LIBAV) as container:
+        starts = Starts(container.format.name)
+        streams = [s for s in container.streams if s.index != video_index]
+        for packet in read_packets(container, *streams) if streams else ():
+            if not isinstance(packet, ReadFault):
+                starts.take(packet)
+    return starts.seconds

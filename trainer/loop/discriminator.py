@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
@@ -119,22 +118,3 @@ def _convolution(num_in: int, num_out: int, *, stride: int, norm: Norm | None) -
     if norm == "batch":
         layers.append(nn.BatchNorm2d(num_out))
     return nn.Sequential(*layers, nn.LeakyReLU(0.2))
-
-
-def num_macs(discriminator: nn.Module, side: int) -> int:
-    """Multiply-accumulates for one picture of `side` squared, counted on a run."""
-    total = 0
-
-    def count(module: nn.Module, _inputs: object, output: Tensor) -> None:
-        nonlocal total
-        if isinstance(module, nn.Conv2d):
-            total += module.weight[0].numel() * output[0].numel()
-        elif isinstance(module, nn.Linear):
-            total += module.weight.numel()
-
-    hooks = [module.register_forward_hook(count) for module in discriminator.modules()]
-    with torch.no_grad():
-        discriminator(torch.zeros(1, 3, side, side))
-    for hook in hooks:
-        hook.remove()
-    return total

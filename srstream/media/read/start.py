@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fractions import Fraction
 from math import floor
-from pathlib import Path
 
 from av.packet import Packet
 from av.stream import Stream
 
-from srstream.media.read.demux import Clock, ReadFault, is_picture, open_source, read_packets
+from srstream.media.read.demux import Clock, is_picture
 from srstream.media.types import StreamPlan
 
-_MAX_PIXELS = 2**31 - 1
 _PRIMED = frozenset({"mov", "matroska", "ogg"})
 """Formats whose sound begins before zero with what an encoder needed to start, and nobody hears."""
 _PRIMING_SECONDS = Fraction(1, 10)
@@ -52,14 +50,3 @@ def earliest(starts: dict[int, Fraction], plans: Iterable[StreamPlan]) -> Fracti
 def start_pts(first_pts: int, base: Fraction, earliest_other: Fraction | None) -> int:
     """When a file begins whose video begins at `first_pts`, in whole ticks of the video's clock."""
     return first_pts if earliest_other is None else min(first_pts, floor(earliest_other / base))
-
-
-def read_starts(path: Path, video_index: int) -> dict[int, Fraction]:
-    """The starts of a file's streams but one, from a pass over their packets."""
-    with open_source(path, _MAX_PIXELS) as container:
-        starts = Starts(container.format.name)
-        streams = [s for s in container.streams if s.index != video_index]
-        for packet in read_packets(container, *streams) if streams else ():
-            if not isinstance(packet, ReadFault):
-                starts.take(packet)
-    return starts.seconds
