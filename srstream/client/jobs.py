@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 import zmq
 from pydantic import ValidationError
 
-from srstream.errors import ServiceError, UsageError, error_named
+from srstream.errors import ServiceError, UsageError, error_from_wire
 from srstream.protocol.addresses import CONTROL_NAME, default_address
 from srstream.protocol.control import (
     FINAL_STATES,
@@ -410,7 +410,7 @@ def _result(reply: Reply) -> dict[str, Any]:
         return reply.result or {}
     if reply.error is None:
         raise ServiceError("the daemon refused, and did not say why.")
-    raise (error_named(reply.error.kind) or ServiceError)(reply.error.text)
+    raise error_from_wire(reply.error.kind, reply.error.text, ServiceError)
 
 
 def _checked(kind: type[Answer], values: dict[str, Any]) -> Answer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -176,7 +175,6 @@ class Scheduler:
         return Setup(
             name=name,
             device=device,
-            parent_pid=os.getpid(),
             security=self._configuration.security,
             sockets=settings.sockets,
             defaults=with_model(settings.defaults, self.default_model),

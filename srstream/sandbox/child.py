@@ -58,6 +58,23 @@ async def read_message(reader: asyncio.StreamReader, max_bytes: int) -> bytes:
     return await reader.readexactly(length)
 
 
+async def ended(child: Child) -> int:
+    """Wait for the end of a child without blocking the event loop; return its exit status."""
+    import asyncio  # the children import this module too, and most run no loop
+
+    if (status := child.status) is not None:
+        return status
+    descriptor, has_ended = os.pidfd_open(child.pid), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, has_ended.set)
+    try:
+        await has_ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    return child.process.wait()
+
+
 class Channel:
     """One end of the connection between a child and its parent.
 
@@ -82,7 +99,7 @@ class Channel:
     def offer(self, message: BaseModel) -> bool:
         """Send a message if there is room for it now, else drop it and return False.
 
-        A channel on which one end offers is one on which that end never sends.
+        An end that has offered a message never sends one.
         """
         with self._lock, contextlib.suppress(OSError):
             if self._unsent:

@@ -1,44 +1,61 @@
-"""The gate of the data socket, in a separate process (`daemon/api/zmq/gate.py` does the counting).
+"""The gate of the data socket: a process of its own that counts what arrives (`zmq/gate.py`).
 
-The process that computes gets complete messages of limited size, and its interpreter spends no time
-on others. `GateProcess` runs this as `python -m srstream.daemon.frames.gate ARGUMENTS` and logs the
-lines that it sends over a socket. The gate ends when that socket is closed, however the other
-process ended.
+The process that computes receives whole messages of a bounded size, and its interpreter has nothing
+to do with the rest. `GateProcess` runs it as `python -m srstream.daemon.frames.gate`; its order is
+a `GateOrder`, its messages are what is to be logged. It ends when the channel does, whatever kills
+the other process, and not before clients have what was sent to them last.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import select
 import signal
 import socket
-import subprocess
-import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
 
 from srstream.daemon.api.zmq.gate import Gate, GateLimits
 from srstream.errors import ServiceError
+from srstream.sandbox.child import Channel, Child, start_child, take_order
 
 logger = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 2.0
-"""Time for the last messages to reach the clients."""
+"""Time in which the clients can receive what was sent to them last."""
 
 _START_SECONDS, _RESTART_SECONDS = 30.0, 1.0
-_MAX_SAID_BYTES = 4096
+
+
+class GateOrder(BaseModel):
+    """What the gate connects, and its limits."""
+
+    model_config = ConfigDict(frozen=True)
+
+    listener: int
+    """Descriptor of the socket to which clients connect."""
+    inner: Path
+    max_connections: int
+    limits: GateLimits
+
+
+class Said(BaseModel):
+    """A sentence for the log; the empty one says that the gate listens."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
 
 
 class GateProcess:
-    """Runs the gate's process, and starts it again if it dies.
+    """The gate as the thread of the data socket sees it; a gate that dies is started again.
 
     Args:
         listener: the socket to which clients connect.
-        inner: the path of the socket on which libzmq listens.
+        inner: the socket on which libzmq listens.
 
     Raises:
         ServiceError: the gate does not start.
@@ -47,74 +64,58 @@ class GateProcess:
     def __init__(
         self, listener: socket.socket, inner: Path, max_connections: int, limits: GateLimits
     ) -> None:
-        self._listener = listener
-        self._arguments = {
-            "listener": listener.fileno(),
-            "inner": str(inner),
-            "max_connections": max_connections,
-            "limits": asdict(limits),
-        }
+        self._order = GateOrder(
+            listener=listener.fileno(), inner=inner, max_connections=max_connections, limits=limits
+        )
         self._next_start = 0.0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._start()
-        if not select.select([self._link], [], [], _START_SECONDS)[0] or not self._link.recv(1):
+        self._child: Child | None = self._start()
+        if not self._is_listening(self._child):
             self.close()
             raise ServiceError("the gate of the data socket does not start.")
 
     def look(self) -> None:
-        """Log the gate's lines, and replace it if it has died; cheap, so to be called often."""
-        if self._process is not None:
-            self._listen()
-        if self._process is None and time.monotonic() >= self._next_start:
-            self._start()
+        """Log what the gate says, and replace a gate that has died; cheap, so call it often."""
+        if self._child is not None:
+            self._listen(self._child)
+        if self._child is None and time.monotonic() >= self._next_start:
+            self._child = self._start()
 
     def close(self) -> None:
-        """Have the gate end once the clients have received what was sent to them."""
-        if self._process is None:
-            return
-        self._link.close()
-        try:
-            self._process.wait(2 * _DRAIN_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process = None
+        """End the gate once the clients have what was sent to them."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.end(patience_seconds=2 * _DRAIN_SECONDS)
 
-    def _start(self) -> None:
+    def _start(self) -> Child:
         self._next_start = time.monotonic() + _RESTART_SECONDS
-        self._link, theirs = socket.socketpair()
-        self._link.setblocking(False)
-        with theirs:
-            arguments = json.dumps({**self._arguments, "link": theirs.fileno()})
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "srstream.daemon.frames.gate", arguments],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[self._listener.fileno(), theirs.fileno()],
-            )
+        return start_child(
+            "srstream.daemon.frames.gate", self._order, descriptors=[self._order.listener]
+        )
 
-    def _listen(self) -> None:
+    def _is_listening(self, child: Child) -> bool:
+        """Wait for the gate's first message."""
+        with suppress(EOFError):
+            return child.channel.receive(_START_SECONDS) is not None
+        return False
+
+    def _listen(self, child: Child) -> None:
         try:
-            said = self._link.recv(_MAX_SAID_BYTES)
-        except BlockingIOError:
-            return
-        if said:
-            if text := said.decode(errors="replace").strip():
-                logger.warning("%s", text)
-            return
-        assert self._process is not None
-        self._link.close()
-        self._process.kill()
-        logger.error("the gate of the data socket died (%d)", self._process.wait())
-        self._process = None
+            while (message := child.channel.receive(0)) is not None:
+                if text := Said.model_validate_json(message).text:
+                    logger.warning("%s", text)
+        except EOFError:
+            child.end()
+            logger.error("the gate of the data socket died (%d)", child.process.returncode)
+            self._child = None
 
 
-async def _serve(link: socket.socket, gate: Gate) -> None:
-    """Serve until the other process closes the link or dies."""
+async def _serve(channel: Channel, gate: Gate) -> None:
+    """Run the gate until the other process closes the channel or dies."""
     gate.start()
-    link.setblocking(False)
-    link.send(b"\n")
+    channel.send(Said(text=""))
+    channel.connection.setblocking(False)
     with suppress(OSError):
-        await asyncio.get_running_loop().sock_recv(link, 1)
+        await asyncio.get_running_loop().sock_recv(channel.connection, 1)
     gate.stop()
     end = time.monotonic() + _DRAIN_SECONDS
     while gate.num_connections and time.monotonic() < end:
@@ -123,29 +124,26 @@ async def _serve(link: socket.socket, gate: Gate) -> None:
 
 
 class _Teller(logging.Handler):
-    """Sends log lines to the other process; lines that find no room are lost."""
+    """Sends the sentence of each log record to the other process, unless the channel is full."""
 
-    def __init__(self, link: socket.socket) -> None:
+    def __init__(self, channel: Channel) -> None:
         super().__init__()
-        self._link = link
+        self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):
-            self._link.send(record.getMessage().encode() + b"\n")
+        self._channel.offer(Said(text=record.getMessage()))
 
 
 def main() -> None:
     """Entry point of the process."""
-    told = json.loads(sys.argv[1])
-    link = socket.socket(fileno=told["link"])
-    logging.basicConfig(handlers=[_Teller(link)], level=logging.INFO)
-    listener = socket.socket(fileno=told["listener"])
-    limits = GateLimits(**told["limits"])
-    gate = Gate(listener, Path(told["inner"]), told["max_connections"], limits)
-    # The other process decides when to stop; signals may reach the whole process group.
+    channel, order = take_order(GateOrder, outlives_parent=True)
+    logging.basicConfig(handlers=[_Teller(channel)], level=logging.INFO)
+    listener = socket.socket(fileno=order.listener)
+    gate = Gate(listener, order.inner, order.max_connections, order.limits)
+    # The other process decides when to stop; a service manager signals every process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    asyncio.run(_serve(link, gate))
+    asyncio.run(_serve(channel, gate))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,7 @@
-"""The messages between supervisor and engine worker, JSON lines over a pair of sockets.
-
-The pair is made before the worker starts and has no name, so no other process can use it.
-"""
+"""The messages on the channel between supervisor and engine worker (`sandbox/child.py`)."""
 
 from __future__ import annotations
 
-import select
-import socket
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,23 +11,18 @@ from srstream.config import JobConfig
 from srstream.daemon.settings import LogSettings, SecuritySettings, SocketSettings
 from srstream.protocol.control import JobProgress
 
-MAX_LINE_BYTES = 16 << 20
+MAX_MESSAGE_BYTES = 16 << 20
 
 
-class _Line(BaseModel):
+class _LinkMessage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def line(self) -> bytes:
-        """The message as it is sent."""
-        return self.model_dump_json(exclude_computed_fields=True).encode() + b"\n"
 
-
-class Setup(_Line):
-    """The first line that a worker receives."""
+class Setup(_LinkMessage):
+    """The order of a worker."""
 
     name: str
     device: str
-    parent_pid: int
     security: SecuritySettings
     sockets: SocketSettings
     defaults: JobConfig
@@ -45,7 +33,7 @@ class Setup(_Line):
     logs: LogSettings
 
 
-class JobOrder(_Line):
+class JobOrder(_LinkMessage):
     """One job, as the supervisor orders it."""
 
     id: str
@@ -59,14 +47,14 @@ class JobOrder(_Line):
     may_change_weights: bool = False
 
 
-class Start(_Line):
+class Start(_LinkMessage):
     """Do a job."""
 
     do: Literal["start"] = "start"
     order: JobOrder
 
 
-class Stop(_Line):
+class Stop(_LinkMessage):
     """End a job: at the end of its segment, or `now`, within a second."""
 
     do: Literal["stop"] = "stop"
@@ -74,7 +62,7 @@ class Stop(_Line):
     now: bool
 
 
-class Weigh(_Line):
+class Weigh(_LinkMessage):
     """Give a job the share of the engine that a priority stands for."""
 
     do: Literal["weigh"] = "weigh"
@@ -82,7 +70,7 @@ class Weigh(_Line):
     priority: int
 
 
-class Configure(_Line):
+class Configure(_LinkMessage):
     """Apply reloaded settings: the log's at once, the others to jobs that start later."""
 
     do: Literal["configure"] = "configure"
@@ -90,7 +78,7 @@ class Configure(_Line):
     logs: LogSettings
 
 
-class Exit(_Line):
+class Exit(_LinkMessage):
     """End the worker."""
 
     do: Literal["exit"] = "exit"
@@ -100,7 +88,7 @@ Command = Start | Stop | Weigh | Configure | Exit
 COMMAND: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="do")])
 
 
-class Ready(_Line):
+class Ready(_LinkMessage):
     """The engine is warmed up."""
 
     say: Literal["ready"] = "ready"
@@ -108,7 +96,7 @@ class Ready(_Line):
     reason: str
 
 
-class Counts(_Line):
+class Counts(_LinkMessage):
     """What a worker has done since it started."""
 
     frames: dict[str, int] = {}
@@ -120,7 +108,7 @@ class Counts(_Line):
     frame_sessions: int = 0
 
 
-class Beat(_Line):
+class Beat(_LinkMessage):
     """The sign of life, twice a second. `advance`, by job, grows with every sign of progress."""
 
     say: Literal["beat"] = "beat"
@@ -129,7 +117,7 @@ class Beat(_Line):
     counts: Counts
 
 
-class Happened(_Line):
+class Happened(_LinkMessage):
     """An event of a job, as `srstream.jobs.events` defines it."""
 
     say: Literal["event"] = "event"
@@ -137,7 +125,7 @@ class Happened(_Line):
     event: dict[str, Any]
 
 
-class Pinned(_Line):
+class Pinned(_LinkMessage):
     """The weights that a job uses."""
 
     say: Literal["pinned"] = "pinned"
@@ -145,7 +133,7 @@ class Pinned(_Line):
     weights_sha256: str
 
 
-class Ended(_Line):
+class Ended(_LinkMessage):
     """A job's thread has ended. After a failure, `kind` is the class of the srstream error.
 
     Without a `job`, the worker itself cannot start.
@@ -163,39 +151,3 @@ WorkerMessage = Ready | Beat | Happened | Pinned | Ended
 MESSAGE: TypeAdapter[WorkerMessage] = TypeAdapter(
     Annotated[WorkerMessage, Field(discriminator="say")]
 )
-
-
-class Link:
-    """The worker's end: one thread reads lines, any thread may send messages."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._lock = threading.Lock()
-        self._pending = b""
-
-    def send(self, message: WorkerMessage) -> None:
-        with self._lock:
-            self._connection.sendall(message.line())
-
-    def lines(self, timeout_seconds: float) -> Iterator[bytes]:
-        """The lines that have arrived, after waiting for `timeout_seconds` at most.
-
-        Raises:
-            EOFError: the supervisor has ended.
-        """
-        if not select.select([self._connection], [], [], timeout_seconds)[0]:
-            return
-        chunk = self._connection.recv(1 << 20)
-        if not chunk:
-            raise EOFError
-        *lines, self._pending = (self._pending + chunk).split(b"\n")
-        if len(self._pending) > MAX_LINE_BYTES:
-            raise EOFError
-        yield from lines
-
-    def first_line(self) -> bytes:
-        """Waits for the first line."""
-        for _ in range(600):
-            for line in self.lines(0.1):
-                return line
-        raise EOFError

@@ -1,8 +1,8 @@
 """The engine worker: the process that holds an engine and does jobs for the supervisor.
 
-The supervisor runs it as `python -m srstream.daemon.workers.main DESCRIPTOR` and sends commands
-over that socket (`link.py`). It dies with the supervisor. Each job has a thread; the main thread
-takes commands and sends signs of life.
+The supervisor runs it as `python -m srstream.daemon.workers.main`; its order is a `Setup`, and the
+messages after it are commands (`link.py`). It dies with the supervisor. Each job has a thread; the
+main thread takes commands and sends signs of life.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
 import threading
 import time
@@ -38,7 +37,6 @@ from srstream.daemon.workers.link import (
     Exit,
     Happened,
     JobOrder,
-    Link,
     Pinned,
     Ready,
     Setup,
@@ -49,11 +47,11 @@ from srstream.daemon.workers.link import (
 from srstream.engines.contract import TileFormat
 from srstream.engines.pool import EnginePool
 from srstream.enhancer.turns import Round
-from srstream.errors import SrstreamError
+from srstream.errors import SrstreamError, error_to_wire
 from srstream.jobs.events import Event
 from srstream.models.registry import resolved
 from srstream.models.table import model_spec
-from srstream.sandbox.child import die_with_parent
+from srstream.sandbox.child import Channel, take_order
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +64,8 @@ _WARM_TILE = (180, 320)
 class EngineWorker:
     """Does jobs on one device, each in its own thread."""
 
-    def __init__(self, setup: Setup, link: Link) -> None:
-        self._setup, self._link = setup, link
+    def __init__(self, setup: Setup, channel: Channel) -> None:
+        self._setup, self._channel = setup, channel
         self._roots = _open_roots(setup)
         self._pool = EnginePool(setup.device)
         self._round = Round()
@@ -132,10 +130,11 @@ class EngineWorker:
         """Take commands and send signs of life, until told to end or the supervisor ends."""
         next_beat = 0.0
         while not self._is_leaving:
-            for line in self._link.lines(BEAT_SECONDS / 2):
-                self._obey(COMMAND.validate_json(line))
+            message = self._channel.receive(BEAT_SECONDS / 2)
+            if message is not None:
+                self._obey(COMMAND.validate_json(message))
             if time.monotonic() >= next_beat:
-                self._link.send(self._beat())
+                self._channel.send(self._beat())
                 next_beat = time.monotonic() + BEAT_SECONDS
 
     def _obey(self, command: Command) -> None:
@@ -160,10 +159,10 @@ class EngineWorker:
 
     def _start(self, order: JobOrder) -> None:
         def tell(event: Event) -> None:
-            self._link.send(Happened(job=order.id, event=event.model_dump(mode="json")))
+            self._channel.send(Happened(job=order.id, event=event.model_dump(mode="json")))
 
         def pinned(weights_sha256: str) -> None:
-            self._link.send(Pinned(job=order.id, weights_sha256=weights_sha256))
+            self._channel.send(Pinned(job=order.id, weights_sha256=weights_sha256))
 
         security = self._setup.security
         job = RunningJob(order, self._roots, security, self._pool, self._round, tell, pinned)
@@ -177,7 +176,7 @@ class EngineWorker:
         with self._lock:
             self._ended = _sum(self._ended, _counts_of(job))
             self._jobs.pop(job.order.id, None)
-        self._link.send(ended)
+        self._channel.send(ended)
 
     def _beat(self) -> Beat:
         with self._lock:
@@ -229,22 +228,21 @@ def _added(a: Mapping[str, _Number], b: Mapping[str, _Number]) -> dict[str, _Num
 
 def main() -> int:
     """Entry point of the worker."""
-    link = Link(socket.socket(fileno=int(sys.argv[1])))
-    setup = Setup.model_validate_json(link.first_line())
-    die_with_parent(setup.parent_pid)
+    channel, setup = take_order(Setup)
     _configure_logs(setup)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # The supervisor decides when to stop; Ctrl-C in a terminal reaches the whole process group.
+    # The supervisor decides when to stop; a service manager signals every process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    worker = EngineWorker(setup, link)
+    worker = EngineWorker(setup, channel)
     try:
-        link.send(worker.warm_up())
+        channel.send(worker.warm_up())
         worker.serve()
     except SrstreamError as error:
-        link.send(Ended(job="", outcome="failed", kind=type(error).__name__, text=str(error)))
+        kind, text = error_to_wire(error)
+        channel.send(Ended(job="", outcome="failed", kind=kind, text=text))
         return 1
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+    except EOFError:
         pass
     worker.close()
     # Threads of jobs may hang in libraries, and there is nothing to wait for.

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
-import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from pydantic import ValidationError
-
 from srstream.daemon.workers.link import (
-    MAX_LINE_BYTES,
+    MAX_MESSAGE_BYTES,
     MESSAGE,
     Beat,
     Command,
@@ -28,6 +21,7 @@ from srstream.daemon.workers.link import (
     WorkerMessage,
 )
 from srstream.protocol.control import JobProgress, WorkerInfo
+from srstream.sandbox.child import Child, ended, packed, read_message, start_child
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +60,7 @@ class EngineProcess:
         self.name, self.device = name, device
         self._make_setup = make_setup
         self._on_message, self._on_death = on_message, on_death
-        self._process: asyncio.subprocess.Process | None = None
+        self._child: Child | None = None
         self._writer: asyncio.StreamWriter | None = None
         self.running: dict[str, RunningOrder] = {}
         self.is_ready = self.is_leaving = False
@@ -81,11 +75,11 @@ class EngineProcess:
 
     @property
     def pid(self) -> int | None:
-        return None if self._process is None else self._process.pid
+        return None if self._child is None else self._child.pid
 
     def info(self) -> WorkerInfo:
         """The worker as clients see it."""
-        alive = self._process is not None
+        alive = self._child is not None
         ready = "ready" if self.is_ready else "starting"
         return WorkerInfo(
             name=self.name,
@@ -124,7 +118,7 @@ class EngineProcess:
     def send(self, command: Command) -> None:
         """Send a command; if the worker has just died, nothing happens."""
         if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(command.line())
+            self._writer.write(packed(command))
 
     def leave(self) -> None:
         """Have the worker end without a successor."""
@@ -133,13 +127,13 @@ class EngineProcess:
 
     def kill(self) -> None:
         """Kill the worker."""
-        if self._process is not None:
-            _kill(self._process)
+        if self._child is not None:
+            self._child.kill()
 
     def stall(self, stall_seconds: float, silence_seconds: float) -> str | None:
         """Why the worker must be replaced; None if it need not be."""
         now = time.monotonic()
-        if self._process is None:
+        if self._child is None:
             return None
         if not self.is_ready:
             late = now - self._started_at > START_SECONDS
@@ -152,38 +146,24 @@ class EngineProcess:
         return None
 
     async def _start(self) -> asyncio.StreamReader:
-        ours, theirs = socket.socketpair()
         self._started_at = self._heard_at = time.monotonic()
-        environment = dict(os.environ)
+        variables = {}
         if self.device.startswith("cuda:"):
-            environment["CUDA_VISIBLE_DEVICES"] = self.device.removeprefix("cuda:")
-        for variable in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
-            environment.pop(variable, None)  # only the supervisor answers these
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "srstream.daemon.workers.main",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                env=environment,
-            )
-        reader, self._writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
-        self._writer.write(self._make_setup(self.name, self.device).line())
+            variables["CUDA_VISIBLE_DEVICES"] = self.device.removeprefix("cuda:")
+        setup = self._make_setup(self.name, self.device)
+        self._child = start_child("srstream.daemon.workers.main", setup, variables=variables)
+        connection = self._child.channel.connection
+        reader, self._writer = await asyncio.open_connection(sock=connection)
         logger.info("engine worker started", extra={"worker": self.name, "pid": self.pid})
         return reader
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         while True:
             try:
-                line = await reader.readline()
-                if not line:
-                    return
-                message = MESSAGE.validate_json(line)
-            except (ConnectionError, ValueError, ValidationError) as error:
+                message = MESSAGE.validate_json(await read_message(reader, MAX_MESSAGE_BYTES))
+            except asyncio.IncompleteReadError:
+                return
+            except (EOFError, ConnectionError, ValueError) as error:
                 logger.error("engine worker %s: cannot be understood (%s)", self.name, error)
                 return
             self._heard_at = time.monotonic()
@@ -209,12 +189,12 @@ class EngineProcess:
 
     async def _bury(self) -> None:
         """Kill the worker if it still lives, and hand its jobs back."""
-        process, self._process = self._process, None
-        assert process is not None
-        _kill(process)
-        status = await process.wait()
+        child, self._child = self._child, None
+        assert child is not None
+        child.kill()
+        status = await ended(child)
         if self._writer is not None:
-            self._writer.close()
+            self._writer.transport.abort()
         self._writer, self.is_ready, self._is_busy_here = None, False, False
         orders = [running.order for running in self.running.values()]
         self.running.clear()
@@ -223,14 +203,3 @@ class EngineProcess:
                 "engine worker %s ended (status %s)", self.name, status, extra={"worker": self.name}
             )
         await self._on_death(self, orders)
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    """Kill a child process if it lives.
-
-    `process.kill` would collect the status of a child that has just died by itself, and asyncio
-    would look for it in vain.
-    """
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import select
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +18,7 @@ from srstream.daemon.settings import LogSettings, SecuritySettings, SocketSettin
 from srstream.daemon.workers.link import (
     MESSAGE,
     Beat,
+    Command,
     Ended,
     Exit,
     JobOrder,
@@ -37,6 +33,7 @@ from srstream.errors import SrstreamError
 from srstream.frame import ColorSpec, Frame, PlaneLayout
 from srstream.models.registry import resolved
 from srstream.models.table import model_spec
+from srstream.sandbox.child import start_child
 from tests.support.clips import cfr, picture, write_clip
 
 WIDTH, HEIGHT = 96, 64
@@ -48,35 +45,22 @@ class WorkerProcess:
     """A real engine worker, which the test commands as the supervisor does."""
 
     def __init__(self, folder: Path, max_frame_sessions: int) -> None:
-        ours, theirs = socket.socketpair()
-        self._connection, self._pending = ours, b""
         self.messages: list[WorkerMessage] = []
         self.sockets = SocketSettings(runtime_dir=folder / "run")
-        with theirs:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "srstream.daemon.workers.main",
-                    str(theirs.fileno()),
-                ],
-                pass_fds=[theirs.fileno()],
-            )
         setup = Setup(
             name="engine-0",
             device="cpu",
-            parent_pid=os.getpid(),
             security=SecuritySettings(read_roots=(folder,), write_roots=(folder,)),
             sockets=self.sockets,
             defaults=JobConfig(engine=ENGINE),
             max_frame_sessions=max_frame_sessions,
             logs=LogSettings(form="console"),
         )
-        ours.sendall(setup.line())
+        self._child = start_child("srstream.daemon.workers.main", setup)
+        self.process = self._child.process
 
-    def send(self, line: bytes) -> None:
-        self._connection.sendall(line)
+    def send(self, command: Command) -> None:
+        self._child.channel.send(command)
 
     def wait_for(
         self, is_it: Callable[[WorkerMessage], bool], seconds: float = 60.0
@@ -84,14 +68,10 @@ class WorkerProcess:
         """Wait for the next message for which `is_it` holds."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if not select.select([self._connection], [], [], 0.1)[0]:
-                continue
-            chunk = self._connection.recv(1 << 20)
-            assert chunk, "the worker is gone"
-            *lines, self._pending = (self._pending + chunk).split(b"\n")
-            found = [MESSAGE.validate_json(line) for line in lines]
-            self.messages += found
-            for message in found:
+            content = self._child.channel.receive(0.1)
+            if content is not None:
+                message = MESSAGE.validate_json(content)
+                self.messages.append(message)
                 if is_it(message):
                     return message
         raise AssertionError(f"not within {seconds} s; came: {self.messages[-5:]}")
@@ -100,9 +80,7 @@ class WorkerProcess:
         self.wait_for(lambda m: isinstance(m, Beat) and m.counts.frame_sessions == number)
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._connection.close()
+        self._child.end()
 
 
 @contextmanager
@@ -187,7 +165,7 @@ def test_frames_and_a_job_share_an_engine(
         priority=0,
         directory=tmp_path / "work" / "job00001",
     )
-    worker.send(Start(order=order).line())
+    worker.send(Start(order=order))
     given = still_frames() if is_still else frames(40)
     with open_stream(worker) as stream:
         results = list(stream.enhance(given))
@@ -219,7 +197,7 @@ def test_an_exit_tells_clients_and_leaves_no_socket(worker: WorkerProcess) -> No
     stream = open_stream(worker, timeout_seconds=20.0)
     results = stream.enhance(frames(3000))
     next(results)
-    worker.send(Exit().line())
+    worker.send(Exit())
     with pytest.raises(SrstreamError, match="daemon"):
         for _ in results:
             pass
