@@ -1,6 +1,6 @@
-"""What must survive a power cut is kept in a journal: a SQLite file that one process writes.
+"""Opens journals: SQLite files that one process writes and that survive a power cut.
 
-It imports nothing heavy; the daemon's supervisor keeps its journals with it too.
+This module imports nothing heavy, since the daemon's supervisor uses it too.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ import sqlite3
 from pathlib import Path
 
 _CACHE_KIB = 256
-"""Of pages; the kernel keeps the rest. SQLite's own 2 MB look like a leak for a day."""
+"""Size of the page cache; the kernel caches too. SQLite's default of 2 MB fills up in a day, like a
+leak."""
 
 
 def open_journal(path: Path, schema: str, *, any_thread: bool = False) -> sqlite3.Connection:
-    """The journal, made if there is none yet; a transaction that has ended is on the disk.
+    """Open a journal, and create it if it is missing; a transaction that has ended is on the disk.
 
-    Without `BEGIN` every statement is a transaction. What a failure means, and what is to be done,
-    differs: callers put it into their own sentence.
+    Without `BEGIN` every statement is a transaction. Callers turn the errors into their own
+    sentences, since the meaning of a failure differs.
 
     Args:
-        schema: creates what is not there.
-        any_thread: whether threads that do not run at the same time share the connection.
+        schema: the statements that create missing tables.
+        any_thread: whether several threads share the connection, one at a time.
 
     Raises:
-        OSError, sqlite3.Error: it cannot be opened or is damaged.
+        OSError, sqlite3.Error: the journal cannot be opened or is damaged.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=not any_thread)

@@ -34,7 +34,7 @@ class EncoderThread(threading.Thread):
     """Encodes frames, closes segments at cuts and commits them.
 
     Args:
-        queue_items: what may wait; `offer` refuses more, and makes nobody wait.
+        queue_items: the capacity of the queue; `offer` refuses more and never blocks.
         on_progress: called in this thread when there may be room again, and at its end.
     """
 
@@ -51,7 +51,7 @@ class EncoderThread(threading.Thread):
     ) -> None:
         super().__init__(name="srstream-encode", daemon=True)
         self._context = contextvars.copy_context()
-        """So that what this thread logs carries the job's name, where it has one."""
+        """Gives the log lines of this thread the job's name, where there is one."""
         self._store, self._video = store, video
         self._threads, self._deterministic = threads, deterministic
         self._queue: queue.Queue[Item | None] = queue.Queue(queue_items)
@@ -62,16 +62,16 @@ class EncoderThread(threading.Thread):
 
     @property
     def num_items(self) -> int:
-        """What waits and what is being encoded."""
+        """The number of items that wait or are being encoded."""
         return self._queue.unfinished_tasks
 
     @property
     def has_ended(self) -> bool:
-        """Whether all that was handed over is on disk, or something went wrong."""
+        """Whether the thread has ended: everything is on disk, or an error occurred."""
         return self._has_ended
 
     def offer(self, item: Item | None) -> bool:
-        """Hand something over, None for the end; False if there is no room for it now."""
+        """Queue an item, None for the end; return False if the queue is full."""
         self.check()
         with contextlib.suppress(queue.Full):
             self._queue.put_nowait(item)
@@ -79,14 +79,14 @@ class EncoderThread(threading.Thread):
         return False
 
     def abandon(self, limit_seconds: float = ABANDON_SECONDS) -> None:
-        """Drop what is not committed and stop; one that hangs is left behind after a while."""
+        """Drop what is not committed and stop; leave the thread behind if it hangs."""
         self._is_abandoned = True
         with contextlib.suppress(queue.Full):  # Then it need not be woken.
             self._queue.put_nowait(None)
         self.join(limit_seconds)
 
     def check(self) -> None:
-        """Raise here what went wrong over there."""
+        """Raise in the caller's thread the error of this one."""
         if self._error is not None:
             raise self._error
 

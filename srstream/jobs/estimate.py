@@ -1,4 +1,4 @@
-"""How long a job will take and how much memory: from a calibration of under a second."""
+"""Estimates the speed and duration of a job by a calibration of under a second."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Estimate:
     fps: float
     seconds: float
     encode_fps: float
-    """Of the encoder alone, with all cores to itself."""
+    """Frames per second of the encoder alone, on all cores."""
 
 
 def estimate(plan: JobPlan) -> Estimate:
     """Enhance and encode a few noisy frames, and scale their CPU time to the job's frame size.
 
-    The pictures are at most 320x180; CPU time a pixel is nearly independent of the size, and all
-    cores are taken to be busy, which the pipeline sees to.
+    The pictures are at most 320x180; CPU time per pixel is nearly independent of the size. The
+    estimate assumes that all cores are busy, as they are in a job.
     """
     video, output = plan.source.video, plan.output.video
     width, height = min(video.width, _MAX_WIDTH), min(video.height, _MAX_HEIGHT)

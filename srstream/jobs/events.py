@@ -1,4 +1,4 @@
-"""What a job tells while it runs. One JSON object a line with `--json`; the schema is versioned."""
+"""The events of a running job. With `--json` each is a line of JSON; the schema is versioned."""
 
 from __future__ import annotations
 
@@ -107,9 +107,9 @@ OnEvent = Callable[[Event], None]
 
 
 def printable(path: Path) -> str:
-    """A path as text that can be printed and put into JSON, whatever bytes its name holds."""
+    """Return a path as text that can be printed and put into JSON, whatever bytes it holds."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def ignore(_: Event) -> None:
-    """The listener of those who do not listen."""
+    """A listener that does nothing."""

@@ -74,7 +74,7 @@ class Prediction:
         return self.limits[self.bottleneck]
 
     def sentence(self) -> str:
-        """For people; the limits from the tightest on."""
+        """Return the prediction as a sentence that names the limits, the tightest first."""
         ordered = sorted(self.limits.items(), key=lambda item: item[1])
         parts = ", ".join(f"{name} {fps:,.0f}" for name, fps in ordered)
         return (
@@ -85,7 +85,7 @@ class Prediction:
 
 
 def device_spec(name: str) -> DeviceSpec:
-    """The entry of that name, or `UsageError` naming all."""
+    """Return the entry of that name, or raise `UsageError` that lists all names."""
     if name not in DEVICES:
         raise UsageError(f"--device {name}: not known; there are: {', '.join(DEVICES)}.")
     return DEVICES[name]
@@ -98,10 +98,10 @@ def predict(
     output_size: tuple[int, int],
     cpu_encode_fps: float,
 ) -> Prediction:
-    """What the paper model says for frames of `size`, (width, height), 4:2:0 in 8 bits.
+    """Predict the speed for 4:2:0 frames of 8 bits; sizes are (width, height).
 
     Args:
-        cpu_encode_fps: what this machine's encoder reaches alone; counts without an NVENC.
+        cpu_encode_fps: the speed of this machine's encoder alone; a limit without NVENC.
     """
     pixels, pixels_out = size[0] * size[1], output_size[0] * output_size[1]
     operations = 2e3 * model.kmac_per_pixel * pixels
@@ -121,7 +121,7 @@ def predict(
 
 
 def num_layers(model: ModelSpec) -> int:
-    """Kernels a frame: convolutions with what is fused into them; four for codes and colours."""
+    """Return the kernels per frame: fused convolutions, and four for codes and colors."""
     network = model.network
     if isinstance(network, Stack):
         return len(network.widths) + 1 + 4
@@ -129,7 +129,7 @@ def num_layers(model: ModelSpec) -> int:
 
 
 def activation_samples(model: ModelSpec) -> int:
-    """Feature-map samples per input pixel, over all layers."""
+    """Return the samples of all feature maps per input pixel."""
     network = model.network
     if isinstance(network, Stack):
         return sum(network.widths) + sum(group.num_channels for group in model.form.outputs)

@@ -44,7 +44,7 @@ _MAX_DECODER_DEATHS = 3
 _NUM_VERIFY_SAMPLES = 8
 _PROGRESS_SECONDS = 0.25
 _OF_WEIGHTS = ("weights", "settings.model.")
-"""Entries of a fingerprint, by how their dotted names begin."""
+"""Prefixes of the dotted names of a fingerprint's entries about the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class _Job:
             )
 
     def _match(self, store: JobStore) -> None:
-        """Go on only with a job made from the same source, settings, weights and libraries."""
+        """Resume only a job with the same source, settings, weights and libraries."""
         wanted, found = fingerprint(self._plan), store.get("fingerprint")
         differences = _differences(found or {}, wanted) if found != wanted else set()
         if self._place.may_change_weights:
@@ -334,7 +334,7 @@ class _Job:
 
 
 class _Throttle:
-    """Turns every step into at most a few progress events a second."""
+    """Turns calls at every step into a few progress events a second."""
 
     def __init__(self, on_event: OnEvent, stage: Any, *, num_before: int = 0) -> None:
         self._on_event, self._stage = on_event, stage
@@ -367,7 +367,7 @@ def _is_publishing(output: Path, workplace: Workplace) -> bool:
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> set[str]:
-    """Dotted names of the entries in which two fingerprints differ."""
+    """Return the dotted names of the entries in which two fingerprints differ."""
     names: set[str] = set()
     for key in found.keys() | wanted.keys():
         a, b = found.get(key), wanted.get(key)

@@ -1,4 +1,4 @@
-"""What will be done, decided before anything is done; what cannot work is refused here."""
+"""Plans a job before any work is done, and refuses a job that cannot work."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ from srstream.sandbox.steps import (
 MIN_SEGMENT_SECONDS = 2
 MAX_SEGMENT_SECONDS = 10
 MAX_SEGMENT_MACS = 12e12
-"""Of the network, in a segment of more than a second: some two minutes of two cores, which is what
-a kill may cost where frames take seconds."""
+"""Limit of the network's work in a segment longer than a second: about two minutes on two cores,
+which is what a kill costs where frames take seconds."""
 
 # Bits per output pixel that libx264 needs at its default quality: a quiet clip, and a lively one.
 _LOW_BITS_PER_PIXEL = 0.01
@@ -67,7 +67,7 @@ _LOSSLESS_CODECS = frozenset({"ffv1", "utvideo", "png", "qtrle"})
 
 @dataclass(frozen=True, slots=True)
 class JobPlan:
-    """One job, decided: from where to where, with what, in which segments."""
+    """The plan of a job: its source, output, model, engine and segments."""
 
     source: SourceInfo
     index: PacketIndex
@@ -96,12 +96,12 @@ class JobPlan:
 
     @property
     def low_bytes(self) -> int:
-        """Least size that the output is expected to have."""
+        """The least expected size of the output."""
         return _estimate_bytes(self.output.video, self.num_frames, _LOW_BITS_PER_PIXEL)
 
     @property
     def typical_bytes(self) -> int:
-        """Size that the output will have, roughly."""
+        """The rough size of the output."""
         return _estimate_bytes(self.output.video, self.num_frames, _TYPICAL_BITS_PER_PIXEL)
 
 
@@ -119,8 +119,8 @@ def make_plan(
     """Decide everything about a job.
 
     Args:
-        media: who looks at the source; None: this process.
-        open_engine: gives the engine for a model, and why that one.
+        media: does the steps that read the source; None: this process does.
+        open_engine: returns the engine for a model and the reason for the choice.
         work_folder: where the unfinished job lies; None: beside the output.
         deadline_seconds: ends the pass over the packets early (`plan` wants an answer in about a
             second); a job itself needs the whole pass.
@@ -229,10 +229,10 @@ def _fitted_to_disk(job: JobPlan, work_folder: Path | None) -> JobPlan:
 
 
 def _fitted(job: JobPlan, limit: int | None) -> JobPlan:
-    """The job, with a note if its output may become too large a file.
+    """Return the job, with a note if its output may exceed the largest file of its file system.
 
     Raises:
-        NoSpaceError: it will.
+        NoSpaceError: the output will exceed it.
     """
     if limit is None or job.typical_bytes <= limit:
         return job
@@ -246,10 +246,10 @@ def _fitted(job: JobPlan, limit: int | None) -> JobPlan:
 
 
 def _with_decoder(source: Path, config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
-    """The config with the decoder that is used, and what is to be said of it.
+    """Return the config with the decoder that is used, and notes about it.
 
     Raises:
-        RefusedError: NVDEC was asked for and doesn't open.
+        RefusedError: NVDEC was requested and cannot be opened.
     """
     asked = config.source.decoder
     if asked == "cpu":
@@ -264,7 +264,7 @@ def _with_decoder(source: Path, config: JobConfig) -> tuple[JobConfig, tuple[str
 
 
 def output_size(source: FrameForm, scaling: ScaleConfig, model_scale: int) -> tuple[int, int]:
-    """(width, height) of the output, on the chroma grid.
+    """Return (width, height) of the output, rounded to the chroma grid.
 
     Raises:
         UsageError: both --scale and --height were given.
@@ -300,7 +300,7 @@ def output_size(source: FrameForm, scaling: ScaleConfig, model_scale: int) -> tu
 
 
 def time_window(video: VideoInfo, index: PacketIndex, config: JobConfig) -> TimeWindow:
-    """`--start/--end` as pts; they count from the first video frame."""
+    """Return `--start` and `--end`, which count from the first video frame, as pts."""
     start, end = config.source.start_seconds, config.source.end_seconds
     if start is None and end is None:
         return TimeWindow()
@@ -324,7 +324,7 @@ def time_window(video: VideoInfo, index: PacketIndex, config: JobConfig) -> Time
 def _with_start(
     plan: OutputPlan, video: VideoInfo, index: PacketIndex, config: JobConfig
 ) -> OutputPlan:
-    """The plan with when its output begins, and what is to be said of it."""
+    """Return the plan with the start time of its output, and a note if times are moved."""
     other = earliest(index.starts, plan.streams)
     plan = replace(plan, keeps_start=config.source.keep_start, earliest_other=other)
     start = start_pts(index.pts[0] if index.pts else 0, video.time_base, other) * video.time_base
@@ -335,7 +335,7 @@ def _with_start(
 
 
 def longest_segment(video: VideoInfo, model: ModelSpec) -> float:
-    """In seconds: 10, or for large frames and networks what `MAX_SEGMENT_MACS` are enough for."""
+    """Return the length in seconds: 10, or less if `MAX_SEGMENT_MACS` would be exceeded."""
     macs_a_second = 1e3 * model.kmac_per_pixel * video.width * video.height
     macs_a_second *= float(video.frame_rate or 25)
     return min(max(MAX_SEGMENT_MACS / macs_a_second, 1.0), MAX_SEGMENT_SECONDS)
@@ -344,7 +344,7 @@ def longest_segment(video: VideoInfo, model: ModelSpec) -> float:
 def cut_segments(
     video: VideoInfo, index: PacketIndex, window: TimeWindow, longest_seconds: float
 ) -> SegmentCuts:
-    """Segments start at keyframes of the source and last 2 seconds or more, where they may."""
+    """Cut at keyframes of the source, into segments of 2 seconds or more where possible."""
     longest = max(int(Fraction(longest_seconds) / video.time_base), 1)
     shortest = min(int(MIN_SEGMENT_SECONDS / video.time_base), longest)
     if index.has_timestamps:
@@ -366,9 +366,9 @@ def cut_segments(
 
 
 def fingerprint(plan: JobPlan) -> dict[str, Any]:
-    """Everything that decides the result; a resume goes on only if all of it is the same."""
+    """Return all that decides the result; a job resumes only if it is unchanged."""
     config = plan.config.model_dump(mode="json")
-    # Where it runs does not decide what comes out.
+    # These decide speed and memory, not the result.
     for neutral in ("threads", "max_memory_bytes"):
         config["engine"].pop(neutral)
     config["reuse"].pop("enabled")

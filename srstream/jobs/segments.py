@@ -1,8 +1,8 @@
-"""From the decoder's socket through the enhancer to the encoder: the part that does the work.
+"""The inner loop of a job: moves frames from the decoder through the enhancer to the encoder.
 
-One loop, which waits for whichever comes first of a message from the decoder, a tile that the
-engine has done, and room at the encoder. None of them holds it up, so no order of their speeds can
-stop it; and who stands still is noticed and named (`stall.py`).
+The loop waits for whichever comes first: a message from the decoder, a tile that the engine has
+completed, or room at the encoder. None of the three blocks it, so it works whatever their speeds
+are. A stage that stands still is noticed and named (`stall.py`).
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ from srstream.sandbox.decoder import (
 from srstream.sandbox.transport import END, ERROR, FRAME, FrameReceiver
 
 POLL_SECONDS = 0.2
-"""How long a request to stop may go unseen."""
+"""The longest time after which a request to stop is noticed."""
 
 _DEATH_SECONDS = 1.0
-"""In which the last messages of a decoder that has ended arrive."""
+"""Time in which the last messages of a decoder that has ended arrive."""
 
 
 class DecoderDiedError(SrstreamError):
-    """The child was killed; what it had not finished is decoded again."""
+    """The decoder's process ended early; its unfinished part is decoded again."""
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentCuts:
-    """Where segments begin, in pts; the first begins before everything."""
+    """The first pts of each segment; the first segment holds all earlier frames too."""
 
     starts: tuple[int, ...]
 
     def number_of(self, pts: int) -> int:
-        """The segment to which a frame shown at `pts` belongs."""
+        """Return the number of the segment to which a frame shown at `pts` belongs."""
         return max(0, bisect_right(self.starts, pts) - 1)
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class SegmentTask:
 
 @dataclass(frozen=True, slots=True)
 class _Finished:
-    """An enhanced frame that waits for the encoder, with what it was made of."""
+    """An enhanced frame that waits for the encoder, with its source frame."""
 
     number: int
     frame: Frame
@@ -123,7 +123,7 @@ class Worker:
         self._stall_seconds, self._start = stall_seconds, start
         self._received: deque[Frame] = deque()
         self._is_in_line = False
-        """The next frame goes to the engine as soon as that has room, come what may."""
+        """Whether the next frame goes to the engine as soon as that has room."""
         self._pending: deque[tuple[int, Frame] | Cut] = deque()
         """Frames that the stage holds, and cuts behind them."""
         self._finished: deque[_Finished | Cut] = deque()
@@ -156,7 +156,7 @@ class Worker:
 
     @contextmanager
     def _decoder(self, request: DecodeRequest, receiver: FrameReceiver) -> Iterator[Child]:
-        """The child, which may read the source but open no file by its name."""
+        """Run the child, which may read the source but open no file by its name."""
         log_path = self._store.directory / "decoder.log"
         given = request.source_descriptor
         with opened_source(request.path, given) as source, log_path.open("wb") as log:
@@ -171,7 +171,7 @@ class Worker:
             child.end()
 
     def _work(self, receiver: FrameReceiver, child: Child) -> None:
-        """Do whatever can be done, until everything is; wait only while nothing can."""
+        """Do what can be done until everything is done; wait only while nothing can be."""
         watch = StallWatch(child.pid, self._stall_seconds, self._on_alive)
         death = _Death(child)
         try:
@@ -194,7 +194,7 @@ class Worker:
             death.close()
 
     def _wait(self, receiver: FrameReceiver, watch: StallWatch, death: _Death) -> None:
-        """Sleep until something can be done; raises if nothing will."""
+        """Sleep until something can be done; raise if nothing ever will."""
         if self._is_receiving and death.is_certain() and not self._holds_frames():
             raise DecoderDiedError(f"the decoder process ended unexpectedly ({death.status}).")
         sources: list[Any] = [receiver.socket, *death.awaited()] if self._is_receiving else []
@@ -232,7 +232,7 @@ class Worker:
         return bool(self._received or self._pending or self._finished or self._encoder.num_items)
 
     def _take_message(self, receiver: FrameReceiver) -> bool:
-        """Take one message of the decoder's. Credit bounds how many frames can come."""
+        """Take one message from the decoder; credit bounds the number of frames."""
         message = receiver.receive(0) if self._is_receiving else None
         if message is None:
             return False
@@ -270,7 +270,7 @@ class Worker:
         return True
 
     def _enter_segment_of(self, frame: Frame) -> bool:
-        """Close the segments before the one that a frame belongs to; False: stop here."""
+        """Close the segments before that of a frame; return False to stop here."""
         number = self._cuts.number_of(frame.pts)
         if number <= self._number:
             return True
@@ -281,7 +281,7 @@ class Worker:
         return not stop
 
     def _cut_until(self, number: int) -> None:
-        """Close the segment under way and skip those that hold no frame."""
+        """Close the current segment, and those without frames before `number`."""
         while self._number < number:
             last_hash = "" if self._last is None else frame_hash(self._last)
             self._pending.append(Cut(self._number, last_hash))
@@ -304,7 +304,7 @@ class Worker:
             self._pending.popleft()
 
     def _hand_over(self, receiver: FrameReceiver) -> bool:
-        """Give the encoder what it has room for; what a frame was made of is then let go."""
+        """Give the encoder what it has room for, and release the source frames."""
         moved = False
         while self._finished:
             entry = self._finished[0]
@@ -319,7 +319,7 @@ class Worker:
         return moved
 
     def _close_up(self) -> bool:
-        """Close the last segment behind the last frame, then tell the encoder that it was."""
+        """Close the last segment after the last frame, then send the encoder the end."""
         if self._is_receiving or self._received or self._is_told_of_end:
             return False
         if self._outcome is not None and self._number < len(self._cuts):
@@ -331,7 +331,7 @@ class Worker:
 
 
 class _Death:
-    """The end of a child, as something that can be waited for."""
+    """The end of a child, as a descriptor that a poller can wait for."""
 
     def __init__(self, child: Child) -> None:
         self._child = child
@@ -339,11 +339,11 @@ class _Death:
         self._seen_at: float | None = None
 
     def awaited(self) -> list[int]:
-        """What becomes readable when it happens; nothing once it was seen."""
+        """Return the descriptors that become readable when the child ends; none after."""
         return [self._descriptor] if self._seen_at is None else []
 
     def is_certain(self) -> bool:
-        """Whether it is so long ago that no message can be on its way."""
+        """Whether the child ended so long ago that no message can be under way."""
         if self._child.status is None:
             return False
         if self._seen_at is None:

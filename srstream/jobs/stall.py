@@ -1,9 +1,9 @@
-"""Tells a job that gets on, however slowly, from one that hangs.
+"""Tells a job that makes progress, however slowly, from one that hangs.
 
-A tile of a large network on a busy machine takes minutes, and so may a slow encoder; what tells
-them from a hang is that they use the processor. So a job is stalled when for a minute no message
-came, no tile was done, no frame was encoded, the decoder read nothing, and nobody who had something
-to do used the processor.
+A tile of a large network on a busy machine takes minutes, and so may a slow encoder; unlike a hang,
+both use the processor. A job is therefore stalled when for a minute no message arrived, no tile was
+completed, no frame was encoded, the decoder read nothing, and no stage with work to do used the
+processor.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from srstream.sandbox.life import bytes_read, cpu_seconds
 STALL_SECONDS = 60.0
 
 WORKING_THREADS = "srstream-"
-"""How the names of Python's threads begin that compute or encode."""
+"""The prefix of the names of Python threads that compute or encode."""
 
 _LOOK_SECONDS = 1.0
 _SHARE = 0.01
-"""Of a core: who uses less over the whole time does not work."""
+"""The share of a core; a stage that uses less over the whole time does not work."""
 _TIMES_LONGER = 10
-"""So many times as long a decoder may compute without reading or sending anything."""
+"""A decoder may compute this many times as long without reading or sending anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """Who holds what while everybody waits."""
+    """What each stage of the loop holds while nothing moves."""
 
     decoder_has_ended: bool
     credit_bytes: int
-    """That the decoder may send; it may go over by one frame."""
+    """Bytes that the decoder may send; it may exceed them by one frame."""
     num_received: int
     """Frames that wait for the engine."""
     num_in_engine: int
@@ -43,7 +43,7 @@ class Stages:
 
     @property
     def is_decoder_due(self) -> bool:
-        """Whether a frame, or the end, is the decoder's to send."""
+        """Whether the decoder is the one to act: to send a frame, or the end."""
         return not self.decoder_has_ended and self.credit_bytes > 0
 
     @property
@@ -75,7 +75,7 @@ def _frames(number: int) -> str:
 
 
 class StallWatch:
-    """Counts the time in which nothing moves; time in which nobody waited does not count.
+    """Counts the time that the loop spends waiting while nothing moves.
 
     Args:
         pid: the decoder's process.
@@ -102,12 +102,12 @@ class StallWatch:
         return self._limit_seconds
 
     def moved(self) -> None:
-        """A message came, a tile was done, a frame went on."""
+        """Note that a message arrived, a tile was completed or a frame moved on."""
         self._waited_seconds = self._silent_seconds = self._used_seconds = 0.0
         self._on_alive()
 
     def is_stalled_after(self, seconds: float, stages: Stages) -> bool:
-        """Whether so much more of waiting, without `moved`, made it too long."""
+        """Add waiting time, in which `moved` was not called; return whether it is now too long."""
         self._waited_seconds += seconds
         self._silent_seconds += seconds
         self._unlooked_seconds += seconds
@@ -120,7 +120,7 @@ class StallWatch:
         )
 
     def _look(self, stages: Stages) -> None:
-        """Look for signs of life of those who have something to do."""
+        """Look for signs of life of the stages that have work to do."""
         position, before = bytes_read(self._pid), self._position
         self._position = position
         if position != before:
@@ -132,7 +132,7 @@ class StallWatch:
             self._on_alive()
 
     def _used_since_last_look(self, stages: Stages) -> float:
-        """Seconds of the processor."""
+        """Return the processor time, in seconds, of the stages that have work to do."""
         decoder, threads = cpu_seconds(self._pid), _working_threads()
         used = 0.0
         if stages.is_decoder_due:
@@ -144,10 +144,10 @@ class StallWatch:
 
 
 def _working_threads() -> dict[int, float]:
-    """Seconds that each thread has used which may be an engine's or an encoder's.
+    """Return the processor time of each thread that may belong to an engine or an encoder.
 
-    Libraries' threads are no Python threads; of those only ours count, and not the one that draws
-    a progress bar.
+    These are the threads of libraries, which Python does not know, and the Python threads with our
+    prefix; the thread that draws a progress bar is not one of them.
     """
     others = {
         thread.native_id

@@ -1,8 +1,8 @@
 """The job's own folder: a lock, a SQLite journal and the segments that are done.
 
-It stands beside the output (`.NAME.srstream`), on the same file system, so that publishing is one
-rename. Order of a segment's life: encoded to a temporary name, fsynced, renamed, journaled. What
-the journal does not name does not exist and is swept.
+The folder lies beside the output (`.NAME.srstream`), on the same file system, so that publishing is
+one rename. A segment is encoded to a temporary name, fsynced, renamed and journaled, in this order.
+Files that the journal does not name are deleted.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SELECT number, file, num_bytes, pts, last_duration, last_frame_hash FROM segment
 
 @dataclass(frozen=True, slots=True)
 class SegmentRecord:
-    """A segment that is safely on disk. `last_frame_hash` is of the source frame that ends it."""
+    """A segment that is safely on disk; `last_frame_hash` is the hash of its last source frame."""
 
     number: int
     file: SegmentFile
@@ -58,7 +58,7 @@ class SegmentRecord:
 
 
 def job_directory(output: Path) -> Path:
-    """Where the unfinished job of `output` lives; a name that is too long is cut and hashed."""
+    """Return the folder of the unfinished job of `output`; a long name is cut and hashed."""
     name = os.fsencode(f".{output.name}.srstream")
     if len(name) > _MAX_NAME_BYTES:
         digest = hashlib.sha256(name).hexdigest()[:16]
@@ -169,14 +169,14 @@ class JobStore:
         return records
 
     def forget(self) -> None:
-        """Begin anew: no segment, no note."""
+        """Delete all segments and entries from the journal."""
         with disk_errors("clearing the journal", self.directory):
             self._database.execute("DELETE FROM job")
             self._database.execute("DELETE FROM segment")
         self.assembled_path.unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Forget all that lies beyond the last good segment: files that nothing names, old rows."""
+        """Delete rows and files beyond the last intact segment."""
         good = self.segments()
         names = {record.file.path.name for record in good}
         self._database.execute("DELETE FROM segment WHERE number >= ?", (len(good),))
@@ -185,7 +185,7 @@ class JobStore:
                 path.unlink()
 
     def temporary_segment(self, number: int) -> Path:
-        """Where segment `number` is encoded before it is committed."""
+        """Return the path at which segment `number` is encoded before it is committed."""
         return self.directory / f"segment-{number:06d}.part"
 
     def commit_segment(
@@ -227,7 +227,7 @@ class JobStore:
 
     @property
     def assembled_path(self) -> Path:
-        """Where the whole output is put together before it is published."""
+        """The path at which the output is assembled before it is published."""
         return self.directory / f"output{self.output.suffix}"
 
     def publish(self, *, overwrite: bool) -> None:

@@ -31,7 +31,7 @@ class StreamSummary(BaseModel):
 
 
 class PlanSummary(BaseModel):
-    """All that `srstream plan` says. Sizes in bytes, times in seconds, pictures in pixels."""
+    """The output of `srstream plan`: sizes in bytes, times in seconds, pictures in pixels."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -69,18 +69,18 @@ class PlanSummary(BaseModel):
     estimated_output_bytes: int
     estimated_memory_bytes: int
     device_prediction: str | None = None
-    """For `--device`: a paper model, nothing that was measured."""
+    """For `--device`: a prediction of a paper model, not a measurement."""
 
 
 def plan_summary(
     source: Path, output: Path | None, config: JobConfig, *, device: str | None = None
 ) -> PlanSummary:
-    """Decide everything about a job, calibrate, and say it.
+    """Plan a job, measure the speed of this machine, and return both.
 
     `device` names an entry of `DEVICES`, for which a speed is predicted.
 
     Raises:
-        SrstreamError: what `make_plan` raises; a job that is summed up here can be run.
+        SrstreamError: as `make_plan` raises it.
     """
     spec = None if device is None else device_spec(device)
     plan = make_plan(source, output, config, deadline_seconds=_SCAN_SECONDS)
@@ -144,7 +144,7 @@ def _stream_summaries(plan: JobPlan) -> list[StreamSummary]:
 
 
 def memory_bytes(plan: JobPlan) -> int:
-    """What a job holds at its most: libraries, queues in both processes, the encoder's look-ahead.
+    """Return the peak memory of a job: libraries, queues in both processes, encoder look-ahead.
 
     The constant is the resident size of the interpreter with all libraries loaded.
     """

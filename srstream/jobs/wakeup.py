@@ -11,10 +11,10 @@ import zmq
 
 
 class Wakeup:
-    """What a thread sleeps on: other threads wake it, sockets and descriptors do.
+    """Lets a thread sleep until another thread, a socket or a descriptor wakes it.
 
-    `wait` may return without a reason, and one return may stand for many calls of `wake`; so who
-    was woken looks at everything anew. What happens while it looks ends the next `wait` at once.
+    `wait` may return without a reason, and one return may stand for many calls of `wake`, so the
+    caller must look at everything again. A `wake` while it looks ends the next `wait` at once.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Wakeup:
         self._is_closed = False
 
     def wake(self) -> None:
-        """End the `wait` under way, or the next one; from any thread, also when all is over."""
+        """End the current `wait`, or the next one; any thread may call this, also after `close`."""
         with self._lock:
             if not self._is_closed:
                 os.eventfd_write(self._descriptor, 1)

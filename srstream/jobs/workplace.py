@@ -1,4 +1,4 @@
-"""Where and with what a job is done, and how it is asked to stop; its caller decides both."""
+"""The surroundings of a job, which its caller chooses, and its stop signal."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from srstream.sandbox.steps import InProcess, MediaSteps
 
 @dataclass(slots=True)
 class StopSignal:
-    """How a caller asks a running job to end: at the next segment's end, or at once."""
+    """Asks a running job to end: at the end of the segment, or at once."""
 
     _soon: threading.Event = field(default_factory=threading.Event)
     _now: threading.Event = field(default_factory=threading.Event)
 
     def request(self) -> None:
-        """At the end of the segment under way."""
+        """Ask the job to end at the end of the current segment."""
         self._soon.set()
 
     def request_now(self) -> None:
-        """Within a second; the segment under way is lost."""
+        """Ask the job to end within a second; the current segment is lost."""
         self._soon.set()
         self._now.set()
 
@@ -40,13 +40,13 @@ class StopSignal:
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """Where and with what a job is done; the daemon's differs from the command line's."""
+    """The surroundings of a job; the daemon's differ from the command line's."""
 
     media: MediaSteps = field(default_factory=InProcess)
-    """Who looks at the source and assembles the output."""
+    """Does the steps that read the source."""
     open_engine: OpenEngine = choose_engine
     directory: Path | None = None
-    """Of the unfinished job; None: beside the output."""
+    """Folder of the unfinished job; None: beside the output."""
     output_folder: int | None = None
     """Descriptor of the output's folder; None: found by its name."""
     source_descriptor: int | None = None
@@ -57,7 +57,7 @@ class Workplace:
     on_alive: Callable[[], None] = lambda: None
     """Called at least once a second as long as the work on segments gets on."""
     stall_seconds: float = STALL_SECONDS
-    """In which something must get on there, or it ends."""
+    """The job ends if no segment makes progress for so long."""
     may_change_weights: bool = False
     """A job that was begun with other weights goes on with these."""
     keeps_directory: bool = False

@@ -1,9 +1,9 @@
-"""What a process that parses hostile media gives up before it reads the first byte.
+"""Confines a process before it parses hostile media.
 
-Resource limits, Landlock (files, TCP, signals) and a seccomp filter (other ways out); none replaces
-another. What a kernel or machine lacks is left out and not among the names returned. Landlock and
-libseccomp are spoken to directly: two small, frozen interfaces whose Python bindings are either
-untested by time or no longer kept.
+It uses resource limits, Landlock (files, TCP, signals) and a seccomp filter (other system calls);
+none replaces another. A measure that the kernel or machine lacks is skipped, and its name is not
+returned. Landlock and libseccomp are called directly: both interfaces are small and frozen, and
+their Python bindings are young or unmaintained.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def confine(
     network: bool = False,
     devices: bool = False,
 ) -> tuple[str, ...]:
-    """Give up, for good, what decoding does not need; returns the names of what is in force.
+    """Give up for good what decoding does not need; return the names of the measures in force.
 
-    To be called with all imports done, before other threads are started (Landlock holds for those
-    started afterwards only; others that run are said) and before media is touched. The names:
+    Call it after all imports, before media is read and before other threads start: Landlock holds
+    only for threads that start afterwards, and the name counts those that run already. The names:
     "no_new_privs", "rlimits", "capabilities", "landlock N" with the kernel's ABI, "seccomp".
 
     Args:
-        readable: descriptors of the files and folders that may be read, a folder with all in it.
-        writable: descriptors of folders in which everything may be done with files.
+        readable: descriptors of files and folders that may be read, a folder with its content.
+        writable: descriptors of folders in which files may be read, written, made and removed.
         memory_bytes: address space beyond what is mapped now, threads' stacks included.
         network: whether internet sockets may be opened.
-        devices: files are left alone, since a GPU's driver needs many that nobody lists; the name
-            is then "landlock N without files".
+        devices: file access is not restricted, since a GPU's driver needs many files that
+            nobody lists; the name is then "landlock N without files".
     """
     names = []
     num_free = len(os.listdir("/proc/self/task")) - 1
@@ -68,9 +68,9 @@ def confine(
 def seal() -> tuple[str, ...]:
     """Refuse all new sockets and connections from now on, in every thread of this process.
 
-    Landlock keeps nobody from connecting to a socket file that the user may write to (the session
-    bus, another daemon), so this follows once the process's own socket is connected. Returns
-    ("sealed",), or nothing where there is no libseccomp.
+    Landlock does not prevent a connection to a socket file that the user may write to (the session
+    bus, another daemon). Call this once the process's own socket is connected. Returns ("sealed",),
+    or an empty tuple without libseccomp.
     """
     return ("sealed",) if _load_filter([(name, ()) for name in _SOCKET_CALLS]) else ()
 
@@ -82,7 +82,7 @@ def _limit_resources(memory_bytes: int | None, *, may_write: bool) -> None:
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_NOFILE, _MAX_DESCRIPTORS)
     if not may_write:
-        # Standard error goes to a file, with which hostile media could fill the disk.
+        # Standard error goes to a file, and hostile media could fill the disk with it.
         _lower(resource.RLIMIT_FSIZE, _MAX_LOG_BYTES)
     if memory_bytes is not None:
         num_pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -117,7 +117,7 @@ class _CapabilitySets(ctypes.Structure):
 
 
 def _drop_capabilities() -> bool:
-    """Keep at most the right to read the source whoever owns it."""
+    """Drop all capabilities but that of reading files regardless of their owner."""
     header, found = _CapabilityHeader(_CAPABILITY_VERSION_3, 0), _CapabilitySets()
     if _libc.capget(ctypes.byref(header), ctypes.byref(found)) != 0:
         return False
@@ -139,7 +139,7 @@ _WRITE = _READ | _WRITE_FILE | _REMOVE | _MAKE | _MOVE | _TRUNCATE
 """_REMOVE and _MAKE: folders and files, no links, pipes, sockets or devices."""
 _ON_FILES = _READ_FILE | _WRITE_FILE | _TRUNCATE
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: _MOVE, 3: _TRUNCATE, 5: _IOCTL}
-"""What each ABI brought; all that the kernel knows is refused where no rule grants it."""
+"""The rights that each ABI adds. Every right that the kernel knows needs a rule that grants it."""
 _TCP_RIGHTS, _TCP_SINCE = 0b11, 4
 _SCOPES, _SCOPES_SINCE = 0b11, 6
 """Abstract unix sockets and signals: only within the same confinement."""
@@ -159,7 +159,7 @@ class _PathBeneath(ctypes.Structure):
 
 
 def landlock_abi() -> int:
-    """The kernel's Landlock version, 0 where it has none or it is switched off."""
+    """Return the kernel's Landlock version; 0 if it has none or Landlock is disabled."""
     return max(0, _call(_CREATE_RULESET, None, 0, _ASK_FOR_ABI))
 
 
@@ -171,7 +171,7 @@ def _call(number: int, *arguments: object) -> int:
 def _restrict_with_landlock(
     readable: Sequence[int], writable: Sequence[int], *, network: bool, files: bool
 ) -> int:
-    """Restrict this thread and those that it starts; the ABI, or 0 if nothing is in force."""
+    """Restrict this thread and those that it starts; return the ABI, or 0 if that fails."""
     abi = landlock_abi()
     if not abi:
         return 0
@@ -216,7 +216,7 @@ def _grant(ruleset: int, descriptor: int, rights: int) -> None:
 
 
 def _needed_by_python() -> list[tuple[str, int]]:
-    """What is imported or loaded late: Python's library, packages, shared objects."""
+    """Return the paths of what is loaded late (modules, shared objects), with their rights."""
     own = str(Path(__file__).resolve().parents[1])
     library = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     # A .pth file may have added the packages of another environment.
@@ -246,7 +246,7 @@ _REFUSED_CALLS = (
     *("tkill", "kcmp", "process_madvise", "setpriority", "ioprio_set"),
     # rings, whose work no filter sees
     *("io_uring_setup", "io_uring_enter", "io_uring_register"),
-    # the kernel's own matters
+    # administration of the kernel
     *("bpf", "perf_event_open", "userfaultfd", "keyctl", "add_key", "request_key", "syslog"),
     *("kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "reboot"),
     *("swapon", "swapoff", "acct", "quotactl", "quotactl_fd", "iopl", "ioperm", "personality"),
@@ -255,7 +255,7 @@ _REFUSED_CALLS = (
     # namespaces and mounts
     *("unshare", "setns", "chroot", "pivot_root", "mount", "umount", "umount2", "open_tree"),
     *("move_mount", "mount_setattr", "fsopen", "fsconfig", "fsmount", "fspick"),
-    # what Landlock does not know of files
+    # file operations that Landlock does not cover
     *("open_by_handle_at", "name_to_handle_at", "mknod", "mknodat"),
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat"),
     *("utime", "utimes", "utimensat", "futimesat", "setxattr", "lsetxattr", "fsetxattr"),
@@ -291,14 +291,14 @@ def _filter_calls(*, network: bool) -> bool:
     ]
     if not network:
         rules.append(("socket", ((0, _NOT_EQUAL, _AF_UNIX, 0),)))
-    # clone3 hides its flags behind a pointer; told that there is none, the C library takes clone.
+    # clone3 hides its flags behind a pointer; if it is missing, the C library calls clone.
     return _load_filter(rules, unknown=("clone3",))
 
 
 def _load_filter(rules: Sequence[_Rule], unknown: Sequence[str] = ()) -> bool:
-    """Refuse the calls of `rules`, in all threads; those in `unknown` seem not to exist.
+    """Refuse the calls in `rules` in all threads, and report those in `unknown` as missing.
 
-    False where it cannot be; nothing is changed then.
+    Returns False, and changes nothing, if the filter cannot be loaded.
     """
     library = _libseccomp()
     context = None if library is None else library.seccomp_init(_ALLOW)

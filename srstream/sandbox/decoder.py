@@ -1,8 +1,8 @@
-"""The child process that decodes all frames: a decoder that crashes takes no output with it.
+"""The child process that decodes all frames, so that a crash of the decoder costs no output.
 
 Run as `python -m srstream.sandbox.decoder`; its order is a `DecodeRequest`. Frames, notes, the
-outcome and errors go back over ZeroMQ. It dies with its parent. Before it touches the source, which
-it gets as a descriptor, it gives up all that it does not need (`confine.py`).
+outcome and errors go back over ZeroMQ. It dies with its parent. Before it reads the source,
+which it inherits as a descriptor, it gives up every right that it does not need (`confine.py`).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from srstream.sandbox.transport import FrameSender, endpoint
 
 
 class DecodeRequest(BaseModel):
-    """What the child shall decode and where the frames go.
+    """The order of the decoder: what to decode and where to send the frames.
 
-    `anchor_pts` and `anchor_hash` name the last frame of the part that is done; the child proves
-    that it met this very frame before it sends the ones behind it.
+    `anchor_pts` and `anchor_hash` identify the last frame of the part that is done. The child sends
+    the frames after it only if it decodes that very frame again.
 
-    `source_descriptor` is the source, opened by the parent; `path` is then only its name in texts.
-    `memory_bytes` bounds the child's address space beyond its own code.
+    `source_descriptor` is the source, opened by the parent; `path` is then only its name in
+    messages. `memory_bytes` bounds the child's address space beyond its own code.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,12 +54,12 @@ class DecodeRequest(BaseModel):
 
     @property
     def path(self) -> Path:
-        """The source; it crosses as hexadecimal bytes, since a name need not be UTF-8."""
+        """The path of the source; it crosses as hexadecimal bytes, since it need not be UTF-8."""
         return Path(os.fsdecode(bytes.fromhex(self.path_hex)))
 
     @property
     def opened_path(self) -> Path:
-        """What the child opens."""
+        """The path by which the child opens the source."""
         if self.source_descriptor is None:
             return self.path
         return Path(f"/proc/self/fd/{self.source_descriptor}")
@@ -80,10 +80,10 @@ class DecodeOutcome(BaseModel):
 
 @contextmanager
 def opened_source(path: Path, given: int | None = None) -> Iterator[int]:
-    """A descriptor of the source, for the child to inherit; the one that is `given`, if any.
+    """Open the source for the child to inherit, unless its descriptor is `given`.
 
     Raises:
-        UsageError: it cannot be opened any more.
+        UsageError: the source cannot be opened.
     """
     if given is not None:
         yield given
@@ -100,7 +100,7 @@ def opened_source(path: Path, given: int | None = None) -> Iterator[int]:
 
 
 def frame_hash(frame: Frame) -> str:
-    """BLAKE2b of a frame's time and planes."""
+    """Return the BLAKE2b hash of a frame's time and planes."""
     digest = hashlib.blake2b(str(frame.pts).encode(), digest_size=16)
     for plane in frame.planes:
         digest.update(np.ascontiguousarray(plane).data)
@@ -121,7 +121,11 @@ def start_decoder(request: DecodeRequest, log: BinaryIO) -> Child:
 
 
 def frames_from(decoder: Decoder, request: DecodeRequest) -> Iterator[Frame]:
-    """The frames of the window behind the anchor; raises LookupError if the anchor is not met."""
+    """Yield the frames of the window after the anchor.
+
+    Raises:
+        LookupError: the anchor is not among the frames.
+    """
     awaited = request.anchor_pts
     for frame in decoder.frames():
         if awaited is not None:
@@ -141,7 +145,7 @@ def frames_from(decoder: Decoder, request: DecodeRequest) -> Iterator[Frame]:
 
 
 def run(request: DecodeRequest, sender: FrameSender) -> None:
-    """Decode and send; a start that lands elsewhere is answered by decoding from the beginning."""
+    """Decode and send the frames; if the anchor is not met, decode again from the beginning."""
     start_pts = request.window.start_pts if request.anchor_pts is None else request.anchor_pts
     for attempt in (start_pts, None):
         decoder = Decoder(
@@ -170,7 +174,7 @@ def run(request: DecodeRequest, sender: FrameSender) -> None:
 
 
 def _confine(request: DecodeRequest) -> tuple[str, ...]:
-    """Leave the child the source and nothing else; returns what is in force."""
+    """Take every right but that to the source; return the names of the measures in force."""
     show_as(request.opened_path, request.path)
     with opened_source(request.path, request.source_descriptor) as source:
         return confine(

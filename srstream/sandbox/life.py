@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def cpu_seconds(process: int | str) -> float:
-    """What a process, or one thread ("self/task/ID"), has used; 0 if that cannot be seen."""
+    """Return the processor time of a process or thread ("self/task/ID"); 0 if it is not visible."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -17,7 +17,7 @@ def cpu_seconds(process: int | str) -> float:
 
 
 def bytes_read(pid: int) -> int:
-    """How many bytes a process has read so far: whether it gets on; 0 if that cannot be seen."""
+    """Return how many bytes a process has read so far; 0 if that is not visible."""
     try:
         return int(Path(f"/proc/{pid}/io").read_text().split("rchar: ")[1].split()[0])
     except (OSError, IndexError, ValueError):
@@ -25,9 +25,9 @@ def bytes_read(pid: int) -> int:
 
 
 class SignsOfLife:
-    """Whether a process gets on: it reads, or it computes.
+    """Tells whether a process makes progress: whether it reads or computes.
 
-    Computing alone counts for a while only, since what loops for ever computes too.
+    Computing alone counts for a limited time, since an endless loop computes too.
 
     Args:
         computing_seconds: how long a process may compute without reading.
@@ -39,7 +39,7 @@ class SignsOfLife:
         self._read_at = time.monotonic()
 
     def are_new(self) -> bool:
-        """Whether there were any since this was last asked."""
+        """Whether there was a sign of life since the last call."""
         position, used = bytes_read(self._pid), cpu_seconds(self._pid)
         has_read, has_computed = position != self._position, used > self._used_seconds
         self._position, self._used_seconds = position, used

@@ -1,7 +1,7 @@
-"""What a job does with its source besides decoding it: in this process, or in a confined child.
+"""The steps of a job that read its source, other than decoding: here or in a confined child.
 
-The command line trusts its user's files as far as looking at them goes; the daemon does not, and
-has all of it done in `steps_child.py`.
+The command line does them in its own process, on files of its own user. The daemon does them all in
+`steps_child.py`.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ _T = TypeVar("_T")
 
 
 class Step(BaseModel, Generic[_T]):
-    """One of the steps: what it is given, and what becomes of it.
+    """A step: its arguments are the fields, its work is `perform`.
 
-    It crosses to a child as JSON and its reply crosses back, so both are plain data. It raises what
-    the function of `media` that it calls raises.
+    A step crosses to a child as JSON and its reply crosses back, so both are plain data. It raises
+    what the function of `media` that it calls raises.
     """
 
     model_config = ConfigDict(frozen=True)
 
     step: str
     reply: ClassVar[TypeAdapter[Any]]
-    """Of the type that `perform` returns."""
+    """The adapter of the type that `perform` returns."""
 
     @abstractmethod
     def perform(self, source: Path, on_progress: OnProgress | None) -> _T:
-        """Do it, in this process."""
+        """Do the step in this process."""
 
 
 class Probe(Step[SourceInfo]):
@@ -95,7 +95,7 @@ class TryOutput(Step[Tried]):
     container: str
     streams: tuple[StreamPlan, ...]
     folder: Path | None
-    """For scratch files; None: the system's own."""
+    """Folder for scratch files; None: the system's folder for temporary files."""
 
     def perform(self, source: Path, on_progress: OnProgress | None) -> Tried:
         container = CONTAINERS[self.container]
@@ -107,9 +107,9 @@ class ChooseRestore(Step[RestoreChoice]):
     reply = TypeAdapter(RestoreChoice)
     video: VideoInfo
     index: PacketIndex
-    """Its keyframes are all that is read of it."""
+    """The step reads its keyframes only."""
     config: JobConfig
-    """Its model is a network of the table."""
+    """The job's settings; their model is a network of the table."""
 
     def perform(self, source: Path, on_progress: OnProgress | None) -> RestoreChoice:
         spec = model_spec(self.config.model.name)
@@ -137,22 +137,22 @@ class Verify(Step[Receipt]):
     window: TimeWindow
     sample: int
     plan: OutputPlan
-    """What was announced of each stream; the witness looks for itself at everything else."""
+    """The plan announces what becomes of each stream; the witness finds out the rest by itself."""
 
     def perform(self, source: Path, on_progress: OnProgress | None) -> Receipt:
         return verify(source, self.output, window=self.window, sample=self.sample, plan=self.plan)
 
 
 class MediaSteps(Protocol):
-    """Who does the steps."""
+    """Does steps, in this process or elsewhere."""
 
     def do(self, step: Step[_T], source: Path, on_progress: OnProgress | None = None) -> _T:
-        """Do a step with a source, and give what it returns."""
+        """Do a step with a source and return its result."""
         ...
 
 
 class InProcess:
-    """Does them here."""
+    """Does the steps in this process."""
 
     def do(self, step: Step[_T], source: Path, on_progress: OnProgress | None = None) -> _T:
         return step.perform(source, on_progress)
@@ -162,15 +162,15 @@ class InProcess:
 
 
 class Opening(BaseModel):
-    """The order of the child: what it may touch."""
+    """The order of a child: the only things that it may read or write."""
 
     model_config = ConfigDict(frozen=True)
 
     source: Path
-    """Its name, for texts and endings."""
+    """The name of the source, for messages and for its suffix."""
     source_descriptor: int
     directory: Path
-    """Of the job; the child may write in it."""
+    """The job's folder, in which the child may write."""
     memory_bytes: int | None = None
 
 
@@ -184,20 +184,20 @@ class Answer(BaseModel):
 
     progress: tuple[int, int | None] | None = None
     reply: str | None = None
-    """JSON, as the step's `reply` has it."""
+    """The step's result as JSON, in the form of its `reply`."""
     error: tuple[str, str] | None = None
     """As `error_to_wire` makes it."""
 
 
 class InChild:
-    """The steps in a child process that sees the source, the job's folder and nothing else.
+    """Does the steps in a child process that sees the source, the job's folder and nothing else.
+
+    One thread at a time may use it.
 
     Args:
-        source, descriptor: the source's name, and the source, opened for reading.
-        on_advance: called whenever the child shows that it gets on.
+        source, descriptor: the name of the source, and the source opened for reading.
+        on_advance: called at each sign that the child makes progress.
         is_aborted: asked a few times a second; True ends the step with `InterruptedJobError`.
-
-    One thread at a time.
     """
 
     def __init__(
@@ -220,11 +220,11 @@ class InChild:
         self._child: Child | None = None
 
     def do(self, step: Step[_T], source: Path, on_progress: OnProgress | None = None) -> _T:
-        """Do a step with the source that is open; `source` is its name.
+        """Do a step with the open source; `source` is its name.
 
         Raises:
-            HostileInputError: the child died of it every time.
-            InterruptedJobError: `is_aborted` said so.
+            HostileInputError: the child died in every attempt.
+            InterruptedJobError: `is_aborted` returned True.
         """
         for deaths in range(1, MAX_DEATHS + 1):
             try:

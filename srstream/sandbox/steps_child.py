@@ -1,4 +1,4 @@
-"""The child process that looks at, assembles and verifies media which nobody trusts.
+"""The child process that probes, assembles and verifies untrusted media.
 
 Run as `python -m srstream.sandbox.steps_child` by `InChild`; its order is an `Opening`. Every
 further message is a step, answered by messages of progress and one reply. It dies with its parent.
@@ -36,19 +36,19 @@ class _Progress:
 
 
 def source_path(opening: Opening) -> Path:
-    """What the child opens."""
+    """Return the path by which the child opens the source."""
     return Path(f"/proc/self/fd/{opening.source_descriptor}")
 
 
 def serve(opening: Opening, channel: Channel) -> None:
-    """Do step after step until the parent has no more."""
+    """Do one step after the other until the parent closes the channel."""
     with suppress(EOFError):
         while (message := channel.receive()) is not None:
             channel.send(_answer(opening, message, channel))
 
 
 def _answer(opening: Opening, message: bytes, channel: Channel) -> Answer:
-    """Do a step; its result or error speaks of the source by its name."""
+    """Do a step; result and error name the source, not the descriptor's path."""
     step, source = STEP.validate_json(message), source_path(opening)
     try:
         reply = step.perform(source, _Progress(channel))

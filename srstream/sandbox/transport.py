@@ -1,8 +1,8 @@
 """Frames over ZeroMQ with credits: the consumer grants bytes, the producer never sends more.
 
-A high-water mark counts messages and a dead PULL socket loses what was queued; so the consumer
-(ROUTER) says how many bytes it can take, and the producer (DEALER) waits for that. One frame may
-always be under way, however large it is.
+A high-water mark counts messages, and a dead PULL socket loses its queue. Therefore the consumer
+(ROUTER) states how many bytes it can take, and the producer (DEALER) waits for that credit. One
+frame may always be under way, however large it is.
 
 Messages, first part first (b"" never leads):
     producer → consumer   FRAME header plane...   NOTE text   END json   ERROR json
@@ -32,19 +32,19 @@ SOCKET_NAME: Final = "frames.ipc"
 
 
 def endpoint(directory_descriptor: int) -> str:
-    """The address of the frame socket inside a folder that both processes hold open.
+    """Return the address of the frame socket in a folder that both processes hold open.
 
-    Going through the descriptor keeps the path short (a unix socket's limit is 107 bytes) and
+    The path through the descriptor is short (a unix socket's limit is 107 bytes) and lies
     inside the job's own folder, where only its owner can connect.
     """
     return f"ipc:///proc/self/fd/{directory_descriptor}/{SOCKET_NAME}"
 
 
 class FrameSender:
-    """The producer's end. Blocks until there is credit.
+    """The producer's end; it blocks until there is credit.
 
-    However long that takes: what is slow and what hangs is the consumer's to tell, with which the
-    producer dies.
+    There is no time limit: the consumer decides what is slow and what hangs, and the producer dies
+    with it.
     """
 
     def __init__(self, address: str) -> None:
@@ -57,7 +57,7 @@ class FrameSender:
         self._socket.send_multipart([NOTE, b""])
 
     def wait_until_connected(self) -> None:
-        """Wait for the consumer's first credit: from then on no other socket is needed."""
+        """Wait for the consumer's first credit, after which the process needs no further socket."""
         self._take_credit(block=True)
 
     def send(self, frame: Frame) -> None:
@@ -69,20 +69,20 @@ class FrameSender:
         self._socket.send_multipart([FRAME, *encode_frame(frame)], copy=False)
 
     def note(self, text: str) -> None:
-        """Send a sentence that the user shall read."""
+        """Send a sentence for the user."""
         self._socket.send_multipart([NOTE, text.encode()])
 
     def end(self, report: dict[str, Any]) -> None:
-        """Say that no frame follows, with the decoder's report."""
+        """Send the decoder's report, after which no frame follows."""
         self._socket.send_multipart([END, json.dumps(report).encode()])
 
     def fail(self, error: SrstreamError) -> None:
-        """Say that the producer failed, and why."""
+        """Send the error with which the producer failed."""
         kind, text = error_to_wire(error)
         self._socket.send_multipart([ERROR, json.dumps({"kind": kind, "text": text}).encode()])
 
     def close(self) -> None:
-        """Send what is queued and go."""
+        """Send the queue and close the socket."""
         self._socket.close()
         self._context.term()
 
@@ -96,7 +96,7 @@ class FrameSender:
 
 
 class FrameReceiver:
-    """The consumer's end, bound in the job's folder. Grants credit as frames are let go."""
+    """The consumer's end, bound in the job's folder; it grants credit as frames are released."""
 
     def __init__(self, directory: Path, *, window_bytes: int) -> None:
         self.directory_descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -111,15 +111,15 @@ class FrameReceiver:
         self._window_bytes = window_bytes
         self._peer: bytes | None = None
         self.credit_bytes = 0
-        """Granted and not used; below zero if the last frame was larger than what was left."""
+        """Bytes granted and not used; negative if the last frame exceeded the credit."""
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
-        """To wait for, beside other things; `receive` reads it."""
+        """The socket, for a poller; only `receive` reads it."""
         return self._socket
 
     def receive(self, timeout_seconds: float) -> tuple[bytes, Frame | str | dict[str, Any]] | None:
-        """The next message, None if none came in time."""
+        """Return the next message, or None if none arrives in time."""
         if not self._socket.poll(int(timeout_seconds * 1000)):
             return None
         peer, kind, *parts = self._socket.recv_multipart(copy=False)
