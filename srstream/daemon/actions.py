@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,12 @@ from srstream.daemon.configuration import Configuration
 from srstream.daemon.metrics import Metrics
 from srstream.daemon.scheduler import Scheduler
 from srstream.daemon.settings import ServiceSettings, with_model
+from srstream.daemon.workers.registration import Registered, Registration
 from srstream.errors import JobError, RefusedError, UsageError
 from srstream.models.registry import find_model, registered_models
 from srstream.models.table import MODELS, available_models
 from srstream.protocol import control as protocol
+from srstream.sandbox.child import start_child
 
 CONTAINERS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
 """File name extensions that an output keeps; all others become .mkv."""
@@ -208,35 +209,25 @@ class Actions:
         if name in MODELS:
             os.close(descriptor)
             raise UsageError(f"{name!r} is a model that ships with srstream; use another name.")
+        order = Registration(
+            descriptor=descriptor, source=source, name=name, replace=request.replace
+        )
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "srstream",
-                "models",
-                "add",
-                f"/proc/self/fd/{descriptor}",
-                "--name",
-                name,
-                *(["--replace"] if request.replace else []),
-                pass_fds=[descriptor],
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
+            child = start_child(
+                "srstream.daemon.workers.registration", order, descriptors=[descriptor]
             )
         finally:
             os.close(descriptor)
         try:
-            _, said = await asyncio.wait_for(process.communicate(), _ADD_SECONDS)
-        except TimeoutError as error:
-            process.kill()
-            raise JobError(
-                f"{source}: reading it took longer than {_ADD_SECONDS:.0f} s."
-            ) from error
-        if process.returncode != 0:
-            text = said.decode(errors="replace").strip().removeprefix("srstream: ")
-            raise UsageError(text.replace(f"/proc/self/fd/{descriptor}", str(source)))
+            message = await asyncio.to_thread(child.channel.receive, _ADD_SECONDS)
+        except EOFError:
+            raise JobError(f"{source}: the process that read it died.") from None
+        finally:
+            await asyncio.to_thread(child.end)
+        if message is None:
+            raise JobError(f"{source}: reading it took longer than {_ADD_SECONDS:.0f} s.")
+        if error := Registered.model_validate_json(message).error:
+            raise UsageError(error[1])
         return {"name": name}
 
     def _use_model(self, request: protocol.ModelsUse) -> dict[str, Any]:
