@@ -26,6 +26,7 @@ RANKS = {
     "files": 1,
     "terminal": 1,
     "sqlite": 1,
+    "naming": 2,
     "frame": 2,
     "color": 3,
     "protocol": 3,

@@ -23,11 +23,9 @@ from srstream.daemon.workers.registration import Registered, Registration
 from srstream.errors import JobError, RefusedError, UsageError
 from srstream.models.registry import find_model, registered_models
 from srstream.models.table import MODELS, available_models
+from srstream.naming import unopened_output
 from srstream.protocol import control as protocol
 from srstream.sandbox.child import start_child
-
-CONTAINERS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
-"""File name extensions that an output keeps; all others become .mkv."""
 
 _ADD_SECONDS = 120.0
 
@@ -117,8 +115,8 @@ class Actions:
         if request.key is not None and (first := self._queue.with_key(request.key)) is not None:
             return self._scheduler.info(first).model_dump()
         source = Path(request.input)
-        output = default_output(source) if request.output is None else Path(request.output)
         config = job_config(self._configuration.settings, request.config)
+        output = Path(request.output or unopened_output(source, config.scaling))
         names_model = "name" in _section(request.config, "model")
         if not names_model:
             config = with_model(config, self._scheduler.default_model)
@@ -246,12 +244,6 @@ class Actions:
 
     def _shown(self, job_id: str) -> dict[str, Any]:
         return self._scheduler.info(self._queue.get(job_id)).model_dump()
-
-
-def default_output(source: Path) -> Path:
-    """`INPUT_4x` beside the input, as .mkv unless the input's container takes all streams too."""
-    suffix = source.suffix if source.suffix.lower() in CONTAINERS else ".mkv"
-    return source.with_name(f"{source.stem}_4x{suffix}")
 
 
 def job_config(settings: ServiceSettings, changes: dict[str, Any]) -> JobConfig:

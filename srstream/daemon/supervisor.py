@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from srstream.daemon import logs
-from srstream.daemon.actions import Actions, Peer
+from srstream.daemon.actions import Actions, Peer, job_config
 from srstream.daemon.api.zmq.control import ControlServer
 from srstream.daemon.configuration import (
     Configuration,
@@ -83,7 +83,12 @@ class Supervisor:
         self._open_state(settings, opened)
         state = settings.jobs.state_dir
         self._inbox = Inbox(
-            settings.watch, self._submit_file, self._info_of, state / "watch.sqlite", self._narrow
+            settings.watch,
+            self._submit_file,
+            self._info_of,
+            state / "watch.sqlite",
+            self._narrow,
+            lambda changes: job_config(self._configuration.settings, dict(changes)).scaling,
         )
         opened.callback(self._inbox.close)
         self._configuration = Configuration(

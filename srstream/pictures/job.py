@@ -37,6 +37,7 @@ from srstream.media.write.containers import VIDEO_SUFFIXES
 from srstream.media.write.output import plan_output
 from srstream.models.registry import resolved
 from srstream.models.table import model_spec
+from srstream.naming import mark_of, marked
 from srstream.pictures import files as picture_files
 from srstream.pictures.files import SUFFIXES, Header, Samples
 
@@ -315,16 +316,14 @@ def _destinations(
 
 
 def _destination(path: Path, output: Path | None, config: JobConfig, *, several: bool) -> Path:
-    scaling = config.scaling
-    mark = f"{scaling.height}p" if scaling.height else f"{round(scaling.scale or 4, 2):g}x"
     if several:
         folder = path.resolve().parent
         name = Path(path.name)
         if is_animated(path):
             name = name.with_suffix(_video_suffix(path, config))
-        return (output or folder.with_name(f"{folder.name}_{mark}")) / name
+        return (output or folder.with_name(f"{folder.name}_{mark_of(config.scaling)}")) / name
     if output is None:
-        return path.with_name(f"{path.stem}_{mark}{path.suffix}")
+        return marked(path, config.scaling)
     return output / path.name if output.is_dir() else output
 
 

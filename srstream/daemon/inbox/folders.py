@@ -13,13 +13,14 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from srstream.daemon.actions import default_output
+from srstream.config import ScaleConfig
 from srstream.daemon.inbox.files import (
     Found,
     Signature,
@@ -36,6 +37,7 @@ from srstream.daemon.logs import redacted
 from srstream.daemon.settings import InboxFolder
 from srstream.errors import BusyError, ConfigError, JobError, NoSpaceError, SrstreamError
 from srstream.jobs.events import printable
+from srstream.naming import mark_of, unopened_output
 from srstream.protocol.control import FINAL_STATES, JobInfo, Submit
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Inbox:
         status: returns a job, or None if the queue has forgotten it.
         journal: path of the journal, which is created if it is missing.
         released: is called when a folder that is no longer watched is not needed any more.
+        scaling: the size of outputs, given what a folder's entry changes of a job's defaults.
 
     Raises:
         ConfigError: results or failed files would be taken as inputs.
@@ -79,8 +82,10 @@ class Inbox:
         status: Callable[[str], JobInfo | None],
         journal: Path,
         released: Callable[[], None] = lambda: None,
+        scaling: Callable[[Mapping[str, Any]], ScaleConfig] = lambda changes: ScaleConfig(),
     ) -> None:
         check_apart(entries)
+        self._scaling = scaling
         self._submit_job, self._status, self._released = submit, status, released
         self._journal = InboxJournal(journal)
         self._forgetter = Forgetter(self._journal, lambda job: status(job) is not None)
@@ -234,11 +239,12 @@ class Inbox:
 
     def _output(self, entry: InboxFolder, path: Path) -> Path:
         """The output's path: subfolders as in the input, and a name that no other input has."""
-        default = entry.output / default_output(path.relative_to(entry.folder))
+        scaling = self._scaling(_changes(entry))
+        default = entry.output / unopened_output(path.relative_to(entry.folder), scaling)
         default = beside(default.with_suffix(""), default.suffix)
         if self._journal.inputs_of(default) <= {path}:
             return default
-        marked = f"{path.stem}_{path.suffix.removeprefix('.')}_4x"
+        marked = f"{path.stem}_{path.suffix.removeprefix('.')}_{mark_of(scaling)}"
         return beside(default.with_name(marked), default.suffix)
 
     async def _submit(self, taken: Taken) -> bool:
@@ -264,11 +270,10 @@ class Inbox:
         return True
 
     def _request(self, entry: InboxFolder, taken: Taken) -> Submit:
-        changes = {} if entry.config is None else entry.config.model_dump(exclude_unset=True)
         return Submit(
             input=str(taken.path),
             output=str(taken.output),
-            config=changes,
+            config=_changes(entry),
             # Only a new version of a file replaces the result of the old one.
             overwrite=self._journal.has_made(taken.output),
             priority=entry.priority,
@@ -406,3 +411,8 @@ def check_apart(entries: Sequence[InboxFolder]) -> None:
                         f"watch: {folder} takes results or failures and holds the watched folder "
                         f"{other}; keep them apart, or put it below the watched one."
                     )
+
+
+def _changes(entry: InboxFolder) -> dict[str, Any]:
+    """What a folder's entry changes of a job's defaults."""
+    return {} if entry.config is None else entry.config.model_dump(exclude_unset=True)

@@ -40,6 +40,7 @@ from srstream.media.write.containers import (
     losses_of,
     plan_streams,
 )
+from srstream.naming import marked
 
 TryStreams = Callable[[OutputVideo, Container, tuple[StreamPlan, ...]], Tried]
 """Tries an output of these streams; raises RefusedError where it cannot be made."""
@@ -76,7 +77,7 @@ def plan_output(
         video = replace(video, display_matrix=None)
     streams_in = _StreamsIn(source, video, try_streams)
     container, streams = _container(source, choice, named, streams_in)
-    path = output or _default_path(source, config, video, container)
+    path = output or _default_path(source, config, container)
     return OutputPlan(
         path=path,
         container=container.name,
@@ -212,19 +213,12 @@ def _output_aspect(source: SourceInfo, size: tuple[int, int]) -> Fraction:
     return aspect if aspect > 0 else Fraction(1)
 
 
-def _default_path(
-    source: SourceInfo, config: JobConfig, video: OutputVideo, container: Container
-) -> Path:
+def _default_path(source: SourceInfo, config: JobConfig, container: Container) -> Path:
     """`input_4x.mp4` beside `input.mp4`; `_720p` where a height was asked for."""
-    if config.scaling.height is not None:
-        mark = f"{video.height}p"
-    else:
-        factor = config.scaling.scale or video.width / source.video.width
-        mark = f"{round(factor, 2):g}x"
     suffix = source.path.suffix.lower()
     if suffix not in container.extensions:
         suffix = container.extensions[0]
-    return source.path.with_name(f"{source.path.stem}_{mark}{suffix}")
+    return marked(source.path, config.scaling, suffix)
 
 
 def _untold(source: SourceInfo, container: Container) -> list[str]:

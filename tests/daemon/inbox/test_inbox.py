@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from srstream.config import EncodeConfig, JobConfig
+from srstream.config import EncodeConfig, JobConfig, ScaleConfig
 from srstream.daemon.inbox import files as inbox_files
 from srstream.daemon.inbox import folders
 from srstream.daemon.inbox import forget as inbox_forget
@@ -62,6 +62,7 @@ class Service:
             self.status,
             self.home / "w.sqlite",
             self.released,
+            lambda changes: ScaleConfig(**changes.get("scaling", {})),
         )
 
     def released(self) -> None:
@@ -136,6 +137,19 @@ class Service:
 @pytest.fixture
 def service(tmp_path: Path) -> Service:
     return Service(tmp_path)
+
+
+def test_the_size_that_the_folder_asks_for_is_in_the_name(tmp_path: Path) -> None:
+    service = Service(tmp_path, config={"scaling": {"scale": 2}})
+    for name in ("clip.mp4", "clip.avi", "clip.mkv"):
+        service.put(name)
+    service.settle()
+    service.settle()
+    assert sorted(service.jobs()) == [
+        ("clip.avi", "clip_2x.mkv"),
+        ("clip.mkv", "clip_mkv_2x.mkv"),
+        ("clip.mp4", "clip_2x.mp4"),
+    ]
 
 
 def test_a_file_becomes_one_job_with_result_and_receipt(service: Service) -> None:

@@ -1,0 +1,31 @@
+"""The one rule for names of outputs: `INPUT_4x` beside the input, `INPUT_720p` for a height."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from srstream.config import ScaleConfig
+
+NATIVE_SCALE = 4
+
+KEPT_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
+"""Of inputs whose output, named before anybody has opened the file, gets the same container."""
+
+
+def mark_of(scaling: ScaleConfig) -> str:
+    """Return what marks an output of this size: `4x`, `2.5x`, `720p`."""
+    if scaling.height is not None:
+        return f"{scaling.height}p"
+    return f"{round(scaling.scale or NATIVE_SCALE, 2):g}x"
+
+
+def marked(path: Path, scaling: ScaleConfig, suffix: str | None = None) -> Path:
+    """Return the name of an output beside `path`; `suffix` replaces that of the input."""
+    ending = path.suffix if suffix is None else suffix
+    return path.with_name(f"{path.stem}_{mark_of(scaling)}{ending}")
+
+
+def unopened_output(source: Path, scaling: ScaleConfig) -> Path:
+    """Return the name of an output by the input's name alone: `.mkv` unless the suffix is kept."""
+    suffix = source.suffix if source.suffix.lower() in KEPT_SUFFIXES else ".mkv"
+    return marked(source, scaling, suffix)
