@@ -68,7 +68,7 @@ def enhance(
     from srstream.errors import UsageError
     from srstream.jobs.events import ignore
     from srstream.jobs.job import enhance_file
-    from srstream.pictures.job import is_picture_input
+    from srstream.pictures.inputs import is_picture_input
 
     if is_picture_input(Path(source)):
         raise UsageError(f"{source}: this is a picture or a folder; use enhance_pictures.")

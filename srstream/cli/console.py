@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from srstream.jobs.summary import PlanSummary
-    from srstream.pictures.job import AnimationPlan, LeftOut, PicturePlan
+    from srstream.pictures.inputs import LeftOut
+    from srstream.pictures.job import AnimationPlan, PicturePlan
 
 _LINE_SECONDS = 5.0
 _NUM_NAMES = 5

@@ -59,7 +59,7 @@ def enhance(
     from srstream.cli.console import ConsoleReporter, JsonReporter
     from srstream.jobs.job import enhance_file
     from srstream.jobs.workplace import StopSignal
-    from srstream.pictures.job import is_picture_input
+    from srstream.pictures.inputs import is_picture_input
 
     config = options.config()
     if is_picture_input(source):
@@ -94,7 +94,8 @@ def plan(
     """Say what enhancing would do, take and lose, without doing it."""
     from srstream.cli.console import render_left_out, render_pictures, render_summary
     from srstream.jobs.summary import plan_summary
-    from srstream.pictures.job import is_picture_input, left_out, plan_pictures
+    from srstream.pictures.inputs import is_picture_input, left_out
+    from srstream.pictures.job import plan_pictures
 
     config = options.config()
     if is_picture_input(source):
@@ -314,7 +315,8 @@ def _enhance_pictures(
 ) -> int:
     from srstream.cli.console import ConsoleReporter, JsonReporter, print_error, render_left_out
     from srstream.jobs.events import Note
-    from srstream.pictures.job import enhance_pictures, left_out
+    from srstream.pictures.inputs import left_out
+    from srstream.pictures.job import enhance_pictures
 
     exit_code = 0
     reporter = JsonReporter() if as_json else ConsoleReporter()

@@ -40,9 +40,7 @@ from srstream.models.table import model_spec
 from srstream.naming import mark_of, marked
 from srstream.pictures import files as picture_files
 from srstream.pictures.files import SUFFIXES, Header, Samples
-
-ANIMATED_SUFFIXES = frozenset({".gif", ".apng"})
-"""Names of animations that are never taken for a still picture."""
+from srstream.pictures.inputs import expand_inputs, is_animated, is_picture
 
 WORKING_BYTES_PER_PIXEL = 18
 """Of the output: Y, U and V of 16 bits, one of them in float while it is resampled, and RGB."""
@@ -102,23 +100,6 @@ class AnimationPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A file that a folder or a pattern holds and that is not enhanced."""
-
-    path: Path
-    reason: str
-
-    def as_json(self) -> dict[str, Any]:
-        """One entry of `srstream plan --json`."""
-        return {
-            "schema": "srstream.picture-plan/1",
-            "input": str(self.path),
-            "output": None,
-            "reason": self.reason,
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class PictureResult:
     """How one picture ended: written, or the reason why not."""
 
@@ -135,81 +116,6 @@ class PictureResult:
             "output": None if self.destination is None else str(self.destination),
             "error": None if self.error is None else str(self.error),
         }
-
-
-def is_picture(path: Path) -> bool:
-    """Whether the name is that of a picture."""
-    return path.suffix.lower() in SUFFIXES
-
-
-def is_picture_input(source: Path) -> bool:
-    """Whether a command's input means pictures: a file, a folder, or a pattern such as `*.png`.
-
-    An animated picture by itself is a video; in a folder or a pattern it may stand among pictures.
-    """
-    if source.is_dir():
-        return True
-    if source.exists() or not glob.has_magic(str(source)):
-        return is_picture(source) and not is_animated(source)
-    return is_picture(source) or any(map(_is_wanted, _matches(source)))
-
-
-def is_animated(path: Path) -> bool:
-    """Whether a file is an animation that is enhanced as a video: a GIF, an animated PNG."""
-    return path.suffix.lower() in ANIMATED_SUFFIXES or (
-        is_picture(path) and picture_files.is_animated_png(path)
-    )
-
-
-def expand_inputs(source: Path) -> list[Path]:
-    """The pictures that an input means, animated ones too, sorted by name.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if source.is_dir():
-        found = [path for path in source.iterdir() if _is_wanted(path)]
-        if not found:
-            raise UsageError(
-                f"{source}: this folder holds no picture (PNG, JPEG, WebP, BMP, GIF). "
-                "Videos are named one by one."
-            )
-        return sorted(found)
-    if source.exists() or not glob.has_magic(str(source)):
-        if not source.exists():
-            raise UsageError(f"{source}: there is no such file.")
-        return [source]
-    found = [path for path in _matches(source) if _is_wanted(path)]
-    if not found:
-        raise UsageError(f"{source}: no picture has such a name.")
-    return sorted(found)
-
-
-def left_out(source: Path) -> list[LeftOut]:
-    """What a folder or a pattern holds besides pictures, but for hidden files; sorted by name."""
-    if source.is_dir():
-        found = [path for path in source.iterdir() if not path.name.startswith(".")]
-    elif source.exists() or not glob.has_magic(str(source)):
-        return []
-    else:
-        found = _matches(source)
-    return [LeftOut(path, _why_left_out(path)) for path in sorted(found) if not _is_wanted(path)]
-
-
-def _why_left_out(path: Path) -> str:
-    if path.is_dir():
-        return "it is a folder, which is named by itself"
-    if not path.is_file():
-        return "it is no regular file"
-    return "it is no picture (PNG, JPEG, WebP, BMP, GIF); videos are named one by one"
-
-
-def _is_wanted(path: Path) -> bool:
-    return path.is_file() and (is_picture(path) or path.suffix.lower() in ANIMATED_SUFFIXES)
-
-
-def _matches(pattern: Path) -> list[Path]:
-    return [Path(name) for name in glob.glob(str(pattern), recursive=True)]
 
 
 def enhance_pictures(

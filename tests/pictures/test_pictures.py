@@ -15,13 +15,8 @@ from srstream.config import EngineConfig, JobConfig, ModelConfig, ScaleConfig, S
 from srstream.errors import MediaError, RefusedError, UsageError
 from srstream.pictures import job as module
 from srstream.pictures.files import PNG_SIGNATURE, read_header
-from srstream.pictures.job import (
-    enhance_picture,
-    enhance_pictures,
-    expand_inputs,
-    is_picture_input,
-    plan_picture,
-)
+from srstream.pictures.inputs import expand_inputs, is_picture_input
+from srstream.pictures.job import enhance_picture, enhance_pictures, plan_picture
 from tests.support.networks import nearest_network
 
 

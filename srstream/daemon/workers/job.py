@@ -38,7 +38,7 @@ from srstream.jobs.workplace import StopSignal, Workplace
 from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec
 from srstream.pictures.files import is_animated_png
-from srstream.pictures.job import is_picture
+from srstream.pictures.inputs import is_picture
 from srstream.protocol.control import JobProgress
 from srstream.sandbox.steps import InChild
 

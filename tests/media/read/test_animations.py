@@ -21,12 +21,8 @@ from srstream.media.read.decode import Decoder
 from srstream.media.read.probe import probe
 from srstream.media.types import SourceInfo
 from srstream.pictures.files import PNG_SIGNATURE
-from srstream.pictures.job import (
-    enhance_pictures,
-    is_picture_input,
-    left_out,
-    plan_pictures,
-)
+from srstream.pictures.inputs import is_picture_input, left_out
+from srstream.pictures.job import enhance_pictures, plan_pictures
 from tests.support import clips, ffmpeg
 from tests.support.jobs import run
 
