@@ -17,6 +17,7 @@ from srstream.errors import (
     SrstreamError,
     UsageError,
     VerifyError,
+    error_to_wire,
 )
 from srstream.jobs.events import (
     Done,
@@ -88,14 +89,8 @@ def enhance_file(
         return _Job(plan, place, on_event, stop or StopSignal(), overwrite, restart, started).run()
     except SrstreamError as error:
         resumable = plan is not None and _directory(plan.output.path, place).exists()
-        on_event(
-            Failed(
-                kind=type(error).__name__,
-                text=str(error),
-                exit_code=error.exit_code,
-                resumable=resumable,
-            )
-        )
+        kind, text = error_to_wire(error)
+        on_event(Failed(kind=kind, text=text, exit_code=error.exit_code, resumable=resumable))
         raise
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from srstream.enhancer.stage import Stage
-from srstream.errors import ServiceError, SrstreamError
+from srstream.errors import ServiceError, SrstreamError, error_to_wire
 from srstream.frame import Frame, FrameForm, encode_frame
 from srstream.protocol.frames import (
     CREDIT,
@@ -269,5 +269,5 @@ class FrameSession:
 
 def error_message(error: SrstreamError) -> Parts:
     """The ERROR message for an error."""
-    content = {"kind": type(error).__name__, "text": str(error)[:2000]}
-    return [ERROR, json.dumps(content).encode()]
+    kind, text = error_to_wire(error)
+    return [ERROR, json.dumps({"kind": kind, "text": text[:2000]}).encode()]

@@ -29,6 +29,7 @@ from srstream.errors import (
     ResumeMismatchError,
     SrstreamError,
     StalledError,
+    error_to_wire,
 )
 from srstream.files import write_whole
 from srstream.jobs.events import Event, Note, Progress, SegmentDone
@@ -123,12 +124,10 @@ class RunningJob:
         )
 
     def _ended(self, outcome: Any, error: Exception) -> Ended:
-        text = (
-            str(error)
-            if isinstance(error, SrstreamError)
-            else (f"an error inside srstream ({type(error).__name__}: {error}); the log has more.")
-        )
-        return Ended(job=self.order.id, outcome=outcome, kind=type(error).__name__, text=text)
+        kind, text = error_to_wire(error)
+        if not isinstance(error, SrstreamError):
+            text = f"an error inside srstream ({kind}: {error}); the log has more."
+        return Ended(job=self.order.id, outcome=outcome, kind=kind, text=text)
 
     def _enhance(self, *, restart: bool) -> Result:
         order = self.order

@@ -27,7 +27,7 @@ from srstream.daemon.api.zmq.guard import MemoryGuard
 from srstream.daemon.api.zmq.subscriptions import EventSource, Subscriptions
 from srstream.daemon.settings import SocketSettings
 from srstream.daemon.sockets import listen_tcp, listen_unix, lock_socket
-from srstream.errors import RefusedError, ServiceError, SrstreamError, UsageError
+from srstream.errors import RefusedError, ServiceError, SrstreamError, UsageError, error_to_wire
 from srstream.protocol.control import (
     MAX_MESSAGE_BYTES,
     ErrorInfo,
@@ -245,7 +245,7 @@ class ControlServer:
         try:
             result = pydantic_core.to_jsonable_python(await self._result(key, message, request))
         except SrstreamError as error:
-            return _error_reply(request.id, type(error).__name__, str(error))
+            return _error_reply(request.id, *error_to_wire(error))
         except Exception:
             logger.exception("a request failed inside the daemon", op=request.op)
             text = "an error inside the daemon; its log says more."
