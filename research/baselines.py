@@ -116,7 +116,7 @@ class BaselineNetwork(ResearchNetwork):
     def _initialise(self) -> None:
         """He's normal weights (VDSR, section 4.2); a residual begins at nothing.
 
-        SRCNN's paper draws from N(0, 0.001), with which Adam takes long to leave the grey picture.
+        SRCNN's paper draws from N(0, 0.001), with which Adam takes long to leave the gray picture.
         """
         convolutions = [cast(nn.Conv2d, convolution) for convolution in self.convolutions]
         for convolution in convolutions:

@@ -1,4 +1,4 @@
-"""Sparse coding, the state of the art before networks: anchored neighbourhood regression (A+).
+"""Sparse coding, the state of the art before networks: anchored neighborhood regression (A+).
 
 R. Timofte, V. De Smet, L. Van Gool, "A+: Adjusted Anchored Neighborhood Regression for Fast
 Super-Resolution", ACCV 2014. A dictionary of low-resolution patch features is learned by sparse
@@ -89,7 +89,7 @@ def load_sparse_config(path: Path) -> SparseConfig:
 
 
 def learn_dictionaries(config: SparseConfig, folder: Path) -> Dictionaries:
-    """From a folder of pictures; a matter of minutes.
+    """Learn dictionaries from a folder of pictures; this takes minutes.
 
     Raises:
         UsageError: scikit-learn is missing, or the pictures hold too few patches.
@@ -148,7 +148,7 @@ def sparse_upscaler(dictionaries: Dictionaries) -> Upscaler:
 
 
 def save_dictionaries(dictionaries: Dictionaries, path: Path) -> None:
-    """As `.npz`, without a pickle."""
+    """Write dictionaries as `.npz`, without a pickle."""
     import io
 
     buffer = io.BytesIO()

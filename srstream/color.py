@@ -67,7 +67,7 @@ def rgb_to_yuv_matrix(matrix: int) -> Matrix:
 
 
 def same_matrix(old: int, new: int) -> bool | None:
-    """Whether two matrix coefficients mean the same matrix; None if one cannot be converted."""
+    """Return whether two matrix coefficients mean one matrix; None if one cannot be converted."""
     if old == new:
         return True
     try:
@@ -77,7 +77,7 @@ def same_matrix(old: int, new: int) -> bool | None:
 
 
 def is_full_range(color: ColorSpec, layout: PlaneLayout) -> bool:
-    """Whether codes use the full range.
+    """Return whether codes use the full range.
 
     An unspecified range means limited for yuv and full for rgb and gray, as in libav.
     """

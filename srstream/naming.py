@@ -9,7 +9,7 @@ from srstream.config import ScaleConfig
 NATIVE_SCALE = 4
 
 KEPT_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
-"""Of inputs whose output, named before anybody has opened the file, gets the same container."""
+"""Suffixes that an output keeps where it is named before anybody has opened the input."""
 
 
 def mark_of(scaling: ScaleConfig) -> str:

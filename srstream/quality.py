@@ -72,7 +72,7 @@ STILL = 1.5
 
 
 def static_flicker(made: Sequence[Plane], true: Sequence[Plane]) -> float:
-    """How much more a video changes than its original where the original is still, in levels.
+    """Return how much more than its original a video changes where that is still, in levels.
 
     It is the mean absolute difference between neighboring frames there, minus that of the original;
     NaN if nothing is still.
@@ -88,7 +88,7 @@ def static_flicker(made: Sequence[Plane], true: Sequence[Plane]) -> float:
 
 
 def warping_error(made: Sequence[Plane], true: Sequence[Plane]) -> float:
-    """How much neighboring frames differ after motion compensation, in levels.
+    """Return how much neighboring frames differ after motion compensation, in levels.
 
     It is the root of the mean squared difference between a frame and the next one, warped back by
     the optical flow of the *original* (OpenCV's DIS). Only pixels count where that flow predicts

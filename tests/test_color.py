@@ -172,7 +172,7 @@ def test_edges_overshoot_without_wrapping():
 
 
 def test_down_is_antialiased():
-    """Stripes finer than the result can show turn grey, instead of to other stripes."""
+    """Stripes finer than the result can show turn gray, instead of to other stripes."""
     stripes = np.tile(np.uint8([0, 255]), (64, 60))
     smaller = resample_plane(stripes, (64, 50), Sampling(1.0, 0.0), Sampling.between(120, 50), 255)
     assert np.abs(smaller[:, 4:-4].astype(int) - 128).max() <= 16

@@ -97,7 +97,7 @@ def test_downscaling_wants_multiples():
     [("Set5", 28.426, 28.431), ("Set14", 26.087, 26.089), ("BSD100", 25.960, 25.963)],
 )
 def test_bicubic_reads_what_the_literature_reports(name, rounded_db, float_db):
-    """28.42 to 28.43, 26.09 (grey `bridge` as limited-range luma) and 25.96 dB."""
+    """28.42 to 28.43, 26.09 (gray `bridge` as limited-range luma) and 25.96 dB."""
     pictures = load_test_set(set_folder(name), 4)
     upscaled = [bicubic_upscaler(4)(picture.lr) for picture in pictures]
     as_float = [

@@ -156,13 +156,13 @@ class DegradationSection(Section):
         return self
 
     def severity(self, crf: float) -> float:
-        """Which position of `--restore`, 0 to 1, a CRF on x264's scale calls for."""
+        """Return which position of `--restore`, 0 to 1, a CRF on x264's scale calls for."""
         along = (crf - self.faithful_crf) / (self.restore_crf - self.faithful_crf)
         return min(max(along, 0.0), 1.0)
 
 
 class StageSection(Section):
-    """What every stage of a run is told: its length and its optimiser."""
+    """What every stage of a run is told: its length and its optimizer."""
 
     hours: float | None = Field(
         default=None, gt=0, le=1000, description="length, by the run's clock; or give iterations"
@@ -275,7 +275,7 @@ class AdversarialSection(StageSection):
         default=1e-3, ge=0, description="of the generator's adversarial loss"
     )
     pixel_weight: float = Field(
-        default=0.0, ge=0, description="of the mean absolute difference, for a firmer colour"
+        default=0.0, ge=0, description="of the mean absolute difference, for a firmer color"
     )
     ldl_weight: float = Field(
         default=0.0, ge=0, description="of locally discriminative learning (Liang et al., 2022)"
@@ -297,7 +297,7 @@ class AdversarialSection(StageSection):
 
 
 class RunSection(Section):
-    """How the run keeps house."""
+    """The settings of the run itself: checkpoints, logs, validation."""
 
     num_threads: int = Field(default=2, ge=1, le=256, description="threads PyTorch computes with")
     accelerator: Literal["auto", "cpu", "cuda"] = Field(
@@ -340,7 +340,7 @@ class TrainConfig(Section):
 
     @property
     def stages(self) -> tuple[StageSection, ...]:
-        """Those that the run has, in order."""
+        """The stages that the run has, in order."""
         return tuple(stage for stage in (self.pixel, self.adversarial) if stage is not None)
 
     @property

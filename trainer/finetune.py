@@ -320,7 +320,7 @@ def config_of(task: FineTuning, base: Weights, material: Material) -> TrainConfi
 
 
 def has_stopped_improving(history: Sequence[Measures]) -> bool:
-    """Whether the last few validations brought nothing over the best before them."""
+    """Return whether the last few validations brought nothing over the best before them."""
     scores = [measures["score"] for measures in history]
     return len(scores) > PATIENCE and max(scores[-PATIENCE:]) <= max(scores[:-PATIENCE])
 

@@ -161,7 +161,7 @@ def grown(weights: Weights, num_blocks: int) -> Weights:
 
 
 def is_flat(weights: Weights) -> bool:
-    """Whether these leave flat input flat by construction: see `UpscalingStack`."""
+    """Return whether these weights leave flat input flat by construction: see `UpscalingStack`."""
     network = weights.spec.network
     if not isinstance(network, Stack):
         return False

@@ -61,7 +61,7 @@ def start_run(
 
 
 def _pairs(config: TrainConfig, data_dir: Path, spec: TrainedSpec, run_dir: Path) -> list[Pair]:
-    """Of the folder's pictures and videos, in the order of their names."""
+    """Return the pairs of the folder's pictures and videos, in the order of their names."""
     pictures, videos = find_training_files(data_dir)
     section, data = config.degradation, config.data
     pairs: list[Pair] = []

@@ -120,7 +120,7 @@ def restore(
     modules: Mapping[str, nn.Module],
     optimisers: Mapping[str, Optimizer],
 ) -> None:
-    """Sets modules, optimisers and PyTorch's random state."""
+    """Sets modules, optimizers and PyTorch's random state."""
     for name, module in modules.items():
         module.load_state_dict(part(tensors, name))
     for name, optimiser in optimisers.items():

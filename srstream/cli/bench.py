@@ -39,7 +39,7 @@ from srstream.models.table import ModelSpec, available_models, model_spec
 from srstream.terminal import plain_console
 
 CLIP_SIZE, CLIP_RATE = (320, 180), 25
-"""Of the clip that is made where none is given."""
+"""Columns and rows of the clip that is made where none is given."""
 
 CLIP_PERIOD = 100
 """Frames after which it turns back."""
@@ -55,7 +55,7 @@ CLEARLY = 1.1
 
 @dataclass(frozen=True)
 class Network:
-    """A model in an engine, alone: no colour, no placing."""
+    """A model in an engine, alone: no color, no placing."""
 
     engine: str
     model: str

@@ -417,7 +417,7 @@ def _sentence(job: JobInfo) -> str:
 
 
 def _how_far(job: JobInfo) -> str:
-    """How many segments are done, of how many; empty while the number is unknown."""
+    """Return how many segments are done, of how many; empty while the number is unknown."""
     if job.num_segments is None:
         return ""
     return f"{job.num_segments_done}/{job.num_segments}"

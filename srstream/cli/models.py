@@ -24,7 +24,7 @@ Entry = dict[str, Any]
 
 
 def model_entries() -> list[Entry]:
-    """Those that ship, in the table's order, then those of one's own."""
+    """Return the models that ship, in the table's order, then the user's own."""
     shipped = [_shipped(MODELS[name]) for name in available_models()]
     return shipped + [_registered(model) for model in registered_models()]
 

@@ -230,7 +230,7 @@ def _without_control_characters(_: WrappedLogger, __: str, event: EventDict) -> 
 
 
 def _is_journal() -> bool:
-    """Whether standard error goes to journald, which reads `<3>` before a line as its priority.
+    """Return whether standard error goes to journald, which reads `<3>` as a line's priority.
 
     JOURNAL_STREAM is set even where standard error was redirected, so the device is compared.
     """

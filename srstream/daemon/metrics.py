@@ -340,6 +340,6 @@ def _response(status: int, body: bytes, kind: str = "text/plain; charset=utf-8")
 
 
 def _grown(before: Mapping[str, float], now: Mapping[str, float]) -> Iterator[tuple[str, float]]:
-    """How much each value has grown; a new name appears even with 0."""
+    """Return how much each value has grown; a new name appears even with 0."""
     for name, value in now.items():
         yield name, max(0.0, value - before.get(name, 0))

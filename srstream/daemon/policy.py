@@ -43,7 +43,7 @@ class Verdict:
 
 
 def is_suspect(job: QueuedJob) -> bool:
-    """Whether a job must run alone, because its worker died twice at the same segment."""
+    """Return whether a job must run alone, because its worker died twice at the same segment."""
     return job.crashes >= CRASHES_IN_COMPANY
 
 

@@ -101,7 +101,7 @@ class ZapHandler:
 
 
 def has_message(socket: zmq.Socket[bytes]) -> bool:
-    """Whether a message can be received now. The call also resets what FD reports."""
+    """Return whether a message can be received now. The call also resets what FD reports."""
     return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
 
 

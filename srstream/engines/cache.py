@@ -44,7 +44,7 @@ class EngineCache:
         self.folder, self._log_level = folder, log_level
 
     def path(self, key: Key) -> Path:
-        """Where the network of this key is kept."""
+        """Return where the network of this key is kept."""
         digest = hashlib.sha256(_canonical(key).encode()).hexdigest()
         return self.folder / f"{key.get('model', 'engine')}-{digest[:24]}{SUFFIX}"
 

@@ -174,7 +174,7 @@ class Ticket(Protocol):
     """A tile in an engine. Pass it to `Session.result` once."""
 
     def is_done(self) -> bool:
-        """Whether `Session.result` would return or raise without waiting. Raises nothing."""
+        """Return whether `Session.result` would return or raise without waiting. Raises nothing."""
         ...
 
 

@@ -62,7 +62,7 @@ WHY_CHOSEN = {
 
 
 def is_installed(name: str) -> bool:
-    """Whether the package that an engine needs is installed."""
+    """Return whether the package that an engine needs is installed."""
     return importlib.util.find_spec(ENGINES[name].package) is not None
 
 
@@ -122,7 +122,7 @@ def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> 
 
 
 def can_run(name: str) -> bool:
-    """Whether an engine's package is installed and the device that it needs is there.
+    """Return whether an engine's package is installed and the device that it needs is there.
 
     PyTorch is imported only if the question is about TensorRT and that is installed.
     """

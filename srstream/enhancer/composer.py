@@ -145,7 +145,7 @@ class Composer:
         return RGB_COLOR.matrix if self._output.layout.kind == "rgb" else self._output.color.matrix
 
     def _keeps_rgb_range(self, frame: Frame) -> bool:
-        """Whether RGB comes out in the range of the source.
+        """Return whether RGB comes out in the range of the source.
 
         If so, codes are converted as if they were full range, which keeps those outside the range.
         """
@@ -161,7 +161,7 @@ class Composer:
         return [0, picture.layout.num_planes - 1]
 
     def _shows_alpha(self, picture: Picture) -> bool:
-        """Whether source and output have alpha, and it is not opaque everywhere."""
+        """Return whether source and output have alpha, and it is not opaque everywhere."""
         if not (picture.layout.has_alpha and self._output.layout.has_alpha):
             return False
         return int(picture.planes[-1].min()) < (1 << picture.layout.bits) - 1

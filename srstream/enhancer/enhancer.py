@@ -225,7 +225,7 @@ class Enhancer:
         return max(1, left // self._engine.capabilities.num_streams)
 
     def _is_repetition(self, frame: Frame) -> bool:
-        """Whether a frame shows exactly what the last one did."""
+        """Return whether a frame shows exactly what the last one did."""
         last = self._last_pushed
         return (
             self._reuse.enabled

@@ -69,7 +69,7 @@ class CellGrid:
         object.__setattr__(self, "side", side)
 
     def changed(self, difference: Mask) -> Mask:
-        """Whether anything differs in each cell or its halo, (rows, columns) of cells.
+        """Return whether anything differs in each cell or its halo, (rows, columns) of cells.
 
         `difference` (H, W) says which pixels differ.
         """
@@ -100,7 +100,7 @@ class CellGrid:
         return rectangles
 
     def touches(self, changed: Mask, rectangle: Rectangle) -> bool:
-        """Whether any changed cell reaches into a rectangle of pixels."""
+        """Return whether any changed cell reaches into a rectangle of pixels."""
         side = self.side
         rows = slice(rectangle.top // side, -(-rectangle.bottom // side))
         columns = slice(rectangle.left // side, -(-rectangle.right // side))
@@ -238,7 +238,7 @@ class Memory:
         self._patches: list[NDArray[np.int32]] = []
 
     def changed(self, planes: Sequence[Plane]) -> Mask | None:
-        """Which cells to compute, (rows, columns); None if nothing is remembered yet."""
+        """Return which cells to compute, (rows, columns); None if nothing is remembered yet."""
         if self.threshold == 0:
             if not self._planes:
                 return None

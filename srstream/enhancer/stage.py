@@ -21,7 +21,7 @@ class Stage(Protocol):
         ...
 
     def has_room(self) -> bool:
-        """Whether `push` would begin a frame at once.
+        """Return whether `push` would begin a frame at once.
 
         Ask only for a frame that is pushed as soon as there is room.
         """

@@ -353,7 +353,7 @@ def _directory(output: Path, workplace: Workplace) -> Path:
 
 
 def _is_publishing(output: Path, workplace: Workplace) -> bool:
-    """Whether an unfinished job of `output` was killed while it gave the output its name."""
+    """Return whether an unfinished job of `output` was killed while it gave the output its name."""
     directory = _directory(output, workplace)
     if not directory.exists():
         return False

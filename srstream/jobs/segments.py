@@ -343,7 +343,7 @@ class _Death:
         return [self._descriptor] if self._seen_at is None else []
 
     def is_certain(self) -> bool:
-        """Whether the child ended so long ago that no message can be under way."""
+        """Return whether the child ended so long ago that no message can be under way."""
         if self._child.status is None:
             return False
         if self._seen_at is None:

@@ -257,7 +257,7 @@ class JobStore:
         failpoint("output.publishing")
 
     def was_published(self) -> bool:
-        """Whether a run that was killed while publishing had already given the output its name."""
+        """Return whether a run killed while publishing had already given the output its name."""
         if self.get("state") != "publishing":
             return False
         with output_folder(self.output, self._output_folder) as folder:

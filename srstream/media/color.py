@@ -1,4 +1,4 @@
-"""The colour description of a decoded frame, read out of libav in H.273's code points."""
+"""The color description of a decoded frame, read out of libav in H.273's code points."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHROMA_LOCATIONS = {
 
 
 def frame_color(frame: VideoFrame, default: ColorSpec) -> ColorSpec:
-    """The colour description of a frame; what it leaves open is taken from `default`."""
+    """The color description of a frame; what it leaves open is taken from `default`."""
     # libav's H.264 decoder may keep a name of full range when the range becomes limited.
     is_full_name = is_full_range_name(frame.format.name)
     unsaid = True if is_full_name else default.full_range

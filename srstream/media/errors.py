@@ -17,7 +17,7 @@ _SHOWN: dict[str, str] = {}
 
 
 def show_as(path: Path, name: Path) -> None:
-    """From here on errors about `path`, which is a descriptor's, speak of `name`."""
+    """Have errors about `path`, which is a descriptor's, speak of `name` from here on."""
     _SHOWN[os.fspath(path)] = os.fspath(name)
 
 

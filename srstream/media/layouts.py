@@ -1,4 +1,4 @@
-"""From libav's pixel formats to plain planes: which layout, and the samples themselves.
+"""Turns libav's pixel formats into plain planes: which layout, and the samples themselves.
 
 Planar formats are copied plane by plane; the common packed and semi-planar ones are taken apart
 in numpy. Only what is left (bit-packed RGB, palettes, float, Bayer) passes through swscale, into
@@ -204,12 +204,12 @@ def layout_of(pix_fmt: str, *, with_alpha: bool = False) -> PlaneLayout:
 
 
 def is_full_range_name(pix_fmt: str) -> bool:
-    """Whether the name itself says full range (libav's old yuvj formats)."""
+    """Return whether the name itself says full range (libav's old yuvj formats)."""
     return pix_fmt.startswith("yuvj")
 
 
 def has_transparent_palette(frame: av.VideoFrame) -> bool:
-    """Whether a pal8 picture's palette has an entry that is not opaque."""
+    """Return whether a pal8 picture's palette has an entry that is not opaque."""
     if frame.format.name != "pal8":
         return False
     palette = np.frombuffer(cast(Any, frame.planes[1]), dtype=np.uint32)

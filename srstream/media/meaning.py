@@ -1,4 +1,4 @@
-"""Whether two tags mean the same. Pure: text in, text out.
+"""Tells whether two tags mean the same. Pure: text in, text out.
 
 Containers keep the same thing in other words: MP4 counts the seconds of `creation_time` since 1904,
 Matroska writes every key in capitals and calls a date DATE_RELEASED, QuickTime names its keys like
@@ -79,7 +79,7 @@ def find_tag(key: str, tags: Mapping[str, str]) -> str | None:
 
 
 def same_tag(key: str, before: str, now: str) -> bool:
-    """Whether two values of a tag mean the same: as text, times, numbers or languages.
+    """Return whether two values of a tag mean the same: as text, times, numbers or languages.
 
     >>> same_tag("creation_time", "2016-05-31 17:01:35", "2016-05-31T17:01:35.000000Z")
     True
@@ -167,7 +167,7 @@ def _moment(
 
 
 def _same_date(before: str, now: str) -> bool:
-    """Whether the shorter of two dates is the beginning of the other: 2014 and 2014-03-09."""
+    """Return whether the shorter of two dates begins the other: 2014 and 2014-03-09."""
     parts = [re.match(r"(\d{4})(?:[-:/](\d{1,2})(?:[-:/](\d{1,2}))?)?(?!\d)", t.strip())
              for t in (before, now)]  # fmt: skip
     if parts[0] is None or parts[1] is None:

@@ -1,4 +1,4 @@
-"""Where chroma samples lie between those of luma, and which formats can state it.
+"""Knows where chroma samples lie between those of luma, and which formats can state it.
 
 Only subsampled chroma lies anywhere. H.264 and HEVC state its place for 4:2:0 alone (ITU-T H.264,
 E.2.1: `chroma_loc_info_present_flag` is to be 0 for any other format), AV1 two of six places, the
@@ -16,21 +16,21 @@ LOCATION_NAMES = ("unspecified", "left", "center", "topleft", "top", "bottomleft
 _ANY = frozenset(range(1, 7))
 _STATED_FOR_420 = {"h264": _ANY, "hevc": _ANY, "av1": frozenset({1, 3})}
 _FIXED = {"mpeg1video": 2, "mpeg2video": 1, "mpeg4": 1}
-"""Those of 4:2:0 that never lie anywhere else."""
+"""Codecs whose 4:2:0 chroma never lies anywhere else."""
 
 _PLACES = {1: (0, 1), 2: (1, 1), 3: (0, 0), 4: (1, 0), 5: (0, 2), 6: (1, 2)}
 """(right, down) from the luma sample above and left of it, in halves of a luma sample."""
 
 
 def states_siting(codec: str, layout: PlaneLayout, location: int) -> bool:
-    """Whether a stream of `codec` (its canonical name) can say that its chroma lies there."""
+    """Return whether a stream of `codec` (canonical name) can say that its chroma lies there."""
     if not _is_subsampled(layout) or (layout.log2_chroma_w, layout.log2_chroma_h) != (1, 1):
         return False
     return location in _STATED_FOR_420.get(codec, ()) or location == _FIXED.get(codec)
 
 
 def same_siting(before: int, now: int, layout: PlaneLayout) -> bool:
-    """Whether two of libav's chroma locations are one in a format; an unspecified one is any.
+    """Return whether two chroma locations of libav are one in a format; unspecified is any.
 
     Where only columns are halved, rows cannot be shifted: left, topleft and bottomleft are one.
     """
@@ -44,10 +44,10 @@ def same_siting(before: int, now: int, layout: PlaneLayout) -> bool:
 
 
 def siting_in(codec: str, layout: PlaneLayout, location: int, *, full_range: bool) -> int:
-    """Where chroma has to lie in an output whose source has it at `location`.
+    """Return where chroma has to lie in an output whose source has it at `location`.
 
     There, where the format can state it; else where it will be taken to lie: the only place that a
-    format knows, or, unstated, left in limited range and the centre in full range.
+    format knows, or, unstated, left in limited range and the center in full range.
     """
     if not _is_subsampled(layout) or not location or states_siting(codec, layout, location):
         return location

@@ -1,4 +1,4 @@
-"""Whether an output holds all that its source held: the fidelity receipt, by `media.witness`."""
+"""Checks whether an output holds all that its source held, and writes the fidelity receipt."""
 
 from __future__ import annotations
 

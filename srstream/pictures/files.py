@@ -68,7 +68,7 @@ class Header:
 
 
 class Samples(NamedTuple):
-    """A decoded picture: (H, W) grey, (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or uint16."""
+    """A decoded picture: (H, W) gray, (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or uint16."""
 
     pixels: Any
     metadata_types: Any
@@ -138,7 +138,7 @@ def _webp_header(content: bytes) -> Header:
 
 
 def is_animated_png(path: Path) -> bool:
-    """Whether a file is a PNG of more than one frame; only the heads of its chunks are read."""
+    """Return whether a file is a PNG of several frames; only the heads of its chunks are read."""
     try:
         with path.open("rb") as file:
             if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
@@ -166,7 +166,7 @@ def _num_png_frames(chunks: Iterator[tuple[bytes, bytes]]) -> int:
 
 
 def _is_cut_off(content: bytes, form: Format) -> bool:
-    """Decoders fill what is missing with grey and say nothing."""
+    """Decoders fill what is missing with gray and say nothing."""
     if form == "png":
         return b"IEND" not in content[-64:] and b"IEND" not in {k for k, _ in _png_chunks(content)}
     if form == "jpeg":
@@ -176,7 +176,7 @@ def _is_cut_off(content: bytes, form: Format) -> bool:
 
 
 def decode(path: Path, content: bytes) -> Samples:
-    """The pixels as they are stored, not rotated; a palette becomes colours.
+    """The pixels as they are stored, not rotated; a palette becomes colors.
 
     Raises:
         MediaError: OpenCV can't decode it.

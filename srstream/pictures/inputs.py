@@ -1,4 +1,4 @@
-"""Which files a job of pictures takes: one, a folder's, or those that a pattern matches."""
+"""Finds which files a job of pictures takes: one, a folder's, or those that a pattern matches."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class LeftOut:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether the name is that of a picture."""
+    """Return whether the name is that of a picture."""
     return path.suffix.lower() in SUFFIXES
 
 
 def is_picture_input(source: Path) -> bool:
-    """Whether a command's input means pictures: a file, a folder, or a pattern such as `*.png`.
+    """Return whether an input means pictures: a file, a folder, or a pattern such as `*.png`.
 
     An animated picture by itself is a video; in a folder or a pattern it may stand among pictures.
     """
@@ -50,7 +50,7 @@ def is_picture_input(source: Path) -> bool:
 
 
 def is_animated(path: Path) -> bool:
-    """Whether a file is an animation that is enhanced as a video: a GIF, an animated PNG."""
+    """Return whether a file is an animation that is enhanced as a video: a GIF, an animated PNG."""
     return path.suffix.lower() in ANIMATED_SUFFIXES or (
         is_picture(path) and picture_files.is_animated_png(path)
     )

@@ -43,7 +43,8 @@ from srstream.pictures.files import SUFFIXES, Header, Samples
 from srstream.pictures.inputs import expand_inputs, is_animated, is_picture
 
 WORKING_BYTES_PER_PIXEL = 18
-"""Of the output: Y, U and V of 16 bits, one of them in float while it is resampled, and RGB."""
+"""Bytes for each pixel of the output: Y, U and V of 16 bits, one of them in float while it is
+resampled, and RGB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class PicturePlan:
     header: Header
     width: int
     height: int
-    """Of the output."""
+    """Columns and rows of the output."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -197,7 +198,7 @@ def plan_animation(source: Path, destination: Path, config: JobConfig) -> Animat
 def _destinations(
     source: Path, sources: list[Path], output: Path | None, config: JobConfig
 ) -> list[Path]:
-    """Where each of the pictures goes.
+    """Return where each of the pictures goes.
 
     Raises:
         UsageError: `output` cannot be what they become, or two would become the same file.
@@ -234,7 +235,7 @@ def _destination(path: Path, output: Path | None, config: JobConfig, *, several:
 
 
 def _video_suffix(path: Path, config: JobConfig) -> str:
-    """Of the video that an animated picture becomes where nothing else is asked for."""
+    """Return the suffix of the video that an animated picture becomes by default."""
     try:
         info = probe(path, config.source)
         return plan_output(info, config, None, (info.video.width, info.video.height)).path.suffix
@@ -358,7 +359,7 @@ def _frame(plan: PicturePlan, pixels: Any) -> Frame:
 
 
 def _interleaved(frame: Frame) -> Any:
-    """(H, W), (H, W, 3) BGR or (H, W, 4) BGRA, as OpenCV writes it; it knows no grey with alpha."""
+    """(H, W), (H, W, 3) BGR or (H, W, 4) BGRA, as OpenCV writes it; it knows no gray with alpha."""
     if frame.layout.kind == "rgb":
         green, blue, red, *alpha = frame.planes
         return cv2.merge([blue, green, red, *alpha])

@@ -94,7 +94,7 @@ class KeyRing:
         return self._names.get(public)
 
     def is_allowed(self, name: str) -> bool:
-        """Whether a client of this name may connect."""
+        """Return whether a client of this name may connect."""
         self._refresh()
         return name in self._names.values()
 

@@ -39,7 +39,7 @@ class SignsOfLife:
         self._read_at = time.monotonic()
 
     def are_new(self) -> bool:
-        """Whether there was a sign of life since the last call."""
+        """Return whether there was a sign of life since the last call."""
         position, used = bytes_read(self._pid), cpu_seconds(self._pid)
         has_read, has_computed = position != self._position, used > self._used_seconds
         self._position, self._used_seconds = position, used

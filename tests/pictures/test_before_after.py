@@ -1,4 +1,4 @@
-"""The before/after picture shows the same place of both, in the right colours."""
+"""The before/after picture shows the same place of both, in the right colors."""
 
 from __future__ import annotations
 

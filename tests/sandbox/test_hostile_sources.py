@@ -239,7 +239,7 @@ def test_a_video_that_lasts_too_long_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_whitelists_refuse_by_themselves(tmp_path: Path) -> None:
-    """Also where no list is recognised by its first bytes."""
+    """Also where no list is recognized by its first bytes."""
     path = tmp_path / "in.ts"
     path.write_text("#EXTM3U\n/etc/passwd\n")
     with pytest.raises(RefusedError):

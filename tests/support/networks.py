@@ -24,7 +24,7 @@ SCALE = 4
 
 
 def made_network(path: Path, *, layers: int = 3, channels: int = 16, seed: int = 0) -> Path:
-    """Random 3x3 convolutions with PReLU, added to the nearest-neighbour anchor, then shuffled.
+    """Random 3x3 convolutions with PReLU, added to the nearest-neighbor anchor, then shuffled.
 
     Its halo is `layers`; its mean is that of its input within a few codes.
     """
@@ -59,7 +59,7 @@ def made_network(path: Path, *, layers: int = 3, channels: int = 16, seed: int =
 
 
 def model_network(path: Path, spec: ModelSpec, *, seed: int = 0, flat: bool = True) -> Path:
-    """Random weights for a model of any colour form, as `srtrain` exports them.
+    """Random weights for a model of any color form, as `srtrain` exports them.
 
     A stack's output is about its input enlarged; a generator's is that through a tanh, so of less
     contrast. Both are deterministic. A stack is `flat`: it makes of a constant that constant.

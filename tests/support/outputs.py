@@ -39,7 +39,7 @@ class Made:
 
 
 def enlarge(frame: Frame, video: OutputVideo) -> Frame:
-    """The frame at the output's size and layout (same kind and depth), by nearest neighbour.
+    """The frame at the output's size and layout (same kind and depth), by nearest neighbor.
 
     Chroma is moved to where the same siting puts it on the larger grid.
     """

@@ -41,7 +41,7 @@ def batch_of(name: str, section: AugmentationSection | None, *, subsampled: bool
 def test_black_and_white_go_where_the_tone_says(colour):
     tone = Tone.between(4.0, 250.0, colour)
     np.testing.assert_allclose(tone.luma(np.float32([16, 235])), [4, 250], rtol=1e-6)
-    gain = 246 / 219  # of chroma too: a picture with more contrast has more colour
+    gain = 246 / 219  # of chroma too: a picture with more contrast has more color
     expected = [128 - 112 * gain, 128, 128 + 112 * gain]
     np.testing.assert_allclose(tone.chroma(np.float32([16, 128, 240])), expected, rtol=1e-6)
 
@@ -92,7 +92,7 @@ def test_both_resolutions_get_the_same_tone(name, share, darkest, brightest):
     luma, hr = 255 * batch.lr_BCHW[:, :1], 255 * batch.hr[0]
     assert (torch.nn.functional.avg_pool2d(hr, 4) - luma).abs().mean() < 1.5
     lows, highs = hr.amin((1, 2, 3)), hr.amax((1, 2, 3))
-    # Patches of 64 pixels show waves of 40 from end to end, but for what the colours mix to.
+    # Patches of 64 pixels show waves of 40 from end to end, but for what the colors mix to.
     assert darkest[0] - 1 <= lows.min() and lows.max() <= darkest[1] + 0.25 * 219
     assert brightest[0] - 0.25 * 219 <= highs.min() and highs.max() <= brightest[1] + 1
     assert len(torch.unique(highs)) > 16

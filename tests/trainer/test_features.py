@@ -35,7 +35,7 @@ def small_vgg():
 
 
 def as_torchvision(arrays):
-    """The same network in torchvision's convention: RGB, normalised by mean and deviation."""
+    """The same network in torchvision's convention: RGB, normalized by mean and deviation."""
     numbers = {"conv1_1": 0, "conv1_2": 2, "conv2_1": 5, "conv2_2": 7}
     state = {
         f"features.{numbers[key.split('.')[0]]}.{key.split('.')[1]}": torch.from_numpy(array)
@@ -140,7 +140,7 @@ def test_what_cannot_be_had_is_told(npz, tmp_path):
 
 @pytest.mark.needs_data
 def test_known_values_of_the_genuine_vgg19():
-    """A flat grey picture and a vertical edge: pinned, as read from the published weights."""
+    """A flat gray picture and a vertical edge: pinned, as read from the published weights."""
     picture = torch.full((1, 3, 16, 16), 0.5)
     picture[:, 0, :, 8:] = 1.0
     features = feature_network("vgg19", ["conv1_1", "conv2_2", "conv3_4"], data_folder(VGG19_FILE))

@@ -1,4 +1,4 @@
-"""What stops a run: NaN, grey collapse, colour drift; and what does not."""
+"""What stops a run: NaN, gray collapse, color drift; and what does not."""
 
 import pytest
 import torch

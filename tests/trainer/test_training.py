@@ -132,7 +132,7 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
     ("text", "killed_at", "base"),
     [
         (TINY_RUN.format(iterations=50), 10, None),
-        # The second stage has begun: its discriminator and both optimisers must come back.
+        # The second stage has begun: its discriminator and both optimizers must come back.
         (TINY_RUN.format(iterations=6) + TWO_STAGES.format(iterations=30), 20, None),
         # The weights that it is mixed with must come back, and they aren't given again.
         (TINY_RUN.format(iterations=50).replace("[run]", KNOB + "[run]"), 10, "fast"),
@@ -142,7 +142,7 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
 def test_a_run_resumed_after_sigkill_equals_an_uninterrupted_one(
     tmp_path, pictures, text, killed_at, base
 ):
-    """Weights, averages, optimisers, random states: bit for bit."""
+    """Weights, averages, optimizers, random states: bit for bit."""
     config = tmp_path / "tiny.toml"
     config.write_text(text)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -219,7 +219,7 @@ def test_sigterm_leaves_a_checkpoint_and_success(tmp_path, pictures):
 
 
 def test_training_lowers_the_loss_and_exports(tmp_path, pictures, validation_pictures):
-    """By the clock, with validation; then the four files, measured and with the data's licence."""
+    """By the clock, with validation; then the four files, measured and with the data's license."""
     config = config_of(1)
     hours = config.pixel.model_copy(update={"iterations": None, "hours": 3 / 3600})
     config = config.model_copy(update={"pixel": hours})

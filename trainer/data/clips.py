@@ -117,7 +117,7 @@ def video_frames(path: Path, num_frames: int) -> list[Picture]:
     """The first frames of a video as RGB, cropped to multiples of 8.
 
     Raises:
-        MediaError: it cannot be decoded, or its colours cannot be converted.
+        MediaError: it cannot be decoded, or its colors cannot be converted.
     """
     frames = [_cropped(frame_to_rgb(frame)) for frame in islice(decoded_frames(path), num_frames)]
     if not frames:
@@ -271,7 +271,7 @@ def degraded_frames(
 
 
 def kept_frames(types: Sequence[str], count: int, random: np.random.Generator) -> list[int]:
-    """Which frames of a clip to train on: P and B as far as there are, then I; in order."""
+    """Return which frames of a clip to train on: P and B as far as there are, then I; in order."""
     order = random.permutation(len(types))
     return sorted(int(i) for i in sorted(order, key=lambda i: types[i] == "I")[:count])
 
@@ -290,7 +290,7 @@ def _eight_bits(plane: NDArray[Any], bits: int) -> NDArray[np.float32]:
 def _cache_key(
     pictures: list[Path], spec: TrainedSpec, section: DegradationSection, seed: int
 ) -> str:
-    """Of everything that decides the pairs."""
+    """Return a digest of everything that decides the pairs."""
     files = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in pictures]
     what = [CACHE_FORMAT, spec.color_form, section.model_dump(mode="json"), seed, files]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]

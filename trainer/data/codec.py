@@ -32,7 +32,7 @@ PRESETS = {
     "mpeg2video": ("",),
     "libvpx-vp9": ("5", "7", "8"),
 }
-"""Of each codec, from fast to slow; VP9's are its `cpu-used`."""
+"""The presets of each codec, from fast to slow; VP9's are its `cpu-used`."""
 
 CONTAINERS = {"libx264": "mp4", "libx265": "mp4", "mpeg2video": "matroska", "libvpx-vp9": "webm"}
 

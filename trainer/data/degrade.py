@@ -1,4 +1,4 @@
-"""From high to low resolution as the literature does it: MATLAB's antialiased bicubic."""
+"""Reduces resolution as the literature does: by MATLAB's antialiased bicubic."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,13 +6,13 @@ from numpy.typing import NDArray
 from srstream.color import cubic_kernel
 
 SCALE = 4
-"""Of every network and baseline that there is so far."""
+"""The scale of every network and baseline so far."""
 
 
 def resize_matrix(num_in: int, num_out: int) -> NDArray[np.float64]:
     """(num_out, num_in) matrix that resizes one axis as MATLAB's `imresize(..., 'bicubic')` does.
 
-    Pixel centres lie at half integers; when shrinking, the kernel is stretched by the factor
+    Pixel centers lie at half integers; when shrinking, the kernel is stretched by the factor
     (antialiasing); positions outside are mirrored at the edge; each row sums to one. The MATLAB
     documentation of `imresize` describes all four.
     """

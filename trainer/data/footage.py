@@ -45,7 +45,7 @@ MIN_CONTRAST = 4.0
 HELD_OUT_SHARE = 0.2
 
 MOMENTS_PER_VIDEO = 24
-"""Of each video in a folder of training data."""
+"""Moments taken from each video in a folder of training data."""
 
 WINDOW = 768
 """Side of what is cut of a frame, in high-resolution pixels, unless told otherwise."""
@@ -93,7 +93,7 @@ class Footage:
     compression: tuple[tuple[str, float], ...]
     """Codec and quantizer, on x264's scale, of each video."""
     min_side: int
-    """Of the smallest frame, in pixels."""
+    """The shorter side of the smallest frame, in pixels."""
 
     def degradation(self, window: int) -> DegradationSection:
         """What the low resolution is to go through to be damaged as these videos are."""
@@ -288,7 +288,7 @@ def _sharpness(luma_HW: NDArray[np.generic]) -> float:
 
 
 def _split(moments: Sequence[Moment]) -> tuple[list[Moment], list[Moment]]:
-    """Those to train on, and the last scenes with a fifth of all moments; of one scene its end.
+    """Return the moments to train on and those held out: the last scenes, with a fifth of all.
 
     Of a single scene one moment between the two is left out, since it looks like both.
     """

@@ -1,7 +1,7 @@
 """Pictures in memory and random patches of them.
 
 Shapes: a low-resolution picture is (C, H, W), C the model's input planes; the original is one
-(planes, scale H, scale W) for each plane group of its colour form. Both are codes in memory and, in
+(planes, scale H, scale W) for each plane group of its color form. Both are codes in memory and, in
 a batch, float32, code values / 255.
 """
 
@@ -56,7 +56,7 @@ class Pair:
     """What low resolution may look like, (C, H, W) each, with the share of patches it is to get."""
     hr: tuple[Codes, ...]
     severity: float = 0.0
-    """Of what a codec did to it: the position of `--restore` that it calls for."""
+    """What a codec did to it, as the position of `--restore` that it calls for."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -91,7 +91,7 @@ class Batch(NamedTuple):
     hr: tuple[Tensor, ...]
     shifted: Shifted | None = None
     knob: float | None = None
-    """Which position of `--restore` it is for."""
+    """The position of `--restore` that it is for."""
 
 
 def find_pictures(folder: Path) -> list[Path]:
@@ -117,7 +117,7 @@ def _files(folder: Path, suffixes: set[str]) -> list[Path]:
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB, uint8; a grey picture has three equal planes."""
+    """(H, W, 3) RGB, uint8; a gray picture has three equal planes."""
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if bgr is None:
         raise UsageError(f"{path}: cannot be decoded as a picture")
@@ -208,7 +208,7 @@ class PatchSampler:
         self._random.bit_generator.state = json.loads(state)
 
     def _cumulative_area(self, knob: float | None) -> NDArray[np.float64]:
-        """Of the pairs that are for this position: within `KNOB_REACH`, or the nearest."""
+        """Return the areas of the pairs for this position: within `KNOB_REACH`, or the nearest."""
         areas = self._areas
         if knob is not None:
             distances = np.abs(self._severities - knob)

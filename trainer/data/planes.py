@@ -55,7 +55,7 @@ def fine_codes(values: NDArray[Any]) -> FineCodes:
 
 
 def code_values(planes: InputCodes) -> Values:
-    """Of whole codes, or of fine ones."""
+    """Return the values of whole codes, or of fine ones."""
     values = planes.astype(np.float32)
     return values / np.float32(FRACTIONS) if planes.dtype == np.uint16 else values
 
@@ -108,7 +108,7 @@ def input_variants(
 
 
 def target_planes(hr_HW3: Picture, colour: ColorFormName) -> tuple[Codes, ...]:
-    """What a model is to make of it: one array for each plane group of its colour form."""
+    """What a model is to make of it: one array for each plane group of its color form."""
     if colour == "luma":
         return (round_to_codes(luma_bt601(hr_HW3))[None],)
     if colour == "rgb":

@@ -23,7 +23,7 @@ def to_chroma(rgb_B3HW: Tensor) -> Tensor:
 
 
 def to_rgb(planes: Planes, colour: ColorFormName) -> Tensor:
-    """(B, 3, H, W), RGB in about [0, 1], not clamped; a luma model's picture is grey.
+    """(B, 3, H, W), RGB in about [0, 1], not clamped; a luma model's picture is gray.
 
     Differentiable. Chroma that comes at half the size is brought up by bilinear interpolation.
     """

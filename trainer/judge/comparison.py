@@ -41,14 +41,14 @@ class Row:
     ssim: float
     chroma_psnr_db: float
     distance: float | None
-    """Of the judge; None where it was not asked."""
+    """The judge's distance; None where it was not asked."""
     colour_shift: float
     """The largest of any picture, in levels."""
     grid: float
     seconds_per_mpixel: float
-    """Of output, this machine, picture by picture."""
+    """Seconds for a megapixel of output on this machine, picture by picture."""
     flicker: float | None = None
-    """Of clips only, as the warping error."""
+    """The warping error; of clips only."""
     warping_error: float | None = None
 
 
@@ -121,7 +121,7 @@ class Comparison:
         return json.dumps(content, indent=1) + "\n"
 
     def save(self, path: Path) -> None:
-        """As Markdown, or as JSON for `.json`."""
+        """Write the table as Markdown, or as JSON for `.json`."""
         path.write_text(self.as_json() if path.suffix == ".json" else self.markdown())
 
 

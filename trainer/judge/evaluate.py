@@ -61,7 +61,7 @@ class LowResolution:
         return height, width
 
     def input_of(self, colour: ColorFormName) -> NDArray[np.float32]:
-        """(1, C, H, W), what a model of this colour form takes, code / 255."""
+        """(1, C, H, W), what a model of this color form takes, code / 255."""
         if colour == "rgb":
             planes = self.rgb_HW3.transpose(2, 0, 1).astype(np.float64)
         elif colour == "luma":
@@ -80,7 +80,7 @@ class Enlarged:
     """U and V at the size of Y."""
 
     def rgb_HW3(self) -> Picture:
-        """As a picture to look at, uint8."""
+        """The planes as a picture to look at, uint8."""
         return rgb_of(np.concatenate([self.y_HW[None], self.chroma_2HW])).transpose(1, 2, 0)
 
 
@@ -128,7 +128,7 @@ def load_test_set(folder: Path, scale: int, *, subsampled: bool = False) -> list
 
 
 GREY_CHROMA_DB = 58.9
-"""A grey picture's chroma is reproduced exactly; it counts as what rounding to 8 bits leaves."""
+"""A gray picture's chroma is reproduced exactly; it counts as what rounding to 8 bits leaves."""
 
 
 def score(upscale: Upscaler, pictures: Sequence[TestPicture], scale: int) -> Score:
@@ -192,7 +192,7 @@ PlaneFunction = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 
 
 def model_upscaler(run: PlaneFunction, spec: TrainedSpec) -> Upscaler:
-    """The network on what its colour form takes of the picture; the rest by bicubic.
+    """The network on what its color form takes of the picture; the rest by bicubic.
 
     As in a video, what a network makes of all planes keeps the source's local mean.
     """

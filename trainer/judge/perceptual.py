@@ -22,14 +22,14 @@ MIN_SIDE = 32
 
 
 LPIPS_LAYERS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")
-"""Of VGG-16, behind their ReLU."""
+"""The layers of VGG-16, behind their ReLU."""
 
 
 class Judge(Protocol):
     """A perceptual distance of two pictures."""
 
     name: str
-    """As a table's column is headed."""
+    """The heading of its column in a table."""
 
     def __call__(self, a_HW3: Picture, b_HW3: Picture) -> float: ...
 
@@ -123,7 +123,7 @@ def _unit(x_BCHW: Tensor) -> Tensor:
 
 
 def grid_energy(made_HW: Plane, true_HW: Plane, scale: int) -> float:
-    """How strong a `scale` x `scale` grid lies over a plane, beside the true one; in levels.
+    """Return how strong a `scale` x `scale` grid lies over a plane, beside the true one; in levels.
 
     A PixelShuffle whose phases disagree leaves a pattern that repeats every `scale` samples. The
     mean of each phase's difference to the truth is that pattern; returned is its standard

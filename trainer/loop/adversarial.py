@@ -37,7 +37,7 @@ from trainer.loop.steps import (
 from trainer.networks import TrainedNetwork
 
 GRID_SCALE = 4
-"""Of luma; the pattern of chroma made at half of that is part of it."""
+"""The period of the pattern in luma; the pattern of chroma made at half of that is part of it."""
 
 
 class AdversarialStage:

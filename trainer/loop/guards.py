@@ -1,4 +1,4 @@
-"""Whether a run still makes pictures: what to watch for, and when to give up."""
+"""Watches whether a run still makes pictures, and stops one that does not."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ WINDOW = 50
 """Iterations that are judged together: batches differ, a collapse lasts."""
 
 MIN_CONTRAST = 0.25
-"""Of the originals' standard deviation; a network that works keeps 0.9 and more."""
+"""A run ends below this share of the originals' deviation; a sound network keeps 0.9 and more."""
 
 MAX_DRIFT = 8 / 255
-"""Of a plane's mean from the originals'; a network that works stays within 1 / 255."""
+"""A run ends where a plane's mean is off by this; a network that works stays within 1 / 255."""
 
 WARM_UP = 300
-"""Iterations before contrast and colour are judged: a new network begins grey."""
+"""Iterations before contrast and color are judged: a new network begins gray."""
 
 
 class TrainingCollapsedError(SrstreamError):
@@ -30,7 +30,7 @@ class TrainingCollapsedError(SrstreamError):
 class Guard:
     """Watches a run's output; `check` raises before a spoilt state could be kept.
 
-    NaN and infinity count at once. Grey collapse (contrast lost) and colour drift (a plane's mean
+    NaN and infinity count at once. Grey collapse (contrast lost) and color drift (a plane's mean
     wanders off) are judged on the mean over a window of iterations.
     """
 

@@ -141,7 +141,7 @@ def past_validations(run_dir: Path, iteration: int) -> list[dict[str, float]]:
 
 
 def duration(seconds: float) -> str:
-    """As a person says it: `2 h 05 min`, `3 min 20 s`."""
+    """Return a duration as a person says it: `2 h 05 min`, `3 min 20 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -102,7 +102,7 @@ def ldl_loss(made: Tensor, steady: Tensor, real: Tensor) -> Tensor:
 
 
 def grid_loss(made: Tensor, real: Tensor, scale: int) -> Tensor:
-    """How much of a `scale` x `scale` pattern the difference holds: what PixelShuffle leaves.
+    """Return how much of a `scale` x `scale` pattern a difference holds: what PixelShuffle leaves.
 
     The difference is taken apart into its phases, each averaged over `GRID_WINDOW` cells each way;
     returned is the mean square of what a phase's mean lies off that of all phases.
@@ -114,7 +114,7 @@ def grid_loss(made: Tensor, real: Tensor, scale: int) -> Tensor:
 
 
 def texture_loss(made: Tensor, real: Tensor) -> Tensor:
-    """How far the local strength of detail is off, but for the finest.
+    """Return how far the local strength of detail is off, but for the finest.
 
     Each channel is taken apart into octaves (a Laplacian pyramid by averages of 2x2); compared are
     the root mean squares in windows of 8x8 samples of the second and third, by mean absolute

@@ -14,7 +14,7 @@ from trainer.config import AdversarialSection, TrainConfig
 from trainer.data.pairs import find_pictures, find_training_files
 
 CHECKPOINT_BYTES = 1 << 30
-"""Room for checkpoints: the paper's networks with their optimisers take a third of it, twice."""
+"""Room for checkpoints: the paper's networks with their optimizers take a third of it, twice."""
 
 
 def check_data(config: TrainConfig, data_dir: Path, validation_dir: Path | None) -> None:

@@ -1,6 +1,6 @@
 """What one iteration does, in each stage of a run.
 
-A stage owns its optimisers and what only it needs (discriminator, feature network). Each is given
+A stage owns its optimizers and what only it needs (discriminator, feature network). Each is given
 a batch and the learning rate's place on its cycle, and returns its losses by name.
 """
 

@@ -25,9 +25,9 @@ STEADINESS_BORDER = 16
 def plane_loss(
     sr: Planes, hr: Planes, section: StageSection, distance: Distance = functional.l1_loss
 ) -> Tensor:
-    """The distance of the first plane group, and the section's share of that of colour.
+    """The distance of the first plane group, and the section's share of that of color.
 
-    Colour is the second group, or what the first one's U and V are where it is RGB.
+    Color is the second group, or what the first one's U and V are where it is RGB.
     """
     loss = distance(sr[0], hr[0])
     for made, true in zip(sr[1:], hr[1:], strict=True):
@@ -38,7 +38,7 @@ def plane_loss(
 
 
 def steadiness(network: nn.Module, sr: Planes, batch: Batch, *knob: float) -> Tensor:
-    """How far two views of the same place disagree, on the first plane group."""
+    """Return how far two views of the same place disagree, on the first plane group."""
     assert batch.shifted is not None
     again = network(fast_layout(batch.shifted.lr_BCHW), *knob)
     return steadiness_loss(sr[0], again[0], batch.shifted.offset, border=STEADINESS_BORDER)

@@ -293,7 +293,7 @@ def update_average(average: nn.Module, network: nn.Module, *, decay: float, iter
 
 
 def rate_factor(done: float, section: StageSection) -> float:
-    """Of the peak rate: one cosine cycle after a linear warm-up (Loshchilov & Hutter, SGDR)."""
+    """Return the share of the peak rate: a cosine after a linear warm-up (SGDR, ICLR 2017)."""
     if done < section.warmup:
         return max(done / section.warmup, 1e-3)
     along = min((done - section.warmup) / (1.0 - section.warmup), 1.0)
@@ -302,6 +302,6 @@ def rate_factor(done: float, section: StageSection) -> float:
 
 
 def time_left(progress: Progress, section: StageSection) -> str:
-    """Of the stage, at the pace that it has had."""
+    """Return the time left of the stage, at its pace so far."""
     done = max(fraction_done(progress, section), 1e-9)
     return duration(progress.stage_seconds * max(1.0 - done, 0.0) / done)

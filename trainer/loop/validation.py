@@ -12,7 +12,7 @@ from trainer.judge.evaluate import Enlarged, TestPicture, load_test_set, network
 from trainer.networks import TrainedNetwork
 
 PANEL_SIDE = 256
-"""Of the original's middle, in pixels; three such stand side by side."""
+"""Side of the crop of the original's middle, in pixels; three such stand side by side."""
 
 MAX_PANELS = 4
 

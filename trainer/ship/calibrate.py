@@ -21,7 +21,7 @@ from trainer.state import write_atomically
 
 NUM_PICTURES = 32
 CROP = 512
-"""Of the originals; 128 in low resolution."""
+"""Side of the crops, in pixels of the originals; 128 in low resolution."""
 
 
 def calibrate(weights: Path, data_dir: Path) -> Path:

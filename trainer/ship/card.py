@@ -25,10 +25,10 @@ def picture_listing(data_dir: Path, pictures: list[str]) -> str:
 
 
 def data_groups(data_dir: Path, pictures: list[str]) -> list[tuple[str, int, str, str]]:
-    """(group, number of pictures, source, licence) for each first-level folder trained on.
+    """(group, number of pictures, source, license) for each first-level folder trained on.
 
-    Source and licence are those of the table in the data folder's `LICENSES.md`, if it has one
-    with the columns group, source and licence.
+    Source and license are those of the table in the data folder's `LICENSES.md`, if it has one
+    with the columns group, source and license.
     """
     stated = {}
     licences_path = data_dir / LICENCES_NAME

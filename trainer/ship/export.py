@@ -1,4 +1,4 @@
-"""From a run's checkpoint to the files that ship: ONNX, safetensors, card and listing."""
+"""Turns a run's checkpoint into the files that ship: ONNX, safetensors, card and listing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a user names to something that enlarges: models, runs, weight files, baselines."""
+"""Finds what enlarges by what a user names: models, runs, weight files, baselines."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def _crops(picture: TestPicture, methods: Sequence[Method]) -> tuple[str, list[t
 
 
 def _place_of_difference(a_HW3: Picture, b_HW3: Picture) -> tuple[int, int]:
-    """Where two versions differ most: the window that says most."""
+    """Return where two versions differ most: the window that says most."""
     difference = np.abs(a_HW3.astype(np.float32) - b_HW3).mean(axis=2)
     mean = cv2.boxFilter(difference, -1, (CROP, CROP), anchor=(0, 0))
     rows, columns = (max(side - CROP, 0) + 1 for side in difference.shape)

@@ -192,7 +192,7 @@ def _shut_down(descriptor: int, inode: int) -> None:
 
 
 def _is_sending(descriptor: int) -> bool:
-    """Whether bytes of the connection wait in the kernel."""
+    """Return whether bytes of the connection wait in the kernel."""
     try:
         with socket.socket(fileno=os.dup(descriptor)) as ours:
             return bool(ours.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))

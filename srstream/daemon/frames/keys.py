@@ -23,7 +23,7 @@ class _Known:
         self._keys = keys
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether the holder of a public key (Z85) may connect."""
+        """Return whether the holder of a public key (Z85) may connect."""
         return self._keys.name_of(key.decode()) is not None
 
 

@@ -146,7 +146,7 @@ class FrameSession:
         self._touched = time.monotonic()
 
     def is_idle(self) -> bool:
-        """Whether the session has waited too long, and for its client only."""
+        """Return whether the session has waited too long, and for its client only."""
         waited = time.monotonic() - self._touched
         return not self._is_busy and waited > self.limits.idle_seconds
 

@@ -105,7 +105,7 @@ def find_files(entry: InboxFolder, excluded: tuple[Path, ...]) -> list[Found]:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether a process of this machine is known to have a file open for writing.
+    """Return whether a process of this machine is known to have a file open for writing.
 
     The kernel grants the file's owner a read lease if no process has it open for writing. Where
     leases are not available, the answer is no.

@@ -84,7 +84,7 @@ class Forgetter:
         return taken.state != "done" or self._is_empty(result) or self._journal.has_successor(taken)
 
     def _is_empty(self, sight: Sight | None) -> bool:
-        """Whether a path is known to have no file."""
+        """Return whether a path is known to have no file."""
         return (
             sight is not None
             and sight.signature is None

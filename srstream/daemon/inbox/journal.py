@@ -172,7 +172,7 @@ class InboxJournal:
         return self._select(where, os.fsencode(folder), before, after_row, limit)
 
     def has_successor(self, taken: Taken) -> bool:
-        """Whether a later version of the file has replaced the output."""
+        """Return whether a later version of the file has replaced the output."""
         where = "output = ? AND path = ? AND state = 'done' AND rowid > ? LIMIT 1"
         values = os.fsencode(taken.output), os.fsencode(taken.path), taken.row
         return bool(self._select(where, *values))
@@ -187,11 +187,11 @@ class InboxJournal:
         return {taken.path for taken in self._select("output = ?", os.fsencode(output))}
 
     def has_made(self, output: Path) -> bool:
-        """Whether the inbox has finished this output before."""
+        """Return whether the inbox has finished this output before."""
         return bool(self._select("output = ? AND state = 'done' LIMIT 1", os.fsencode(output)))
 
     def is_promised(self, target: Path) -> bool:
-        """Whether a place in the quarantine is reserved for a file."""
+        """Return whether a place in the quarantine is reserved for a file."""
         where = "state = 'failing' AND quarantined_as = ? LIMIT 1"
         return bool(self._select(where, os.fsencode(target)))
 

@@ -71,7 +71,7 @@ def repeat_anchor(network: Any) -> None:
 
 
 def is_pixel_shuffle(node: Any, scale: int) -> bool:
-    """Whether a node is a PixelShuffle that enlarges by `scale`."""
+    """Return whether a node is a PixelShuffle that enlarges by `scale`."""
     if node.get_type_name() != "DepthToSpace":
         return False
     attributes = node.get_attributes()

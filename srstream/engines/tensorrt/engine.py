@@ -154,7 +154,7 @@ class TensorRtEngine:
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether the error, or one that caused it, is a lack of device memory."""
+    """Return whether the error, or one that caused it, is a lack of device memory."""
     while error is not None:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             return True

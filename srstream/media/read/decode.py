@@ -1,4 +1,4 @@
-"""From a file to frames in display order: a stage without thread or socket.
+"""Decodes a file to frames in display order: a stage without thread or socket.
 
 The frames pass through generators, each of which does one thing: `_packets` reads and skips,
 `_decoded` decodes and counts failures, `_deinterlaced` filters where fields are seen, `_placed`
@@ -54,7 +54,7 @@ _STATES_SITING = frozenset({"h264", "hevc", "vvc", "vp9", "av1"})
 """Codecs that can say another chroma siting at a keyframe."""
 
 _NEVER_ANEW = frozenset({"smc"})
-"""Codecs with keyframes that are not enough: those of libav's smc use the colours last used."""
+"""Codecs with keyframes that are not enough: those of libav's smc use the colors last used."""
 
 
 class _FaultBeforeStart(Exception):

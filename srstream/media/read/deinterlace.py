@@ -14,7 +14,7 @@ class Deinterlacer:
     """Turns interlaced frames into progressive ones of the same number.
 
     Frames that are not marked interlaced pass unchanged. Each result comes as (picture, source),
-    where `source` is the frame that went in: its time, colour and side data are those to use.
+    where `source` is the frame that went in: its time, color and side data are those to use.
     """
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ MAX_FAULTS_IN_A_ROW = 8
 """So many packets that cannot be read or decoded, one after the other, end a job."""
 
 MAX_STREAMS = 1000
-"""Of one file, where nothing else is asked for; libav's own limit too."""
+"""The most streams of one file, where nothing else is asked for; libav's own limit too."""
 
 MAX_PIXELS = 16384 * 16384
 """For a reader that decodes nothing itself; libav looks at a few frames all the same."""
@@ -146,7 +146,7 @@ def nvdec_fault(path: Path) -> str | None:
 
 
 def cut_off_index(path: Path) -> bool:
-    """Whether a file is an MP4 or MOV that ends before its moov box came."""
+    """Return whether a file is an MP4 or MOV that ends before its moov box came."""
     boxes = [name for name, _, _ in top_level_boxes(path)]
     return bool(boxes) and boxes[0] in (b"ftyp", b"wide", b"mdat") and b"moov" not in boxes
 
@@ -175,7 +175,7 @@ def top_level_boxes(path: Path, limit: int = 100_000) -> Iterator[tuple[bytes, i
 
 
 def is_picture(stream: Stream) -> bool:
-    """Whether a video stream is a cover or thumbnails, not the film."""
+    """Return whether a video stream is a cover or thumbnails, not the film."""
     return bool(stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails))
 
 
@@ -197,7 +197,7 @@ _MAX_INDEX_BYTES = 64 << 20
 
 
 def states_aspect(path: Path, container: InputContainer) -> bool:
-    """Whether the container says a pixel aspect, which then holds for all pictures.
+    """Return whether the container says a pixel aspect, which then holds for all pictures.
 
     Otherwise each picture says its own. MP4, MOV and AVI may or may not say one.
     """
@@ -217,7 +217,7 @@ def states_aspect(path: Path, container: InputContainer) -> bool:
 
 
 def has_webm_alpha(stream: Stream) -> bool:
-    """Whether a VP8 or VP9 stream carries alpha in its block additions (WebM's alpha_mode)."""
+    """Return whether a VP8 or VP9 stream has alpha in its block additions (WebM's alpha_mode)."""
     return any(
         key.lower() == "alpha_mode" and value.strip() not in ("", "0")
         for key, value in stream.metadata.items()
@@ -348,7 +348,7 @@ def _may_be_packed(stream: Stream) -> bool:
 
 
 def is_shown(packet: Packet[Stream], codec: str) -> bool:
-    """Whether a packet holds a picture for the viewer: not cut by an edit list, not hidden.
+    """Return whether a packet holds a picture for the viewer: not cut by an edit list, not hidden.
 
     Some files give the hidden reference pictures of VP8 and VP9 packets of their own.
     """

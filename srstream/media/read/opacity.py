@@ -1,4 +1,4 @@
-"""Whether a picture format's alpha is used: whether any pixel that is shown is not opaque."""
+"""Finds whether a picture format's alpha is used: whether any pixel shown is not opaque."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_PIXELS_LOOKED_AT = 400_000_000
 
 
 def has_transparent_pixels(frame: VideoFrame) -> bool:
-    """Whether a frame shows a pixel that is not opaque."""
+    """Return whether a frame shows a pixel that is not opaque."""
     if frame.format.name == "pal8":
         if not has_transparent_palette(frame):
             return False
@@ -31,12 +31,12 @@ def has_transparent_pixels(frame: VideoFrame) -> bool:
 
 
 def may_be_opaque(frame: VideoFrame, codec: str) -> bool:
-    """Whether a format with alpha says nothing of the file: animations, and palettes."""
+    """Return whether a format with alpha says nothing of the file: animations, and palettes."""
     return codec in ANIMATIONS or frame.format.name == "pal8"
 
 
 def is_opaque(path: Path, index: int, max_pixels: int) -> bool:
-    """Whether no frame of a video shows a transparent pixel.
+    """Return whether no frame of a video shows a transparent pixel.
 
     False also where that is not certain: for a long file, and a damaged one.
     """

@@ -121,7 +121,7 @@ def pick_video(path: Path, container: InputContainer) -> VideoStream:
 
 
 def _is_opaque(path: Path, stream: VideoStream, looked: _Looked, config: SourceConfig) -> bool:
-    """Whether the alpha of an animation, or of a palette, is there and never used."""
+    """Return whether the alpha of an animation, or of a palette, is there and never used."""
     if not looked.has_alpha or looked.is_transparent:
         return False
     if not may_be_opaque(looked.frame, stream.codec_context.codec.canonical_name):

@@ -1,4 +1,4 @@
-"""How hard a source was compressed, on the scale of x264's quantizer (0 to 51).
+"""Estimates how hard a source was compressed, on the scale of x264's quantizer (0 to 51).
 
 Where libav exports what the decoder read (`AVVideoEncParams`: H.264, MPEG-1, -2 and -4, VP9), it is
 the mean over the blocks of a few dozen frames. For other codecs it is estimated from the bits that
@@ -36,7 +36,7 @@ NUM_PLACES = 3
 FRAMES_PER_PLACE = 8
 MAX_PACKETS_PER_PLACE = 60
 FRAMES_PER_LOOK = 4
-"""Of so many frames the detail of one is measured."""
+"""The detail of one in so many frames is measured."""
 
 # libavutil/video_enc_params.h: nb_blocks, blocks_offset, block_size, type, qp; a block is x, y, w,
 # h and its own delta to qp.
@@ -44,7 +44,8 @@ _HEADER = struct.Struct("<IxxxxQQii")
 _VP9, _H264, _MPEG2 = 0, 1, 2
 
 BITS_PER_PIXEL_AT_23 = 0.12
-"""Of H.264 at a quantizer of 23; halved by every 6 more. Lively and quiet footage differ by 4."""
+"""Bits per pixel of H.264 at a quantizer of 23, halved by every 6 more. Lively and quiet footage
+differ by 4."""
 
 EFFICIENCY = {"hevc": 0.6, "av1": 0.45, "vvc": 0.4, "vp8": 1.1, "vp9": 0.6, "mpeg2video": 2.0}
 """Bits that a codec needs where H.264 needs 1, roughly; intra-only codecs need `INTRA`."""
@@ -72,7 +73,7 @@ class _Findings:
 
     quantizers: list[float] = field(default_factory=list)
     details: list[Detail] = field(default_factory=list)
-    """Of one frame in `FRAMES_PER_LOOK`."""
+    """The detail of one frame in every `FRAMES_PER_LOOK`."""
     num_bits: int = 0
     num_packets: int = 0
 
@@ -106,7 +107,7 @@ def measure_compression(
 
 
 def estimated_quantizer(codec: str, bits_per_pixel: float) -> float:
-    """From the bits of an average frame; x264's rate halves with every 6 of its quantizer.
+    """Estimate it from an average frame's bits; x264's rate halves with every 6 of its quantizer.
 
     0 for a lossless codec.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 MAX_NOTES = 100
-"""Of one decode; a broken recording may change with every picture."""
+"""The most notes of one decode; a broken recording may change with every picture."""
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class DecodeReport:
     notes: list[str] = field(default_factory=list)
 
     def clear(self) -> None:
-        """As at the beginning."""
+        """Set everything back to the beginning."""
         self.num_frames = self.num_corrupt_packets = 0
         self.num_concealed = self.num_damaged = 0
         self.stopped_at_seconds = None

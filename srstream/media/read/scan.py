@@ -209,7 +209,7 @@ def _declared_end(container: InputContainer) -> float:
 
 
 def _reaches_beyond_end(path: Path, names: list[str]) -> bool | None:
-    """Whether the outermost element is longer than the file; None if it does not say."""
+    """Return whether the outermost element is longer than the file; None if it does not say."""
     size = path.stat().st_size
     if "mov" in names:
         return any(
@@ -228,7 +228,7 @@ def _reaches_beyond_end(path: Path, names: list[str]) -> bool | None:
 
 
 def _segment_end(head: bytes) -> int | None:
-    """Where Matroska's Segment ends (RFC 9559, 5.1); None if unknown, as in a live recording."""
+    """Return where Matroska's Segment ends (RFC 9559, 5.1); None if unknown, as while recording."""
     at = head.find(b"\x18\x53\x80\x67")
     if at < 0 or at + 12 > len(head) or not head[at + 4]:
         return None

@@ -1,4 +1,4 @@
-"""How much detail a decoded frame has left: measured in its luma plane.
+"""Measures how much detail a decoded frame has left, in its luma plane.
 
 Shape legend: H, W are rows and columns of a plane.
 """
@@ -31,7 +31,7 @@ def detail_of(luma_HW: Plane, bits: int, *, is_interlaced: bool = False) -> Deta
 
 
 def mean_detail(details: Sequence[Detail]) -> Detail:
-    """Of several frames; flat where there is none."""
+    """Return the sharpness of several frames; flat where there is none."""
     return Detail(
         _root_of_mean([detail.slope**2 for detail in details]),
         _root_of_mean([detail.curvature**2 for detail in details]),

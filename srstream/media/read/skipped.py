@@ -126,7 +126,7 @@ class Lengths(Headers):
 
 
 class JpegTables(Headers):
-    """Those of JPEG pictures, of which each lasts until another of its number."""
+    """The tables of JPEG pictures, each of which lasts until another of its number."""
 
     def __init__(self) -> None:
         self._tables: dict[tuple[int, int], bytes] = {}

@@ -1,4 +1,4 @@
-"""When a file begins: what its clock shows then, which is the recorder's and not the picture's."""
+"""Finds when a file begins: its clock is the recorder's and need not begin at zero."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Starts:
 
 
 def earliest(starts: dict[int, Fraction], plans: Iterable[StreamPlan]) -> Fraction | None:
-    """That of the streams that an output has beside its video; None if there are none."""
+    """Return the earliest start among an output's streams beside its video; None without any."""
     kept = {p.index for p in plans if p.action in ("copy", "convert") and p.type != "data"}
     return min((starts[n] for n in kept if n in starts), default=None)
 

@@ -2,7 +2,7 @@
 
 It shares nothing with the code that made the output but PyAV: it opens both files anew with plain
 settings, decodes the source from its first packet on one thread, seeks nowhere in it and skips
-nothing. What it knows of containers, clocks, colours and subtitles stands in this folder, so that a
+nothing. What it knows of containers, clocks, colors and subtitles stands in this folder, so that a
 fault in the pipeline's reading is not repeated here. `tests/test_imports.py` holds that,
 `tests/media/witness/test_witness.py` breaks an output in one respect after the other.
 

@@ -1,4 +1,4 @@
-"""Which packets of the source an output shows, and when: the course that its times must follow."""
+"""Finds which packets of the source an output shows, and when: the course of its times."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Course:
         return late
 
     def is_of_packet(self, time: Fraction) -> bool:
-        """Whether a packet of the source is to be shown at this time of the output."""
+        """Return whether a packet of the source is to be shown at this time of the output."""
         if not self._source.is_timed:
             return True
         stamp = (time + self.shift - self._run) / self._tick

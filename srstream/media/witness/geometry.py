@@ -42,7 +42,7 @@ def crop_of(path: Path, brand: str, number: int, size: tuple[int, int]) -> Crop:
 
 
 def states_aspect(path: Path, brand: str, number: int) -> bool:
-    """Whether a container says the pixel aspect of video track `number`, for all its pictures."""
+    """Return whether a container states the pixel aspect of video track `number`."""
     try:
         if brand in ("mp4", "mov"):
             entries = list(_entries(_moov(path)))
@@ -56,7 +56,7 @@ def states_aspect(path: Path, brand: str, number: int) -> bool:
 
 
 def _matroska(head: bytes) -> Iterator[Crop]:
-    """Of each video track, in order."""
+    """One entry for each video track, in order."""
     for entry in _within(head, (_SEGMENT, _TRACKS, _TRACK_ENTRY)):
         fields = dict(_elements(entry))
         if int.from_bytes(fields.get(_TRACK_TYPE, b""), "big") == 1:
@@ -110,7 +110,7 @@ def _moov(path: Path) -> bytes:
 
 
 def _apertures(moov: bytes, size: tuple[int, int]) -> Iterator[Crop]:
-    """Of each video track, in order."""
+    """One entry for each video track, in order."""
     for entry in _entries(moov):
         yield _aperture(dict(_boxes(entry[78:])).get(b"clap", b""), size)
 

@@ -1,4 +1,4 @@
-"""How the two files describe the video, and the chapters."""
+"""Compares how the two files describe the video, and the chapters."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def compare_labels(
 def compare_shapes(
     before: Label, hidden: Crop, now: Label, still_hidden: Crop, aspect: Fraction
 ) -> list[str]:
-    """Whether what is shown of the output has the shape of what is shown of the source.
+    """Return whether what is shown of the output has the shape of what is shown of the source.
 
     Args:
         aspect: the output's pixel aspect over the source's.
@@ -105,7 +105,7 @@ def compare_shapes(
 
 
 def compare_chapters(source: Survey, output: Survey, placing: Placing) -> list[str]:
-    """Whether the chapters are there, with their titles and times."""
+    """Return whether the chapters are there, with their titles and times."""
     wanted = _placed(source.chapters, placing)
     found = output.chapters
     if len(wanted) != len(found):
@@ -164,7 +164,7 @@ def _placed(chapters: _Chapters, placing: Placing) -> _Chapters:
 
 
 def _same_siting(before: Label, now: Label) -> bool:
-    """Whether chroma lies where it lay; only along an axis that has fewer samples it can lie."""
+    """Return whether chroma lies where it lay; it can move only where it has fewer samples."""
     shapes = {"444": (1, 1), "422": (2, 1), "420": (2, 2), "411": (4, 1), "410": (4, 4)}
     step = next((s for name, s in shapes.items() if name in now.pix_fmt), (1, 1))
     if not before.siting or before.is_rgb or before.is_gray or step == (1, 1):

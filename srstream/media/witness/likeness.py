@@ -1,4 +1,4 @@
-"""Whether an output's picture looks like the source's: its colour, and where in it things are.
+"""Judges whether an output's picture looks like the source's: its color, and where things are.
 
 Shape legend: H, W are rows and columns of a plane. Levels are those of 8 bits in the source's own
 range: 219 from black to white where that is limited.
@@ -38,8 +38,8 @@ where there is much of it (dots, scan lines, stars), but hardly the mean of a pi
 eighth of it."""
 
 DETAIL_SHARE = 0.5
-"""Of the source's detail (mean distance from its own blur), added to each of the bounds: where
-every pixel differs from its neighbours, no network gives all of it back."""
+"""The share of the source's detail (mean distance from its own blur) added to each bound: where
+every pixel differs from its neighbors, no network gives all of it back."""
 
 THUMB = 32
 """Rows and columns of the small pictures in which it is asked what else an output may show."""
@@ -51,7 +51,7 @@ so many levels on average, and from the something else by less than this share o
 
 MAX_MOVE = 0.1
 MAX_CHROMA_MOVE = 0.12
-"""Samples of the source's planes by which a picture, or its colour, may seem moved. Colour that is
+"""Samples of the source's planes by which a picture, or its color, may seem moved. Color that is
 enlarged as if it lay in the middle, where it lies at the left, moves by 0.19 to 0.25."""
 
 DEINTERLACED_MOVE = 0.5
@@ -59,7 +59,7 @@ DEINTERLACED_MOVE = 0.5
 deinterlacer's guess, and a still picture may seem moved by a part of a row."""
 
 Thumb = npt.NDArray[np.float32]
-"""A small picture, (3, THUMB, THUMB): luma and colour differences in levels."""
+"""A small picture, (3, THUMB, THUMB): luma and color differences in levels."""
 
 _BLACK_BELOW = 3.0
 
@@ -92,7 +92,7 @@ class Sight:
 
     @property
     def levels(self) -> tuple[float, float]:
-        """Of luma and of colour differences."""
+        """The number of levels of luma and of color differences."""
         return (255.0, 255.0) if self.label.is_full else (219.0, 224.0)
 
 
@@ -116,7 +116,7 @@ def sight_of(picture: Picture, label: Label, crop: Crop) -> Sight:
 
 
 def nearest_field(source: Sight, output: Sight) -> tuple[Sight, bool]:
-    """Of two woven fields the one that an output shows, since a deinterlacer keeps one's rows; and
+    """Return which of two woven fields an output shows, since a deinterlacer keeps one's rows, and
     whether it rather shows both."""
     both = [replace(source, picture=field_of(source.picture, first)) for first in (0, 1)]
     seen_HW = resized(output.picture.luma, source.picture.luma.shape)
@@ -278,7 +278,7 @@ class Likeness:
     def _look_for_stretched(
         self, source: Sight, output: Sight, unfitted: Thumb, seconds: float
     ) -> None:
-        """Whether a picture of another shape fills the output, whose shape it then takes."""
+        """Return whether a picture of another shape fills the output, whose shape it then takes."""
         seen = thumb_of(output.picture)
         if is_surely_other(_distance(thumb_of(source.picture), seen), _distance(unfitted, seen)):
             self.see_instead(
@@ -287,7 +287,7 @@ class Likeness:
             )
 
     def _is_beyond(self, move: tuple[float, float] | None, limit: float) -> bool:
-        """Whether a move (columns, rows) is more than `limit` and what deinterlacing may do."""
+        """Return whether a move (columns, rows) exceeds `limit` and what deinterlacing may do."""
         if move is None:
             return False
         rows = limit + (DEINTERLACED_MOVE if self.is_deinterlaced else 0.0)
@@ -314,12 +314,12 @@ class Likeness:
 
 
 def is_surely_other(error: float, other: float) -> bool:
-    """Whether something else explains an output that differs by so many levels from its source."""
+    """Return whether something else explains an output that differs so much from its source."""
     return error > SURE_ERROR and other < SURE_SHARE * error
 
 
 def thumb_of(picture: Picture) -> Thumb:
-    """The picture as (3, THUMB, THUMB) small planes in levels; colour is 0 where it is grey."""
+    """The picture as (3, THUMB, THUMB) small planes in levels; color is 0 where it is gray."""
     chroma = picture.chroma or (np.zeros((1, 1), np.float32),) * 2
     planes = [picture.luma, *chroma]
     return np.stack(
@@ -418,9 +418,9 @@ def _inside(shape: tuple[int, int], frame: Frame, place: tuple[int, int, int, in
 
 
 def _expected_move(source: Picture, output: Picture) -> tuple[float, float]:
-    """By how much the output's colour planes, averaged to the source's size, seem moved.
+    """By how much the output's color planes, averaged to the source's size, seem moved.
 
-    In samples of the source's colour planes: the places that both files state are not the middles
+    In samples of the source's color planes: the places that both files state are not the middles
     of the areas that averaging takes.
     """
     assert source.chroma is not None and output.chroma is not None
@@ -431,7 +431,7 @@ def _expected_move(source: Picture, output: Picture) -> tuple[float, float]:
         luma_scale = luma_shape[side] / source.luma.shape[side]
         chroma_scale = chroma_shape[side] / source.chroma[0].shape[side]
         before, now = source.siting[axis], output.siting[axis]
-        # Where colour sample 0 of the source lies, and the middle of those averaged to it.
+        # Where color sample 0 of the source lies, and the middle of those averaged to it.
         place = before + 0.5
         middle = ((chroma_scale - 1) / 2 * output.step[axis] + now + 0.5) / luma_scale
         moves.append((place - middle) / source.step[axis])
@@ -439,7 +439,7 @@ def _expected_move(source: Picture, output: Picture) -> tuple[float, float]:
 
 
 def _light(sight: Sight) -> float:
-    """How far the brightest part of a picture's colour lies above black on average, in levels."""
+    """Return how far the brightest color component lies above black on average, in levels."""
     picture = sight.picture
     if sight.label.is_rgb and picture.chroma is not None:
         rgb = differences_to_rgb(picture.luma, *picture.chroma, 1)

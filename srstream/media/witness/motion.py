@@ -55,7 +55,7 @@ class Motion:
 
     def doubt(self) -> float:
         """A bound of the estimate's own error: that of independent samples, 16 times, since
-        neighbours are alike."""
+        neighbors are alike."""
         if self.found() is None:
             return 0.0
         move = np.linalg.solve(self.normal, self.right)

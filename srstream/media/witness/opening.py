@@ -72,12 +72,12 @@ def plain_decoder(stream: VideoStream) -> VideoCodecContext:
 
 
 def is_cover(stream: Stream) -> bool:
-    """Whether a video stream is a picture beside the film."""
+    """Return whether a video stream is a picture beside the film."""
     return bool(stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails))
 
 
 def has_times(container: InputContainer) -> bool:
-    """Whether the packets tell when they are shown.
+    """Return whether the packets tell when they are shown.
 
     Raw streams do not (AVFMT_NOTIMESTAMPS), nor does AVI with H.264 or HEVC, which counts packets
     in the order of decoding.

@@ -2,7 +2,7 @@
 
 Shape legend: H, W are rows and columns of a plane.
 
-Samples become float32 luma (or alpha) from 0, black, to 1, and colour differences from -0.5 to 0.5,
+Samples become float32 luma (or alpha) from 0, black, to 1, and color differences from -0.5 to 0.5,
 by the frame's own range: two frames of different range that look alike become alike.
 """
 
@@ -88,11 +88,11 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What a frame shows: luma (H, W), two colour differences on a grid of their own, or none
-    where it is grey, and alpha (H, W) from 0 to 1, or None.
+    """What a frame shows: luma (H, W), two color differences on a grid of their own, or none
+    where it is gray, and alpha (H, W) from 0 to 1, or None.
 
-    `siting` is where colour sample 0 lies, (x, y) in luma samples from luma sample 0; `step` the
-    distance between them. `shapes` are those of luma and colour before they were made smaller.
+    `siting` is where color sample 0 lies, (x, y) in luma samples from luma sample 0; `step` the
+    distance between them. `shapes` are those of luma and color before they were made smaller.
     """
 
     luma: FloatPlane
@@ -104,7 +104,7 @@ class Picture:
 
 
 def is_rgb(pix_fmt: str) -> bool:
-    """Whether a pixel format holds red, green and blue; a palette does."""
+    """Return whether a pixel format holds red, green and blue; a palette does."""
     return VideoFormat(pix_fmt).is_rgb or pix_fmt in ("pal8", "xyz12le", "xyz12be")
 
 
@@ -180,7 +180,7 @@ def picture_of(
     """What a frame shows.
 
     Args:
-        within: shapes that luma and colour are averaged down to where they are larger, so that a
+        within: shapes that luma and color are averaged down to where they are larger, so that a
             large picture takes little memory.
     """
     name = _plain_name(frame)
@@ -220,7 +220,7 @@ def picture_of(
 def rgb_to_differences(
     red: FloatPlane, green: FloatPlane, blue: FloatPlane, matrix: int = 1
 ) -> tuple[FloatPlane, FloatPlane, FloatPlane]:
-    """Luma and colour differences of R'G'B' in [0, 1] (H.273, 8.3)."""
+    """Luma and color differences of R'G'B' in [0, 1] (H.273, 8.3)."""
     kr, kb = LUMA_WEIGHTS.get(matrix, LUMA_WEIGHTS[1])
     luma = kr * red + (1 - kr - kb) * green + kb * blue
     return luma, (blue - luma) / (2 - 2 * kb), (red - luma) / (2 - 2 * kr)
@@ -237,7 +237,7 @@ def differences_to_rgb(
 
 
 def chroma_place(label: Label, step: tuple[int, int]) -> tuple[float, float]:
-    """(x, y) of colour sample 0 in luma samples.
+    """(x, y) of color sample 0 in luma samples.
 
     Unspecified is the left in limited range, as MPEG has it, and the middle in full, as JPEG does.
     """
@@ -347,7 +347,7 @@ def _bits(name: str) -> int:
 
 
 def _has_alpha(frame: VideoFrame) -> bool:
-    """Whether anything may be seen through the frame."""
+    """Return whether anything may be seen through the frame."""
     if frame.format.name == "pal8":
         entries = np.frombuffer(cast(Any, frame.planes[1]), dtype=np.uint32)
         return bool((entries >> 24 < 255).any())

@@ -1,4 +1,4 @@
-"""Whether every stream besides the enhanced video is in the output: its kind, packets and times."""
+"""Checks that every stream besides the enhanced video is there: its kind, packets and times."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def _canonical(encoder: str) -> str:
 
 
 def _may_lack(facts: StreamFacts, brand: str) -> bool:
-    """Whether a container need not hold such a stream."""
+    """Return whether a container need not hold such a stream."""
     if facts.kind == "attachment":
         return brand != "mkv"
     if facts.kind == "data" or facts.codec == "unknown" or not facts.is_described:
@@ -308,7 +308,7 @@ def _compare_converted(
 
 
 def _may_end(ends: Fraction, start: Fraction, last: Fraction) -> bool:
-    """Whether sound may end so: within its last packet, if that has a length, or thereabouts.
+    """Return whether sound may end so: within its last packet if that has a length, or nearby.
 
     Matroska tells no length of some codecs' packets (WavPack), of others (TTA) that of a full one.
     """
@@ -342,7 +342,7 @@ def _placed(facts: StreamFacts, placing: Placing) -> tuple[Seconds, Seconds]:
 
 
 def _is_empty(facts: StreamFacts, placing: Placing) -> bool:
-    """Whether a stream has no packet to hold; muxers leave such tracks out."""
+    """Return whether a stream has no packet to hold; muxers leave such tracks out."""
     return facts.kind not in ("attachment", "picture") and not _placed(facts, placing)[0]
 
 

@@ -79,7 +79,7 @@ class StreamFacts:
     is_described: bool = True
     """libav found its parameters; without them a muxer cannot be given it."""
     content: bytes = b""
-    """Of an attachment."""
+    """What an attachment holds."""
     num_packets: int = 0
     num_unstamped: int = 0
     """Packets without a time, such as those just before zero in Matroska."""
@@ -130,7 +130,7 @@ class Survey:
     num_faults: int = 0
 
     def start_seconds(self) -> list[Fraction]:
-        """Where each stream besides the video begins; what primes a decoder of sound is silent."""
+        """Return when each stream besides the video begins; what primes a decoder is silent."""
         found = []
         for facts in self.streams:
             if facts.starts and facts.index != self.video:
@@ -218,7 +218,7 @@ class _Unwrapped:
 
 
 def num_videos_before(found: Survey) -> int:
-    """How many videos lie before the one that is enhanced."""
+    """Return how many videos lie before the one that is enhanced."""
     return sum(s.kind == "video" and s.index < found.video for s in found.streams)
 
 
@@ -269,7 +269,7 @@ def _facts(stream: Stream) -> StreamFacts:
 
 
 def _is_framed(codec: str, packet: Packet[Stream]) -> bool:
-    """Whether sound begins with its header: ISO/IEC 11172-3, 2.4.2.3, or ATSC A/52, 5.3."""
+    """Return whether sound begins with its header: ISO/IEC 11172-3, 2.4.2.3, or ATSC A/52, 5.3."""
     if codec in ("mp1", "mp2", "mp3"):
         data = bytes(packet)[:4]
         if len(data) < 4 or data[0] != 0xFF or data[1] & 0xE0 != 0xE0:

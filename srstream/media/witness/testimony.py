@@ -341,7 +341,7 @@ class _Testimony:
         self._looked = _Looked(seconds, thumb, thumb_of(out.picture), self._last_thumb)
 
     def _finish_look(self, after: Thumb | None) -> None:
-        """Ask whether the last output picture rather shows a neighbour of its frame."""
+        """Ask whether the last output picture rather shows a neighbor of its frame."""
         looked, self._looked = self._looked, None
         if looked is None:
             return
@@ -366,7 +366,7 @@ class _Testimony:
         return problems
 
     def _is_of_damage(self) -> bool:
-        """Whether frames stand elsewhere because some before them could not be decoded."""
+        """Return whether frames stand elsewhere because some before them could not be decoded."""
         num_lost = self._watcher.num_lost
         return num_lost > 0 and 0 < self._times.num_missing <= num_lost + MAX_FAULTS
 

@@ -220,7 +220,7 @@ class Screen:
         facts = survey.streams[survey.video]
         self.base = facts.base
         self.times = sorted(facts.starts)
-        """Of all frames, in `base`."""
+        """The times of all frames, in `base`."""
         self._keys = sorted(facts.keys)
         self._container: InputContainer | None = None
         self._frames: Iterator[VideoFrame] = iter(())

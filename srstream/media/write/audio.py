@@ -50,7 +50,7 @@ def encoder_form(encoder: str, rate: int, layout: str, deep: bool = False) -> Au
 
 
 def is_deep(codec: str, sample_format: str) -> bool:
-    """Whether a source's samples have more than 16 bits that mean something.
+    """Return whether a source's samples have more than 16 bits that mean something.
 
     Decoders of lossy codecs give floats, too.
     """
@@ -58,7 +58,7 @@ def is_deep(codec: str, sample_format: str) -> bool:
 
 
 def num_channels(layout: str) -> int:
-    """How many channels a layout has, 0 for an unknown one."""
+    """Return how many channels a layout has, 0 for an unknown one."""
     try:
         return av.AudioLayout(layout).nb_channels
     except ValueError:

@@ -1,4 +1,4 @@
-"""Choosing and configuring a video encoder: format, quality, colour, limits."""
+"""Choosing and configuring a video encoder: format, quality, color, limits."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ DEFAULT_CQ = 19
 """NVENC's constant quality, in place of a CRF."""
 
 QUANTIZER = 3
-"""Of MPEG's older relatives, which have no CRF and would else be given 200 kbit/s."""
+"""The quantizer of MPEG's older relatives, which have no CRF and would else be given 200 kbit/s."""
 
 _QUANTIZED = frozenset(
     {
@@ -190,7 +190,7 @@ def check_encoder(video: OutputVideo) -> None:
 
 
 def is_nvenc(codec: str) -> bool:
-    """Whether an encoder is NVIDIA's hardware."""
+    """Return whether an encoder is NVIDIA's hardware."""
     return codec.endswith("_nvenc")
 
 
@@ -351,7 +351,7 @@ def _private_options(codec: str) -> set[str]:
 def _fixed_options(codec: str, layout: PlaneLayout, hdr: HdrMetadata) -> dict[str, str]:
     """What the pipeline needs of an encoder: closed groups of pictures, no chatter, HDR."""
     if codec in ("libx264", "libx264rgb"):
-        # x264 takes 6 off the quality of chroma that is as large as luma, and flat colour then
+        # x264 takes 6 off the quality of chroma that is as large as luma, and flat color then
         # drifts by more than a level from frame to frame.
         offset = ":chroma-qp-offset=-12" if _is_444(layout) else ""
         return {"x264-params": f"open-gop=0{offset}{_hdr_options(codec, hdr)}"}

@@ -23,7 +23,7 @@ _MAX_TIMESCALE = 2**31 - 1
 _MAX_FASTSTART_BYTES = 8 << 30
 _TS_DELAY_US = 700_000
 _TS_TAGS = frozenset({"title", "service_name", "service_provider"})
-"""Of which the name of a service in MPEG-TS is made."""
+"""Tags from which the name of a service in MPEG-TS is made."""
 
 
 def open_output(

@@ -196,7 +196,7 @@ def describe(stream: StreamInfo) -> str:
 
 
 def _is_lossy(plan: StreamPlan) -> bool:
-    """Whether a conversion loses more than a text format's markup would say to anyone."""
+    """Return whether a conversion loses more than a text format's markup would say to anyone."""
     if plan.action != "convert":
         return False
     return plan.type == "audio" or plan.codec in ("ass", "ssa")
@@ -284,7 +284,7 @@ def _is_mov(source: SourceInfo) -> bool:
 
 
 def check_carried(codec: str, container: Container) -> None:
-    """Whether `container` takes what the encoder makes.
+    """Return whether `container` takes what the encoder makes.
 
     Raises:
         RefusedError: it does not.

@@ -48,7 +48,7 @@ _WAVER = Fraction(5, 1000)
 """Seconds by which a frame of sound may lie off the end of the one before and still follow it."""
 
 _MAX_TEXT_BYTES = 65535
-"""Of a sample of mov_text, whose length has 16 bits."""
+"""The largest sample of mov_text, whose length has 16 bits."""
 
 
 class Converter(Protocol):

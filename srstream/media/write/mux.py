@@ -105,7 +105,7 @@ class _Copied:
     clock: Clock
     skipped: SkippedPackets
     durations: Durations | None
-    """Of packets that do not tell it; None where packets need none."""
+    """Finds the durations of packets that do not tell them; None where packets need none."""
     is_text: bool
     """Cues need not come in order; no container of theirs has a clock that jumps."""
     last_dts: int | None = None

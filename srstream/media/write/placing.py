@@ -1,4 +1,4 @@
-"""Where the source's times lie in the output: which are taken, and by how much they move."""
+"""Places the source's times in the output: which are taken, and by how much they move."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def placing_of(
     *,
     keep: bool = False,
 ) -> Placing:
-    """How an output lies against its source, whose first frame taken is shown at `first_pts`.
+    """Return how an output lies against its source, of which `first_pts` is the first frame.
 
     The earliest of its streams begins at zero, to less than a tick of the video's clock; all are
     moved alike, and by whole ticks of it. An excerpt begins at zero with its video.

@@ -55,7 +55,7 @@ def container_tags(container: InputContainer, kind: Container) -> dict[str, str]
 
 
 def needs_free_tags(tags: dict[str, str]) -> bool:
-    """Whether MP4 must use its free-form list, which fewer players show."""
+    """Return whether MP4 must use its free-form list, which fewer players show."""
     return any(key.lower() not in ITUNES_KEYS for key in tags)
 
 
@@ -118,7 +118,7 @@ def chapters_in_window(
 
 
 def _is_standard_handler(name: str) -> bool:
-    """Whether a handler's name is what a muxer wrote for want of a title."""
+    """Return whether a handler's name is what a muxer wrote for want of a title."""
     return not name.strip() or name.replace(" ", "").lower() in {
         "videohandler", "soundhandler", "subtitlehandler", "videohandle", "soundhandle",
         "core media video", "coremediavideo", "coremediaaudio", "datahandler", "mediahandler",

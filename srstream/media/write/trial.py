@@ -194,7 +194,7 @@ class _Trial:
         return "name an output that ends in .mkv, or choose another --codec"
 
     def _blank_segment(self) -> SegmentFile:
-        """A few grey frames at the source's first times, from the real encoder.
+        """A few gray frames at the source's first times, from the real encoder.
 
         Raises:
             RefusedError: it does not encode them.
@@ -259,7 +259,7 @@ class _Trial:
         return problems
 
     def _is_expected(self, plan: StreamPlan, kind: str, taken: dict[int, Taken]) -> bool:
-        """Whether a stream must be in the trial; MP4 leaves out tracks without a packet."""
+        """Return whether a stream must be in the trial; MP4 leaves out tracks without a packet."""
         info = self._infos[plan.index]
         if plan.type != kind or plan.action not in ("copy", "convert") or info.is_attached_picture:
             return False

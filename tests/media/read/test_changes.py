@@ -1,4 +1,4 @@
-"""Videos whose second part is described otherwise: shape and colours stay those that were recorded.
+"""Videos whose second part is described otherwise: shape and colors stay those that were recorded.
 
 The parts are flat patches, made into codes here after ITU-T H.273 and encoded without loss; what
 comes out is read back by the same equations, with the description of the output.
@@ -127,7 +127,7 @@ def _decoded(path: Path, start_pts: int | None = None) -> tuple[VideoInfo, list[
 
 @pytest.fixture(scope="module", params=["luma", "yuv420", "rgb"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """Of each colour form a network that repeats its input."""
+    """Of each color form a network that repeats its input."""
     folder, path = tmp_path_factory.mktemp(request.param), "made.onnx"
     if request.param == "luma":
         weights, spec = nearest_network(folder / path), model_spec("fast")

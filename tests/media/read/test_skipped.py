@@ -31,7 +31,7 @@ LATE = 46
 
 
 def _palette(seed: int) -> np.ndarray:
-    """256 random opaque colours, as PyAV takes them: A, R, G, B."""
+    """256 random opaque colors, as PyAV takes them: A, R, G, B."""
     colors = np.random.default_rng(seed).integers(0, 256, (256, 4)).astype(np.uint8)
     colors[:, 0] = 255
     return colors
@@ -43,7 +43,7 @@ def _indexed(index: int, palette: np.ndarray) -> av.VideoFrame:
 
 
 def _write_palettes(path: Path, codec: str, changes_at: int | None = None) -> Path:
-    """Frames of colours from a palette, another one from frame `changes_at` on."""
+    """Frames of colors from a palette, another one from frame `changes_at` on."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "pal8"

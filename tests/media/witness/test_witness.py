@@ -548,7 +548,7 @@ def palette_video(path: Path, frames: int = 12) -> Path:
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
 def test_a_still_chart_of_two_fields_is_no_moved_picture(codec: str, tmp_path: Path) -> None:
-    """Rows that the deinterlacer makes of their neighbours may seem moved by a part of a row."""
+    """Rows that the deinterlacer makes of their neighbors may seem moved by a part of a row."""
     source, output = tmp_path / "in.mkv", tmp_path / "out.mkv"
     chart = ["-f", "lavfi", "-i", "testsrc2=s=176x144:r=25:d=0.2", "-vf", "setfield=tff"]
     fields = ["-c:v", codec, "-flags", "+ilme+ildct", "-b:v", "4M"]

@@ -197,7 +197,7 @@ def test_frames_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         SegmentEncoder(tmp_path / "t.part", video).close()
 
 
-# Pixels and colour
+# Pixels and color
 
 LAYOUTS = [
     PlaneLayout("yuv", 8, 1, 1),

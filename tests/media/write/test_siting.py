@@ -58,7 +58,7 @@ def test_other_formats_are_verified_whatever_they_state(
     moved = location == "center" and pix_fmt != "yuv444p"
     said = [note for note in made.plan.notes if "chroma is moved from center to left" in note]
     assert bool(said) == moved
-    if not moved:  # The nearest neighbour of `make_output` moves nothing.
+    if not moved:  # The nearest neighbor of `make_output` moves nothing.
         assert verify(source, made.path).problems == []
 
 

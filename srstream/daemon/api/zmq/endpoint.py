@@ -86,7 +86,7 @@ class Endpoint:
         self._open()
 
     def has_room(self) -> bool:
-        """Whether the newest connection, which is already counted, is within the limit."""
+        """Return whether the newest connection, which is already counted, is within the limit."""
         self._count()
         if len(self._descriptors) > self._max_clients:
             self._descriptors = {each for each in self._descriptors if _is_socket(each)}
