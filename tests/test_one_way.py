@@ -16,6 +16,7 @@ SOURCES = sorted(
     for part in ("srstream", "trainer", "research")
     for path in (REPOSITORY / part).rglob("*.py")
 )
+BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
 MAX_LINES = 450
 MAX_FUNCTION_LINES = 60
 MAX_MODULES = 15
@@ -110,7 +111,7 @@ def test_outputs_are_marked_by_one_rule(path: Path) -> None:
             )
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
+@pytest.mark.parametrize("path", [*SOURCES, *BENCHMARKS], ids=name)
 def test_files_and_functions_can_be_read_at_once(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= MAX_LINES

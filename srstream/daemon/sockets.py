@@ -23,9 +23,10 @@ def lock_socket(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        is_ours = take_lock(descriptor)
     except OSError as error:
         raise ServiceError(f"{lock}: {error.strerror}.") from error
-    if not take_lock(descriptor):
+    if not is_ours:
         os.close(descriptor)
         raise ServiceError(f"{path}: another srstream daemon serves this socket.")
     return descriptor

@@ -286,8 +286,12 @@ def _locked(path: Path) -> BinaryIO:
     Raises:
         JobError: another daemon has it.
     """
-    file = path.open("ab")
-    if not take_lock(file):
+    try:
+        file = path.open("ab")
+        is_ours = take_lock(file)
+    except OSError as error:
+        raise JobError(f"{path}: it cannot be locked ({error.strerror}).") from error
+    if not is_ours:
         file.close()
         raise JobError(
             f"{path.parent}: another srstream daemon works in this folder. Stop it first, or give "

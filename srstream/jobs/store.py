@@ -110,7 +110,8 @@ class JobStore:
             with contextlib.suppress(FileExistsError):
                 self.directory.mkdir(mode=0o700)
             self._lock = _open_lock(self.directory)
-        if not take_lock(self._lock):
+            is_ours = take_lock(self._lock)
+        if not is_ours:
             self._lock.close()
             raise JobError(
                 f"{output}: another srstream is working on this output. "

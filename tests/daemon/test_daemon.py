@@ -326,6 +326,7 @@ def check_chaos(daemon: Daemon, num_jobs: int, num_kills: int, seed: int) -> Non
     assert {path.suffix for path in daemon.outputs.iterdir()} == {".mp4"}
 
 
+@pytest.mark.long
 def test_kills_at_random_cost_no_job(daemon: Daemon) -> None:
     check_chaos(daemon, num_jobs=8, num_kills=5, seed=1)
 

@@ -49,9 +49,10 @@ class Activated(Daemon):
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Activated]:
-    with Activated(tmp_path) as running:
-        yield running
-        running.listener.close()
+    activated = Activated(tmp_path)
+    with activated:
+        yield activated
+        activated.listener.close()
 
 
 def test_it_is_served_and_survives_the_daemon(daemon: Activated) -> None:

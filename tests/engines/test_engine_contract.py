@@ -347,7 +347,7 @@ def test_bad_weights_are_one_sentence(tmp_path):
 def test_table_names_what_there_is(monkeypatch):
     with pytest.raises(ConfigError, match="there are: openvino, pytorch, tensorrt, ncnn"):
         open_engine("abacus", EngineConfig(), ModelConfig(), SPEC)
-    monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     with pytest.raises(EngineError, match="pip install openvino"):
         choose_engine(EngineConfig(), ModelConfig(), SPEC)
 

@@ -222,7 +222,10 @@ def test_an_existing_output_is_not_touched(source: Path, tmp_path: Path) -> None
 def test_the_slower_the_network_the_less_a_kill_costs(model, size, seconds):
     base = Fraction(1, 1000)
     layout, color = PlaneLayout("yuv", 8, 1, 1), ColorSpec(1, 1, 1, False, 1)
-    video = VideoInfo(0, "raw", "raw", *size, layout, color, base, Fraction(25), Fraction(1))
+    width, height = size
+    video = VideoInfo(
+        0, "raw", "raw", width, height, layout, color, base, Fraction(25), Fraction(1)
+    )
     pts = tuple(range(0, 60_000, 40))
     index = PacketIndex(pts, (0,), len(pts), True, None, "")
     longest = longest_segment(video, model_spec(model))

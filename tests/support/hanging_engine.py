@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from srstream.engines.openvino import engine as openvino
+from srstream.engines.openvino.session import OpenVinoSession
 from srstream.jobs import job
+from srstream.jobs.workplace import Workplace
 
 STALL_SECONDS = 2.0
 
@@ -37,16 +39,16 @@ class NeverDone:
         threading.Event().wait()
 
 
-class HangingSession(openvino.OpenVinoSession):
+class HangingSession(OpenVinoSession):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         once = os.environ.get("HANG_ONCE")
         is_job = arguments[-1] is not None
         if is_job and not (once and Path(once).exists()):
-            self._idle = [NeverDone(request) for request in self._idle]
+            self._idle: list[Any] = [NeverDone(request) for request in self._idle]
             if once:
                 Path(once).touch()
 
 
-openvino.OpenVinoSession = HangingSession  # type: ignore[misc]
-job.Workplace = functools.partial(job.Workplace, stall_seconds=STALL_SECONDS)  # type: ignore[misc]
+openvino.OpenVinoSession = HangingSession  # type: ignore[attr-defined]
+job.Workplace = functools.partial(Workplace, stall_seconds=STALL_SECONDS)  # type: ignore[attr-defined]

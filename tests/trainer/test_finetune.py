@@ -182,6 +182,7 @@ class Links(HTMLParser):
         self.links += [value for name, value in attrs if name in ("src", "href")]
 
 
+@pytest.mark.long
 def test_a_tuned_model_is_better_on_held_out_scenes_and_can_be_used(video, tmp_path, monkeypatch):
     monkeypatch.setenv(REGISTRY_VARIABLE, str(tmp_path / "registry"))
     outcome = finetune(task(video, tmp_path))
@@ -230,6 +231,7 @@ def test_footage_that_cannot_help_is_rolled_back(tmp_path):
     assert "Rolled back" in asked.report_path.read_text()
 
 
+@pytest.mark.long
 def test_a_run_is_gone_on_with_and_a_second_one_is_refused(video, tmp_path):
     base = emptied_fast(tmp_path / "emptied.safetensors")
     asked = task(video, tmp_path, base=base, hours=0.002)

@@ -187,6 +187,7 @@ def test_a_collapse_stops_the_run_and_leaves_the_last_good_state(tmp_path, pictu
     assert all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
 
 
+@pytest.mark.long
 def test_two_processes_train_one_network(tmp_path, pictures):
     """As `torchrun` starts them: they see different patches, and both go on after a resume."""
     config = tmp_path / "tiny.toml"

@@ -305,7 +305,7 @@ def test_across_file_systems_it_is_copied_then_deleted(
     path = service.put("clip.mp4", b"content" * 1000)
     mtime = path.stat().st_mtime_ns
     service.settle()
-    monkeypatch.setattr(inbox_files.os, "rename", other_device)
+    monkeypatch.setattr(inbox_files.os, "rename", other_device)  # type: ignore[attr-defined]
     service.end("failed", error="damaged.")
     moved = service.quarantine / "clip.mp4"
     assert moved.read_bytes() == b"content" * 1000
@@ -361,12 +361,12 @@ def test_the_longest_names_work(service: Service) -> None:
 
 
 STEPS = [
-    (folders.InboxJournal, "add"),
-    (folders.InboxJournal, "change"),
+    (folders.InboxJournal, "add"),  # type: ignore[attr-defined]
+    (folders.InboxJournal, "change"),  # type: ignore[attr-defined]
     (folders, "write_atomically"),
     (folders, "move_away"),
-    (inbox_files.os, "fsync"),
-    (inbox_files.os, "rename"),
+    (inbox_files.os, "fsync"),  # type: ignore[attr-defined]
+    (inbox_files.os, "rename"),  # type: ignore[attr-defined]
 ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 from av.packet import Packet
 from av.stream import Stream
+from av.video.codeccontext import VideoCodecContext
 
 import srstream
 from srstream.config import EngineConfig, ModelConfig, ReuseConfig, SourceConfig
@@ -80,7 +81,7 @@ def _to_rgb(codes: npt.NDArray[Any], matrix: int, full: bool) -> npt.NDArray[Any
 
 
 def _encoded(part: Part, first: int, codec: str) -> list[Packet[Stream]]:
-    context = av.CodecContext.create(codec, "w")
+    context = cast(VideoCodecContext, av.CodecContext.create(codec, "w"))
     context.width, context.height, context.pix_fmt = WIDTH, HEIGHT, part.pix_fmt
     context.time_base, context.framerate = RATE, Fraction(25)
     context.sample_aspect_ratio = part.aspect

@@ -11,12 +11,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
 import pytest
 from av.packet import Packet
 from av.stream import Stream
+from av.video.codeccontext import VideoCodecContext
 
 from srstream.config import SourceConfig
 from srstream.media.read.decode import Decoder
@@ -157,7 +159,7 @@ OPTIONS = {
 
 
 def _encoded(codec: str, options: str, first: int) -> list[Packet[Stream]]:
-    context = av.CodecContext.create(codec, "w")
+    context = cast(VideoCodecContext, av.CodecContext.create(codec, "w"))
     context.width, context.height, context.pix_fmt = 64, 48, "yuv420p"
     context.time_base, context.framerate = RATE, Fraction(25)
     context.gop_size, context.thread_count = 5, 1

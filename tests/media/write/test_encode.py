@@ -456,4 +456,4 @@ def test_nvenc_encodes_where_it_opens(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4")) as container:
         frames = list(container.decode(video=0))
     assert len(frames) == 5
-    assert abs(extract_planes(frames[2], YUV420)[0].astype(int) - 90).max() <= 2
+    assert abs(extract_planes(frames[2])[1][0].astype(int) - 90).max() <= 2
