@@ -6,7 +6,7 @@ engine, and only while it reads its results.
 
 The socket's file mode decides who may connect, over TCP CURVE does. Over ipc a separate process
 (`gate.py`) limits the parts and the number of messages; over TCP, where nothing can be counted,
-`guard.py` looks for messages that never end.
+`memory_guard.py` looks for messages that never end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from srstream.daemon.frames.guard import ConnectionGuard
+from srstream.daemon.frames.memory_guard import ConnectionGuard
 from srstream.daemon.frames.session import (
     MAX_UNSENT_FRAMES,
     FrameSession,

@@ -11,7 +11,7 @@ import zmq
 
 from srstream.daemon.api.zmq.gate import GateLimits
 from srstream.daemon.frames.gate import GateProcess
-from srstream.daemon.frames.guard import ConnectionGuard
+from srstream.daemon.frames.memory_guard import ConnectionGuard
 from srstream.daemon.settings import SocketSettings
 from srstream.daemon.sockets import listen_unix, lock_socket
 from srstream.errors import ConfigError

@@ -23,7 +23,7 @@ from srstream.daemon import zap
 from srstream.daemon.actions import Peer
 from srstream.daemon.api.zmq.endpoint import Endpoint, PeerMessage, Sent
 from srstream.daemon.api.zmq.gate import Gate, GateLimits
-from srstream.daemon.api.zmq.guard import MemoryGuard
+from srstream.daemon.api.zmq.memory_guard import MemoryGuard
 from srstream.daemon.api.zmq.subscriptions import EventSource, Subscriptions
 from srstream.daemon.settings import SocketSettings
 from srstream.daemon.sockets import listen_tcp, listen_unix, lock_socket
