@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from srstream.daemon.workers import job as worker_job
 from srstream.engines.openvino import engine as openvino
 from srstream.engines.openvino.session import OpenVinoSession
 from srstream.jobs import job
@@ -51,4 +52,7 @@ class HangingSession(OpenVinoSession):
 
 
 openvino.OpenVinoSession = HangingSession  # type: ignore[attr-defined]
-job.Workplace = functools.partial(Workplace, stall_seconds=STALL_SECONDS)  # type: ignore[attr-defined]
+for module in (job, worker_job):
+    module.Workplace = functools.partial(  # type: ignore[attr-defined]
+        Workplace, stall_seconds=STALL_SECONDS
+    )
