@@ -8,7 +8,7 @@ DATA holds `video/features` and `train` (to fit), `video/real` (half to fit, hal
 Originals are at most 512x288, shrunk to a quarter, encoded with x264 `medium` at four CRFs, decoded
 and enlarged, with the knob at five positions. Some are blurred, made noisy or dark before; flat
 shapes, gradients and text are drawn. `fit` prints each model's `RestoreRule`; `judge` a table: the
-gain in dB on luma with the rules in `srstream/models/restoration.py`, and at both ends of the knob.
+gain in dB on luma with the rules in `models/restore_auto.py`, and at both ends of the knob.
 
 For every frame the mean products of the network's and the original's difference from bicubic are
 kept (`--cache`); from them the error at any strength follows: |E|^2 - 2 s <D, E> + s^2 |D|^2.
@@ -33,7 +33,7 @@ from scipy.optimize import differential_evolution
 from srstream.config import SourceConfig
 from srstream.media.read.probe import probe
 from srstream.media.read.quantizer import measure_compression
-from srstream.models.restoration import (
+from srstream.models.restore_auto import (
     MIDDLE_QUANTIZER,
     MOST_BESIDE,
     RESTORE_RULES,

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-from srstream.media.scheduling import same_scheduling
+from srstream.media.thread_priority import same_scheduling
 
 DATA = Path(os.environ.get("SRSTREAM_DATA", REPOSITORY.parent / "shared" / "data"))
 NUM_CORES = len(os.sched_getaffinity(0))

@@ -141,9 +141,9 @@ WITNESS = "srstream.media.witness"
 WITNESS_MAY_IMPORT = {
     "srstream.errors",
     "srstream.media.errors",  # libav's errors in sentences
-    "srstream.media.formats",  # names of formats
+    "srstream.media.refused_formats",  # names of formats
     "srstream.media.languages",  # names of languages
-    "srstream.media.meaning",  # text in, text out
+    "srstream.media.tag_values",  # text in, text out
     "srstream.media.receipt",  # plain data
 }
 

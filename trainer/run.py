@@ -9,7 +9,7 @@ from typing import Literal
 
 from srstream.config import Precision
 from srstream.errors import UsageError
-from srstream.models.restoration import Restoration
+from srstream.models.restore_auto import Restoration
 from trainer.config import TrainConfig
 from trainer.data.clips import degraded_pairs
 from trainer.data.codec import x264_at

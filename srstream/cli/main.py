@@ -57,8 +57,8 @@ def enhance(
     2 usage, 3 an unfinished job that does not match, 4 done in part (--salvage), 130 interrupted.
     """
     from srstream.cli.console import ConsoleReporter, JsonReporter
+    from srstream.jobs.context import StopSignal
     from srstream.jobs.job import enhance_file
-    from srstream.jobs.workplace import StopSignal
     from srstream.pictures.inputs import is_picture_input
 
     config = options.config()

@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from srstream.config import JobConfig
-from srstream.daemon.configuration import Configuration
 from srstream.daemon.metrics import Metrics
+from srstream.daemon.reload import Configuration
 from srstream.daemon.scheduler import Scheduler
 from srstream.daemon.settings import ServiceSettings, with_model
 from srstream.daemon.workers.registration import Registered, Registration

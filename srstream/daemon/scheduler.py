@@ -11,10 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
-from srstream.daemon import policy
-from srstream.daemon.configuration import Configuration
+from srstream.daemon import retries
 from srstream.daemon.metrics import Metrics
 from srstream.daemon.queue import JobQueue, QueuedJob
+from srstream.daemon.reload import Configuration
 from srstream.daemon.settings import with_model
 from srstream.daemon.workers.link import (
     Beat,
@@ -87,7 +87,7 @@ class Scheduler:
     def recover(self) -> None:
         """Queue the jobs that ran when the daemon ended; delete the work that no job owns."""
         for job in self.queue.jobs(("running",), limit=_ALL):
-            verdict = policy.after_stop(job, "the daemon was started anew")
+            verdict = retries.after_stop(job, "the daemon was started anew")
             self.queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
         kept = {job.id for job in self.queue.jobs(("queued", "paused"), limit=_ALL)}
         for directory in self._configuration.work_dir.glob("*"):
@@ -128,13 +128,13 @@ class Scheduler:
     def _worker_for(self, job: QueuedJob) -> EngineProcess | None:
         """The least busy worker that may take a job; a suspect must run alone."""
         ready = [worker for worker in self.workers if worker.is_ready]
-        if policy.is_suspect(job):
+        if retries.is_suspect(job):
             return next((worker for worker in ready if not worker.running), None)
         free = [
             worker
             for worker in ready
             if len(worker.running) < self._configuration.settings.jobs.max_running
-            and not any(policy.is_suspect(self.queue.get(other)) for other in worker.running)
+            and not any(retries.is_suspect(self.queue.get(other)) for other in worker.running)
         ]
         return min(free, key=lambda worker: len(worker.running), default=None)
 
@@ -291,7 +291,7 @@ class Scheduler:
 
     def _requeue(self, job_id: str) -> None:
         job = self.queue.get(job_id)
-        verdict = policy.after_crash(job, self._configuration.settings.jobs)
+        verdict = retries.after_crash(job, self._configuration.settings.jobs)
         self._publish(self.queue.change(job_id, verdict.state, verdict.data, **verdict.columns))
 
     def _note_event(self, message: Happened) -> None:
@@ -311,12 +311,12 @@ class Scheduler:
             event = self.queue.change(job.id, "done", result=ended.result, error=None)
             logger.info("job done", extra={"job": job.id, "output": str(job.output)})
         elif ended.outcome == "stopped":
-            verdict = policy.after_stop(job)
+            verdict = retries.after_stop(job)
             event = self.queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
         else:
             kind = error_named(ended.kind) or EngineError
             settings = self._configuration.settings.jobs
-            verdict = policy.after_failure(job, kind, ended.text, settings)
+            verdict = retries.after_failure(job, kind, ended.text, settings)
             event = self.queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
             self._metrics.error("job", ended.kind)
             told = {"job": job.id, "segment": job.num_segments_done, "state": verdict.state}

@@ -19,16 +19,16 @@ from typing import Any, BinaryIO
 from srstream.daemon import logs
 from srstream.daemon.actions import Actions, Peer, job_config
 from srstream.daemon.api.zmq.control import ControlServer
-from srstream.daemon.configuration import (
+from srstream.daemon.inbox.folders import Inbox, check_apart
+from srstream.daemon.metrics import Metrics, MetricsServer
+from srstream.daemon.queue import JobQueue
+from srstream.daemon.reload import (
     Configuration,
     check_private,
     check_roots,
     needing_restart,
     until_restart,
 )
-from srstream.daemon.inbox.folders import Inbox, check_apart
-from srstream.daemon.metrics import Metrics, MetricsServer
-from srstream.daemon.queue import JobQueue
 from srstream.daemon.scheduler import Scheduler
 from srstream.daemon.settings import ServiceSettings, keys_dir, load_settings
 from srstream.daemon.systemd import Notifier, Readiness, listen_fds

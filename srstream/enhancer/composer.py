@@ -37,7 +37,7 @@ from srstream.color import (
     yuv444_to_rgb,
 )
 from srstream.engines.contract import Capabilities, TileFormat
-from srstream.enhancer.placing import Placing, letterboxed, placing_of
+from srstream.enhancer.letterbox import Placing, letterboxed, placing_of
 from srstream.enhancer.reuse import ResampledPlane
 from srstream.errors import EngineError, RefusedError
 from srstream.frame import ColorSpec, Frame, FrameForm, Plane, PlaneLayout

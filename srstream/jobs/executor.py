@@ -8,12 +8,12 @@ from typing import Protocol
 
 from srstream.enhancer.enhancer import Enhancer
 from srstream.enhancer.stage import Stage
+from srstream.jobs.context import JobContext, StopSignal
 from srstream.jobs.encoder import EncoderThread
 from srstream.jobs.plan import JobPlan
 from srstream.jobs.segments import SegmentTask, Worker
 from srstream.jobs.store import JobStore, SegmentRecord
 from srstream.jobs.wakeup import Wakeup
-from srstream.jobs.workplace import StopSignal, Workplace
 from srstream.sandbox.decoder import DecodeOutcome, DecodeRequest
 
 # Frames of the source that may be under way between the processes: enough to hide a hiccup, few
@@ -57,7 +57,7 @@ class LocalExecutor:
         self,
         plan: JobPlan,
         store: JobStore,
-        place: Workplace,
+        place: JobContext,
         stop: StopSignal,
         *,
         on_segment: Callable[[SegmentRecord], None],

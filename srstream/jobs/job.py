@@ -19,6 +19,7 @@ from srstream.errors import (
     VerifyError,
     error_to_wire,
 )
+from srstream.jobs.context import JobContext, StopSignal
 from srstream.jobs.events import (
     Done,
     Failed,
@@ -36,10 +37,9 @@ from srstream.jobs.failpoints import failpoint
 from srstream.jobs.plan import JobPlan, fingerprint, make_plan
 from srstream.jobs.segments import DecoderDiedError, SegmentTask
 from srstream.jobs.store import JobStore, SegmentRecord, disk_errors, job_directory
-from srstream.jobs.workplace import StopSignal, Workplace
 from srstream.media.receipt import Receipt
 from srstream.sandbox.decoder import DecodeOutcome
-from srstream.sandbox.steps import Assemble, Verify
+from srstream.sandbox.media_steps import Assemble, Verify
 
 _MAX_DECODER_DEATHS = 3
 _NUM_VERIFY_SAMPLES = 8
@@ -67,7 +67,7 @@ def enhance_file(
     restart: bool = False,
     on_event: OnEvent = ignore,
     stop: StopSignal | None = None,
-    workplace: Workplace | None = None,
+    context: JobContext | None = None,
 ) -> Result:
     """Enhance one video file; resumes an unfinished job of the same output.
 
@@ -75,7 +75,7 @@ def enhance_file(
         SrstreamError: one of the tree in `srstream.errors`, its text meant for the user.
     """
     started = time.monotonic()
-    plan, place = None, workplace or Workplace()
+    plan, place = None, context or JobContext()
     try:
         plan = make_plan(
             source,
@@ -100,14 +100,14 @@ class _Job:
     def __init__(
         self,
         plan: JobPlan,
-        workplace: Workplace,
+        context: JobContext,
         on_event: OnEvent,
         stop: StopSignal,
         overwrite: bool,
         restart: bool,
         started: float,
     ) -> None:
-        self._plan, self._place = plan, workplace
+        self._plan, self._place = plan, context
         self._on_event, self._stop = on_event, stop
         self._overwrite, self._restart, self._started = overwrite, restart, started
         self._output = plan.output.path
@@ -348,16 +348,16 @@ class _Throttle:
         )
 
 
-def _directory(output: Path, workplace: Workplace) -> Path:
-    return workplace.directory or job_directory(output)
+def _directory(output: Path, context: JobContext) -> Path:
+    return context.directory or job_directory(output)
 
 
-def _is_publishing(output: Path, workplace: Workplace) -> bool:
+def _is_publishing(output: Path, context: JobContext) -> bool:
     """Return whether an unfinished job of `output` was killed while it gave the output its name."""
-    directory = _directory(output, workplace)
+    directory = _directory(output, context)
     if not directory.exists():
         return False
-    with JobStore(output, directory=directory, output_folder=workplace.output_folder) as store:
+    with JobStore(output, directory=directory, output_folder=context.output_folder) as store:
         return bool(store.get("state") == "publishing")
 
 

@@ -14,15 +14,15 @@ from typing import Any
 import av
 
 from srstream.config import EngineConfig, JobConfig, ModelConfig, ScaleConfig
+from srstream.engines.bicubic_mix import softened
 from srstream.engines.contract import Engine
-from srstream.engines.softened import softened
 from srstream.engines.table import ENGINES, choose_engine, engine_name
 from srstream.errors import NoSpaceError, RefusedError, TruncatedError, UsageError
 from srstream.files import largest_file
 from srstream.frame import FrameForm
 from srstream.jobs.segments import SegmentCuts
+from srstream.media.read.degradation import RestoreChoice
 from srstream.media.read.demux import nvdec_fault
-from srstream.media.read.restore import RestoreChoice
 from srstream.media.read.start import earliest, start_pts
 from srstream.media.types import (
     OutputPlan,
@@ -38,7 +38,7 @@ from srstream.media.write.containers import Container
 from srstream.media.write.output import plan_output
 from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec, model_spec
-from srstream.sandbox.steps import (
+from srstream.sandbox.media_steps import (
     ChooseRestore,
     InProcess,
     MediaSteps,

@@ -7,9 +7,9 @@ from pathlib import Path
 from srstream.media.read.demux import MAX_PIXELS, open_source
 from srstream.media.receipt import Receipt as Receipt
 from srstream.media.types import HdrMetadata, OutputPlan, TimeWindow
+from srstream.media.witness.compare import spread as spread
+from srstream.media.witness.compare import testify
 from srstream.media.witness.streams import Promise, Promises
-from srstream.media.witness.testimony import spread as spread
-from srstream.media.witness.testimony import testify
 
 
 def verify(

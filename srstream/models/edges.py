@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srstream.models.checkpoint import Weights
-from srstream.models.flat import LEVEL, GraphTensors, graph_tensors
+from srstream.models.flat_correction import LEVEL, GraphTensors, graph_tensors
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 
 UNSEEN = 0.15 * LEVEL

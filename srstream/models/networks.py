@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from srstream.models.blend import Blend
 from srstream.models.checkpoint import Tensors, Weights, blended_weights
-from srstream.models.flat import Array, Correction, correction_of
+from srstream.models.flat_correction import Array, Correction, correction_of
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 
 Planes = tuple[Tensor, ...]
@@ -351,7 +351,7 @@ def blended_network(blend: Blend, spec: ModelSpec) -> "Network | FlatNetwork":
 
 
 class FlatNetwork(nn.Module):
-    """A network with the correction that keeps flat pictures flat (`models/flat.py`)."""
+    """A network with the correction that keeps flat pictures flat (`models/flat_correction.py`)."""
 
     def __init__(self, network: Network, correction: Correction) -> None:
         super().__init__()

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from srstream.errors import WeightsError
 from srstream.models.checkpoint import Tensors, Weights, check_tensors
+from srstream.models.subpixel_tail import tail_before_shuffle
 from srstream.models.table import ColorFormName, ModelSpec, PlaneGroup, ResidualGenerator, Stack
-from srstream.models.tail import tail_before_shuffle
 
 OPSET = 17
 IR_VERSION = 8

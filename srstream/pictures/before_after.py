@@ -23,7 +23,7 @@ from av.video.stream import VideoStream
 from srstream.config import SourceConfig
 from srstream.errors import MediaError, SrstreamError
 from srstream.frame import ColorSpec
-from srstream.media.color import frame_color
+from srstream.media.color_tags import frame_color
 from srstream.media.errors import libav_errors, sentence
 from srstream.media.read.demux import (
     ReadFault,

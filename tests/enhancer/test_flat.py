@@ -18,7 +18,7 @@ from srstream.errors import EngineError
 from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout
 from srstream.models.checkpoint import load_weights
 from srstream.models.edges import border_of
-from srstream.models.flat import KNOT_ERROR, correction_of
+from srstream.models.flat_correction import KNOT_ERROR, correction_of
 from srstream.models.networks import network_from_weights
 from srstream.models.table import (
     ModelSpec,

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from srstream.config import ReuseConfig, SourceConfig
 from srstream.engines.contract import Capabilities
 from srstream.enhancer.enhancer import Enhancer
-from srstream.enhancer.turns import STEP, Round, SharedStage
+from srstream.enhancer.fair_queue import STEP, Round, SharedStage
 from srstream.errors import EngineError, InterruptedJobError, MediaError, StalledError
 from srstream.frame import ColorSpec, Frame, PlaneLayout
 from srstream.jobs import segments as module

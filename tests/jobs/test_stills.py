@@ -213,7 +213,7 @@ SHORT_LIMIT = """
 import functools
 from srstream.cli import main as cli
 from srstream.jobs import job
-job.Workplace = functools.partial(job.Workplace, stall_seconds=0.5)
+job.JobContext = functools.partial(job.JobContext, stall_seconds=0.5)
 cli.main()
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from srstream.media.scheduling import same_scheduling
+from srstream.media.thread_priority import same_scheduling
 from tests.support.paths import REPOSITORY
 
 PROGRAM = """

@@ -16,7 +16,7 @@ from srstream.daemon.workers import job as worker_job
 from srstream.engines.openvino import engine as openvino
 from srstream.engines.openvino.session import OpenVinoSession
 from srstream.jobs import job
-from srstream.jobs.workplace import Workplace
+from srstream.jobs.context import JobContext
 
 STALL_SECONDS = 2.0
 
@@ -53,6 +53,6 @@ class HangingSession(OpenVinoSession):
 
 openvino.OpenVinoSession = HangingSession  # type: ignore[attr-defined]
 for module in (job, worker_job):
-    module.Workplace = functools.partial(  # type: ignore[attr-defined]
-        Workplace, stall_seconds=STALL_SECONDS
+    module.JobContext = functools.partial(  # type: ignore[attr-defined]
+        JobContext, stall_seconds=STALL_SECONDS
     )

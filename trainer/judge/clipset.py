@@ -9,7 +9,7 @@ from pathlib import Path
 from srstream.config import SourceConfig
 from srstream.media.read.probe import probe
 from srstream.media.read.quantizer import measure_compression
-from srstream.models.restoration import Restoration, restoration_for
+from srstream.models.restore_auto import Restoration, restoration_for
 from trainer.data.clips import video_frames
 from trainer.data.codec import CodecSettings, decode, encode
 from trainer.data.degrade import SCALE, downscale

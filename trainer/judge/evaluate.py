@@ -174,7 +174,7 @@ def bicubic_upscaler(scale: int) -> Upscaler:
 
 
 def softened_upscaler(upscale: Upscaler, strength: float, scale: int) -> Upscaler:
-    """Part of the way from bicubic to what another makes, as `srstream.engines.softened`."""
+    """Part of the way from bicubic to what another makes, as `srstream.engines.bicubic_mix`."""
     bicubic = bicubic_upscaler(scale)
 
     def mixed(lr: LowResolution) -> Enlarged:

@@ -8,8 +8,8 @@ from srstream.config import JobConfig, ModelConfig
 from srstream.daemon.frames.session import OpenStage
 from srstream.engines.pool import EnginePool
 from srstream.enhancer.enhancer import Enhancer
+from srstream.enhancer.fair_queue import Round, WaitingStage
 from srstream.enhancer.stage import Stage
-from srstream.enhancer.turns import Round, WaitingStage
 from srstream.models.registry import resolved
 from srstream.models.table import model_spec
 from srstream.protocol.frames import Hello

@@ -21,8 +21,8 @@ from srstream.daemon.workers.link import Ended, JobOrder
 from srstream.engines.contract import Engine
 from srstream.engines.pool import EnginePool, Lease
 from srstream.enhancer.enhancer import Enhancer
+from srstream.enhancer.fair_queue import Member, Round, SharedStage
 from srstream.enhancer.stage import Stage
-from srstream.enhancer.turns import Member, Round, SharedStage
 from srstream.errors import (
     InterruptedJobError,
     RefusedError,
@@ -32,16 +32,16 @@ from srstream.errors import (
     error_to_wire,
 )
 from srstream.files import write_whole
+from srstream.jobs.context import JobContext, StopSignal
 from srstream.jobs.events import Event, Note, Progress, SegmentDone
 from srstream.jobs.job import Result, enhance_file
 from srstream.jobs.store import disk_errors
-from srstream.jobs.workplace import StopSignal, Workplace
 from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec
 from srstream.pictures.files import is_animated_png
 from srstream.pictures.inputs import is_picture
 from srstream.protocol.control import JobProgress
-from srstream.sandbox.steps import InChild
+from srstream.sandbox.media_steps import InChild
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class RunningJob:
                     restart=restart,
                     on_event=self._on_event,
                     stop=self._stop,
-                    workplace=Workplace(
+                    context=JobContext(
                         media=media,
                         open_engine=partial(self._open_engine, lease),
                         directory=order.directory,

@@ -46,7 +46,7 @@ from srstream.daemon.workers.link import (
 )
 from srstream.engines.contract import TileFormat
 from srstream.engines.pool import EnginePool
-from srstream.enhancer.turns import Round
+from srstream.enhancer.fair_queue import Round
 from srstream.errors import SrstreamError, error_to_wire
 from srstream.jobs.events import Event
 from srstream.models.registry import resolved

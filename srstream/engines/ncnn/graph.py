@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srstream.models.checkpoint import Tensors, Weights
-from srstream.models.flat import correction_of
+from srstream.models.flat_correction import correction_of
+from srstream.models.subpixel_tail import tail_before_shuffle
 from srstream.models.table import ModelSpec, PlaneGroup, ResidualGenerator, Stack
-from srstream.models.tail import tail_before_shuffle
 
 INPUT_NAME = "in"
 OUTPUT_NAMES = ("sr", "chroma_sr")

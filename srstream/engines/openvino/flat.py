@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from srstream.models.flat import Correction, GraphTensors, graph_shapes
+from srstream.models.flat_correction import Correction, GraphTensors, graph_shapes
 from srstream.models.table import ModelSpec
 
 Array = NDArray[np.float32]
@@ -30,7 +30,7 @@ def tensors_of(spec: ModelSpec, constants: Mapping[str, Any]) -> GraphTensors | 
 
 
 def make_flat(network: Any, spec: ModelSpec, correction: Correction) -> None:
-    """Add the correction of `models/flat.py` to the outputs, before a final PixelShuffle."""
+    """Add the correction of `models/flat_correction.py` before a final PixelShuffle."""
     ops = importlib.import_module("openvino.opset13")
     parameter = network.input(0).get_node()
     channels = correction.apply(_OpenVinoOps(ops), parameter)

@@ -18,7 +18,7 @@ from srstream.engines.openvino.int8 import Ranges, quantize
 from srstream.engines.openvino.library import last_line
 from srstream.errors import WeightsError
 from srstream.models.blend import Blend, WeightFile
-from srstream.models.flat import correction_of_graph
+from srstream.models.flat_correction import correction_of_graph
 from srstream.models.table import COLOR_FORMS, ColorFormName, ModelSpec
 
 
@@ -26,7 +26,7 @@ def engine_network(core: Any, blend: Blend, spec: ModelSpec, ranges: Ranges | No
     """Build the float network as the engine runs it.
 
     Its files are blended, it is quantized to 8 bits if `ranges` are given, and what is flat in the
-    input stays flat (`models/flat.py`).
+    input stays flat (`models/flat_correction.py`).
 
     Raises:
         WeightsError: a file is not an ONNX graph, or the files belong to different networks.

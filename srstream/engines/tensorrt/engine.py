@@ -35,7 +35,7 @@ SIDES = (768, 544, 384, 272, 192, 136)
 """Longest sides for which engines are built; each has half the area of the one before."""
 
 FLAT_FORMAT = 1
-"""Version of the correction around the network (`models/flat.py`). Raise it with every change."""
+"""Version of `models/flat_correction.py` around the network. Raise it with every change."""
 
 BYTES_PER_ACTIVATION = 2
 LIVE_ACTIVATIONS = 2

@@ -24,11 +24,11 @@ from av.video.stream import VideoStream
 from srstream.config import SourceConfig
 from srstream.errors import DecodeError, MediaError
 from srstream.frame import Frame, Plane, PlaneLayout
-from srstream.media.color import chroma_location, frame_color
+from srstream.media.color_tags import chroma_location, frame_color
 from srstream.media.errors import ffmpeg_text, libav_errors, sentence
 from srstream.media.layouts import extract_planes, has_transparent_palette
-from srstream.media.read.changes import Descriptions, PictureAspects
 from srstream.media.read.cropping import cropped_planes
+from srstream.media.read.decode_report import MAX_NOTES, DecodeReport
 from srstream.media.read.deinterlace import Deinterlacer
 from srstream.media.read.demux import (
     MAX_FAULTS_IN_A_ROW,
@@ -44,7 +44,7 @@ from srstream.media.read.demux import (
     strictly_rising,
     without_headless_start,
 )
-from srstream.media.read.report import MAX_NOTES, DecodeReport
+from srstream.media.read.format_changes import Descriptions, PictureAspects
 from srstream.media.read.skipped import SkippedPackets
 from srstream.media.types import VideoInfo
 

@@ -26,8 +26,8 @@ from av.video.stream import VideoStream
 
 from srstream.errors import MediaError, RefusedError, SrstreamError, UsageError
 from srstream.media.errors import libav_errors, sentence
-from srstream.media.formats import NAMING_FORMATS as NAMING_FORMATS
-from srstream.media.read.packed import Unpacker
+from srstream.media.read.packed_bitstream import Unpacker
+from srstream.media.refused_formats import NAMING_FORMATS as NAMING_FORMATS
 
 CLOCK_WRAP = 1 << 33
 """MPEG-TS and -PS count 90 kHz in 33 bits (ISO/IEC 13818-1, 2.4.2)."""

@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 from srstream.config import SourceConfig
 from srstream.errors import MediaError, RefusedError
 from srstream.frame import ColorSpec
-from srstream.media.color import (
+from srstream.media.color_tags import (
     chroma_location,
     frame_color,
     known_code,

@@ -30,7 +30,7 @@ from srstream.media.layouts import extract_planes
 from srstream.media.read.demux import open_decoder, open_source
 from srstream.media.read.sharpness import detail_of, mean_detail
 from srstream.media.types import VideoInfo
-from srstream.models.restoration import Detail
+from srstream.models.restore_auto import Detail
 
 NUM_PLACES = 3
 FRAMES_PER_PLACE = 8

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from srstream.frame import Plane
-from srstream.models.restoration import Detail
+from srstream.models.restore_auto import Detail
 
 WINDOW = (720, 1280)
 """Rows and columns in the middle of a frame that are looked at, at most."""

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from srstream.media.receipt import PictureReceipt
 from srstream.media.witness.likeness import Crop
-from srstream.media.witness.shown import Label, chroma_place
+from srstream.media.witness.pictures import Label, chroma_place
 from srstream.media.witness.streams import CLOCKS, SILENT, Placing
 from srstream.media.witness.survey import Survey
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from srstream.media.receipt import ColorReceipt
 from srstream.media.witness.motion import Motion
-from srstream.media.witness.shown import (
+from srstream.media.witness.pictures import (
     LUMA_WEIGHTS,
     FloatPlane,
     Label,

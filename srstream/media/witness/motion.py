@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from srstream.media.witness.shown import FloatPlane
+from srstream.media.witness.pictures import FloatPlane
 
 _TRUSTED_GRADIENT = 1.0
 _EDGE = 3

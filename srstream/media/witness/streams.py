@@ -12,8 +12,8 @@ from av.codec import Codec
 from av.stream import Disposition
 
 from srstream.media.languages import spelled_language
-from srstream.media.meaning import same_tag
 from srstream.media.receipt import StreamReceipt
+from srstream.media.tag_values import same_tag
 from srstream.media.witness.cues import READERS, cue_differences, shown_lines
 from srstream.media.witness.survey import Seconds, StreamFacts, Survey, Ticks
 

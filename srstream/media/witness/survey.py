@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from srstream.errors import MediaError
 from srstream.media.errors import libav_errors, sentence
 from srstream.media.witness.cues import READERS, Cue, read_cue
-from srstream.media.witness.opening import has_times, is_cover, open_plain, packets_of
+from srstream.media.witness.packets import has_times, is_cover, open_plain, packets_of
 
 Kind = Literal["video", "audio", "subtitle", "data", "attachment", "picture"]
 

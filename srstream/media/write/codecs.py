@@ -19,8 +19,8 @@ from srstream.errors import MediaError, RefusedError
 from srstream.frame import PlaneLayout
 from srstream.media.errors import ffmpeg_text
 from srstream.media.layouts import layout_of
-from srstream.media.scheduling import same_scheduling
 from srstream.media.siting import LOCATION_NAMES, states_siting
+from srstream.media.thread_priority import same_scheduling
 from srstream.media.types import HdrMetadata, OutputVideo, VideoInfo
 from srstream.media.write.containers import Container, canonical_codec
 

@@ -11,9 +11,9 @@ from av.container import InputContainer, OutputContainer
 
 from srstream.media.types import OutputPlan, SourceInfo
 from srstream.media.write.containers import CONTAINERS
-from srstream.media.write.placing import Placing
 from srstream.media.write.segments import SegmentCheck
 from srstream.media.write.tags import chapters_in_window, container_tags, needs_free_tags
+from srstream.media.write.timeline import Placing
 
 _MIN_PACKETS = 64
 """A reader that is not told the format wants to see the rhythm of so many to believe it."""

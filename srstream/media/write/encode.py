@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 from srstream.errors import EncodeError
 from srstream.frame import Frame, Plane
 from srstream.media.errors import libav_errors
-from srstream.media.scheduling import same_scheduling
+from srstream.media.thread_priority import same_scheduling
 from srstream.media.types import OutputVideo, SegmentFile
 from srstream.media.write.codecs import configure, nominal_rate
 from srstream.media.write.containers import canonical_codec, muxed_codecs

@@ -35,9 +35,9 @@ from srstream.media.write.convert import Converter, TextConverter, make_converte
 from srstream.media.write.copies import Durations, Head, Taken, moment
 from srstream.media.write.cues import Cue, one_at_a_time, with_ends
 from srstream.media.write.matroska import ASPECT_TITLE_PAD, write_aspect
-from srstream.media.write.placing import Placing, placing_of
 from srstream.media.write.segments import SegmentCheck, check_segments, open_segment, video_packets
 from srstream.media.write.tags import stream_tags
+from srstream.media.write.timeline import Placing, placing_of
 
 OnProgress = Callable[[int, int | None], None]
 

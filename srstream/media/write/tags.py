@@ -9,7 +9,7 @@ from av.container import InputContainer
 from av.stream import Stream
 
 from srstream.media.languages import spelled_language, three_letters
-from srstream.media.meaning import iso_time
+from srstream.media.tag_values import iso_time
 from srstream.media.types import SourceInfo
 from srstream.media.write.containers import Container
 

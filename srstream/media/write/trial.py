@@ -39,7 +39,7 @@ from srstream.media.write.containers import MKV, TS, Container, canonical_codec,
 from srstream.media.write.copies import Head, Taken
 from srstream.media.write.encode import SegmentEncoder
 from srstream.media.write.mux import assemble
-from srstream.media.write.placing import first_video_pts
+from srstream.media.write.timeline import first_video_pts
 
 MAX_PIXELS = 2**31 - 1
 """Outputs of our own may be as large as libav takes them."""

@@ -14,7 +14,10 @@ import pytest
 import zmq
 
 from srstream.client.jobs import Client
-from srstream.daemon import zap
+from srstream.daemon.authentication import (
+    ZapHandler,
+    guard_curve,
+)
 from srstream.daemon.sockets import lock_socket
 from srstream.errors import ConfigError, RefusedError, ServiceError, SrstreamError, UsageError
 from srstream.protocol.keys import ClientKey, KeyRing, public_key_of, write_client_key
@@ -241,7 +244,7 @@ def test_tcp_without_keys_or_without_a_handler_does_not_start(tmp_path: Path) ->
     other = context.socket(zmq.REP)
     other.bind("inproc://zeromq.zap.01")
     with pytest.raises(ServiceError, match="nobody would check who connects"):
-        zap.ZapHandler(context, None, lambda domain: True)
+        ZapHandler(context, None, lambda domain: True)
     other.close()
     context.term()
 
@@ -251,7 +254,7 @@ def test_a_guarded_socket_without_a_handler_lets_nobody_in(tmp_path: Path) -> No
     key = ring.new("studio")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router = context.socket(zmq.ROUTER)
-    zap.guard_curve(router, ring)
+    guard_curve(router, ring)
     port = router.bind_to_random_port("tcp://127.0.0.1")
     with (
         Client(f"tcp://127.0.0.1:{port}", key=key, timeout_seconds=0.5) as client,

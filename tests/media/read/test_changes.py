@@ -29,8 +29,8 @@ from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import MediaError
 from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout, decode_frame, encode_frame
 from srstream.media.read.decode import Decoder
+from srstream.media.read.decode_report import MAX_NOTES
 from srstream.media.read.probe import probe
-from srstream.media.read.report import MAX_NOTES
 from srstream.media.types import VideoInfo
 from srstream.models.table import ModelSpec, Stack, model_spec
 from tests.support.networks import nearest_network, repeating_network

@@ -18,8 +18,8 @@ from srstream.errors import DecodeError, MediaError
 from srstream.frame import Frame
 from srstream.media.layouts import extract_planes
 from srstream.media.read.decode import Decoder
+from srstream.media.read.decode_report import DecodeReport
 from srstream.media.read.probe import probe, scan_packets
-from srstream.media.read.report import DecodeReport
 from srstream.media.types import VideoInfo
 from tests.support import clips
 from tests.support.paths import REPOSITORY

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from srstream.config import JobConfig, ModelConfig, SourceConfig
+from srstream.media.read.degradation import choose_restore
 from srstream.media.read.probe import probe, scan_packets
 from srstream.media.read.quantizer import estimated_quantizer, measure_compression
-from srstream.media.read.restore import choose_restore
 from srstream.media.read.sharpness import detail_of
 from srstream.models import table
-from srstream.models.restoration import RESTORE_RULES, Detail, restoration_for
+from srstream.models.restore_auto import RESTORE_RULES, Detail, restoration_for
 from srstream.models.table import Stack, model_spec
 from tests.support.clips import write_clip
 from tests.support.jobs import run

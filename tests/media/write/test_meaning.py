@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from srstream.media.languages import spelled_language
-from srstream.media.meaning import find_tag, same_tag, tag_losses
+from srstream.media.tag_values import find_tag, same_tag, tag_losses
 from srstream.media.verify import verify
 from tests.support import clips
 from tests.support.outputs import make_output

@@ -19,12 +19,18 @@ import pydantic_core
 import structlog
 import zmq
 
-from srstream.daemon import zap
 from srstream.daemon.actions import Peer
 from srstream.daemon.api.zmq.endpoint import Endpoint, PeerMessage, Sent
 from srstream.daemon.api.zmq.gate import Gate, GateLimits
 from srstream.daemon.api.zmq.memory_guard import MemoryGuard
 from srstream.daemon.api.zmq.subscriptions import EventSource, Subscriptions
+from srstream.daemon.authentication import (
+    CURVE_DOMAIN,
+    LOCAL_DOMAIN,
+    ZapHandler,
+    guard_curve,
+    guard_local,
+)
 from srstream.daemon.settings import SocketSettings
 from srstream.daemon.sockets import listen_tcp, listen_unix, lock_socket
 from srstream.errors import RefusedError, ServiceError, SrstreamError, UsageError, error_to_wire
@@ -94,7 +100,7 @@ class ControlServer:
         self._lock: int | None = None
         self._owns_path = False
         self._gate: Gate | None = None
-        self._zap: zap.ZapHandler | None = None
+        self._zap: ZapHandler | None = None
         self._endpoints: dict[str, Endpoint] = {}
         self._listeners: list[socket.socket] = []
         self._pending: dict[_PeerKey, _Pending] = {}
@@ -116,7 +122,7 @@ class ControlServer:
         try:
             path = self._settings.control_path
             self._lock = lock_socket(path)
-            self._zap = zap.ZapHandler(self._context, self._keys, self._has_room)
+            self._zap = ZapHandler(self._context, self._keys, self._has_room)
             if listen_fd is None:
                 listener = listen_unix(path, self._settings.mode, self._settings.group)
                 self._owns_path = True
@@ -126,7 +132,11 @@ class ControlServer:
             inner = path.with_name(_INNER_NAME)
             most = self._settings.max_clients + _NUM_WAITING
             self._gate = Gate(listener, inner, most, _GATE_LIMITS)
-            self._add_endpoint(zap.LOCAL_DOMAIN, listen_unix(inner, 0o600, None), zap.guard_local)
+            self._add_endpoint(
+                LOCAL_DOMAIN,
+                listen_unix(inner, 0o600, None),
+                guard_local,
+            )
             if self._settings.control_tcp is not None:
                 self._bind_tcp(self._settings.control_tcp)
         except BaseException:
@@ -183,7 +193,7 @@ class ControlServer:
         if keys is None:
             raise ServiceError(f"{address}: TCP needs keys; make some with srstream keys new.")
         listener = listen_tcp(address)
-        self._add_endpoint(zap.CURVE_DOMAIN, listener, lambda it: zap.guard_curve(it, keys))
+        self._add_endpoint(CURVE_DOMAIN, listener, lambda it: guard_curve(it, keys))
 
     def _add_endpoint(self, domain: str, listener: socket.socket, secure: Any) -> None:
         self._listeners.append(listener)
@@ -193,7 +203,7 @@ class ControlServer:
 
     def _exposed_endpoints(self) -> list[Endpoint]:
         """The endpoints over TCP: no gate can count what CURVE encrypts."""
-        return [it for domain, it in self._endpoints.items() if domain != zap.LOCAL_DOMAIN]
+        return [it for domain, it in self._endpoints.items() if domain != LOCAL_DOMAIN]
 
     def _has_room(self, domain: str) -> bool:
         return domain in self._endpoints and self._endpoints[domain].has_room()
@@ -268,7 +278,7 @@ class ControlServer:
 
     def _peer(self, endpoint: Endpoint, message: PeerMessage) -> Peer:
         """Who sent a message. A connection outlives a revoked key, but its requests are refused."""
-        if endpoint is self._endpoints.get(zap.LOCAL_DOMAIN):
+        if endpoint is self._endpoints.get(LOCAL_DOMAIN):
             return Peer(LOCAL, message.address)
         if message.user is None or self._keys is None or not self._keys.is_allowed(message.user):
             raise RefusedError("this key is not allowed any more.")

@@ -22,8 +22,8 @@ from operator import attrgetter
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from srstream.daemon.authentication import has_message
 from srstream.daemon.memory import return_memory
-from srstream.daemon.zap import has_message
 from srstream.protocol.control import MAX_MESSAGE_BYTES
 
 _Context = zmq.Context[zmq.Socket[bytes]]

@@ -9,9 +9,9 @@ import pytest
 
 from srstream.color import code_range, convert_codes
 from srstream.config import EngineConfig, ModelConfig
+from srstream.engines.bicubic_mix import softened
 from srstream.engines.contract import TileFormat
 from srstream.engines.openvino.engine import OpenVinoEngine
-from srstream.engines.softened import softened
 from srstream.errors import EngineError
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 from tests.support.networks import model_network

@@ -10,10 +10,10 @@ import pytest
 
 from srstream import errors
 from srstream.config import JobConfig
-from srstream.daemon import policy
+from srstream.daemon import retries
 from srstream.daemon.queue import JobQueue, QueuedJob
 from srstream.daemon.settings import JobSettings
-from srstream.enhancer.turns import STEP, Round
+from srstream.enhancer.fair_queue import STEP, Round
 from srstream.errors import RefusedError, SrstreamError, UsageError
 
 SETTINGS = JobSettings(state_dir=Path("/nowhere"), retry_seconds=1.0)
@@ -33,7 +33,7 @@ def add(queue: JobQueue, name: str = "a", priority: int = 0, key: str | None = N
     )[0]
 
 
-def apply(queue: JobQueue, job: QueuedJob, verdict: policy.Verdict) -> QueuedJob:
+def apply(queue: JobQueue, job: QueuedJob, verdict: retries.Verdict) -> QueuedJob:
     queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
     return queue.get(job.id)
 
@@ -59,7 +59,7 @@ def queue(tmp_path: Path) -> JobQueue:
     ],
 )
 def test_only_what_may_pass_is_tried_again(queue: JobQueue, kind: str, state: str) -> None:
-    verdict = policy.after_failure(add(queue), getattr(errors, kind), "why", SETTINGS)
+    verdict = retries.after_failure(add(queue), getattr(errors, kind), "why", SETTINGS)
     assert verdict.state == state
     assert verdict.columns["error"] == "why"
     assert ("retry_at" in verdict.columns) == (state == "queued")
@@ -69,7 +69,7 @@ def test_every_error_has_a_verdict(queue: JobQueue) -> None:
     job = add(queue)
     kinds = [SrstreamError, *SrstreamError.__subclasses__()]
     for kind in kinds:
-        assert policy.after_failure(job, kind, "why", SETTINGS).state in (
+        assert retries.after_failure(job, kind, "why", SETTINGS).state in (
             "failed",
             "queued",
             "quarantined",
@@ -81,14 +81,14 @@ def test_three_failures_at_one_segment_put_a_job_aside_and_progress_forgives(
 ) -> None:
     job = add(queue)
     for _ in range(2):
-        job = apply(queue, job, policy.after_failure(job, errors.EngineError, "x", SETTINGS))
+        job = apply(queue, job, retries.after_failure(job, errors.EngineError, "x", SETTINGS))
         assert job.state == "queued"
     queue.segment_done(job.id, 1, 3)
     job = queue.get(job.id)
     for _ in range(2):
-        job = apply(queue, job, policy.after_failure(job, errors.EngineError, "x", SETTINGS))
+        job = apply(queue, job, retries.after_failure(job, errors.EngineError, "x", SETTINGS))
     assert job.state == "queued"
-    job = apply(queue, job, policy.after_failure(job, errors.EngineError, "x", SETTINGS))
+    job = apply(queue, job, retries.after_failure(job, errors.EngineError, "x", SETTINGS))
     assert job.state == "quarantined" and job.ended is not None
 
 
@@ -96,25 +96,25 @@ def test_pauses_double_and_a_full_disk_never_runs_out_of_attempts(queue: JobQueu
     job = add(queue)
     pauses = []
     for _ in range(30):
-        job = apply(queue, job, policy.after_failure(job, errors.DiskFullError, "full", SETTINGS))
+        job = apply(queue, job, retries.after_failure(job, errors.DiskFullError, "full", SETTINGS))
         assert job.state == "queued" and job.retry_at is not None
         pauses.append(job.retry_at - time.time())
     assert pauses[0] < pauses[1] < pauses[2]
-    assert max(pauses) <= policy.MAX_SPACE_SECONDS
+    assert max(pauses) <= retries.MAX_SPACE_SECONDS
     assert job.attempts == 0
 
 
 def test_a_job_under_which_workers_die_runs_alone_and_then_not_at_all(queue: JobQueue) -> None:
     job = add(queue)
     for _ in range(2):
-        assert not policy.is_suspect(job)
-        job = apply(queue, job, policy.after_crash(job, SETTINGS))
+        assert not retries.is_suspect(job)
+        job = apply(queue, job, retries.after_crash(job, SETTINGS))
         assert job.state == "queued"
     for _ in range(2):
-        assert policy.is_suspect(job)
-        job = apply(queue, job, policy.after_crash(job, SETTINGS))
+        assert retries.is_suspect(job)
+        job = apply(queue, job, retries.after_crash(job, SETTINGS))
         assert job.state == "queued" and (job.retry_at or 0) > time.time()
-    job = apply(queue, job, policy.after_crash(job, SETTINGS))
+    job = apply(queue, job, retries.after_crash(job, SETTINGS))
     assert job.state == "quarantined" and "alone" in (job.error or "")
 
 
@@ -123,8 +123,8 @@ def test_what_was_asked_for_meanwhile_is_done(queue: JobQueue, wanted: str, stat
     job = add(queue)
     queue.update(job.id, wanted=wanted)
     job = queue.get(job.id)
-    assert policy.after_stop(job).state == state
-    assert policy.after_crash(job, SETTINGS).state == state
+    assert retries.after_stop(job).state == state
+    assert retries.after_crash(job, SETTINGS).state == state
 
 
 def test_the_queue_survives_being_opened_again(tmp_path: Path) -> None:

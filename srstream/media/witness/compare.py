@@ -11,9 +11,9 @@ import numpy as np
 
 from srstream.errors import MediaError
 from srstream.media.errors import sentence
-from srstream.media.meaning import tag_losses
 from srstream.media.receipt import Receipt
-from srstream.media.witness.course import Course
+from srstream.media.tag_values import tag_losses
+from srstream.media.witness.decode import Moment, Screen, Watcher
 from srstream.media.witness.geometry import crop_of
 from srstream.media.witness.labels import (
     compare_chapters,
@@ -34,11 +34,11 @@ from srstream.media.witness.likeness import (
     sight_of,
     thumb_of,
 )
-from srstream.media.witness.opening import MAX_FAULTS
-from srstream.media.witness.shown import Label, picture_of
+from srstream.media.witness.packets import MAX_FAULTS
+from srstream.media.witness.pictures import Label, picture_of
 from srstream.media.witness.streams import SILENT, Placing, Promises, compare_streams
 from srstream.media.witness.survey import Seconds, Survey, num_videos_before, survey
-from srstream.media.witness.watch import Moment, Screen, Watcher
+from srstream.media.witness.times import Course
 
 _MAX_CHANGES = 8
 """Frames that are compared because the description changed with them."""

@@ -1,6 +1,6 @@
 """The child process that probes, assembles and verifies untrusted media.
 
-Run as `python -m srstream.sandbox.steps_child` by `InChild`; its order is an `Opening`. Every
+Run as `python -m srstream.sandbox.media_child` by `InChild`; its order is an `Opening`. Every
 further message is a step, answered by messages of progress and one reply. It dies with its parent.
 """
 
@@ -17,7 +17,7 @@ from srstream.errors import MediaError, SrstreamError, error_to_wire
 from srstream.media.errors import show_as
 from srstream.sandbox.child import Channel, take_order
 from srstream.sandbox.confine import confine, seal
-from srstream.sandbox.steps import STEP, Answer, Opening
+from srstream.sandbox.media_steps import STEP, Answer, Opening
 
 PROGRESS_SECONDS = 0.25
 

@@ -7,8 +7,8 @@ from math import ceil
 
 import numpy as np
 
+from srstream.media.witness.decode import Moment, Watcher
 from srstream.media.witness.survey import Survey
-from srstream.media.witness.watch import Moment, Watcher
 
 _MAX_TS_DELAY = 10
 """Seconds at which an MPEG-TS may begin, wherever its source does."""

@@ -9,7 +9,7 @@ from srstream.config import JobConfig, ModelConfig
 from srstream.errors import SrstreamError
 from srstream.media.read.quantizer import Compression, measure_compression
 from srstream.media.types import PacketIndex, VideoInfo
-from srstream.models.restoration import restoration_for
+from srstream.models.restore_auto import restoration_for
 from srstream.models.table import ModelSpec, available_sets
 
 

@@ -15,7 +15,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from srstream.media.errors import libav_errors
-from srstream.media.formats import NAMING_FORMATS
+from srstream.media.refused_formats import NAMING_FORMATS
 
 MAX_FAULTS = 8
 """Failures in a row after which reading ends; a job ends there, too."""

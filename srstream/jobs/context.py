@@ -12,7 +12,7 @@ from srstream.enhancer.enhancer import Enhancer
 from srstream.enhancer.stage import Stage
 from srstream.jobs.plan import OpenEngine
 from srstream.jobs.stall import STALL_SECONDS
-from srstream.sandbox.steps import InProcess, MediaSteps
+from srstream.sandbox.media_steps import InProcess, MediaSteps
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class StopSignal:
 
 
 @dataclass(frozen=True, slots=True)
-class Workplace:
+class JobContext:
     """The surroundings of a job; the daemon's differ from the command line's."""
 
     media: MediaSteps = field(default_factory=InProcess)

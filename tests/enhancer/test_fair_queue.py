@@ -10,8 +10,8 @@ import pytest
 
 from srstream.config import ReuseConfig
 from srstream.enhancer.enhancer import Enhancer
+from srstream.enhancer.fair_queue import Round, SharedStage, WaitingStage
 from srstream.enhancer.stage import Stage
-from srstream.enhancer.turns import Round, SharedStage, WaitingStage
 from srstream.frame import Frame
 from tests.enhancer.test_enhancer import YUV420, engine_of, noise_frame, output, video
 from tests.support.networks import made_network

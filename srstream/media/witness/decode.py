@@ -18,8 +18,8 @@ from av.video.stream import VideoStream
 
 from srstream.media.errors import libav_errors
 from srstream.media.witness.geometry import states_aspect
-from srstream.media.witness.opening import MAX_FAULTS, open_plain, packets_of, plain_decoder
-from srstream.media.witness.shown import Label, label_of, relabelled
+from srstream.media.witness.packets import MAX_FAULTS, open_plain, packets_of, plain_decoder
+from srstream.media.witness.pictures import Label, label_of, relabelled
 from srstream.media.witness.survey import WRAP, Survey, num_videos_before
 
 _CUT_ANYWHERE = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc"}

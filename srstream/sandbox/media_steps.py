@@ -1,7 +1,7 @@
 """The steps of a job that read its source, other than decoding: here or in a confined child.
 
 The command line does them in its own process, on files of its own user. The daemon does them all in
-`steps_child.py`.
+`media_child.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from srstream.config import JobConfig, SourceConfig
 from srstream.errors import HostileInputError, InterruptedJobError, MediaError, error_from_wire
+from srstream.media.read.degradation import RestoreChoice, choose_restore
 from srstream.media.read.probe import probe, scan_packets
-from srstream.media.read.restore import RestoreChoice, choose_restore
 from srstream.media.receipt import Receipt
 from srstream.media.types import (
     OutputPlan,
@@ -266,7 +266,7 @@ class InChild:
         opening = self._opening
         with (opening.directory / "media.log").open("ab") as log:
             self._child = start_child(
-                "srstream.sandbox.steps_child",
+                "srstream.sandbox.media_child",
                 opening,
                 descriptors=[opening.source_descriptor],
                 log=log,

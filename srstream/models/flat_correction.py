@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srstream.models.checkpoint import Weights, expected_shapes
+from srstream.models.subpixel_tail import tail_before_shuffle
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
-from srstream.models.tail import tail_before_shuffle
 
 Array = NDArray[np.float32]
 GraphTensors = Mapping[str, Array]
