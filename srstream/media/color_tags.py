@@ -1,4 +1,4 @@
-"""The color description of a decoded frame, read out of libav in H.273's code points."""
+"""Reads the color description of a decoded frame from libav as H.273 code points."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ CHROMA_LOCATIONS = {
     "bottomleft": 5,
     "bottom": 6,
 }
-"""AVChromaLocation by libav's names."""
+"""AVChromaLocation values by libav's names."""
 
 
 def frame_color(frame: VideoFrame, default: ColorSpec) -> ColorSpec:
-    """The color description of a frame; what it leaves open is taken from `default`."""
-    # libav's H.264 decoder may keep a name of full range when the range becomes limited.
+    """Return the color description of a frame; `default` supplies what the frame does not state."""
+    # libav's H.264 decoder may keep a full-range format name after the range becomes limited.
     is_full_name = is_full_range_name(frame.format.name)
     unsaid = True if is_full_name else default.full_range
     full_range = {1: False, 2: True}.get(int(frame.color_range), unsaid)
@@ -45,12 +45,12 @@ def frame_color(frame: VideoFrame, default: ColorSpec) -> ColorSpec:
 
 
 def known_code(code: int, default: int) -> int:
-    """`code` unless it is one of H.273's reserved or unspecified ones."""
+    """Return `code`, or `default` if `code` is one of H.273's reserved or unspecified values."""
     return default if code in (0, 2, 3) else code
 
 
 def chroma_location(frame: VideoFrame) -> int:
-    """AVChromaLocation of a frame; 0 if unspecified.
+    """Return the AVChromaLocation of a frame; 0 if unspecified.
 
     PyAV has no attribute for it; libavfilter's showinfo logs it (`cl:left`).
     """
@@ -79,9 +79,10 @@ def chroma_location(frame: VideoFrame) -> int:
 
 
 def mastering_display(data: bytes) -> str | None:
-    """x265's text for the bytes of an AVMasteringDisplayMetadata (SMPTE ST 2086).
+    """Format the bytes of an AVMasteringDisplayMetadata (SMPTE ST 2086) as x265 writes them.
 
-    Red, green, blue and white as x, y rationals, then the least and greatest luminance.
+    The input holds red, green, blue and white as x, y rationals, then the minimum and maximum
+    luminance.
     """
     if len(data) < 88:
         return None

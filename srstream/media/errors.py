@@ -1,4 +1,4 @@
-"""libav's errors in our words: one context manager, through which every call of libav goes."""
+"""Translates libav's errors into srstream's; every call of libav goes through `libav_errors`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SHOWN: dict[str, str] = {}
 
 
 def show_as(path: Path, name: Path) -> None:
-    """Have errors about `path`, which is a descriptor's, speak of `name` from here on."""
+    """Make errors about `path`, a descriptor's path, mention `name` from now on."""
     _SHOWN[os.fspath(path)] = os.fspath(name)
 
 
 def display_name(path: Path | str) -> str:
-    """The last part of a path, or a URL without its user and password."""
+    """Return the last part of a path, or a URL without its user and password."""
     text = _SHOWN.get(os.fspath(path), os.fspath(path))
     if re.match(r"[a-z][a-z0-9+.-]*:/", text, re.IGNORECASE):
         return re.sub(r"(:/{1,2})[^/@]*@", r"\1", text)
@@ -30,7 +30,7 @@ def display_name(path: Path | str) -> str:
 
 
 def ffmpeg_text(error: BaseException) -> str:
-    """FFmpeg's own words for an error, without number, path or log."""
+    """Return FFmpeg's own text for an error, without number, path or log."""
     text = getattr(error, "strerror", None) or str(error)
     return str(text).strip().rstrip(".") or type(error).__name__
 
@@ -43,7 +43,7 @@ def sentence(
     error: BaseException | None = None,
     advice: str = "",
 ) -> str:
-    """`NAME: what at when (FFmpeg: text). What to do.`"""
+    """Return `NAME: what at when (FFmpeg: text). What to do.`"""
     when = "" if at_seconds is None else f" at {at_seconds:.3f} s"
     why = "" if error is None else f" (FFmpeg: {ffmpeg_text(error)})"
     return f"{display_name(path)}: {what}{when}{why}.{f' {advice}' if advice else ''}"
@@ -58,10 +58,10 @@ def libav_errors(
     kind: type[SrstreamError] = MediaError,
     advice: str = "",
 ) -> Iterator[None]:
-    """Raise what libav raises inside as `kind`, in one sentence; `doing` is what failed.
+    """Re-raise libav's exceptions as `kind` with a one-sentence message; `doing` says what failed.
 
     A full disk becomes DiskFullError and a missing or forbidden file UsageError, whatever `kind`
-    is. Our own errors pass.
+    is. srstream's own errors pass through unchanged.
 
     >>> with libav_errors(path, "it cannot be opened", advice="Is it a video?"): ...
     """

@@ -1,4 +1,4 @@
-"""Codes of languages, which containers spell differently."""
+"""Converts between the language codes that different containers use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ QUICKTIME_LANGUAGES = frozenset(
         "bel", "uzb",
     }
 )  # fmt: skip
-"""The languages that libavformat can write into a MOV, in its spelling."""
+"""The languages that libavformat can write into a MOV, as it spells them."""
 
 _LANGUAGE_SPELLINGS = {
     "deu": "ger", "fre": "fra", "nld": "dut", "swe": "sve", "ell": "gre", "isl": "ice",
@@ -49,9 +49,9 @@ _SEPARATORS = re.compile(r"[-_,;/ ]")
 
 
 def spelled_language(language: str | None) -> str:
-    """One spelling for each language; `und` where there is none.
+    """Return the one spelling used for a language; `und` where there is none.
 
-    Of a tag with more in it (en-GB, or MPEG-TS's eng,deu for two channels), the first code.
+    Only the first code of a longer tag counts (en-GB, or MPEG-TS's eng,deu for two channels).
 
     >>> spelled_language("en-US") == spelled_language("ENG") == "eng"
     True
@@ -62,7 +62,7 @@ def spelled_language(language: str | None) -> str:
 
 
 def three_letters(language: str) -> str:
-    """A language as MP4 can store it: as it is if it has three letters, else its code of three."""
+    """Return a language as MP4 can store it: unchanged or as its three-letter code."""
     if len(language) == 3 and language.isascii() and language.isalpha():
         return language.lower()
     code = spelled_language(language)

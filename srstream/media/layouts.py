@@ -1,8 +1,8 @@
-"""Turns libav's pixel formats into plain planes: which layout, and the samples themselves.
+"""Splits the pictures of libav's pixel formats into planes of samples and names their layout.
 
-Planar formats are copied plane by plane; the common packed and semi-planar ones are taken apart
-in numpy. Only what is left (bit-packed RGB, palettes, float, Bayer) passes through swscale, into
-the nearest format that holds all of it.
+Planar formats are copied plane by plane; the common packed and semi-planar ones are unpacked in
+numpy. Only the rest (bit-packed RGB, palettes, float, Bayer) goes through swscale, into the
+nearest format that holds everything.
 
 Shape legend: H, W are rows and columns, C the interleaved samples of a pixel.
 """
@@ -28,7 +28,7 @@ Samples = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class _Component:
-    """Where the samples of one of our planes lie: libav plane, first sample, step, in samples."""
+    """Position of one output plane's samples in libav's: plane, first sample, step, in samples."""
 
     plane: int
     offset: int = 0
@@ -50,7 +50,7 @@ class _Recipe:
 
 
 def _interleaved(plane: int, order: str, names: str) -> tuple[_Component, ...]:
-    """Components `order` of a pixel whose samples lie as `names`, e.g. GBR out of "BGRA"."""
+    """Return components `order` of a pixel stored in the order `names`, e.g. GBR from "BGRA"."""
     return tuple(_Component(plane, names.index(name), len(names)) for name in order)
 
 
@@ -148,7 +148,7 @@ _DETOURS = (
     (r"xv36.*", "yuv444p12le"),
     (r"xv48.*", "yuv444p16le"),
 )
-"""Formats that swscale has to convert, and the nearest that holds all they can say."""
+"""Formats that swscale has to convert, each with the nearest format that holds all its data."""
 
 
 @lru_cache(maxsize=256)
@@ -191,12 +191,12 @@ def _planar_recipe(pix_fmt: str) -> _Recipe:
 
 
 def layout_of(pix_fmt: str, *, with_alpha: bool = False) -> PlaneLayout:
-    """The layout that frames of a libav pixel format are delivered in.
+    """Return the layout in which frames of a libav pixel format are delivered.
 
-    `with_alpha` asks for the alpha of a palette (pal8), which otherwise is not looked at.
+    `with_alpha` asks for the alpha of a palette (pal8), which is ignored by default.
 
     Raises:
-        MediaError: a format of hardware surfaces, or one that is not known.
+        MediaError: the format holds hardware surfaces or is unknown.
     """
     if pix_fmt == "pal8" and with_alpha:
         return _recipe("rgba").layout
@@ -204,7 +204,7 @@ def layout_of(pix_fmt: str, *, with_alpha: bool = False) -> PlaneLayout:
 
 
 def is_full_range_name(pix_fmt: str) -> bool:
-    """Return whether the name itself says full range (libav's old yuvj formats)."""
+    """Return whether the format's name itself implies full range (libav's old yuvj formats)."""
     return pix_fmt.startswith("yuvj")
 
 
@@ -219,10 +219,10 @@ def has_transparent_palette(frame: av.VideoFrame) -> bool:
 def extract_planes(
     frame: av.VideoFrame, *, with_alpha: bool = False
 ) -> tuple[PlaneLayout, tuple[Plane, ...]]:
-    """A frame's layout and its planes: contiguous copies of their own, native byte order.
+    """Return a frame's layout and its planes as separate contiguous copies in native byte order.
 
     Raises:
-        MediaError: as `layout_of`.
+        MediaError: as in `layout_of`.
     """
     name = frame.format.name
     if any(plane.line_size < 0 for plane in frame.planes if plane.line_size):
@@ -230,7 +230,7 @@ def extract_planes(
     recipe = _recipe(name)
     if recipe.via is not None:
         via = "rgba" if name == "pal8" and with_alpha else recipe.via
-        # With its threads swscale 8.1 gives now and then a wrong row of some formats.
+        # With threads, swscale 8.1 occasionally writes a wrong row in some formats.
         frame = frame.reformat(format=via, interpolation="POINT", threads=1)
         recipe = _recipe(via)
     layout = recipe.layout
@@ -267,9 +267,10 @@ def _samples(
 def _extract_upside_down(
     frame: av.VideoFrame, with_alpha: bool
 ) -> tuple[PlaneLayout, tuple[Plane, ...]]:
-    """Some decoders give the last row first, by a negative line size, which PyAV cannot read.
+    """Extract the planes of a picture that a decoder stored bottom row first.
 
-    libavfilter's vflip only turns the line size round; the rows are turned back here.
+    PyAV cannot read its negative line size. libavfilter's vflip only negates that size again;
+    the rows are put back in order here.
     """
     graph = av.filter.Graph()
     time_base = frame.time_base or "1/1000"

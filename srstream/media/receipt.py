@@ -1,4 +1,4 @@
-"""The fidelity receipt: what a comparison of an output with its source found."""
+"""The fidelity receipt: the result of comparing an output with its source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class _Part(BaseModel):
 
 
 class StreamReceipt(_Part):
-    """One stream of the source and what the output holds in its place."""
+    """One stream of the source and what represents it in the output."""
 
     index: int = Field(description="number in the source")
     type: str
@@ -25,12 +25,12 @@ class StreamReceipt(_Part):
     num_packets: int
     num_output_packets: int
     offset_change_seconds: float | None = Field(
-        description="by how much it moved against the video; null where that means nothing"
+        description="how far it moved relative to the video; null where that does not apply"
     )
 
 
 class PictureReceipt(_Part):
-    """How a video is described."""
+    """The source's and the output's descriptions of the video."""
 
     width: int
     height: int
@@ -49,22 +49,22 @@ class PictureReceipt(_Part):
 
 
 class ColorReceipt(_Part):
-    """Pixels, after the output was brought down to the source's size by area averaging.
+    """Pixel differences, after area averaging scales the output down to the source's size.
 
-    Errors are in levels of 8 bits, whatever the depth, and of the source's own planes.
+    Errors are in 8-bit levels, whatever the depth, and refer to the source's own planes.
     """
 
     num_frames_compared: int
     mean_error: float = Field(description="mean of |output - source|, over planes and frames")
     largest_mean_error: float = Field(description="that of the worst plane of the worst frame")
     largest_shift: float = Field(description="largest change of a plane's mean in any frame")
-    largest_local_shift: float = Field(description="the same within any of 8 x 8 fields")
-    num_black_frames: int = Field(description="black in the output and not in the source")
-    num_nan_frames: int = Field(description="with values that are no number (float formats)")
+    largest_local_shift: float = Field(description="the same within any cell of an 8 x 8 grid")
+    num_black_frames: int = Field(description="black in the output but not in the source")
+    num_nan_frames: int = Field(description="with NaN values (float formats)")
 
 
 class Receipt(_Part):
-    """Everything that was compared; `ok` if nothing is missing that was not announced."""
+    """The complete result; `ok` unless something is missing that was not announced."""
 
     schema_version: str = Field(SCHEMA, serialization_alias="schema")
     source: str
@@ -87,13 +87,13 @@ class Receipt(_Part):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def ok(self) -> bool:
-        """Whether there is no problem."""
+        """Whether the comparison found no problem."""
         return not self.problems
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def summary(self) -> str:
-        """One line to print."""
+        """The result in one printable line."""
         if self.problems:
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
             return f"not verified: {self.problems[0]}{more}"
@@ -102,5 +102,5 @@ class Receipt(_Part):
             f"verified: {self.num_frames_out} of {self.num_frames_in} frames, "
             f"{kept} of {len(self.streams)} streams, "
             f"largest time error {self.largest_time_error_seconds * 1000:.3g} ms, "
-            f"mean colour error {self.color.mean_error:.2f} of 255"
+            f"mean color error {self.color.mean_error:.2f} of 255"
         )

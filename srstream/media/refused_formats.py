@@ -1,4 +1,4 @@
-"""Names of libav's formats that are not to be opened, whoever opens a file."""
+"""libav formats that srstream never opens."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ NAMING_FORMATS = frozenset(
         *("alsa", "fbdev", "kmsgrab", "lavfi", "oss", "v4l2", "video4linux2,v4l2", "x11grab"),
     }
 )
-"""Formats whose content names other files, hosts or devices, which libav would open."""
+"""Formats whose content names other files, hosts or devices that libav would open."""

@@ -1,9 +1,9 @@
-"""Knows where chroma samples lie between those of luma, and which formats can state it.
+"""Chroma siting: where chroma samples lie relative to luma, and which formats can state it.
 
-Only subsampled chroma lies anywhere. H.264 and HEVC state its place for 4:2:0 alone (ITU-T H.264,
-E.2.1: `chroma_loc_info_present_flag` is to be 0 for any other format), AV1 two of six places, the
+Only subsampled chroma has a siting. H.264 and HEVC state it for 4:2:0 only (ITU-T H.264, E.2.1:
+`chroma_loc_info_present_flag` is to be 0 for any other format), AV1 two of the six positions, the
 other codecs none; Matroska's ChromaSiting elements reach neither encoder nor decoder here. What a
-decoder then says is its own default, not a change that anybody made.
+decoder reports in those cases is its own default and does not count as a change.
 """
 
 from __future__ import annotations
@@ -11,28 +11,29 @@ from __future__ import annotations
 from srstream.frame import PlaneLayout
 
 LOCATION_NAMES = ("unspecified", "left", "center", "topleft", "top", "bottomleft", "bottom")
-"""AVChromaLocation, by number, as libav's encoders take it."""
+"""Names of the AVChromaLocation values, by number, as libav's encoders take them."""
 
 _ANY = frozenset(range(1, 7))
 _STATED_FOR_420 = {"h264": _ANY, "hevc": _ANY, "av1": frozenset({1, 3})}
 _FIXED = {"mpeg1video": 2, "mpeg2video": 1, "mpeg4": 1}
-"""Codecs whose 4:2:0 chroma never lies anywhere else."""
+"""Codecs that allow only one siting for 4:2:0 chroma."""
 
 _PLACES = {1: (0, 1), 2: (1, 1), 3: (0, 0), 4: (1, 0), 5: (0, 2), 6: (1, 2)}
-"""(right, down) from the luma sample above and left of it, in halves of a luma sample."""
+"""(right, down) from the luma sample above and to the left, in halves of a luma sample."""
 
 
 def states_siting(codec: str, layout: PlaneLayout, location: int) -> bool:
-    """Return whether a stream of `codec` (canonical name) can say that its chroma lies there."""
+    """Return whether a stream of `codec` (canonical name) can state this chroma location."""
     if not _is_subsampled(layout) or (layout.log2_chroma_w, layout.log2_chroma_h) != (1, 1):
         return False
     return location in _STATED_FOR_420.get(codec, ()) or location == _FIXED.get(codec)
 
 
 def same_siting(before: int, now: int, layout: PlaneLayout) -> bool:
-    """Return whether two chroma locations of libav are one in a format; unspecified is any.
+    """Return whether two of libav's chroma locations are the same in a format.
 
-    Where only columns are halved, rows cannot be shifted: left, topleft and bottomleft are one.
+    An unspecified `before` matches anything. Where only columns are subsampled, rows cannot shift:
+    left, topleft and bottomleft are the same.
     """
     if not _is_subsampled(layout) or before not in _PLACES or before == now:
         return True
@@ -46,8 +47,8 @@ def same_siting(before: int, now: int, layout: PlaneLayout) -> bool:
 def siting_in(codec: str, layout: PlaneLayout, location: int, *, full_range: bool) -> int:
     """Return where chroma has to lie in an output whose source has it at `location`.
 
-    There, where the format can state it; else where it will be taken to lie: the only place that a
-    format knows, or, unstated, left in limited range and the center in full range.
+    That is `location` where the format can state it, else where players will assume it: the only
+    position that the format knows, or, unstated, left in limited range and center in full range.
     """
     if not _is_subsampled(layout) or not location or states_siting(codec, layout, location):
         return location
@@ -56,7 +57,7 @@ def siting_in(codec: str, layout: PlaneLayout, location: int, *, full_range: boo
 
 
 def siting_note(codec: str, layout: PlaneLayout, before: int, now: int) -> str | None:
-    """What is to be said where chroma is moved; None where it stays."""
+    """Return the note for the user if chroma moves; None if it stays."""
     if before == now or not _is_subsampled(layout):
         return None
     return (

@@ -1,8 +1,8 @@
-"""Tells whether two tags mean the same. Pure: text in, text out.
+"""Compares the values of metadata tags by meaning. Pure: text in, text out.
 
-Containers keep the same thing in other words: MP4 counts the seconds of `creation_time` since 1904,
-Matroska writes every key in capitals and calls a date DATE_RELEASED, QuickTime names its keys like
-Java packages. Two tags are the same when they say the same, not when they look the same.
+Containers store the same information differently: MP4 counts the seconds of `creation_time` since
+1904, Matroska writes every key in capitals and calls a date DATE_RELEASED, QuickTime names its keys
+like Java packages. Two tags are the same if they mean the same, however they are written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILE_KEYS = frozenset(
         "canseektoend", "has_keyframes", "gapless_playback", "hd_video", "media_type", "isomvers",
     }
 )  # fmt: skip
-"""Keys that tell of the source's file, not of what is in it, and would be false in another."""
+"""Keys that describe the source file, not its content, and would be false in another file."""
 
 _SYNONYMS = (
     {"creation_time", "creationdate", "date_digitized", "datetimeoriginal"},
@@ -38,18 +38,18 @@ _SYNONYMS = (
     {"copyright", "rights"},
     {"language", "lang"},
 )
-"""Keys that containers exchange for each other."""
+"""Groups of keys that different containers use for the same thing."""
 
 _PREFIXES = ("com.apple.quicktime.", "com.android.", "ia")
 _NO_TIME = re.compile(r"(1970-01-01|1904-01-01|0000-00-00)")
-"""What a file without a clock writes."""
+"""Dates that a recorder without a clock writes."""
 
 _TIME = re.compile(
     r"(\d{4})[-:/](\d{1,2})[-:/](\d{1,2})"
     r"(?:[T ]+(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?\s*(Z|UTC|GMT|[+-]\d{2}:?\d{2})?)?",
     re.IGNORECASE,
 )
-_C_TIME = re.compile(  # of AVI's IDIT: Sun Mar 09 12:00:00 2014
+_C_TIME = re.compile(  # AVI's IDIT: Sun Mar 09 12:00:00 2014
     r"(?:\w{3},? )?(\w{3}) +(\d{1,2}) (\d{2}):(\d{2}):(\d{2}) (\d{4})"
 )
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -57,7 +57,7 @@ _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
 def plain_key(key: str) -> str:
-    """A key without the case and the prefixes that only some containers use.
+    """Return a key in lower case without the prefixes that only some containers use.
 
     >>> plain_key("com.apple.quicktime.Title")
     'title'
@@ -69,7 +69,7 @@ def plain_key(key: str) -> str:
 
 
 def find_tag(key: str, tags: Mapping[str, str]) -> str | None:
-    """The value of a key or of another word for it; None if it is not there."""
+    """Return the value of a key or of one of its synonyms; None if there is none."""
     wanted = plain_key(key)
     names = {wanted}.union(*(words for words in _SYNONYMS if wanted in words))
     by_name = {plain_key(name): value for name, value in tags.items()}
@@ -93,7 +93,7 @@ def same_tag(key: str, before: str, now: str) -> bool:
         return spelled_language(before) == spelled_language(now)
     times = as_time(before), as_time(now)
     if times[0] is not None and times[1] is not None:
-        # MP4 counts whole seconds, and a date alone may have become a year.
+        # MP4 counts whole seconds, and a bare date may have become a year.
         return abs(times[0] - times[1]) <= timedelta(seconds=1) or _same_date(before, now)
     if _same_date(before, now):
         return True
@@ -106,7 +106,7 @@ def same_tag(key: str, before: str, now: str) -> bool:
 def tag_losses(
     before: Mapping[str, str], now: Mapping[str, str], whose: str = "the tag"
 ) -> list[str]:
-    """One sentence for each tag of a source that its output says otherwise or not at all."""
+    """Return one sentence for each source tag that the output changes or lacks."""
     said = []
     for key, old in before.items():
         name = plain_key(key)
@@ -123,9 +123,9 @@ def tag_losses(
 
 
 def as_time(text: str) -> datetime | None:
-    """A date with a time of day, in UTC where no zone is given; None if it is none.
+    """Parse a date with a time of day, in UTC if no zone is given; None if it is not one.
 
-    The first day of a computer's or a container's clock (1970, 1904) is no time.
+    The epoch of a computer's or a container's clock (1970, 1904) does not count as a time.
     """
     text = text.strip()
     found = _C_TIME.fullmatch(text)
@@ -147,9 +147,9 @@ def as_time(text: str) -> datetime | None:
 
 
 def iso_time(text: str) -> str:
-    """A time as every muxer reads it, in UTC; any other text as it is.
+    """Return a time in UTC as every muxer reads it; any other text unchanged.
 
-    libavformat takes one that names no zone for the local time of the machine it runs on.
+    libavformat takes a time without a zone as the local time of the machine it runs on.
     """
     moment = as_time(text)
     if moment is None:
@@ -185,7 +185,7 @@ def _number(text: str) -> Fraction | None:
 
 
 def _plain_text(text: str) -> str:
-    """Text without what containers change at its edges, in its lines' ends and its case."""
+    """Normalize what containers change in text: the ends of text and lines, and letter case."""
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
     return "\n".join(line.rstrip() for line in text.strip("\0 \n\t").split("\n")).casefold()
 

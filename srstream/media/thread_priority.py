@@ -1,8 +1,8 @@
-"""Keeps encoders from making this process a real-time one.
+"""Keeps encoders from giving this process real-time priority.
 
-Run by root, SVT-AV1 gives the thread that opens it the highest real-time priority, which its own
-threads and all that is started afterwards inherit. Whatever computes then, a child process among
-it, leaves nothing of its core to anybody else.
+When run by root, SVT-AV1 gives the thread that opens it the highest real-time priority, which its
+own threads and everything started afterwards inherit. Whatever then computes, child processes
+included, leaves no time on its core for any other program.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 _TASKS = Path("/proc/self/task")
 
 Scheduling = tuple[int, int]
-"""A thread's policy and priority."""
+"""A thread's scheduling policy and priority."""
 
 
 @contextmanager
 def same_scheduling() -> Iterator[None]:
-    """Within it threads may change their scheduling; afterwards each has its own back.
+    """Restore the scheduling of all threads when the block ends.
 
-    Threads that are new have the one that the caller had. Where the system knows no scheduling
-    policies, nothing is done.
+    New threads get the scheduling that the caller had. Where the system has no scheduling policies,
+    this does nothing.
     """
     if not hasattr(os, "sched_getscheduler"):
         yield
@@ -35,7 +35,7 @@ def same_scheduling() -> Iterator[None]:
     finally:
         for thread in [0, *_threads()]:
             wanted = before.get(thread, mine)
-            with suppress(OSError):  # It has ended.
+            with suppress(OSError):  # The thread has ended.
                 if _scheduling_of(thread) != wanted:
                     policy, priority = wanted
                     os.sched_setscheduler(thread, policy, os.sched_param(priority))
@@ -49,7 +49,7 @@ def _scheduling_of(thread: int) -> Scheduling:
 
 
 def _threads() -> list[int]:
-    """Numbers of this process's threads; none where a confined process may not see them."""
+    """Return the ids of this process's threads; none where a confined process may not list them."""
     try:
         return [int(entry.name) for entry in _TASKS.iterdir()]
     except OSError:

@@ -1,4 +1,4 @@
-"""What is known of a source and of an output before a frame is decoded. Plain data, no libav."""
+"""What is known of a source and an output before any frame is decoded. Plain data, no libav."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Action = Literal["enhance", "copy", "convert", "drop"]
 
 @dataclass(frozen=True, slots=True)
 class AudioForm:
-    """What an audio encoder is given: samples a second, layout of the channels, sample format."""
+    """The input of an audio encoder: sample rate, channel layout, sample format."""
 
     rate: int
     layout: str
@@ -24,7 +24,7 @@ class AudioForm:
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """One stream of the source, as its container describes it. `audio` is what it decodes to."""
+    """One stream of the source, as its container describes it. `audio` is its decoded form."""
 
     index: int
     type: StreamType
@@ -38,7 +38,7 @@ class StreamInfo:
 
 @dataclass(frozen=True, slots=True)
 class HdrMetadata:
-    """Static HDR side data, in the form that x265's and x264's options take.
+    """Static HDR side data, in the form that the options of x265 and x264 take.
 
     `mastering_display` is `G(x,y)B(x,y)R(x,y)WP(x,y)L(max,min)` in units of 0.00002 (primaries)
     and 0.0001 cd/m2 (luminance); `content_light_level` is (MaxCLL, MaxFALL) in cd/m2.
@@ -50,7 +50,7 @@ class HdrMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """Columns and rows of decoded pictures that the container hides, in samples of luma."""
+    """Columns and rows of decoded pictures that the container hides, in luma samples."""
 
     left: int = 0
     top: int = 0
@@ -61,7 +61,7 @@ class Crop:
         return bool(self.left or self.top or self.right or self.bottom)
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of what is left of a picture."""
+        """Return the (width, height) that remain of a picture."""
         return width - self.left - self.right, height - self.top - self.bottom
 
 
@@ -70,12 +70,12 @@ WHOLE = Crop()
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """The video stream that is enhanced.
+    """The video stream to enhance.
 
-    `width` and `height` are those of what is shown, without what `crop` takes from each picture.
-    `rotation_degrees` is counter-clockwise as libav gives it and `display_matrix` holds the nine
-    16.16/2.30 fixed-point numbers behind it. `time_base` is the one in which all `pts` of the job
-    count. `frame_rate` is only an estimate for show and for streams without timestamps.
+    `width` and `height` are those of the visible picture, after `crop`. `rotation_degrees` is
+    counter-clockwise, as in libav, and `display_matrix` holds the nine 16.16/2.30 fixed-point
+    numbers behind it. All `pts` of the job count in `time_base`. `frame_rate` is only an estimate,
+    for display and for streams without timestamps.
     """
 
     index: int
@@ -103,7 +103,7 @@ class VideoInfo:
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
-    """All that `plan` shows of a source. Times in seconds are for show; `pts` are exact."""
+    """What `plan` shows of a source. Times in seconds are for display; `pts` are exact."""
 
     path: Path
     container: str
@@ -114,20 +114,20 @@ class SourceInfo:
     num_chapters: int = 0
     warnings: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
-    """Names of those of the whole file, but of what only tells of the file itself."""
+    """Names of the file's tags, except those that only describe the file itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class PacketIndex:
-    """One pass over the source's packets, without decoding.
+    """The result of one pass over the source's packets, without decoding.
 
     `pts` are the display times of the video's packets, sorted, in the video's time base;
-    `key_pts` those of its keyframes. Both are empty where the packets carry no time
-    (`has_timestamps` False); then frame n is shown at n / frame_rate. `num_packets` counts video
-    packets that are to be shown (edit lists respected). `truncated_at_seconds` is set when the
-    source ends earlier than its header says or a read failed. `sha256` is of the whole file.
-    `is_complete` is False when a deadline ended the pass early. `starts` has the earliest time of
-    each other stream, in seconds.
+    `key_pts` those of its keyframes. Both are empty where packets carry no times (`has_timestamps`
+    is False); frame n is then shown at n / frame_rate. `num_packets` counts the video packets to
+    be shown (respecting edit lists). `truncated_at_seconds` is set when the source ends earlier
+    than its header says or a read failed. `sha256` is of the whole file. `is_complete` is False
+    when a deadline ended the pass early. `starts` has the earliest time of each other stream, in
+    seconds.
     """
 
     pts: tuple[int, ...]
@@ -142,7 +142,7 @@ class PacketIndex:
 
 @dataclass(frozen=True, slots=True)
 class OutputVideo:
-    """What the enhanced video stream will be; everything that an encoder needs besides frames."""
+    """The planned enhanced video stream: everything an encoder needs besides frames."""
 
     codec: str
     pix_fmt: str
@@ -165,9 +165,9 @@ class OutputVideo:
 
 @dataclass(frozen=True, slots=True)
 class StreamPlan:
-    """What becomes of one source stream. `reason` is a sentence where the action is not copy.
+    """What happens to one source stream. `reason` is a sentence unless the action is copy.
 
-    `form` is what the encoder of converted audio is given.
+    `form` is the input of the encoder for converted audio.
     """
 
     index: int
@@ -181,7 +181,7 @@ class StreamPlan:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What becomes of a source's streams after a trial, and which of them it changed."""
+    """What happens to a source's streams after a trial, and which of them the trial changed."""
 
     streams: tuple[StreamPlan, ...]
     changed: tuple[int, ...] = ()
@@ -189,7 +189,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class OutputPlan:
-    """Where the result goes and in which form; `losses` are announced before the start."""
+    """Where the result goes and in what form; `losses` are announced before the start."""
 
     path: Path
     container: str
@@ -198,9 +198,9 @@ class OutputPlan:
     losses: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     keeps_start: bool = False
-    """The output begins when the source does, not at zero."""
+    """Whether the output begins at the source's start time instead of at zero."""
     earliest_other: Fraction | None = None
-    """When the first of the other streams begins that the output has, in seconds of the source."""
+    """When the earliest of the output's other streams begins, in seconds of the source."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Checks whether an output holds all that its source held, and writes the fidelity receipt."""
+"""Checks whether an output holds everything that its source held, and writes the receipt."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def verify(
     """Compare an output with the source it was made from. See `srstream.media.witness`.
 
     Args:
-        window: what was taken of the source.
-        sample: compare the pixels of so many frames, spread evenly; None compares all.
-        plan: what was announced of each stream; without it the witness has rules of its own.
+        window: the part of the source that was processed.
+        sample: compare the pixels of this many frames, spread evenly; None compares all.
+        plan: what was announced for each stream; without it the witness applies its own rules.
 
     Raises:
-        MediaError, UsageError, RefusedError: one of the two cannot be read.
+        MediaError, UsageError, RefusedError: one of the two files cannot be read.
     """
     for path in (source_path, output_path):
-        open_source(path, MAX_PIXELS).close()  # says in a user's words what is wrong with a file
+        open_source(path, MAX_PIXELS).close()  # raises a clear error for a bad file
     window = window or TimeWindow()
     promises = None
     if plan is not None:

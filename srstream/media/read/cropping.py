@@ -1,4 +1,4 @@
-"""The part of a picture that its container shows: PixelCrop in Matroska, `clap` in MP4 and MOV."""
+"""Applies a container's crop to decoded pictures: PixelCrop in Matroska, `clap` in MP4 and MOV."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from srstream.media.types import WHOLE, Crop
 def cropped_planes(
     planes: Sequence[Plane], layout: PlaneLayout, size: tuple[int, int], crop: Crop
 ) -> tuple[Plane, ...]:
-    """What a crop leaves of the planes of a picture of `size` (width, height), contiguous.
+    """Return the cropped planes of a picture of `size` (width, height), contiguous.
 
-    Where an odd column or row would begin within a sample of chroma, that sample stays whole, as
-    players have it.
+    Where the crop would split a chroma sample (an odd column or row), that sample stays whole, as
+    in players.
     """
     shown = crop.size_of(*size)
     kept: list[Plane] = []
@@ -36,11 +36,11 @@ def cropped_planes(
 
 
 def container_crop(container: InputContainer, stream: Stream, width: int, height: int) -> Crop:
-    """What a container hides of a stream's pictures of `width` x `height`; nothing if that is more
-    than there is.
+    """Return the crop that a container states for a stream; none if nothing would remain.
 
-    libav leaves it to the player, and PyAV has no attribute for it; libavformat's dump of a file
-    says it. Not beside a decoder with threads: see `media.color.chroma_location`.
+    `width` and `height` are those of the decoded picture. libav leaves cropping to the player, and
+    PyAV has no attribute for it; libavformat's dump of a file states it. Do not call this while a
+    threaded decoder runs: see `media.color_tags.chroma_location`.
     """
     level, skips_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.INFO)
@@ -50,7 +50,7 @@ def container_crop(container: InputContainer, stream: Stream, width: int, height
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skips_repeated)
-    # A tag cannot say this: the lines of its value begin with more blanks.
+    # A tag cannot imitate this: the lines of its value begin with more spaces.
     is_meant = False
     for line in dump.splitlines():
         if head := re.match(r"  Stream #0:(\d+)", line):

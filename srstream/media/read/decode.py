@@ -1,9 +1,8 @@
-"""Decodes a file to frames in display order: a stage without thread or socket.
+"""Decodes a file to frames in display order; starts no thread and opens no socket.
 
-The frames pass through generators, each of which does one thing: `_packets` reads and skips,
-`_decoded` decodes and counts failures, `_deinterlaced` filters where fields are seen, `_placed`
-makes `Frame`s, gives them rising times and fills in what was lost, `frames` leaves out what comes
-before the start.
+The frames pass through a chain of generators: `_packets` reads and skips, `_decoded` decodes and
+counts failures, `_deinterlaced` deinterlaces where needed, `_placed` makes `Frame`s with rising
+times and fills in lost ones, `frames` drops those before the start.
 """
 
 from __future__ import annotations
@@ -49,31 +48,31 @@ from srstream.media.read.skipped import SkippedPackets
 from srstream.media.types import VideoInfo
 
 NUM_PACKETS_BEFORE_START = 8
-"""A resumed decode begins at least so many packets early, so that filters have their context."""
+"""Minimum number of packets decoded before a resume point, so that filters have their context."""
 _STATES_SITING = frozenset({"h264", "hevc", "vvc", "vp9", "av1"})
-"""Codecs that can say another chroma siting at a keyframe."""
+"""Codecs that can state a different chroma siting at a keyframe."""
 
-_NEVER_ANEW = frozenset({"smc"})
-"""Codecs with keyframes that are not enough: those of libav's smc use the colors last used."""
+_NO_RESTART = frozenset({"smc"})
+"""Codecs that cannot restart at a keyframe: libav's smc refers to colors used earlier."""
 
 
 class _FaultBeforeStart(Exception):
-    """Something was corrupt between the packet that a resume began at and its first frame."""
+    """A fault occurred between the packet that a resumed decode began at and its first frame."""
 
 
 class _Stopped(Exception):
-    """Eight failures in a row, and the good part is wanted."""
+    """Eight failures in a row ended a decode with `salvage`."""
 
 
 class Decoder:
     """Decodes one video stream of a file, frame by frame.
 
-    With `start_pts` the frames are those from the first with pts >= start_pts on, in every pixel
-    and time equal to those of an uninterrupted decode. The file is then read from its beginning,
-    as fast as the disk gives it, but decoded only from a keyframe at least one before the one in
-    question: this is right for any container, index and clock, which seeking is not.
+    With `start_pts` the frames are those with pts >= start_pts, identical in every pixel and time
+    to those of an uninterrupted decode. The file is then read from its beginning, at the speed of
+    the disk, but decoded only from a keyframe at least one before the preceding one: unlike
+    seeking, this is correct for any container, index and clock.
 
-    `threads` share the work on one picture; the output does not depend on their number.
+    `threads` share the work on one picture; their number does not change the output.
     """
 
     def __init__(
@@ -86,10 +85,10 @@ class Decoder:
         threads: int = 1,
         container: str | None = None,
     ) -> None:
-        """Open the file; `container` is its format, where that is not to be guessed anew.
+        """Open the file; `container` names its format where it must not be guessed.
 
         Raises:
-            UsageError, MediaError: it is missing or no longer what was probed.
+            UsageError, MediaError: the file is missing or is no longer the one that was probed.
         """
         self.report = DecodeReport()
         self._path = path
@@ -101,11 +100,11 @@ class Decoder:
         self._container = self._open()
 
     def frames(self) -> Iterator[Frame]:
-        """The frames, in display order, with strictly rising pts in `video.time_base`.
+        """Yield the frames in display order, with strictly rising pts in `video.time_base`.
 
         Raises:
             DecodeError: eight packets in a row failed (without `salvage`).
-            MediaError: the frames cannot be represented.
+            MediaError: the frames are in an unsupported format.
         """
         first_packet = self._first_packet()
         try:
@@ -184,14 +183,14 @@ class Decoder:
     # Where to begin
 
     def _first_packet(self) -> int:
-        """The number of the packet to decode from, so that `start_pts` on comes out exactly.
+        """Return the number of the packet to decode from for exact frames from `start_pts` on.
 
-        0 (the beginning) where packets carry no time, for alpha in WebM, whose keyframes are not
-        those of the picture, and for codecs whose keyframes need what came before.
+        It is 0 (the beginning) where packets carry no times, for alpha in WebM, whose keyframes
+        differ from those of the picture, and for codecs whose keyframes depend on earlier packets.
         """
         if self._start_pts is None or not self._is_timed or has_webm_alpha(self._stream):
             return 0
-        if self._video.codec in _NEVER_ANEW:
+        if self._video.codec in _NO_RESTART:
             return 0
         keys: list[int] = []
         for number, packet in self._numbered():
@@ -206,7 +205,7 @@ class Decoder:
         return before[-1] if before else 0
 
     def _numbered(self) -> Iterator[tuple[int, Packet[Stream]]]:
-        """The stream's packets with their numbers and unwrapped times, up to a failed read."""
+        """Yield the stream's packets, numbered, with unwrapped times, up to a failed read."""
         clock = Clock(self._video.time_base)
         for number, packet in enumerate(self._read()):
             if isinstance(packet, ReadFault):
@@ -235,7 +234,7 @@ class Decoder:
             number += 1
 
     def _decoded(self, first_packet: int) -> Iterator[VideoFrame]:
-        """Frames as libav gives them, with a pts each."""
+        """Yield frames as libav gives them, each with a pts."""
         try:
             for packet in self._packets(first_packet):
                 self._note_packet(packet)
@@ -253,7 +252,7 @@ class Decoder:
         except _Stopped:
             self.report.stopped_at_seconds = self._first_fault_seconds
         try:
-            # Without this flush the last frames of a stream with B frames are lost.
+            # Without this flush the last frames of a stream with B frames would be lost.
             rest = self._context.decode(None)
         except av.FFmpegError:
             rest = []
@@ -300,7 +299,7 @@ class Decoder:
 
     def _lose(self, packet: Packet[Stream]) -> None:
         if not self._is_timed:
-            # The time of a lost frame is that of its place.
+            # A lost frame takes the time of its position.
             self._lost.append(self._count_pts())
             self._num_decoded += 1
         elif packet.pts is not None:
@@ -328,10 +327,10 @@ class Decoder:
     # Fields and changes of size
 
     def _deinterlaced(self, first_packet: int) -> Iterator[tuple[VideoFrame, VideoFrame]]:
-        """(picture, source): the source frame describes what the filter does not keep."""
+        """Yield (picture, source) pairs; `source` has the metadata that the filter drops."""
         deinterlacer = Deinterlacer() if self._video.is_interlaced else None
         for frame in self._decoded(first_packet):
-            # yuvj is yuv of full range, which is said as such.
+            # yuvj is full-range yuv; the range is set explicitly.
             shape = (frame.width, frame.height, frame.format.name.replace("yuvj", "yuv"))
             if shape != self._shape:
                 if deinterlacer is not None:
@@ -398,10 +397,10 @@ class Decoder:
         return frame if pts == frame.pts else replace(frame, pts=pts)
 
     def _fillers(self, shown: Frame, before: int | None) -> Iterator[Frame]:
-        """Repetitions of `shown` at the lost times before `before` (all if None)."""
+        """Yield repetitions of `shown` at the lost times before `before` (all if None)."""
         lost = sorted(self._lost)
         if before in lost:
-            lost.remove(before)  # it failed in part and came out after all
+            lost.remove(before)  # its packet failed partly, but the frame came out after all
         due = [pts for pts in lost if before is None or pts < before]
         self._lost = deque(lost[len(due) :])
         for pts in due:
@@ -417,7 +416,7 @@ class Decoder:
             self._note_alpha(layout, planes[-1], seconds)
             layout, planes = replace(layout, has_alpha=False), planes[:-1]
         width, height = picture.width, picture.height
-        # Where the size changes, the container's word does not hold any more.
+        # Where the size changes, the container's crop no longer applies.
         if video.crop and video.crop.size_of(width, height) == (video.width, video.height):
             planes = cropped_planes(planes, layout, (width, height), video.crop)
             width, height = video.width, video.height

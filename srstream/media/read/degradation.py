@@ -1,4 +1,4 @@
-"""`--restore auto`: how far to mend, from how hard the source was compressed and how soft it is."""
+"""`--restore auto`: chooses the restoration strength by the source's compression and sharpness."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from srstream.models.table import ModelSpec, available_sets
 
 @dataclass(frozen=True, slots=True)
 class RestoreChoice:
-    """What `--restore` came to."""
+    """The value chosen for `--restore` and the reason for it."""
 
     value: float
     reason: str
     strength: float = 1.0
-    """The share of what the network adds to bicubic; only `auto` takes less than all."""
+    """The share of the network's change over bicubic to apply; only `auto` goes below 1."""
 
     def applied(self, model: ModelConfig) -> ModelConfig:
-        """The model's settings with the knob set."""
+        """Return the model's settings with the chosen value."""
         return model.model_copy(update={"restore": self.value})
 
 
 def choose_restore(
     source: Path, video: VideoInfo, index: PacketIndex, config: JobConfig, spec: ModelSpec
 ) -> RestoreChoice:
-    """The value asked for, or for `auto` what the source's quantizer and sharpness call for."""
+    """Return the value asked for, or for `auto` the one that quantizer and sharpness call for."""
     asked = config.model.restore
     if asked != "auto":
         return RestoreChoice(asked, "as asked")
@@ -41,9 +41,9 @@ def choose_restore(
     try:
         found = measure_compression(source, video, index.key_pts, config.source)
     except SrstreamError:
-        found = None  # what is wrong with the file is said by who decodes it
+        found = None  # the decoder reports what is wrong with the file
     if found is None:
-        return RestoreChoice(0.0, "nothing could be read of its compression")
+        return RestoreChoice(0.0, "its compression could not be measured")
     chosen = restoration_for(found.quantizer, found.detail, spec.name)
     return RestoreChoice(chosen.restore, _reason(video.codec, found), chosen.strength)
 

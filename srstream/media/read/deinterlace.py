@@ -1,4 +1,4 @@
-"""Fields to frames: libavfilter's bwdif, with the number and times of the frames unchanged."""
+"""Deinterlaces frames with libavfilter's bwdif; their number and times stay the same."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from av.video.frame import VideoFrame
 class Deinterlacer:
     """Turns interlaced frames into progressive ones of the same number.
 
-    Frames that are not marked interlaced pass unchanged. Each result comes as (picture, source),
-    where `source` is the frame that went in: its time, color and side data are those to use.
+    Frames that are not marked interlaced pass unchanged. Each result is a pair (picture, source);
+    `source` is the input frame, whose time, color and side data apply.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Deinterlacer:
         self._waiting: deque[VideoFrame] = deque()
 
     def push(self, frame: VideoFrame) -> Iterator[tuple[VideoFrame, VideoFrame]]:
-        """Take a frame; the filter gives results one frame late."""
+        """Take a frame and yield what is ready; the filter lags one frame behind."""
         shape = _shape(frame)
         if self._graph is None or shape != self._shape:
             yield from self.drain()
@@ -33,7 +33,7 @@ class Deinterlacer:
         yield from self._pull()
 
     def drain(self) -> Iterator[tuple[VideoFrame, VideoFrame]]:
-        """What the filter still holds; it can be pushed to again."""
+        """Yield what the filter still holds; more frames can be pushed afterwards."""
         if self._graph is not None:
             self._graph.vpush(None)
             yield from self._pull()
@@ -66,6 +66,6 @@ class Deinterlacer:
 
 
 def _shape(frame: VideoFrame) -> tuple[object, ...]:
-    """What a graph is built for."""
+    """Return the properties that a filter graph is built for."""
     colors = int(frame.colorspace), int(frame.color_range)
     return frame.width, frame.height, frame.format.name, *colors

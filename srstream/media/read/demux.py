@@ -1,8 +1,8 @@
-"""Opening a source and reading its video packets: what probe, scan and decode have in common.
+"""Opens a source and reads its video packets; shared by probe, scan and decode.
 
-Times that leave here are those of the file, exactly, until its clock jumps back (a wrapped 33-bit
-counter, two recordings in one file); from there on `Clock` carries them on without a gap, the same
-way for everyone who reads the packets in order.
+Returned times are exactly those of the file until its clock jumps back (a wrapped 33-bit counter,
+two recordings in one file); from there `Clock` continues them without a gap, identically for
+everyone who reads the packets in order.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ CLOCK_WRAP = 1 << 33
 """MPEG-TS and -PS count 90 kHz in 33 bits (ISO/IEC 13818-1, 2.4.2)."""
 
 MAX_REORDERED = 16
-"""Pictures that one may be decoded before it is shown (H.264, A.3.1)."""
+"""Maximum number of pictures decoded before one is shown (H.264, A.3.1)."""
 
 MAX_FAULTS_IN_A_ROW = 8
-"""So many packets that cannot be read or decoded, one after the other, end a job."""
+"""Number of consecutive packets that cannot be read or decoded after which a job ends."""
 
 MAX_STREAMS = 1000
-"""The most streams of one file, where nothing else is asked for; libav's own limit too."""
+"""Default for the most streams in one file; libav's own limit too."""
 
 MAX_PIXELS = 16384 * 16384
-"""For a reader that decodes nothing itself; libav looks at a few frames all the same."""
+"""Pixel limit for a reader that decodes nothing itself; libav still probes a few frames."""
 
 _ALLOWED_FORMATS = ",".join(sorted(av.formats_available - NAMING_FORMATS))
 _LISTS = (b"#EXTM3U", b"ffconcat ", b"v=0", b"SMXS", b"RTSP", b"# VobSub index file")
@@ -61,17 +61,17 @@ def open_source(
     container: str | None = None,
     max_streams: int = MAX_STREAMS,
 ) -> InputContainer:
-    """Open a file for reading, and no other file whatever it names.
+    """Open a file for reading, and no other file that it may refer to.
 
     Args:
-        on_gpu: its video is decoded by NVDEC, which must open.
+        on_gpu: decode its video with NVDEC, which must be available.
         container: name of its format, which is then not guessed: libav also looks at the
             file's suffix, which a descriptor's path lacks.
 
     Raises:
-        UsageError: it is missing, a directory, or may not be read.
-        RefusedError: it is a list of other files, or has more than `max_streams` streams.
-        MediaError: it is empty or not media.
+        UsageError: the file is missing, is a directory, or may not be read.
+        RefusedError: the file lists other files, or has more than `max_streams` streams.
+        MediaError: the file is empty or not media.
     """
     if not path.exists():
         raise UsageError(sentence(path, "there is no such file", advice="Check the path."))
@@ -85,8 +85,8 @@ def open_source(
         advice = "Copy or record it again; a repair tool needs an intact file of the same camera."
     _refuse_list(path)
     with libav_errors(path, what, advice=advice):
-        # Of `options`, libavformat takes what it knows and hands the rest to the decoders that
-        # it opens while it looks for stream parameters.
+        # libavformat takes the `options` that it knows and passes the rest to the decoders that it
+        # opens to find stream parameters.
         opened = av.open(
             str(path.absolute()),
             format=None if container is None else container.split(",")[0],
@@ -112,12 +112,12 @@ def open_source(
 
 
 def _refuse_list(path: Path) -> None:
-    """Say it clearly where a file is known to be a list; libav's whitelist refuses the others."""
+    """Raise a clear error for known kinds of lists; libav's whitelist refuses the others."""
     try:
         with path.open("rb") as file:
             head = file.read(32)
     except OSError:
-        return  # libav's own words say why
+        return  # libav's own message says why
     if head.removeprefix(b"\xef\xbb\xbf").startswith(_LISTS):
         raise RefusedError(
             sentence(
@@ -129,10 +129,10 @@ def _refuse_list(path: Path) -> None:
 
 
 def nvdec_fault(path: Path) -> str | None:
-    """Why NVIDIA's decoder cannot decode this file here; None where it does.
+    """Return why NVIDIA's decoder cannot decode this file here; None if it can.
 
-    libav has it compiled in on every machine and says "operation not permitted" without a driver;
-    a codec that the GPU doesn't know shows with the first frame only.
+    Every build of libav includes it and says "operation not permitted" without a driver; a codec
+    that the GPU does not support fails only at the first frame.
     """
     try:
         with open_source(path, MAX_PIXELS, on_gpu=True) as container:
@@ -146,15 +146,15 @@ def nvdec_fault(path: Path) -> str | None:
 
 
 def cut_off_index(path: Path) -> bool:
-    """Return whether a file is an MP4 or MOV that ends before its moov box came."""
+    """Return whether a file is an MP4 or MOV that ends before its moov box."""
     boxes = [name for name, _, _ in top_level_boxes(path)]
     return bool(boxes) and boxes[0] in (b"ftyp", b"wide", b"mdat") and b"moov" not in boxes
 
 
 def top_level_boxes(path: Path, limit: int = 100_000) -> Iterator[tuple[bytes, int, int]]:
-    """(type, start, end) of an MP4's outermost boxes, as far as they look like boxes.
+    """Yield (type, start, end) of an MP4's outermost boxes, as long as they look like boxes.
 
-    `end` may lie behind the end of the file (ISO/IEC 14496-12, 4.2).
+    `end` may exceed the end of the file (ISO/IEC 14496-12, 4.2).
     """
     size = path.stat().st_size
     at = 0
@@ -175,15 +175,15 @@ def top_level_boxes(path: Path, limit: int = 100_000) -> Iterator[tuple[bytes, i
 
 
 def is_picture(stream: Stream) -> bool:
-    """Return whether a video stream is a cover or thumbnails, not the film."""
+    """Return whether a video stream is a cover or thumbnails rather than the main video."""
     return bool(stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails))
 
 
 def has_timestamps(container: InputContainer) -> bool:
-    """False where packets carry no display time of their own.
+    """Return whether packets carry display times of their own.
 
-    That is so in raw streams, and in AVI with H.264 or HEVC: AVI counts packets as they are
-    decoded, and libav's guess at B frames is wrong. Both are of constant rate.
+    They do not in raw streams, nor in AVI with H.264 or HEVC: AVI counts packets as they are
+    decoded, and libav's guess at B frames is wrong. Both have a constant frame rate.
     """
     if container.format.name == "avi":
         codecs = {stream.codec_context.name for stream in container.streams.video}
@@ -197,9 +197,9 @@ _MAX_INDEX_BYTES = 64 << 20
 
 
 def states_aspect(path: Path, container: InputContainer) -> bool:
-    """Return whether the container says a pixel aspect, which then holds for all pictures.
+    """Return whether the container states a pixel aspect, which then applies to all pictures.
 
-    Otherwise each picture says its own. MP4, MOV and AVI may or may not say one.
+    Otherwise each picture states its own. MP4, MOV and AVI may or may not state one.
     """
     names = container.format.name.split(",")
     if _WITHOUT_ASPECT.intersection(names):
@@ -227,10 +227,10 @@ def has_webm_alpha(stream: Stream) -> bool:
 def open_decoder(
     stream: VideoStream, max_pixels: int, threads: int = 1, *, export_quantizers: bool = False
 ) -> VideoCodecContext:
-    """A decoder for `stream`, limited to `max_pixels`.
+    """Return an open decoder for `stream`, limited to `max_pixels`.
 
-    Threads share a picture (slices) and never work on several: their output is the same for any
-    number, also where packets are damaged. Alpha in WebM is only decoded by libvpx.
+    Threads share one picture (slices) and never work on several, so the output is the same for any
+    number of threads, even where packets are damaged. Only libvpx decodes alpha in WebM.
     """
     context = stream.codec_context
     name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.codec.name)
@@ -249,10 +249,10 @@ def open_decoder(
 
 
 class Clock:
-    """Carries times on where a file's clock jumps back.
+    """Continues a stream's times without a gap where the file's clock jumps back.
 
-    Fed with the packets of one stream in file order. Decode times rise in a sound stream; one
-    that falls by more than a quarter of a second, or leaps by half of a 33-bit clock, is a
+    `correct` takes the packets of one stream in file order. Decode times rise in a sound stream; a
+    fall by more than a quarter of a second, or a jump by half of a 33-bit clock, is a
     discontinuity.
     """
 
@@ -266,15 +266,15 @@ class Clock:
         self._step = 0
 
     def correct(self, packet: Packet[Stream]) -> None:
-        """Set the packet's times to the unwrapped ones."""
+        """Replace the packet's times with the unwrapped ones."""
         stamp = packet.dts if packet.dts is not None else packet.pts
         if stamp is None:
             return
         moment = stamp + self.offset
         is_dts = packet.dts is not None
         if self._last is not None:
-            # A display time may lie before the last one by the depth of reordering, and so may the
-            # first decode time, which Matroska does not tell before it.
+            # A display time may precede the last one by the reorder depth, and so may the first
+            # decode time, which Matroska does not state before that packet.
             limit = self._limit
             if not (is_dts and self._last_is_dts):
                 step = max(self._step, packet.duration or 0)
@@ -301,7 +301,7 @@ class Clock:
 
 
 def strictly_rising(last: int | None, pts: int) -> int:
-    """`pts`, or the next tick after `last` where a time was given twice."""
+    """Return `pts`, or the next tick after `last` where a time occurs twice."""
     return pts if last is None or pts > last else last + 1
 
 
@@ -315,11 +315,11 @@ class ReadFault:
 def read_packets(
     container: InputContainer, *streams: Stream, deadline: float | None = None
 ) -> Iterator[Packet[Stream] | ReadFault]:
-    """The packets of `streams` (all if none are named), in file order; a failed read is retried.
+    """Yield the packets of `streams` (default all) in file order; a failed read is retried.
 
-    Ends at the end of the file or after eight failures in a row, whose last is yielded too.
-    Empty packets, which a decoder would take for the end, are left out; MPEG-4 that is packed comes
-    unpacked. `deadline` is a `time.monotonic()` after which no more is read.
+    Ends at the end of the file or after eight failures in a row, the last of which is yielded too.
+    Empty packets, which a decoder would take for the end, are left out; packed MPEG-4 is unpacked.
+    `deadline` is a `time.monotonic()` value after which reading stops.
     """
     faults = 0
     unpackers = {s.index: Unpacker(s) for s in streams or container.streams if _may_be_packed(s)}
@@ -348,9 +348,9 @@ def _may_be_packed(stream: Stream) -> bool:
 
 
 def is_shown(packet: Packet[Stream], codec: str) -> bool:
-    """Return whether a packet holds a picture for the viewer: not cut by an edit list, not hidden.
+    """Return whether a packet holds a visible picture: not cut by an edit list, not hidden.
 
-    Some files give the hidden reference pictures of VP8 and VP9 packets of their own.
+    Some files store the hidden reference pictures of VP8 and VP9 in separate packets.
     """
     if packet.is_discard:
         return False
@@ -362,7 +362,7 @@ def is_shown(packet: Packet[Stream], codec: str) -> bool:
 
 
 def _is_shown_vp9(data: memoryview) -> bool:
-    """VP9 bitstream specification, 6.2 (uncompressed header) and Annex B (superframes)."""
+    """See the VP9 bitstream specification, 6.2 (uncompressed header) and Annex B (superframes)."""
     if data[-1] & 0xE0 == 0xC0:
         return True
     head = data[0]
@@ -374,10 +374,10 @@ def _is_shown_vp9(data: memoryview) -> bool:
 def without_headless_start(
     container: InputContainer, packets: Iterator[Packet[Stream] | ReadFault]
 ) -> Iterator[Packet[Stream] | ReadFault]:
-    """Leave out what comes before the first keyframe of a recording cut in the middle.
+    """Skip what precedes the first keyframe of a recording that was cut in the middle.
 
-    Such packets refer to pictures that are not there. Only for MPEG streams, where the parser
-    and not the file marks the keyframes; and if none comes within 300 packets, all are kept.
+    Such packets refer to missing pictures. This applies only to MPEG streams, where the parser and
+    not the file marks the keyframes; if none comes within 300 packets, all are kept.
     """
     if not _CUT_ANYWHERE.intersection(container.format.name.split(",")):
         yield from packets
@@ -395,4 +395,4 @@ def without_headless_start(
 
 
 ProgressCallback = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
+"""Called with (bytes done, total bytes)."""

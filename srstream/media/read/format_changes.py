@@ -1,4 +1,4 @@
-"""Videos that describe their pictures otherwise in the middle: what holds, and what is said."""
+"""Reports mid-stream changes of color tags and pixel aspect, and tracks each frame's aspect."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _MATRICES = {
     8: "YCgCo",
     9: "BT.2020",
 }
-_SITINGS = ("unspecified", "left", "centre", "top left", "top", "bottom left", "bottom")
+_SITINGS = ("unspecified", "left", "center", "top left", "top", "bottom left", "bottom")
 
 
 class PictureAspects:
-    """The pixel aspect of each decoded frame, where every picture may say another.
+    """Tracks the pixel aspect of each decoded frame, for videos in which it may change.
 
-    PyAV's frames do not have it, its decoders do: that of the packet decoded last. Decoders give
-    frames late, so each carries the number of its packet.
+    PyAV exposes it on the decoder only, for the packet decoded last. Decoders return frames late,
+    so each frame carries the number of its packet.
     """
 
     def __init__(self, context: VideoCodecContext, video: VideoInfo) -> None:
@@ -43,19 +43,19 @@ class PictureAspects:
         context.copy_opaque = True
 
     def before(self, packet: Packet[Stream]) -> None:
-        """Called with each packet that is about to be decoded."""
+        """Call with each packet just before it is decoded."""
         packet.opaque = self._num_packets
         self._num_packets += 1
 
     def after(self) -> None:
-        """Called when it has been."""
+        """Call after the packet is decoded."""
         aspect = self._context.sample_aspect_ratio or self._usual
         last = self._changes[-1][1] if self._changes else self._usual
         if aspect > 0 and aspect != last:
             self._changes.append((self._num_packets - 1, aspect))
 
     def of(self, frame: VideoFrame) -> Fraction | None:
-        """The pixel aspect of a frame; None if it is the video's."""
+        """Return the pixel aspect of a frame; None if it equals the video's."""
         number = frame.opaque if isinstance(frame.opaque, int) else self._num_packets
         index = bisect_right(self._changes, number, key=lambda change: change[0])
         aspect = self._changes[index - 1][1] if index else self._usual
@@ -63,7 +63,7 @@ class PictureAspects:
 
 
 class Descriptions:
-    """Follows the frames that are delivered, and says where they are described otherwise."""
+    """Follows the delivered frames and reports where their description changes."""
 
     def __init__(self, video: VideoInfo) -> None:
         self._video = video
@@ -71,7 +71,7 @@ class Descriptions:
         self._is_first = True
 
     def push(self, frame: Frame) -> Iterator[str]:
-        """A sentence for each thing in which the frame differs from the one before it.
+        """Yield a sentence for each property in which the frame differs from the one before it.
 
         The first frame is compared with the file's beginning.
         """
@@ -92,17 +92,17 @@ class Descriptions:
         if matrix_fate(old.matrix, color.matrix):
             was, now = (_MATRICES.get(code, str(code)) for code in (old.matrix, color.matrix))
             fate = matrix_fate(first.matrix, color.matrix)
-            yield self._said("colour matrix", was, now, seconds, fate)
+            yield self._said("color matrix", was, now, seconds, fate)
         if old.chroma_location != color.chroma_location:
             was, now = (_SITINGS[code] for code in (old.chroma_location, color.chroma_location))
             yield self._said("chroma siting", was, now, seconds, "")
         for name in ("primaries", "transfer"):
             code = getattr(color, name)
             if code != getattr(old, name):
-                fate = "it is not converted, so colours are off there"
+                fate = "it is not converted, so colors are off there"
                 fate = fate if code != getattr(first, name) else ""
                 was, now = f"{getattr(old, name)} (ITU-T H.273)", str(code)
-                yield self._said(f"colour {name}", was, now, seconds, fate)
+                yield self._said(f"color {name}", was, now, seconds, fate)
 
     def _said(self, what: str, was: str, now: str, seconds: float, fate: str) -> str:
         if self._is_first:
@@ -113,13 +113,13 @@ class Descriptions:
 
 
 def matrix_fate(old: int, new: int) -> str:
-    """What is done about another matrix; "" where nothing is to be done.
+    """Return what is done about a changed matrix; "" if nothing needs to be done.
 
-    Several numbers stand for BT.601, which unspecified is taken as.
+    Several code points mean BT.601, which an unspecified matrix is taken for.
     """
     same = same_matrix(old, new)
     if same is None:
-        return "it cannot be converted, so colours are off there"
+        return "it cannot be converted, so colors are off there"
     return "" if same else "it is converted to that of the beginning"
 
 

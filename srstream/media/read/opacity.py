@@ -1,4 +1,4 @@
-"""Finds whether a picture format's alpha is used: whether any pixel shown is not opaque."""
+"""Finds out whether a video uses its alpha: whether any visible pixel is not opaque."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from srstream.media.layouts import extract_planes, has_transparent_palette, layo
 from srstream.media.read.demux import ReadFault, open_decoder, open_source, read_packets
 
 ANIMATIONS = frozenset({"gif", "apng", "webp"})
-"""Codecs of which libav gives alpha whether there is some or not, and of which files are small."""
+"""Codecs that libav always decodes with alpha, used or not, and whose files are small."""
 
 MAX_PIXELS_LOOKED_AT = 400_000_000
-"""In all frames together; decoding so many takes a second or two."""
+"""Total over all frames; decoding that many takes a second or two."""
 
 
 def has_transparent_pixels(frame: VideoFrame) -> bool:
@@ -31,14 +31,14 @@ def has_transparent_pixels(frame: VideoFrame) -> bool:
 
 
 def may_be_opaque(frame: VideoFrame, codec: str) -> bool:
-    """Return whether a format with alpha says nothing of the file: animations, and palettes."""
+    """Return whether alpha in the format implies nothing about the file: animations, palettes."""
     return codec in ANIMATIONS or frame.format.name == "pal8"
 
 
 def is_opaque(path: Path, index: int, max_pixels: int) -> bool:
     """Return whether no frame of a video shows a transparent pixel.
 
-    False also where that is not certain: for a long file, and a damaged one.
+    It also returns False where that is uncertain: for a long or damaged file.
     """
     num_pixels = 0
     with open_source(path, max_pixels) as container:

@@ -1,8 +1,8 @@
-"""MPEG-4 as DivX and XviD pack it: a B picture rides in the packet of the one it is shown before.
+"""Unpacks DivX and XviD packed bitstreams, where a packet also carries the next B picture.
 
-Made for players that give a picture for every packet. libav decodes it, but gives the pictures the
-times of packets that they did not come in. Here each gets a packet of its own (libav's bitstream
-filter) and the time that it has in a file that was never packed.
+They were made for players that output one picture per packet. libav decodes them but assigns the
+pictures the times of the wrong packets. Here each picture gets its own packet (by libav's bitstream
+filter) and the time that it would have in a file that was never packed.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from av.packet import Packet
 from av.stream import Stream
 
 _VOP = b"\x00\x00\x01\xb6"
-"""What a picture begins with (ISO/IEC 14496-2, 6.2.5); its kind is in the next two bits."""
+"""The start code of a picture (ISO/IEC 14496-2, 6.2.5); the next two bits are its type."""
 
 _INTRA, _BIDIRECTIONAL = 0, 2
 _NUM_LOOKED_AT = 50
 
 
 class Unpacker:
-    """Unpacks one stream, if its first packets show that it is packed; else gives it as it is.
+    """Unpacks one stream if its first packets show that it is packed, else passes it on unchanged.
 
-    Packets go in and come out in file order, a few later.
+    Packets go in and come out in file order, with a delay of a few packets.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -29,13 +29,13 @@ class Unpacker:
         self._filter: BitStreamFilterContext | None = None
         self._is_decided = False
         self._held: list[Packet[Stream]] = []
-        """Packets seen before it is known; later a reference picture, and the B pictures that are
-        shown before it."""
+        """Packets held until the stream is known to be packed or not; later a reference picture and
+        the B pictures that are shown before it."""
         self._last_slot: int | None = None
         self._step = 1
 
     def push(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
-        """What can be given when this packet is known."""
+        """Take a packet and return those that are ready."""
         if self._filter is not None:
             return self._unpack(packet)
         if self._is_decided:
@@ -51,7 +51,7 @@ class Unpacker:
         return held if self._filter is None else [q for p in held for q in self._unpack(p)]
 
     def drain(self) -> list[Packet[Stream]]:
-        """What is left at the end."""
+        """Return the remaining packets at the end."""
         held, self._held = self._held, []
         if self._filter is not None and held:
             assert self._last_slot is not None
@@ -67,7 +67,7 @@ class Unpacker:
         return ready
 
     def _timed(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
-        """Packets follow one another in steps of a picture; each picture is shown at such a step.
+        """Assign packets their times: they follow each other at a fixed step per picture.
 
         A B picture is shown when it is decoded, a reference when the next one is.
         """
@@ -90,7 +90,7 @@ class Unpacker:
 
 
 def _pictures(packet: Packet[Stream]) -> list[int]:
-    """The kinds of the pictures that begin in a packet."""
+    """Return the types of the pictures that begin in a packet."""
     data = bytes(packet)
     found = []
     at = data.find(_VOP)

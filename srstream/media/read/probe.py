@@ -1,4 +1,4 @@
-"""What a source is, found out in well under a second: its streams, and its video in detail."""
+"""Determines what a source is in well under a second: its streams, and its video in detail."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ MAX_FRAME_RATE = 1000
 
 
 def probe(path: Path, config: SourceConfig, *, video_index: int | None = None) -> SourceInfo:
-    """Everything that is known of a source before its frames are decoded; a handful are.
+    """Return what is known of a source before its frames are decoded; only a handful are decoded.
 
-    `video_index` is the stream that is meant; without it, `pick_video` chooses.
+    `video_index` selects the stream; without it, `pick_video` chooses.
 
     Raises:
         UsageError: the path is missing or a directory.
         RefusedError: it is larger or longer than `config` allows, or has more streams.
-        MediaError: not media, no video, encrypted, or a codec that cannot be decoded.
+        MediaError: the file is not media, has no video, is encrypted, or its codec is unsupported.
     """
     with open_source(path, config.max_pixels, max_streams=config.max_streams) as container:
         _refuse_long(path, container, config)
@@ -95,7 +95,7 @@ def probe(path: Path, config: SourceConfig, *, video_index: int | None = None) -
 
 
 def pick_video(path: Path, container: InputContainer) -> VideoStream:
-    """The video stream to enhance: libav's best one that is no cover picture and can be decoded.
+    """Return the video stream to enhance: libav's best one that is decodable and not a cover.
 
     Raises:
         MediaError: there is none.
@@ -121,7 +121,7 @@ def pick_video(path: Path, container: InputContainer) -> VideoStream:
 
 
 def _is_opaque(path: Path, stream: VideoStream, looked: _Looked, config: SourceConfig) -> bool:
-    """Return whether the alpha of an animation, or of a palette, is there and never used."""
+    """Return whether the alpha of an animation or a palette is present but never used."""
     if not looked.has_alpha or looked.is_transparent:
         return False
     if not may_be_opaque(looked.frame, stream.codec_context.codec.canonical_name):
@@ -131,7 +131,7 @@ def _is_opaque(path: Path, stream: VideoStream, looked: _Looked, config: SourceC
 
 @dataclass(slots=True)
 class _Looked:
-    """What the first decoded frames say."""
+    """What the first decoded frames state."""
 
     frame: VideoFrame
     is_interlaced: bool = False
@@ -141,7 +141,7 @@ class _Looked:
     chroma_location: int = 0
     has_alpha: bool = False
     is_transparent: bool = False
-    """A pixel of it is not opaque."""
+    """Whether a pixel is not opaque."""
     dynamic_hdr: set[str] = field(default_factory=set)
 
 
@@ -158,7 +158,7 @@ def _look(
     num_frames = num_packets = 0
     fault: av.FFmpegError | None = None
     is_encrypted = context.codec_tag in ("encv", "drmi")
-    # A file whose start is damaged is given longer than one that already showed a frame.
+    # A file whose start is damaged gets more packets than one that already gave a frame.
     start = time.monotonic()
     for packet in read_packets(container, stream, deadline=start + 4 * SECONDS_LOOKED_AT):
         if isinstance(packet, ReadFault):
@@ -166,7 +166,7 @@ def _look(
             continue
         num_packets += 1
         if packet.has_sidedata("encryption_info"):
-            # Scrambled bytes decode by chance now and then, to a picture of nothing.
+            # Encrypted bytes occasionally decode by chance, to a meaningless picture.
             raise MediaError(_undecodable(path, context, num_packets, fault, is_encrypted=True))
         try:
             frames = context.decode(packet)
@@ -192,7 +192,7 @@ def _look(
 
 
 def _flush_look(context: VideoCodecContext) -> _Looked | None:
-    """What a decoder still holds of a very short clip."""
+    """Return what a decoder still holds of a very short clip."""
     looked = None
     try:
         for frame in context.decode(None):
@@ -204,9 +204,9 @@ def _flush_look(context: VideoCodecContext) -> _Looked | None:
 
 
 def _announced_size(path: Path, config: SourceConfig) -> tuple[int, int]:
-    """The size that libav found too large, (0, 0) if that was not it.
+    """Return the size that libav found too large; (0, 0) if that was not the fault.
 
-    libav forgets it and only logs it, so the file is opened once more and the log read.
+    libav only logs it, so the file is opened once more and the log is read.
     """
     level, skips_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
@@ -299,7 +299,7 @@ def _video_info(container: InputContainer, stream: VideoStream, looked: _Looked)
     )
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate
     if not has_timestamps(container) and 0 < (context.framerate or 0) <= MAX_FRAME_RATE:
-        rate = context.framerate  # the stream's own; a raw demuxer assumes 25
+        rate = context.framerate  # the stream's own rate; a raw demuxer assumes 25
     sar = stream.sample_aspect_ratio
     crop = container_crop(container, stream, frame.width, frame.height)
     width, height = crop.size_of(frame.width, frame.height)

@@ -1,9 +1,8 @@
 """Estimates how hard a source was compressed, on the scale of x264's quantizer (0 to 51).
 
-Where libav exports what the decoder read (`AVVideoEncParams`: H.264, MPEG-1, -2 and -4, VP9), it is
-the mean over the blocks of a few dozen frames. For other codecs it is estimated from the bits that
-a pixel got, which also depends on what the picture shows. How soft the pictures are is measured on
-some of the same frames.
+Where libav exports what the decoder read (`AVVideoEncParams`: H.264, MPEG-1, -2 and -4, VP9), the
+estimate is the mean over the blocks of a few dozen frames. For other codecs it is derived from the
+bits per pixel, which also depend on the content. Sharpness is measured on some of the same frames.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ NUM_PLACES = 3
 FRAMES_PER_PLACE = 8
 MAX_PACKETS_PER_PLACE = 60
 FRAMES_PER_LOOK = 4
-"""The detail of one in so many frames is measured."""
+"""Detail is measured in one of every `FRAMES_PER_LOOK` frames."""
 
 # libavutil/video_enc_params.h: nb_blocks, blocks_offset, block_size, type, qp; a block is x, y, w,
-# h and its own delta to qp.
+# h and its qp delta.
 _HEADER = struct.Struct("<IxxxxQQii")
 _VP9, _H264, _MPEG2 = 0, 1, 2
 
 BITS_PER_PIXEL_AT_23 = 0.12
-"""Bits per pixel of H.264 at a quantizer of 23, halved by every 6 more. Lively and quiet footage
-differ by 4."""
+"""Bits per pixel of H.264 at quantizer 23, halved for every 6 more. Busy and static footage differ
+by a factor of 4."""
 
 EFFICIENCY = {"hevc": 0.6, "av1": 0.45, "vvc": 0.4, "vp8": 1.1, "vp9": 0.6, "mpeg2video": 2.0}
 """Bits that a codec needs where H.264 needs 1, roughly; intra-only codecs need `INTRA`."""
@@ -57,7 +56,7 @@ LOSSLESS_CODECS = frozenset({"ffv1", "huffyuv", "ffvhuff", "utvideo", "rawvideo"
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """What was found."""
+    """The result: the quantizer, what it is based on, and the detail."""
 
     quantizer: float
     """On x264's scale: 18 is near transparent, 23 its default, 36 visibly broken."""
@@ -69,7 +68,7 @@ class Compression:
 
 @dataclass(slots=True)
 class _Findings:
-    """What was read so far."""
+    """Totals of the packets and frames read so far."""
 
     quantizers: list[float] = field(default_factory=list)
     details: list[Detail] = field(default_factory=list)
@@ -81,7 +80,7 @@ class _Findings:
 def measure_compression(
     path: Path, video: VideoInfo, key_pts: Sequence[int], config: SourceConfig
 ) -> Compression | None:
-    """Reads a few frames at a few keyframes; None where nothing could be decoded.
+    """Read a few frames at a few keyframes; None if nothing could be decoded.
 
     Raises:
         MediaError: the file cannot be opened.
@@ -107,9 +106,11 @@ def measure_compression(
 
 
 def estimated_quantizer(codec: str, bits_per_pixel: float) -> float:
-    """Estimate it from an average frame's bits; x264's rate halves with every 6 of its quantizer.
+    """Estimate the quantizer from the bits per pixel of an average frame.
 
-    0 for a lossless codec.
+    x264's rate halves with every 6 of its quantizer.
+
+    The result is 0 for a lossless codec.
     """
     if codec in LOSSLESS_CODECS:
         return 0.0
@@ -120,14 +121,14 @@ def estimated_quantizer(codec: str, bits_per_pixel: float) -> float:
 
 
 def frame_quantizer(frame: VideoFrame) -> float | None:
-    """The mean over a frame's blocks, on x264's scale; None where libav exports nothing."""
+    """Return the mean over a frame's blocks, on x264's scale; None if libav exports nothing."""
     exported: Any = frame.side_data
     side_data = exported.get(Type.VIDEO_ENC_PARAMS)
     return None if side_data is None else _mean_quantizer(bytes(side_data))
 
 
 def _places(key_pts: Sequence[int]) -> list[int | None]:
-    """Keyframes spread over the file; its start where there are none."""
+    """Return keyframes spread over the file; only its start if there are none."""
     if not key_pts:
         return [None]
     positions = {len(key_pts) * (2 * n + 1) // (2 * NUM_PLACES) for n in range(NUM_PLACES)}
@@ -137,10 +138,10 @@ def _places(key_pts: Sequence[int]) -> list[int | None]:
 def _read_place(
     container: InputContainer, stream: VideoStream, context: VideoCodecContext, found: _Findings
 ) -> None:
-    """Adds what the packets and frames from here on say."""
+    """Add the packets and frames from here on to the findings."""
     num_packets = num_frames = 0
     with contextlib.suppress(av.error.FFmpegError, ValueError, MediaError):
-        # A damaged place says less.
+        # A damaged place contributes less.
         for packet in container.demux(stream):
             if packet.size:
                 found.num_bits += 8 * packet.size

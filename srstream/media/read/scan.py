@@ -1,4 +1,4 @@
-"""One pass over a source's packets without decoding: exact times, keyframes, completeness."""
+"""Scans a source's packets once without decoding: exact times, keyframes, completeness."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SHORTFALL_SHARE = 0.05
 
 @dataclass(slots=True)
 class _Pass:
-    """What the pass over the packets collects."""
+    """What the scan collects from the packets."""
 
     shown: list[int] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
@@ -61,10 +61,10 @@ def scan_packets(
 ) -> PacketIndex:
     """Read every packet once, at the speed of the disk.
 
-    `pts` are those of the packets that hold a shown picture. A decoder may give fewer frames than
-    that: pictures before the first keyframe, or leading ones of an open first GOP, cannot be
-    decoded. `on_progress` gets the bytes done and in all. After
-    `deadline_seconds` the pass ends early and `is_complete` is False; the hash is then empty.
+    `pts` are those of the packets that hold a visible picture. A decoder may give fewer frames:
+    pictures before the first keyframe, or leading pictures of an open first GOP, cannot be decoded.
+    `on_progress` gets the bytes done and in total. After `deadline_seconds` the scan ends early and
+    `is_complete` is False; the hash is then empty.
 
     Raises:
         MediaError: the file cannot be opened.
@@ -125,7 +125,7 @@ def _read_all(
 def _packets(
     container: InputContainer, video: VideoInfo, deadline: float | None
 ) -> Iterator[Packet[Stream] | ReadFault]:
-    """All packets, but of the video only those that the decoder is given."""
+    """Yield all packets, but of the video only those that the decoder gets."""
     others: list[Packet[Stream] | ReadFault] = []
 
     def of_video() -> Iterator[Packet[Stream] | ReadFault]:
@@ -171,10 +171,10 @@ def _end_seconds(packet: Packet[Stream]) -> float:
 def _truncated_at(
     path: Path, container: InputContainer, video: VideoInfo, found: _Pass
 ) -> float | None:
-    """When the picture ends in a file that is shorter than it says; None for a whole one.
+    """Return when the picture ends in a file that is shorter than it says; None if it is complete.
 
-    First the structure is asked, which cannot raise a false alarm: the outermost element reaches
-    beyond the end of the file and packets are missing. Where the container does not say its size,
+    The structure comes first, since it cannot raise a false alarm: the outermost element extends
+    beyond the end of the file and packets are missing. Where the container does not state its size,
     a last packet far before the declared end counts.
     """
     if found.has_fault:
@@ -202,7 +202,7 @@ def _misses_packets(container: InputContainer, video: VideoInfo, found: _Pass) -
 
 
 def _declared_end(container: InputContainer) -> float:
-    """The end of the file as its header has it, in seconds; 0 if it does not say."""
+    """Return the end of the file according to its header, in seconds; 0 if it does not say."""
     if not container.duration:
         return 0.0
     return ((container.start_time or 0) + container.duration) / 1_000_000

@@ -1,4 +1,4 @@
-"""Measures how much detail a decoded frame has left, in its luma plane.
+"""Measures how much detail is left in the luma plane of a decoded frame.
 
 Shape legend: H, W are rows and columns of a plane.
 """
@@ -15,11 +15,11 @@ from srstream.frame import Plane
 from srstream.models.restore_auto import Detail
 
 WINDOW = (720, 1280)
-"""Rows and columns in the middle of a frame that are looked at, at most."""
+"""The largest size, in rows and columns, of the central area that is measured."""
 
 
 def detail_of(luma_HW: Plane, bits: int, *, is_interlaced: bool = False) -> Detail:
-    """The detail of one luma plane; of its top field alone where two are woven."""
+    """Return the detail of a luma plane; of its top field alone if the frame is interlaced."""
     rows_HW = luma_HW[::2] if is_interlaced else luma_HW
     values_HW = _middle(rows_HW).astype(np.float32) / np.float32(1 << (bits - 8))
     slopes, curvatures = [], []
@@ -31,7 +31,7 @@ def detail_of(luma_HW: Plane, bits: int, *, is_interlaced: bool = False) -> Deta
 
 
 def mean_detail(details: Sequence[Detail]) -> Detail:
-    """Return the sharpness of several frames; flat where there is none."""
+    """Return the mean detail of several frames; zero detail if there are none."""
     return Detail(
         _root_of_mean([detail.slope**2 for detail in details]),
         _root_of_mean([detail.curvature**2 for detail in details]),

@@ -1,7 +1,7 @@
-"""What packets that are left out would have told the decoder about all that follow.
+"""Keeps what skipped packets would have told the decoder about all later ones.
 
-A palette, new extradata and headers inside the stream (a JPEG's tables too) are sent once and hold
-until they are sent again. A decode that begins in mid-file is given the last ones together with its
+A palette, new extradata and in-stream headers (a JPEG's tables too) are sent once and apply until
+they are sent again. A decode that begins in the middle of a file gets the latest ones with its
 first packet.
 """
 
@@ -14,40 +14,40 @@ from av.stream import Stream
 from av.video.stream import VideoStream
 
 LASTING_SIDE_DATA: tuple[PktSideDataT, ...] = ("palette", "new_extradata", "param_change")
-"""Side data of a packet that is meant for those behind it as well."""
+"""Kinds of packet side data that also apply to later packets."""
 
 _WITH_HEADERS = frozenset(
     {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "cavs"}
 )
-"""Codecs that may have their headers (parameter sets, sequence headers) in front of any picture,
-each after a start code, so that they can be put in front of another packet."""
+"""Codecs that may repeat their headers (parameter sets, sequence headers) before any picture, each
+after a start code, so that they can be put in front of another packet."""
 
 
 _DQT, _DHT, _DRI, _SOS = 0xDB, 0xC4, 0xDD, 0xDA
-"""Markers of ITU-T T.81, table B.1. A picture may leave out tables that an earlier one had."""
+"""Markers of ITU-T T.81, table B.1. A picture may omit tables that an earlier one had."""
 
 _PARAMETER_SETS = {"h264": range(7, 9), "hevc": range(32, 35)}
-"""Types of units that hold for pictures behind them: table 7-1 of ITU-T H.264 and of H.265."""
+"""NAL unit types that apply to later pictures: table 7-1 of ITU-T H.264 and of H.265."""
 
 _MAX_PARAMETER_SETS = 64
 
 
 class SkippedPackets:
-    """Remembers what skipped packets of one stream said; told in file order."""
+    """Remembers what the skipped packets of one stream state; takes them in file order."""
 
     def __init__(self, stream: Stream) -> None:
         self._said: dict[PktSideDataT, PacketSideData] = {}
         self._headers: Headers = _headers_of(stream)
 
     def skip(self, packet: Packet[Stream]) -> None:
-        """Take note of a packet that nobody else will see; it may be empty afterwards."""
+        """Note a packet that will not be decoded; it may be empty afterwards."""
         for kind in LASTING_SIDE_DATA:
             if packet.has_sidedata(kind):
                 self._said[kind] = packet.get_sidedata(kind)
         self._headers.skip(packet)
 
     def give(self, packet: Packet[Stream]) -> Packet[Stream]:
-        """The first packet that is not skipped, with all that was said before and still holds."""
+        """Return the first packet not skipped, with everything that still applies to it."""
         packet = self._headers.give(packet)
         for kind, side_data in self._said.items():
             if not packet.has_sidedata(kind):
@@ -57,18 +57,18 @@ class SkippedPackets:
 
 
 class Headers:
-    """Headers inside a stream's packets; none, for codecs without."""
+    """Collects the headers inside a stream's packets; this base class serves codecs without any."""
 
     def skip(self, packet: Packet[Stream]) -> None:
-        """Take note of those of a packet, which is used up."""
+        """Note the headers of a packet, which is consumed."""
 
     def give(self, packet: Packet[Stream]) -> Packet[Stream]:
-        """A packet with those that it lacks."""
+        """Return a packet with the headers that it lacks."""
         return packet
 
 
 class StartCodes(Headers):
-    """Each behind a start code, as in MPEG-TS and AVI."""
+    """Headers after start codes, as in MPEG-TS and AVI."""
 
     def __init__(self, stream: VideoStream) -> None:
         self._filter = BitStreamFilterContext("extract_extradata", stream)
@@ -95,7 +95,7 @@ class StartCodes(Headers):
 
 
 class Lengths(Headers):
-    """Each behind its length, as in MP4 and Matroska, which have more headers outside."""
+    """Headers after length fields, as in MP4 and Matroska, which store more headers elsewhere."""
 
     def __init__(self, codec: str, extradata: bytes) -> None:
         self._types = _PARAMETER_SETS[codec]
@@ -119,14 +119,14 @@ class Lengths(Headers):
     def give(self, packet: Packet[Stream]) -> Packet[Stream]:
         if not self._units:
             return packet
-        # In their order; what the packet brings itself comes behind, and counts.
+        # They keep their order; those in the packet itself come later and take precedence.
         units = b"".join(self._units)
         self._units.clear()
         return _copied(packet, units)
 
 
 class JpegTables(Headers):
-    """The tables of JPEG pictures, each of which lasts until another of its number."""
+    """The tables of JPEG pictures, each of which applies until one with the same number comes."""
 
     def __init__(self) -> None:
         self._tables: dict[tuple[int, int], bytes] = {}
@@ -157,9 +157,9 @@ def _headers_of(stream: Stream) -> Headers:
 
 
 def jpeg_tables(data: bytes) -> dict[tuple[int, int], bytes]:
-    """The tables in front of a JPEG picture's first scan, a segment for each, by marker and number.
+    """Return the tables before a JPEG picture's first scan, one segment each, by marker and number.
 
-    ITU-T T.81, B.2.4.1 and B.2.4.2; nothing behind what is no segment.
+    See ITU-T T.81, B.2.4.1 and B.2.4.2. Reading stops at the first byte that begins no segment.
     """
     tables: dict[tuple[int, int], bytes] = {}
     at = 2
@@ -185,7 +185,7 @@ def _table_bytes(marker: int, content: bytes) -> int:
 
 
 def _copied(packet: Packet[Stream], added: bytes = b"", at: int = 0) -> Packet[Stream]:
-    """A packet of the same time and side data, with bytes added to its own."""
+    """Return a packet with the same times and side data, with bytes added to its own."""
     data = bytes(packet)
     copy: Packet[Stream] = av.Packet(data[:at] + added + data[at:])
     copy.stream = packet.stream

@@ -1,4 +1,4 @@
-"""Finds when a file begins: its clock is the recorder's and need not begin at zero."""
+"""Finds when a file begins: its clock is the recorder's and need not start at zero."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from srstream.media.read.demux import Clock, is_picture
 from srstream.media.types import StreamPlan
 
 _PRIMED = frozenset({"mov", "matroska", "ogg"})
-"""Formats whose sound begins before zero with what an encoder needed to start, and nobody hears."""
+"""Formats whose audio begins before zero with encoder priming that nobody hears."""
 _PRIMING_SECONDS = Fraction(1, 10)
 
 
 class Starts:
-    """The earliest time that each stream but the enhanced video shows or sounds, in seconds."""
+    """Collects the earliest time of each stream besides the enhanced video, in seconds."""
 
     def __init__(self, format_name: str) -> None:
         self.seconds: dict[int, Fraction] = {}
@@ -26,7 +26,7 @@ class Starts:
         self._clocks: dict[int, Clock] = {}
 
     def take(self, packet: Packet[Stream]) -> None:
-        """Note a packet, whose times become unwrapped. All of a stream come in file order."""
+        """Note a packet and unwrap its times. All packets of a stream come in file order."""
         stream = packet.stream
         if stream.index not in self._clocks:
             self._clocks[stream.index] = Clock(Fraction(packet.time_base))
@@ -42,11 +42,14 @@ class Starts:
 
 
 def earliest(starts: dict[int, Fraction], plans: Iterable[StreamPlan]) -> Fraction | None:
-    """Return the earliest start among an output's streams beside its video; None without any."""
+    """Return the earliest start of an output's streams other than its video; None if none."""
     kept = {p.index for p in plans if p.action in ("copy", "convert") and p.type != "data"}
     return min((starts[n] for n in kept if n in starts), default=None)
 
 
 def start_pts(first_pts: int, base: Fraction, earliest_other: Fraction | None) -> int:
-    """When a file begins whose video begins at `first_pts`, in whole ticks of the video's clock."""
+    """Return when a file begins, in whole ticks of the video's clock.
+
+    `first_pts` is when its video begins.
+    """
     return first_pts if earliest_other is None else min(first_pts, floor(earliest_other / base))
