@@ -29,3 +29,8 @@ def unopened_output(source: Path, scaling: ScaleConfig) -> Path:
     """Return the name of an output by the input's name alone: `.mkv` unless the suffix is kept."""
     suffix = source.suffix if source.suffix.lower() in KEPT_SUFFIXES else ".mkv"
     return marked(source, scaling, suffix)
+
+
+def distinct_stem(source: Path, scaling: ScaleConfig) -> str:
+    """Return `INPUT_avi_4x`, for when another input (`INPUT.mp4`) has taken `INPUT_4x`."""
+    return f"{source.stem}_{source.suffix.removeprefix('.')}_{mark_of(scaling)}"

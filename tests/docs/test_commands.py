@@ -1,7 +1,9 @@
 """Every command of the pages runs as it is written, or its block says why it cannot.
 
 The comment `<!-- run: REASON -->` stands above a fenced block that does not run by default:
-`skip WHY` for commands that need root, a GPU, a network, a daemon, or hours, `long` for slow ones.
+`skip WHY` for commands that need root, a GPU, a network, a daemon, or hours, `long` for slow ones,
+`data` for slow ones that need the evaluation sets and PyTorch.
+Where WHY names a test, that test runs them in surroundings of its own.
 Of skipped blocks, the commands and the names of their options are checked.
 """
 
@@ -21,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import REPOSITORY
+from tests.support.training_data import data_folder
 
 PAGES = [
     REPOSITORY / "README.md",
@@ -82,8 +85,10 @@ def run_block(block: Block, folder: Path) -> None:
     shutil.copytree(REPOSITORY / "samples", folder / "samples")
     shutil.copy(REPOSITORY / "tests" / "docs" / "photo.png", folder)
     clip = REPOSITORY / "samples" / "nasa_13013.mp4"
-    for name in ("input.mp4", "other.mp4"):
+    for name in ("input.mp4", "other.mp4", "input_4x.mp4", "film.mp4"):
         shutil.copy(clip, folder / name)
+    weights = REPOSITORY / "srstream" / "models" / "weights" / "fast.safetensors"
+    shutil.copy(weights, folder / "cam1.safetensors")
     # The commands of this tree, whatever is installed.
     programs = folder / ".bin"
     programs.mkdir()
@@ -98,6 +103,8 @@ def run_block(block: Block, folder: Path) -> None:
             **os.environ,
             "PATH": f"{programs}:{os.environ['PATH']}",
             "PYTHONPATH": str(REPOSITORY),
+            "HOME": str(folder),
+            "SRSTREAM_MODELS": str(folder / "models"),
         },
         capture_output=True,
         text=True,
@@ -111,8 +118,10 @@ def test_every_block_names_its_language_and_a_known_mark() -> None:
         for language, block in fenced(page):
             assert language, f"{block.page}:{block.line}: name the block's language"
             kind, _, why = block.mark.partition(" ")
-            assert kind in {"", "long", "skip"}, block
+            assert kind in {"", "data", "long", "skip"}, block
             assert kind != "skip" or why, f"{block.page}:{block.line}: say why it is skipped"
+            for test in re.findall(r"tests/\S+\.py", why):
+                assert (REPOSITORY / test).is_file(), f"{block.page}:{block.line}: no {test}"
             assert not block.mark or language in SHELLS, block
 
 
@@ -125,6 +134,16 @@ def test_a_command_runs_as_written(block: Block, tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("block", blocks(mark="long"))
 def test_a_slow_command_runs_as_written(block: Block, tmp_path: Path) -> None:
+    run_block(block, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("block", blocks(mark="data"))
+def test_a_command_on_the_data_sets_runs_as_written(block: Block, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    for name in ("Set5", "Set14", "BSD100"):
+        (tmp_path / name).symlink_to(data_folder(f"test/{name}"))
     run_block(block, tmp_path)
 
 

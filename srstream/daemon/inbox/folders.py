@@ -37,7 +37,7 @@ from srstream.daemon.logs import redacted
 from srstream.daemon.settings import InboxFolder
 from srstream.errors import BusyError, ConfigError, JobError, NoSpaceError, SrstreamError
 from srstream.jobs.events import printable
-from srstream.naming import mark_of, unopened_output
+from srstream.naming import distinct_stem, unopened_output
 from srstream.protocol.control import FINAL_STATES, JobInfo, Submit
 
 logger = logging.getLogger(__name__)
@@ -244,8 +244,7 @@ class Inbox:
         default = beside(default.with_suffix(""), default.suffix)
         if self._journal.inputs_of(default) <= {path}:
             return default
-        marked = f"{path.stem}_{path.suffix.removeprefix('.')}_{mark_of(scaling)}"
-        return beside(default.with_name(marked), default.suffix)
+        return beside(default.with_name(distinct_stem(path, scaling)), default.suffix)
 
     async def _submit(self, taken: Taken) -> bool:
         """Submit a journaled file; False if it has to wait."""
