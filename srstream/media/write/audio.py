@@ -1,4 +1,4 @@
-"""The form in which an encoder takes audio: found by opening it, nearest to the source's own."""
+"""Finds the encoder's supported audio format nearest to the source's by opening the encoder."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from av.codec.context import CodecContext
 from srstream.media.types import AudioForm
 
 BITS_PER_CHANNEL = {"aac": 96_000, "libopus": 64_000, "ac3": 96_000, "mp2": 128_000}
-"""Bits a second of each channel; encoders that are not here are lossless."""
+"""Bits per second per channel; encoders that are not listed are lossless."""
 
 DEEP_FORMATS = ("s32", "s32p", "s24", "s24p", "flt", "fltp", "dbl", "dblp")
-"""Sample formats of more than 16 bits."""
+"""Sample formats with more than 16 bits."""
 
 _USUAL_LAYOUTS = {
     1: ("mono",), 2: ("stereo",), 3: ("2.1", "3.0"), 4: ("4.0", "quad"), 5: ("5.0",), 6: ("5.1",),
     7: ("6.1",), 8: ("7.1",), 16: ("hexadecagonal",),
 }  # fmt: skip
-"""By the number of channels, where a container says no more, or an encoder knows no other."""
+"""Layouts by number of channels, for sources that state only the number and for encoders that
+support no other layout."""
 
 _DEEP_CODECS = ("pcm_s24", "pcm_s32", "pcm_f32", "pcm_f64", "pcm_s64", "pcm_u24", "pcm_u32")
 _LOSSLESS = frozenset({"flac", "alac", "tta", "wavpack", "truehd", "mlp", "ape", "tak", "mp4als"})
@@ -33,12 +34,12 @@ _MIXES = ("7.1", "6.1", "5.1", "5.0", "quad", "3.0", "stereo", "mono")
 
 @lru_cache(maxsize=256)
 def encoder_form(encoder: str, rate: int, layout: str, deep: bool = False) -> AudioForm | None:
-    """The nearest form to a source's rate and layout in which `encoder` opens; None if none.
+    """Return the format nearest to a source's in which `encoder` opens; None if there is none.
 
-    All channels come before the rate, and of rates the next higher one before lower ones.
+    Keeping all channels takes priority over the rate; the next higher rate comes before lower ones.
 
     Args:
-        deep: the source's samples have more than 16 bits, which are kept if they can be.
+        deep: the source's samples have more than 16 bits, which are kept if possible.
     """
     formats = _formats(encoder, deep)
     for wanted in _layouts(layout):
@@ -50,15 +51,15 @@ def encoder_form(encoder: str, rate: int, layout: str, deep: bool = False) -> Au
 
 
 def is_deep(codec: str, sample_format: str) -> bool:
-    """Return whether a source's samples have more than 16 bits that mean something.
+    """Return whether a source's samples have more than 16 significant bits.
 
-    Decoders of lossy codecs give floats, too.
+    Decoders of lossy codecs produce floats, too, but those do not count.
     """
     return codec.startswith(_DEEP_CODECS) or (codec in _LOSSLESS and sample_format in DEEP_FORMATS)
 
 
 def num_channels(layout: str) -> int:
-    """Return how many channels a layout has, 0 for an unknown one."""
+    """Return how many channels a layout has; 0 for an unknown layout."""
     try:
         return av.AudioLayout(layout).nb_channels
     except ValueError:
@@ -67,7 +68,7 @@ def num_channels(layout: str) -> int:
 
 
 def configure_audio(context: AudioCodecContext, encoder: str, form: AudioForm) -> None:
-    """Set an encoder that is not open yet."""
+    """Set the parameters of an encoder before it is opened."""
     context.sample_rate = form.rate
     context.layout = form.layout
     context.format = form.sample_format
@@ -88,7 +89,7 @@ def _opens(encoder: str, rate: int, layout: str, sample_format: str) -> bool:
 
 
 def _layouts(layout: str) -> Iterator[str]:
-    """The layout, the usual one of as many channels, and what it can be mixed down to."""
+    """Yield the layout, the usual one with as many channels, and possible downmixes."""
     count = num_channels(layout)
     if "channel" not in layout:
         yield layout

@@ -1,4 +1,4 @@
-"""Choosing and configuring a video encoder: format, quality, color, limits."""
+"""Chooses and configures a video encoder: format, quality, color, limits."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from srstream.media.types import HdrMetadata, OutputVideo, VideoInfo
 from srstream.media.write.containers import Container, canonical_codec
 
 PACKED_FORMATS = frozenset({"rgb24", "bgr0", "bgra", "ya8"})
-"""Packed formats that `srstream.media.write.encode` fills, besides libav's planar ones."""
+"""Packed formats that `srstream.media.write.encode` can fill besides libav's planar ones."""
 
 HDR_TRANSFERS = (16, 18)
-"""SMPTE ST 2084 (PQ) and ARIB STD-B67 (HLG)."""
+"""Code points of SMPTE ST 2084 (PQ) and ARIB STD-B67 (HLG)."""
 
 DEFAULT_CRF = {
     "libx264": 18,
@@ -51,7 +51,7 @@ DEFAULT_CQ = 19
 """NVENC's constant quality, in place of a CRF."""
 
 QUANTIZER = 3
-"""The quantizer of MPEG's older relatives, which have no CRF and would else be given 200 kbit/s."""
+"""The quantizer of older MPEG-type codecs, which have no CRF and default to 200 kbit/s."""
 
 _QUANTIZED = frozenset(
     {
@@ -62,10 +62,10 @@ _QUANTIZED = frozenset(
 _QUANTIZERS_PER_LAMBDA = 118  # FF_QP2LAMBDA
 
 HDR_KEEPERS = frozenset({"libx264", "libx265", "libsvtav1"})
-"""Encoders that can be given static HDR metadata, by options of their own."""
+"""Encoders that accept static HDR metadata, through options of their own."""
 
 SIDE_LIMITS = {"libsvtav1": (16384, 8704), "libvpx-vp9": (65535, 65535)}
-"""Largest (width, height) of encoders that cannot be asked without taking gigabytes."""
+"""Largest (width, height) of encoders for which a test would take gigabytes of memory."""
 
 _MAX_TRIAL_PIXELS = 1 << 21
 _NVENC_TRIAL_SIDE = 256
@@ -75,7 +75,7 @@ _ALPHA_KEEPERS = frozenset({"ffv1", "prores_ks"})
 
 @dataclass(frozen=True, slots=True)
 class EncoderChoice:
-    """An encoder, the pixel format it is fed, and what that format loses."""
+    """An encoder, its input pixel format, and what that format loses."""
 
     codec: str
     pix_fmt: str
@@ -87,13 +87,13 @@ class EncoderChoice:
 def choose_encoder(
     video: VideoInfo, config: EncodeConfig, container: Container | None, *, on_gpu: bool = False
 ) -> EncoderChoice:
-    """The encoder for a source; `container` is None where the user named none.
+    """Choose the encoder for a source; `container` is None if the user named none.
 
-    `on_gpu`: the network runs on a GPU, beside which x264 would be the slow part: `auto` takes
-    NVENC in its place where NVENC opens.
+    `on_gpu` means that the network runs on a GPU. x264 would then be the bottleneck, so `auto` uses
+    NVENC instead where it opens.
 
     Raises:
-        RefusedError: this FFmpeg lacks the encoder, or it cannot take such pictures.
+        RefusedError: this FFmpeg lacks the encoder, or it does not accept such pictures.
     """
     wanted = video.layout
     codec = config.codec if config.codec != "auto" else _auto_codec(video, container)
@@ -102,13 +102,13 @@ def choose_encoder(
         fault = nvenc_fault("h264_nvenc")
         if fault is None:
             codec = "h264_nvenc"
-            notes.append("Encoded with h264_nvenc, on the GPU; --codec libx264 for x264.")
+            notes.append("Encoded with h264_nvenc on the GPU; use --codec libx264 for x264.")
         else:
             notes.append(f"Encoded with libx264: {fault}.")
     codec = _require_encoder(codec)
     if codec == "libx264" and wanted.kind == "rgb":
         codec = "libx264rgb"
-        notes.append("Encoded with libx264rgb, since the source is RGB.")
+        notes.append("Encoded with libx264rgb because the source is RGB.")
     pix_fmt, layout = _nearest_format(codec, wanted)
     losses = []
     if wanted.has_alpha and not layout.has_alpha:
@@ -130,14 +130,14 @@ def choose_encoder(
 def encoder_options(
     codec: str, layout: PlaneLayout, config: EncodeConfig, hdr: HdrMetadata
 ) -> dict[str, str]:
-    """The encoder's own options for a configuration.
+    """Return the encoder's own options for a configuration.
 
     Raises:
-        RefusedError: crf or preset was given to an encoder that the user chose and that has none.
+        RefusedError: crf or preset was given for a user-chosen encoder that does not have it.
     """
     known = _private_options(codec)
     options: dict[str, str] = {}
-    is_chosen = config.codec != "auto"  # An encoder that we chose just does without.
+    is_chosen = config.codec != "auto"  # An automatically chosen encoder ignores what it lacks.
     if is_chosen and config.crf is not None and not {"crf", "cq"} & known:
         raise RefusedError(f"{codec} has no --crf; leave it out or choose another --codec.")
     if is_chosen and config.preset is not None and "preset" not in known:
@@ -156,10 +156,10 @@ def encoder_options(
 
 
 def check_encoder(video: OutputVideo) -> None:
-    """Open the encoder for what is planned, and close it.
+    """Open the encoder for the planned output, and close it.
 
     Raises:
-        RefusedError: it does not take this size, format, time base or these options.
+        RefusedError: the encoder rejects the size, format, time base or options.
     """
     size = f"{video.width}x{video.height}"
     limit = SIDE_LIMITS.get(video.codec)
@@ -190,14 +190,14 @@ def check_encoder(video: OutputVideo) -> None:
 
 
 def is_nvenc(codec: str) -> bool:
-    """Return whether an encoder is NVIDIA's hardware."""
+    """Return whether an encoder runs on NVIDIA hardware."""
     return codec.endswith("_nvenc")
 
 
 def nvenc_fault(codec: str) -> str | None:
-    """Why NVIDIA's encoder cannot be used here; None where it opens.
+    """Return why NVIDIA's encoder cannot be used here; None if it opens.
 
-    libav has it compiled in on every machine and says "operation not permitted" without a driver.
+    Every build of libav includes it and says "operation not permitted" without a driver.
     """
     try:
         context = CodecContext.create(codec, "w")
@@ -224,7 +224,7 @@ def nvenc_fault(codec: str) -> str | None:
 def configure(
     context: VideoCodecContext, video: OutputVideo, *, threads: int, deterministic: bool
 ) -> None:
-    """Set everything on an encoder that is not open yet."""
+    """Set all parameters of an encoder before it is opened."""
     threads = 1 if deterministic else threads
     context.width, context.height, context.pix_fmt = video.width, video.height, video.pix_fmt
     context.time_base = video.time_base
@@ -245,7 +245,7 @@ def configure(
 
 
 def nominal_rate(rate: Fraction | None) -> Fraction:
-    """A frame rate that rate control can work with; estimates run into the thousands."""
+    """Return a frame rate that rate control can handle; estimates run into the thousands."""
     if rate is None or rate <= 0:
         return Fraction(25)
     return min(max(Fraction(rate), Fraction(1)), Fraction(240)).limit_denominator(1001)
@@ -272,10 +272,10 @@ def _auto_codec(video: VideoInfo, container: Container | None) -> str:
 
 
 def _require_encoder(codec: str) -> str:
-    """The encoder's own name, for which libav also takes a codec's.
+    """Return the encoder's own name; `codec` may also be the name of a codec.
 
     Raises:
-        RefusedError: there is none.
+        RefusedError: there is no such encoder.
     """
     try:
         encoder = Codec(codec, "w")
@@ -285,19 +285,19 @@ def _require_encoder(codec: str) -> str:
             "prores_ks."
         ) from None
     if encoder.type != "video":
-        raise RefusedError(f"{codec} is no video encoder; use libx264, for instance.")
+        raise RefusedError(f"{codec} is not a video encoder; use libx264, for example.")
     return str(encoder.name)
 
 
 def _formats(codec: str) -> Iterator[tuple[str, PlaneLayout]]:
-    """The encoder's pixel formats that planes can be written to without swscale."""
+    """Yield the encoder's pixel formats that can be written plane by plane without swscale."""
     for fmt in Codec(codec, "w").video_formats or ():
         name = fmt.name
         is_planar = name.startswith(("yuv", "gbr", "gray")) and not name.startswith("yuvj")
         if name.endswith("be") or "f16" in name or "f32" in name or "msb" in name:
             continue
         if is_nvenc(codec) and name.endswith("16le"):
-            continue  # 16 bits are taken, 10 are kept
+            continue  # the encoder accepts 16 bits but keeps 10
         if not is_planar and name not in PACKED_FORMATS:
             continue
         try:
@@ -307,7 +307,7 @@ def _formats(codec: str) -> Iterator[tuple[str, PlaneLayout]]:
 
 
 def _nearest_format(codec: str, wanted: PlaneLayout) -> tuple[str, PlaneLayout]:
-    """The format that loses least and adds least; planar before packed."""
+    """Return the format that loses least, then adds least; planar before packed."""
     best: tuple[tuple[int, ...], str, PlaneLayout] | None = None
     for name, layout in _formats(codec):
         gray_in_yuv = wanted.kind == "gray" and layout.kind == "yuv"
@@ -332,7 +332,7 @@ def _nearest_format(codec: str, wanted: PlaneLayout) -> tuple[str, PlaneLayout]:
         )
     _, name, layout = best
     if layout.kind != wanted.kind:
-        # The neutral chroma is added where the planes are packed.
+        # The neutral chroma is added when the frame is filled.
         layout = PlaneLayout("gray", layout.bits)
     return name, layout
 
@@ -349,34 +349,34 @@ def _private_options(codec: str) -> set[str]:
 
 
 def _fixed_options(codec: str, layout: PlaneLayout, hdr: HdrMetadata) -> dict[str, str]:
-    """What the pipeline needs of an encoder: closed groups of pictures, no chatter, HDR."""
+    """Return the options that the pipeline requires: closed GOPs, no log output, HDR."""
     if codec in ("libx264", "libx264rgb"):
-        # x264 takes 6 off the quality of chroma that is as large as luma, and flat color then
-        # drifts by more than a level from frame to frame.
+        # x264 quantizes full-resolution chroma more coarsely (QP + 6), and flat color then drifts
+        # by more than a level from frame to frame.
         offset = ":chroma-qp-offset=-12" if _is_444(layout) else ""
         return {"x264-params": f"open-gop=0{offset}{_hdr_options(codec, hdr)}"}
     if codec == "libx265":
         return {"x265-params": f"open-gop=0:info=0:log-level=none{_hdr_options(codec, hdr)}"}
     if codec == "libsvtav1":
-        # Without a colon in front; threads follow when the encoder is opened.
+        # No leading colon; thread options are appended when the encoder is opened.
         params = _hdr_options(codec, hdr).removeprefix(":")
         return {"svtav1-params": params} if params else {}
     if codec == "libvpx-vp9":
         return {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "5"}
     if codec == "libvpx":
-        # Its CRF holds only beneath a bit rate, which this one never reaches.
+        # Its CRF is capped by the bit rate, which is set too high to be reached.
         return {"b": "1G", "deadline": "good", "cpu-used": "5"}
     if codec == "ffv1":
         return {"level": "3", "slicecrc": "1", "g": "1"}
     if canonical_codec(codec) in _QUANTIZED:
         quality = str(QUANTIZER * _QUANTIZERS_PER_LAMBDA)
-        # These close their groups only where they look for no scene changes.
+        # These encoders close their GOPs only without scene change detection.
         return {"flags": "+qscale", "global_quality": quality, "sc_threshold": "1000000000"}
     return {}
 
 
 def _hdr_options(codec: str, hdr: HdrMetadata) -> str:
-    """Static HDR metadata as `:name=value` for each part that is there."""
+    """Return static HDR metadata as `:name=value` for each part that is present."""
     display, light = hdr.mastering_display, hdr.content_light_level
     names = {
         "libx264": ("mastering-display", "cll"),
@@ -393,7 +393,7 @@ def _hdr_options(codec: str, hdr: HdrMetadata) -> str:
 
 
 def _in_nits(display: str) -> str:
-    """x265's whole numbers (units of 0.00002 and 0.0001 cd/m2) as SVT-AV1's own ones."""
+    """Convert x265's integers (units of 0.00002 and 0.0001 cd/m2) to SVT-AV1's decimals."""
 
     def scaled(found: re.Match[str]) -> str:
         unit = 10_000 if found[1] == "L" else 50_000
@@ -409,13 +409,13 @@ def _is_444(layout: PlaneLayout) -> bool:
 def _thread_options(
     codec: str, options: dict[str, str], threads: int, deterministic: bool
 ) -> dict[str, str]:
-    """Threads of the encoders that do not look at the context's number."""
+    """Return thread options for encoders that ignore the codec context's thread count."""
     if codec == "libx265":
         frame_threads = ":frame-threads=1" if deterministic else ""
         pools = f":pools={threads}" if threads > 1 else ":pools=none" if threads == 1 else ""
         return {"x265-params": options.get("x265-params", "") + pools + frame_threads}
     if codec == "libsvtav1":
-        # SVT-AV1 writes pages of settings to stderr unless its own variable forbids it.
+        # SVT-AV1 writes pages of settings to stderr unless this variable forbids it.
         os.environ.setdefault("SVT_LOG", "1")
         params = [options.get("svtav1-params", ""), f"lp={threads}" if threads else ""]
         params = [part for part in params if part]

@@ -1,4 +1,4 @@
-"""Opens an output container with its options, tags and chapters; fills up a short one."""
+"""Opens an output container with its options, tags and chapters; pads a short file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from srstream.media.write.tags import chapters_in_window, container_tags, needs_
 from srstream.media.write.timeline import Placing
 
 _MIN_PACKETS = 64
-"""A reader that is not told the format wants to see the rhythm of so many to believe it."""
+"""Minimum number of packets from which a reader recognizes an MPEG-TS by itself."""
 TS_PACKET_BYTES = 188
 _NULL_PACKET = b"\x47\x1f\xff\x10" + bytes([0xFF]) * (TS_PACKET_BYTES - 4)
 _MAX_TIMESCALE = 2**31 - 1
 _MAX_FASTSTART_BYTES = 8 << 30
 _TS_DELAY_US = 700_000
 _TS_TAGS = frozenset({"title", "service_name", "service_provider"})
-"""Tags from which the name of a service in MPEG-TS is made."""
+"""Tags from which the muxer derives an MPEG-TS service name."""
 
 
 def open_output(
@@ -34,7 +34,7 @@ def open_output(
     check: SegmentCheck,
     first_pts: int,
 ) -> OutputContainer:
-    """The output with its options, tags and chapters, without streams."""
+    """Open the output with its options, tags and chapters, but without streams."""
     kind = CONTAINERS[plan.container]
     options = {"fflags": "+bitexact"}
     tags = container_tags(container, kind)
@@ -50,7 +50,7 @@ def open_output(
             options["movflags"] = "+" + "+".join(flags)
         options |= _timescales(plan, container)
     else:
-        # Times stay what they are; Matroska stores no decode times, which alone may be negative.
+        # Times stay unchanged; Matroska stores no decode times, and only those may be negative.
         options |= {"avoid_negative_ts": "disabled", "write_crc32": "0"}
         options["default_mode"] = "passthrough"
     output = av.open(str(destination), "w", format=kind.muxer, container_options=options)
@@ -61,10 +61,10 @@ def open_output(
 def _open_ts(
     destination: Path, plan: OutputPlan, tags: dict[str, str], begins: Fraction
 ) -> OutputContainer:
-    """MPEG-TS, whose every packet M2TS (for discs and cameras) prefixes with a time of arrival.
+    """Open an MPEG-TS, or M2TS (for discs and cameras), which adds an arrival time to every packet.
 
-    A decoder is given 0.7 s to fill its buffers before it shows something, so everything is moved
-    by twice that; but for a clock that is kept, and leaves room for it.
+    Decoders get 0.7 s to fill their buffers before the first picture, so the muxer moves everything
+    by twice that, unless the source's clock is kept and leaves enough room.
     """
     begins = min(begins, begins if plan.earliest_other is None else plan.earliest_other)
     is_kept = plan.keeps_start and begins * 1_000_000 >= 4 * _TS_DELAY_US
@@ -79,7 +79,7 @@ def _open_ts(
 
 
 def _timescales(plan: OutputPlan, container: InputContainer) -> dict[str, str]:
-    """Clocks for MP4 in which a late start of any stream is exact (it is kept in the movie's)."""
+    """Return MP4 timescales in which a late start of any stream is exact (in the movie's clock)."""
     wanted = [plan.video.time_base.denominator]
     if wanted[0] > _MAX_TIMESCALE:
         return {}
@@ -89,21 +89,21 @@ def _timescales(plan: OutputPlan, container: InputContainer) -> dict[str, str]:
     for scale in wanted:
         if scale and lcm(movie, scale) <= _MAX_TIMESCALE:
             movie = lcm(movie, scale)
-    # The clock's own thousandths are kept if there is room, for the streams that count in them.
+    # Thousandths are included if there is room, for the streams that count in milliseconds.
     if lcm(movie, 1000) <= _MAX_TIMESCALE:
         movie = lcm(movie, 1000)
     return options | {"movie_timescale": str(movie)}
 
 
 def set_chapters(output: OutputContainer, container: InputContainer, placing: Placing) -> None:
-    """Write the source's chapters, cut to the window and moved with it."""
+    """Write the source's chapters, cut to the window and shifted with it."""
     chapters = chapters_in_window(container, placing.shift, placing.start, placing.end)
     if chapters:
         output.set_chapters(chapters)
 
 
 def fill_up(path: Path) -> None:
-    """Append null packets, which readers pass over, to a file of very few packets."""
+    """Append null packets, which readers skip, to a file of very few packets."""
     with path.open("r+b") as file:
         head = file.read(4)
         prefix = b"" if head[:1] == b"\x47" else head

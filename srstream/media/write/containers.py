@@ -1,4 +1,4 @@
-"""What each output container carries, and what is done where it cannot."""
+"""Defines what each output container carries, and what happens to streams that it cannot."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from srstream.media.write.audio import encoder_form, is_deep, num_channels
 class Container:
     """An output container.
 
-    `clock` is the unit that its times are rounded to, None where any is exact. The conversion
-    targets are None where a stream of that kind is left out rather than converted. `from_zero`:
-    it knows no time before zero. `tells_of_itself`: it holds tags, chapters and the rotation.
+    `clock` is the unit to which times are rounded, None if any time is exact. The conversion
+    targets are None where a stream of that kind is left out rather than converted. `from_zero`
+    means that times cannot be negative, `tells_of_itself` that it holds tags, chapters and the
+    rotation.
     """
 
     name: str
@@ -60,17 +61,17 @@ VIDEO_SUFFIXES = frozenset(
         *(".3gp", ".mxf", ".y4m", ".gif", ".apng", ".h264", ".hevc", ".ivf", ".dv", ".rm"),
     }
 )
-"""Endings of names that mean a video, of those too that srstream does not write."""
+"""File name extensions of video, including those that srstream does not write."""
 
 _PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 FAMILIES = {"mov": MP4, "mp4": MP4, "3gp": MP4, "matroska": MKV, "webm": MKV}
-"""Default output container by any of libav's names of the input's; MP4 for the rest."""
+"""Default output container by any of libav's names of the input's; MP4 for all others."""
 
 PICTURE_CODECS: dict[str, set[str]] = {
     "mp4": {"mjpeg", "png", "bmp"}, "mov": set(), "webm": set(), "ts": set(),
 }  # fmt: skip
-"""Cover pictures; Matroska takes every one, as an attachment."""
+"""Codecs of cover pictures; Matroska takes all of them, as attachments."""
 
 _MORE_AUDIO_TARGETS = {
     "mp4": ("alac", "ac3"),
@@ -78,12 +79,12 @@ _MORE_AUDIO_TARGETS = {
     "mkv": ("pcm_s16le", "libopus"),
     "ts": ("mp2", "ac3"),
 }
-"""What is tried where a container's usual conversion fails."""
+"""Conversions to try where a container's usual one fails."""
 
 TEXT_CODECS = frozenset({"subrip", "mov_text", "ass", "ssa", "webvtt", "text"})
-"""Subtitles that `srstream.media.write.convert` can turn into each other."""
+"""Subtitle formats that `srstream.media.write.convert` can convert into each other."""
 
-# The muxer takes these, but hardly a player does (vorbis, ffv1) or only as an experiment (truehd).
+# The muxer takes these, but few players do (vorbis, ffv1) or it calls them experimental (truehd).
 _NOT_IN_PRACTICE = {
     "mp4": {"vorbis", "truehd", "qcelp", "evrc", "mp4als", "ffv1"},
     "mov": {"truehd"},
@@ -99,18 +100,18 @@ _NOT_LISTED = {
         }
     )
 }
-"""Where libav lists a muxer's default codecs only: those of which the file says what they are
-(ISO/IEC 13818-1, ETSI EN 300 468)."""
+"""The codecs of a muxer for which libav lists only the default ones: those that the file can
+identify (ISO/IEC 13818-1, ETSI EN 300 468)."""
 
-# The muxer lists these and then refuses to write their header.
+# The muxer lists these but then refuses to write their header.
 _ON_PAPER = {"mov": {"av1", "flac", "opus", "vp8", "vp9"}, "matroska": {"rv10", "rv20"}}
 
 
 def container_for(path: Path) -> Container:
-    """The container that an output's extension names.
+    """Return the container that an output's extension names.
 
     Raises:
-        RefusedError: none that srstream writes.
+        RefusedError: srstream writes no such container.
     """
     for container in CONTAINERS.values():
         if path.suffix.lower() in container.extensions:
@@ -118,12 +119,12 @@ def container_for(path: Path) -> Container:
     names = ", ".join(extension for c in CONTAINERS.values() for extension in c.extensions)
     what = f"cannot write {path.suffix}" if path.suffix else "its name has no extension"
     if path.suffix.lower() in _PICTURE_SUFFIXES:
-        what = "a video becomes a video and no picture"
+        what = "a video cannot be written as a picture"
     raise RefusedError(f"{path.name}: {what}; name an output that ends in one of {names}.")
 
 
 def family_of(source: SourceInfo) -> Container:
-    """The container nearest to the input's own that srstream writes."""
+    """Return the container nearest to the input's own that srstream writes."""
     names = source.container.split(",")
     if "mov" in names and source.path.suffix.lower() in MOV.extensions:
         return MOV
@@ -132,7 +133,7 @@ def family_of(source: SourceInfo) -> Container:
 
 @lru_cache(maxsize=1024)
 def canonical_codec(name: str) -> str:
-    """The codec's own name for that of an encoder or decoder (libx264 is h264)."""
+    """Return the codec's own name for that of an encoder or decoder (libx264 is h264)."""
     for mode in ("r", "w"):
         try:
             return Codec(name, mode).canonical_name
@@ -143,28 +144,28 @@ def canonical_codec(name: str) -> str:
 
 @lru_cache(maxsize=8)
 def carried_codecs(container: Container) -> frozenset[str]:
-    """Canonical names of what the muxer takes, less what players would not."""
+    """Return canonical names of what the muxer takes, except what players would not play."""
     return muxed_codecs(container.muxer) - _NOT_IN_PRACTICE.get(container.name, set())
 
 
 @lru_cache(maxsize=8)
 def muxed_codecs(muxer: str) -> frozenset[str]:
-    """Canonical names of all that one of libav's muxers takes."""
+    """Return canonical names of everything that one of libav's muxers takes."""
     if muxer in _NOT_LISTED:
         return _NOT_LISTED[muxer]
-    # Nothing is written before the header is, so the path stays untouched.
+    # Nothing is written before the header is, so no file is created.
     container = av.open(os.devnull, "w", format=muxer)
     listed = frozenset(canonical_codec(name) for name in container.supported_codecs)
     return listed - _ON_PAPER.get(muxer, set())
 
 
 def plan_streams(source: SourceInfo, container: Container) -> tuple[StreamPlan, ...]:
-    """What becomes of each stream of the source in `container`."""
+    """Decide what happens to each stream of the source in `container`."""
     return tuple(_plan_stream(source, stream, container) for stream in source.streams)
 
 
 def targets_of(kind: str, codec: str, container: Container) -> tuple[str, ...]:
-    """Encoders that a stream may be converted with, the preferred one first."""
+    """Return the encoders that a stream may be converted with, the preferred one first."""
     if kind == "audio":
         first = (container.audio_target,) if container.audio_target else ()
         return (*first, *_MORE_AUDIO_TARGETS.get(container.name, ()))
@@ -174,7 +175,7 @@ def targets_of(kind: str, codec: str, container: Container) -> tuple[str, ...]:
 
 
 def losses_of(source: SourceInfo, plans: Iterable[StreamPlan], container: Container) -> list[str]:
-    """One sentence for each stream that is left out or loses something."""
+    """Return one sentence for each stream that is left out or loses something."""
     infos = {stream.index: stream for stream in source.streams}
     return [
         f"{describe(infos[plan.index])} is left out: {plan.reason}."
@@ -183,20 +184,20 @@ def losses_of(source: SourceInfo, plans: Iterable[StreamPlan], container: Contai
         for plan in plans
         if plan.action == "drop" or _is_lossy(plan)
     ] + [
-        f"{describe(infos[plan.index])}: MOV cannot say its language."
+        f"{describe(infos[plan.index])}: MOV cannot store its language."
         for plan in plans
         if container is MOV and plan.action != "drop" and not _mov_says(infos[plan.index])
     ]
 
 
 def describe(stream: StreamInfo) -> str:
-    """`Stream 2 (subtitle, subrip, ger)`."""
+    """Return a stream's name, like `Stream 2 (subtitle, subrip, ger)`."""
     parts = [stream.type, stream.codec, stream.language]
     return f"Stream {stream.index} ({', '.join(part for part in parts if part)})"
 
 
 def _is_lossy(plan: StreamPlan) -> bool:
-    """Return whether a conversion loses more than a text format's markup would say to anyone."""
+    """Return whether a conversion loses more than insignificant text markup."""
     if plan.action != "convert":
         return False
     return plan.type == "audio" or plan.codec in ("ass", "ssa")
@@ -210,9 +211,9 @@ def _plan_stream(source: SourceInfo, stream: StreamInfo, container: Container) -
 
 
 def in_form(plan: StreamPlan, stream: StreamInfo) -> StreamPlan:
-    """The plan of an audio stream to convert, with the form that its encoder takes.
+    """Return the plan of an audio stream to convert, with the format that its encoder takes.
 
-    It is left out where the encoder takes none at all, or this FFmpeg cannot decode it.
+    The stream is left out if the encoder takes no format at all, or this FFmpeg cannot decode it.
     """
     audio = stream.audio
     assert audio is not None and plan.output_codec is not None
@@ -241,7 +242,7 @@ def _can_decode(codec: str) -> bool:
 def _decide(
     source: SourceInfo, stream: StreamInfo, codec: str, container: Container
 ) -> tuple[Action, str | None, str]:
-    """Action, output codec and reason."""
+    """Return the action, the output codec and the reason."""
     label = container.label
     if stream.index == source.video.index:
         return "enhance", None, "this is the video that is enhanced"
@@ -251,14 +252,14 @@ def _decide(
         return "drop", None, f"{label} has no attachments, Matroska has"
     if stream.type == "data":
         if codec in ("bin_data", "unknown", "text") and source.num_chapters and _is_mov(source):
-            return "convert", None, "it holds the chapters' titles and is written anew from them"
+            return "convert", None, "it holds the chapters' titles and is regenerated from them"
         return "drop", None, f"{label} cannot carry this kind of data"
     if stream.is_attached_picture:
         if codec in PICTURE_CODECS.get(container.name, {codec}):
             return "copy", codec, ""
         return "drop", None, f"{label} has no cover pictures of this kind"
     if codec.startswith("pcm_") and container.name == "mp4" and not _is_mov(source):
-        # Its muxer wants a channel layout, which PCM in other containers does not have.
+        # The MP4 muxer needs a channel layout, which PCM in other containers does not have.
         return "convert", container.audio_target, "MP4 cannot carry PCM of this source; MOV can"
     if codec in carried_codecs(container):
         return "copy", codec, ""
@@ -284,7 +285,7 @@ def _is_mov(source: SourceInfo) -> bool:
 
 
 def check_carried(codec: str, container: Container) -> None:
-    """Return whether `container` takes what the encoder makes.
+    """Check that `container` takes the encoder's codec.
 
     Raises:
         RefusedError: it does not.

@@ -1,4 +1,4 @@
-"""Streams that the output container cannot carry as they are: subtitle text and audio.
+"""Converts streams that the output container cannot carry unchanged: text subtitles and audio.
 
 Text subtitles are rewritten packet by packet, or cue by cue where cues may not overlap. Audio is
 decoded and encoded again.
@@ -39,16 +39,16 @@ _TIME_FIELDS_OF_ASS = 8
 _HTML_TAGS = re.compile(r"</?(?:[bius]|font|c|v|lang|ruby|rt)(?:[ .][^>]*)?>|<\d[\d:.]*>")
 _ASS_CODES = re.compile(r"\{[^}]*\}")
 _ASS_DRAWINGS = re.compile(r"\{[^}]*\\p[1-9][^}]*\}.*?(?=\{[^}]*\\p0|$)", re.DOTALL)
-"""Shapes, which are numbers and letters without meaning to a reader."""
+"""Matches vector drawings, whose text means nothing to a reader."""
 
 _OVERRIDES = re.compile(r"\{\\[^}]*\}")
-"""ASS codes as they stray into other formats, where other braces are text."""
+"""Matches ASS codes that stray into other formats, where other braces are text."""
 
 _WAVER = Fraction(5, 1000)
-"""Seconds by which a frame of sound may lie off the end of the one before and still follow it."""
+"""Seconds that an audio frame may deviate from the previous one's end and still be continuous."""
 
 _MAX_TEXT_BYTES = 65535
-"""The largest sample of mov_text, whose length has 16 bits."""
+"""The largest sample of mov_text, which has a 16-bit length field."""
 
 
 class Converter(Protocol):
@@ -57,16 +57,16 @@ class Converter(Protocol):
     stream: Stream
 
     def push(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
-        """Packets for the output, in its stream's time base or with their own."""
+        """Return packets for the output, in its stream's time base or with their own."""
 
     def drain(self) -> list[Packet[Stream]]:
-        """What is still held back, at the end."""
+        """Return what is still held back, at the end."""
 
 
 class TextConverter:
-    """Text subtitles from one format to another; empty ones, which only mark a gap, vanish.
+    """Converts text subtitles; drops empty ones, which only mark a gap.
 
-    What both formats can say in the same letters (bold, italic and underline in SubRip and
+    Styling that both formats write in the same way (bold, italic and underline in SubRip and
     WebVTT) is kept; other styling is not.
     """
 
@@ -74,9 +74,9 @@ class TextConverter:
         self._read = _READERS[codec]
         self._write = _WRITERS[target]
         self.overlaps = target != "mov_text"
-        """Whether the output shows several cues at a time; of others `push` gives what overlaps."""
+        """Whether the output can show several cues at a time; if not, use `cue` and `packet`."""
         if target == "mov_text":
-            # The encoder is not used, but it makes the sample description that players expect.
+            # The encoder is not used, but it creates the sample description that players expect.
             stream = output.add_stream("mov_text")
             assert isinstance(stream, SubtitleStream)
             stream.codec_context.subtitle_header = _ASS_HEADER
@@ -100,7 +100,7 @@ class TextConverter:
         return []
 
     def cue(self, packet: Packet[Stream]) -> Cue | None:
-        """What a packet of the source shows and when, in its time base; None without a time."""
+        """Return the text and times of a source packet, in its time base; None without a time."""
         start = packet.pts if packet.pts is not None else packet.dts
         if start is None:
             return None
@@ -108,7 +108,7 @@ class TextConverter:
         return Cue(start, end, self._text(packet))
 
     def packet(self, cue: Cue, time_base: Fraction) -> Packet[Stream]:
-        """A packet for the output, of a cue with an end."""
+        """Return a packet for the output from a cue that has an end."""
         assert cue.end is not None
         made: Packet[Stream] = av.Packet(self._write(cue.text))
         made.time_base = time_base
@@ -119,16 +119,16 @@ class TextConverter:
         return made
 
     def _text(self, packet: Packet[Stream]) -> str:
-        """The words, "" where there are none."""
+        """Return a packet's text, "" if there is none."""
         text = self._read(bytes(packet)).strip("\r\n")
         return text if text.strip() else ""
 
 
 class AudioConverter:
-    """Audio encoded anew, at the source's rate and channels where the encoder can.
+    """Re-encodes audio, at the source's rate and channels if the encoder can.
 
     Raises:
-        EncodeError: there is no form in which the encoder takes it.
+        EncodeError: the encoder accepts no suitable format.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class AudioConverter:
         return self._encode(frames)
 
     def _silence(self, packet: Packet[Stream]) -> list[av.AudioFrame]:
-        """What stands in for a packet that cannot be decoded, so that the rest keeps its time."""
+        """Return silence for a packet that cannot be decoded, so that the rest keeps its time."""
         if self._kind is None or packet.pts is None or not packet.duration:
             return []
         name, layout, rate = self._kind
@@ -188,7 +188,7 @@ class AudioConverter:
                 continue
             kind = frame.format.name, frame.layout.name, frame.sample_rate
             if kind != self._kind:
-                # A broadcast goes from stereo to 5.1 and back; what is written stays what it is.
+                # A broadcast may switch between stereo and 5.1; the output keeps its layout.
                 if self._kind is not None:
                     packets += self._flush()
                     form = self._form
@@ -199,10 +199,10 @@ class AudioConverter:
         return packets
 
     def _place(self, frame: av.AudioFrame) -> bool:
-        """Give a frame its time behind the last one's end; False if that is all past.
+        """Set a frame's time so that it follows the last one; False if it ends before that.
 
-        Times that waver by a rounding are taken for continuous, gaps stay gaps. Muxers refuse what
-        goes back.
+        Deviations by rounding count as continuous; gaps stay gaps. Muxers reject times that go
+        backwards.
         """
         base = Fraction(frame.time_base or 0)
         if not base or not frame.sample_rate:
@@ -217,14 +217,14 @@ class AudioConverter:
                 return False
             if moment <= self._end + _WAVER and moment != self._end:
                 moment = self._end
-        # In samples, so that times which count in milliseconds stay exact.
+        # The unit is samples, so that times in milliseconds stay exact.
         frame.time_base = Fraction(1, frame.sample_rate)
         frame.pts = round(moment * frame.sample_rate)
         self._end = moment + length
         return True
 
     def _flush(self) -> list[Packet[Stream]]:
-        """What the resampler still holds, encoded."""
+        """Encode what the resampler still holds."""
         packets: list[Packet[Stream]] = []
         for frame in self._resampler.resample(None):
             packets += self._rising(self._encoder.encode(frame))
@@ -242,7 +242,7 @@ class AudioConverter:
 
 
 def make_converter(output: OutputContainer, source: Stream, plan: StreamPlan) -> Converter:
-    """A converter that adds its stream to `output`.
+    """Return a converter that adds its stream to `output`.
 
     Raises:
         EncodeError: there is no such conversion.
@@ -255,7 +255,7 @@ def make_converter(output: OutputContainer, source: Stream, plan: StreamPlan) ->
     raise EncodeError(f"Stream {source.index}: srstream cannot convert {codec} to {target}.")
 
 
-# Reading: packet to lines of text with SubRip's tags
+# Reading: packet to lines of text with SubRip tags
 
 
 def _read_plain(data: bytes) -> str:
@@ -263,7 +263,7 @@ def _read_plain(data: bytes) -> str:
 
 
 def _read_mov_text(data: bytes) -> str:
-    """3GPP TS 26.245: 16 bits of length, UTF-8 (or UTF-16 after a mark), then style boxes."""
+    """Parse 3GPP TS 26.245: 16-bit length, UTF-8 (or UTF-16 after a BOM), then style boxes."""
     length = int.from_bytes(data[:2], "big")
     text = data[2 : 2 + length]
     if text[:2] in (b"\xfe\xff", b"\xff\xfe"):
@@ -272,7 +272,7 @@ def _read_mov_text(data: bytes) -> str:
 
 
 def _read_ass(data: bytes) -> str:
-    """Matroska's form of an ASS event: nine fields, of which the last is the text."""
+    """Parse Matroska's form of an ASS event: nine fields, the last of which is the text."""
     fields = data.decode("utf-8", "replace").split(",", _TIME_FIELDS_OF_ASS)
     text = _ASS_CODES.sub("", _ASS_DRAWINGS.sub("", fields[-1]))
     return text.replace(r"\N", "\n").replace(r"\n", "\n").replace(r"\h", "\u00a0")

@@ -1,4 +1,4 @@
-"""The packets of streams that are copied: how many are taken, and how long each lasts."""
+"""Counts the packets of copied streams, limits them for a trial, and completes durations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from srstream.media.read.demux import ReadFault, read_packets
 
 @dataclass(slots=True)
 class Taken:
-    """Packets of a source's stream that went into the output, and the first one's time there."""
+    """Statistics of a source stream's packets that went into the output, with their times there."""
 
     num_packets: int = 0
     num_bytes: int = 0
@@ -34,24 +34,24 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How much is read of a source's streams for a trial: so much of each, or so much in all."""
+    """Limits on how much of a source a trial reads: per stream and in total."""
 
     num_packets: int = 8
     length: Fraction = Fraction(1, 5)
-    """Seconds of each stream that its packets span; those of TrueHD last less than 1 ms."""
+    """Minimum span of each stream's packets in seconds; those of TrueHD last less than 1 ms."""
     num_packets_in_all: int = 4000
     num_bytes: int = 16 << 20
     seconds: float = 0.5
-    """Time that reading may take."""
+    """Time limit for reading."""
 
     def packets(
         self, container: InputContainer, wanted: set[int]
     ) -> Iterator[Packet[Stream] | ReadFault]:
-        """The first packets of the streams of these numbers."""
+        """Yield the first packets of the streams with these numbers."""
         taken = {index: Taken() for index in wanted}
         num_bytes = num_packets = 0
         deadline = time.monotonic() + self.seconds
-        # All streams are read, since libav would pass over the others to the end of the file.
+        # All streams are read, since libav would otherwise skip the others to the end of the file.
         for packet in read_packets(container, deadline=deadline):
             if not isinstance(packet, ReadFault):
                 num_packets += 1
@@ -71,9 +71,9 @@ class Head:
 
 
 class Durations:
-    """Gives audio packets the duration that their file does not tell: the time to the next.
+    """Gives audio packets durations that their file does not state: the time to the next packet.
 
-    MP4 would else end the last one where it begins, and a decoder drops what lies there.
+    Otherwise MP4 would give the last packet no duration, and a decoder drops such a packet.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Durations:
         self._last = 0
 
     def push(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
-        """The packets whose durations are known now, in order."""
+        """Take a packet and return those whose durations are now known, in order."""
         ready = []
         if self._held is not None:
             if packet.pts is not None and self._held.pts is not None:
@@ -93,7 +93,7 @@ class Durations:
         return ready
 
     def drain(self) -> list[Packet[Stream]]:
-        """The last packet, which lasts as long as the one before."""
+        """Return the last packet, which lasts as long as the one before."""
         return [] if self._held is None else [self._with_last()]
 
     def _with_last(self) -> Packet[Stream]:

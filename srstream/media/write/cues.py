@@ -1,6 +1,6 @@
-"""Cues of text subtitles: cut and joined for tracks in which only one can be shown at a time.
+"""Cuts and joins subtitle cues for tracks that can show only one cue at a time.
 
-Times are integers of one clock, as in the stream that the cues come from.
+Times are integers in the time base of the stream that the cues come from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import pairwise
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """A text that is shown in [start, end); `end` is None where the source does not say it."""
+    """A text shown in [start, end); `end` is None if the source does not state it."""
 
     start: int
     end: int | None
@@ -21,9 +21,9 @@ class Cue:
 
 
 def with_ends(cues: Iterable[Cue], last: int) -> list[Cue]:
-    """The cues by their starts; one without an end is shown until the next one begins.
+    """Return the cues sorted by start; one without an end is shown until the next one begins.
 
-    So RFC 9559 has it for Matroska. Where none follows, it is shown until `last`, the film's end.
+    RFC 9559 specifies this for Matroska. If none follows, the cue ends at `last`, the video's end.
     """
     ordered = sorted(cues, key=lambda cue: cue.start)
     starts = [cue.start for cue in ordered]
@@ -38,11 +38,11 @@ def with_ends(cues: Iterable[Cue], last: int) -> list[Cue]:
 
 
 def one_at_a_time(cues: Sequence[Cue]) -> Iterator[Cue]:
-    """The same lines at the same times, in cues that do not overlap.
+    """Yield the same lines at the same times, in cues that do not overlap.
 
-    At each moment at which a cue begins or ends a new one begins, with the texts of all that are
-    shown then: those that began earlier first, equal ones once. All cues have ends; those that
-    last no time or hold no text are left out.
+    A new cue begins at each moment at which an input cue begins or ends. It has the texts of all
+    cues shown then: those that began earlier first, equal ones once. All input cues must have ends;
+    those without duration or text are left out.
     """
     shown = [(cue.start, number, cue) for number, cue in enumerate(cues) if _length(cue) > 0]
     shown.sort(key=lambda item: item[:2], reverse=True)

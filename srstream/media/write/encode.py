@@ -1,4 +1,4 @@
-"""Frames to one encoded segment on disk: a stage without thread or socket.
+"""Encodes frames to one segment on disk; starts no thread and opens no socket.
 
 Shape legend: H, W are rows and columns, C the interleaved samples of a packed pixel.
 """
@@ -33,15 +33,15 @@ _MAX_TIMESCALE = 2**31 - 1
 
 _REORDERING = frozenset({"h264", "hevc", "vvc", "mpeg4", "mpeg1video", "mpeg2video"})
 _MAX_REORDER = 16
-"""Frames that any of these codecs can hold back (H.264 and HEVC, size of the picture buffer)."""
+"""Frames that any of these codecs can hold back (the picture buffer size of H.264 and HEVC)."""
 
 
 class SegmentEncoder:
-    """Encodes the frames of one segment into one file, with the times relative to the first.
+    """Encodes the frames of one segment into one file, with times relative to the first frame.
 
-    The file is MP4 where that can hold the codec, else MOV or NUT, with the video's own time base
-    as its clock, so times are exact whatever it is. The same frames and settings give the same
-    bytes if `deterministic` (one thread, nothing of the clock or the machine in the file).
+    The file is MP4 if that can hold the codec, else MOV or NUT, with the video's own time base as
+    its clock, so times are always exact. With `deterministic`, the same frames and settings give
+    the same bytes (one thread, nothing about time or machine in the file).
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class SegmentEncoder:
         """Open the file and the encoder.
 
         Args:
-            threads: of the encoder; 0 lets it choose.
+            threads: number for the encoder; 0 lets it choose.
 
         Raises:
             EncodeError: the encoder or the file cannot be opened.
@@ -77,10 +77,10 @@ class SegmentEncoder:
             self._container.start_encoding()
 
     def push(self, frame: Frame) -> None:
-        """Encode one frame, of the output's size and layout.
+        """Encode one frame, which must have the output's size and layout.
 
         Raises:
-            EncodeError: the frame does not fit the output or its time does not rise, or the
+            EncodeError: the frame does not fit the output, its time does not rise, or the
                 encoder failed.
             DiskFullError: no space is left.
         """
@@ -105,7 +105,7 @@ class SegmentEncoder:
         """
         if not self._pts:
             self.abandon()
-            raise EncodeError(f"{self._path.name}: a segment without a frame cannot be encoded.")
+            raise EncodeError(f"{self._path.name}: a segment without frames cannot be encoded.")
         self._is_closed = True
         with libav_errors(self._path, "the segment cannot be finished", kind=EncodeError):
             self._mux(self._stream.encode(None))
@@ -113,7 +113,7 @@ class SegmentEncoder:
         return SegmentFile(self._path, tuple(self._pts), self._duration_of_last())
 
     def abandon(self) -> None:
-        """Stop and delete the unfinished file. After `close`, nothing happens."""
+        """Stop and delete the unfinished file; does nothing after `close`."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -122,11 +122,11 @@ class SegmentEncoder:
         self._path.unlink(missing_ok=True)
 
     def _mux(self, packets: list[Packet[VideoStream]]) -> None:
-        """Write packets with decode times of our own.
+        """Write packets with decode times that replace the encoder's.
 
-        Those of x265 are not initialised in a segment of fewer frames than it reorders. Ours are
-        the times of the frames, in order, as far back as any reordering can reach; only the order
-        counts here, `mux` makes the final ones.
+        x265 leaves its own uninitialized in a segment of fewer frames than it reorders. The new
+        ones are the times of the frames in order, delayed by the largest reorder depth; only their
+        order matters here, since `mux` computes the final ones.
         """
         for packet in packets:
             place = self._num_packets - self._reorder_depth
@@ -154,7 +154,7 @@ class SegmentEncoder:
             )
 
     def _duration_of_last(self) -> int:
-        """Ticks; what the frame said, else the gap before it, else a frame of the nominal rate."""
+        """Return, in ticks, the frame's duration, else the gap before it, else the nominal one."""
         if self._last_duration > 0:
             return self._last_duration
         if len(self._pts) > 1:
@@ -188,7 +188,7 @@ def _filler(pix_fmt: str) -> Fill:
 def _fill_planar(picture: VideoFrame, planes: tuple[Plane, ...]) -> None:
     for target, plane in zip(picture.planes, planes, strict=False):
         _samples(target, plane.dtype)[: plane.shape[0], : plane.shape[1]] = plane
-    if len(picture.planes) > len(planes):  # Grey in a format that has chroma.
+    if len(picture.planes) > len(planes):  # Gray in a format that has chroma.
         for target in picture.planes[len(planes) :]:
             bits = picture.format.components[0].bits
             _samples(target, planes[0].dtype)[:] = 1 << (bits - 1)
@@ -204,6 +204,6 @@ def _fill_packed(picture: VideoFrame, planes: tuple[Plane, ...], order: str) -> 
 
 
 def _samples(target: VideoPlane, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """A plane of libav's as an array over its own memory, (rows, samples of a whole line)."""
+    """Return one of libav's planes as an array view, (rows, samples of a whole line)."""
     lines = np.frombuffer(cast(Any, target), dtype=dtype)
     return lines.reshape(target.height, target.line_size // dtype.itemsize)

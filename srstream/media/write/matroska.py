@@ -1,8 +1,8 @@
-"""The pixel aspect in Matroska, which libavformat takes from a field that PyAV cannot set.
+"""Writes the pixel aspect into Matroska; libavformat's field for it is not exposed by PyAV.
 
-The muxer is given a longer track name than wanted. Afterwards the surplus makes room for the
-display size in the same track entry, so that nothing else in the file moves. Elements after
-RFC 9559 (Matroska) and RFC 8794 (EBML).
+The muxer gets a longer track name than wanted. Afterwards the surplus is replaced by the display
+size in the same track entry, so nothing else in the file moves. Element layouts follow RFC 9559
+(Matroska) and RFC 8794 (EBML).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from srstream.errors import EncodeError
 from srstream.media.types import OutputVideo
 
 ASPECT_TITLE_PAD = "<room for the display size>  "
-"""What is appended to the track's name; longer than all that is put in its place."""
+"""Padding appended to the track's name; longer than everything that replaces it."""
 
 _HEAD_BYTES = 1 << 20
 _EBML, _SEGMENT, _TRACKS, _TRACK_ENTRY = 0x1A45DFA3, 0x18538067, 0x1654AE6B, 0xAE
@@ -28,7 +28,7 @@ def write_aspect(path: Path, video: OutputVideo, *, in_pixels: bool = False) -> 
     """Write the display size of the track whose name ends in `ASPECT_TITLE_PAD`, in place.
 
     Args:
-        in_pixels: say it in pixels, as WebM does, which has no other unit.
+        in_pixels: write it in pixels, as WebM does, which has no other unit.
 
     Raises:
         EncodeError: there is no such track in the file's first megabyte.
@@ -45,9 +45,9 @@ def write_aspect(path: Path, video: OutputVideo, *, in_pixels: bool = False) -> 
 
 
 def display_size(video: OutputVideo, in_pixels: bool = False) -> tuple[int, int, int]:
-    """(width, height, unit): in pixels where that is exact, else as an aspect ratio (unit 3).
+    """Return (width, height, unit): in pixels if that is exact, else as an aspect ratio (unit 3).
 
-    Where only pixels are allowed, the ratio is exact and the size near the picture's own.
+    If only pixels are allowed, the ratio is exact and the size close to the picture's.
     """
     aspect = video.sample_aspect_ratio
     width = video.width * aspect
@@ -64,7 +64,7 @@ def display_size(video: OutputVideo, in_pixels: bool = False) -> tuple[int, int,
 
 
 def _with_aspect(payload: bytes, video: OutputVideo, in_pixels: bool) -> bytes | None:
-    """A track entry's payload, as long as before; None if it is not the track."""
+    """Return a track entry's payload, of unchanged length; None if it is another track's."""
     pad = ASPECT_TITLE_PAD.encode()
     children = [(kind, payload[a:b]) for kind, a, b in _elements(payload, 0, len(payload))]
     name = next((data for kind, data in children if kind == _NAME), b"")
@@ -98,7 +98,7 @@ def _video_with_aspect(payload: bytes, size: tuple[int, int, int]) -> bytes:
 
 
 def _track_entries(head: bytes) -> Iterator[tuple[int, int]]:
-    """(start, end) of the payloads of all track entries."""
+    """Yield (start, end) of the payloads of all track entries."""
     for kind, start, end in _elements(head, 0, len(head)):
         if kind != _SEGMENT:
             continue
@@ -111,7 +111,7 @@ def _track_entries(head: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _elements(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(id, start, end) of the payloads of the elements in data[start:end]."""
+    """Yield (id, start, end) of the payloads of the elements in data[start:end]."""
     at = start
     while at < end:
         first = data[at]

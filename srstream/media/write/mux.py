@@ -1,4 +1,4 @@
-"""The enhanced segments and everything else of the source, joined into the output file."""
+"""Joins the enhanced segments and the source's other streams into the output file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from srstream.media.write.timeline import Placing, placing_of
 OnProgress = Callable[[int, int | None], None]
 
 _MAX_TEXT_DISORDER = 5
-"""Seconds by which a cue may come in the file after one that is shown later."""
+"""Maximum seconds by which a cue may follow a later one in the file."""
 
 
 def assemble(
@@ -57,8 +57,8 @@ def assemble(
 ) -> dict[int, Taken]:
     """Write the output file; the caller fsyncs and renames it.
 
-    The video has the source's exact times, less its start (`placing_of`); all other streams are
-    copied packet by packet in the source's order. Memory does not grow with the length.
+    The video has the source's exact times, minus its start (`placing_of`); all other streams are
+    copied packet by packet in the source's order. Memory use does not grow with the length.
 
     Args:
         destination: the file to write; its name says nothing about the container.
@@ -66,10 +66,10 @@ def assemble(
         head: ends all streams but the video early, for a trial.
 
     Returns:
-        By the source's stream number, what was taken of each that is neither video nor picture.
+        Statistics of what was taken of each stream, by source number, except video and pictures.
 
     Raises:
-        EncodeError: a segment is not what it should be, or the file cannot be written.
+        EncodeError: a segment is invalid, or the file cannot be written.
         MediaError: the source cannot be read again.
         DiskFullError: no space is left.
     """
@@ -98,16 +98,16 @@ def assemble(
 
 @dataclass(slots=True)
 class _Copied:
-    """A source stream's way into the output. One of `stream` and `converter` is set."""
+    """How a source stream reaches the output. One of `stream` and `converter` is set."""
 
     stream: Stream | None
     converter: Converter | None
     clock: Clock
     skipped: SkippedPackets
     durations: Durations | None
-    """Finds the durations of packets that do not tell them; None where packets need none."""
+    """Supplies durations of packets that state none; None where packets need none."""
     is_text: bool
-    """Cues need not come in order; no container of theirs has a clock that jumps."""
+    """Text cues may be out of order; no container that holds them has a clock that jumps."""
     last_dts: int | None = None
 
 
@@ -136,7 +136,7 @@ class _Assembly:
     # Streams
 
     def add_streams(self, first: SegmentFile) -> None:
-        """Make the output's streams, in the source's order, with tags and dispositions."""
+        """Create the output's streams, in the source's order, with tags and dispositions."""
         with libav_errors(self._source.path, "its cover pictures cannot be read"):
             covers = self._read_covers()
         for stream_plan in self._plan.streams:
@@ -171,7 +171,7 @@ class _Assembly:
         context.colorspace = 0 if video.layout.kind == "rgb" else video.color.matrix
         context.color_range = {None: 0, False: 1, True: 2}[video.color.full_range]
         if canonical_codec(video.codec) == "hevc" and self._container.name in ("mp4", "mov"):
-            context.codec_tag = "hvc1"  # Apple's players take no hev1.
+            context.codec_tag = "hvc1"  # Apple's players do not accept hev1.
         if video.display_matrix is not None:
             self._video.set_display_matrix(video.display_matrix)
         self._describe(self._video, template, is_enhanced=True)
@@ -180,7 +180,7 @@ class _Assembly:
             self._video.metadata["title"] = title + ASPECT_TITLE_PAD
 
     def _add_cover(self, template: Stream, data: Packet[Stream]) -> None:
-        """Cover pictures are packets in MP4 and attachments in Matroska."""
+        """Add a cover picture, which is a packet in MP4 and an attachment in Matroska."""
         if self._container.attachments:
             tags = {key.lower(): value for key, value in template.metadata.items()}
             kind = canonical_codec(template.codec_context.codec.name)
@@ -247,7 +247,7 @@ class _Assembly:
         check: SegmentCheck,
         on_progress: OnProgress | None,
     ) -> None:
-        """Write all packets, in the order of their decode times."""
+        """Write all packets in the order of their decode times."""
         base = self._plan.video.time_base
         total = sum(len(segment.pts) for segment in segments)
         shift = int(self._placing.shift / base)
@@ -261,8 +261,8 @@ class _Assembly:
             try:
                 self._output.mux_one(packet)
             except (av.error.InvalidDataError, av.error.PatchWelcomeError, av.error.ArgumentError):
-                # A damaged packet of sound, of which the muxer cannot make what it writes. It may
-                # have waited in the muxer, this one does now; a lost frame the receipt would find.
+                # The muxer rejects a damaged audio packet. It may be an earlier one that the muxer
+                # had queued; this one is queued now. The receipt would find a lost video frame.
                 if not self._copied:
                     raise
             if is_video:
@@ -278,7 +278,7 @@ class _Assembly:
             yield moment(packet), packet
 
     def _copies(self) -> Iterator[tuple[Fraction, Packet[Any]]]:
-        """Packets of the other streams, with the output's times, as the file has them."""
+        """Yield the packets of the other streams in file order, with the output's times."""
         streams = [self._input.streams[n] for n in self._copied]
         if not streams:
             return
@@ -298,7 +298,7 @@ class _Assembly:
     def _read(
         self, container: InputContainer, *streams: Stream
     ) -> Iterator[Packet[Stream] | ReadFault]:
-        """The packets of these streams, or the first of them for a trial."""
+        """Yield the packets of these streams, or only the first of them for a trial."""
         if self._head is None:
             return read_packets(container, *streams)
         return self._head.packets(container, {stream.index for stream in streams})
@@ -306,7 +306,7 @@ class _Assembly:
     def _carried(
         self, packet: Packet[Stream], copied: _Copied
     ) -> Iterator[tuple[Fraction, Packet[Any]]]:
-        """What the output gets for a packet of the source, with the output's times."""
+        """Yield what the output gets for a source packet, with the output's times."""
         index = packet.stream_index
         if not self._place(packet, copied):
             copied.skipped.skip(packet)
@@ -324,9 +324,9 @@ class _Assembly:
         yield from ((moment(p), p) for p in made)
 
     def _in_order(self, packets: Iterator[Packet[Stream] | ReadFault]) -> Iterator[Packet[Stream]]:
-        """The packets, those of text by their times, as muxers want them.
+        """Yield the packets, those of text sorted by time, as muxers require.
 
-        What comes more than `_MAX_TEXT_DISORDER` late stays late.
+        Packets that come more than `_MAX_TEXT_DISORDER` late stay late.
         """
         held: list[tuple[Fraction, int, Packet[Stream]]] = []
         newest = Fraction(0)
@@ -344,9 +344,9 @@ class _Assembly:
             yield heapq.heappop(held)[2]
 
     def _cues(self) -> list[Iterator[tuple[Fraction, Packet[Any]]]]:
-        """Packets of each text stream whose cues must not overlap, with the output's times.
+        """Return iterators of packets, one per text stream whose cues must not overlap.
 
-        Where one is cut depends on all, so all are read before.
+        Packets have the output's times. Where a cue is cut depends on all, so all are read first.
         """
         found: dict[int, list[Cue]] = {index: [] for index in self._texts}
         if not found:
@@ -372,7 +372,7 @@ class _Assembly:
             yield moment(packet), packet
 
     def _place(self, packet: Packet[Stream], copied: _Copied) -> bool:
-        """Move a packet to the output's time; False if it is not wanted there."""
+        """Move a packet to the output's time; False if it does not belong there."""
         base = Fraction(packet.time_base)
         stamp = packet.pts if packet.pts is not None else packet.dts
         if stamp is None:
@@ -384,7 +384,7 @@ class _Assembly:
         if start is not None and moment < start:
             if packet.stream.type != "subtitle" or moment + length <= start:
                 return False
-            # A subtitle that is on the screen when the excerpt begins stays on it.
+            # A subtitle that is visible when the excerpt begins stays visible.
             cut = int((start - moment) / base)
             packet.pts = packet.dts = stamp + cut
             packet.duration = max((packet.duration or 0) - cut, 1)
@@ -395,16 +395,16 @@ class _Assembly:
         packet.pts = None if packet.pts is None else packet.pts - shift
         packet.dts = None if packet.dts is None else packet.dts - shift
         if packet.stream.type == "subtitle" and start is not None and (packet.pts or 0) < 0:
-            # The first frame taken may be shown a little after the start that was asked for.
+            # The first frame may be shown a little after the requested start.
             packet.duration = max((packet.duration or 0) + (packet.pts or 0), 1)
             packet.pts = packet.dts = 0
         return self._fits_clock(packet, copied)
 
     def _fits_clock(self, packet: Packet[Stream], copied: _Copied) -> bool:
-        """Give a packet the rising dts that a muxer wants, where the source left it open.
+        """Give a packet the rising dts that muxers require; False if it is to be left out.
 
-        Matroska knows no time before zero, so of what lies there (the priming of an encoder) the
-        last packet alone is kept, which the decoder needs.
+        Matroska has no negative times, so of the packets before zero (encoder priming) only the
+        last is kept, which the decoder needs.
         """
         if packet.pts is None:
             packet.pts = packet.dts

@@ -1,4 +1,4 @@
-"""Deciding what a job writes: path, container, encoder, and the fate of every stream."""
+"""Decides what a job writes: path, container, encoder, and what happens to every stream."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from srstream.media.write.containers import (
 from srstream.naming import marked
 
 TryStreams = Callable[[OutputVideo, Container, tuple[StreamPlan, ...]], Tried]
-"""Tries an output of these streams; raises RefusedError where it cannot be made."""
+"""Tries an output with these streams; raises RefusedError if it cannot be made."""
 
 
 def plan_output(
@@ -55,17 +55,17 @@ def plan_output(
     on_gpu: bool = False,
     try_streams: TryStreams | None = None,
 ) -> OutputPlan:
-    """Choose where the result goes and in which form.
+    """Choose where the result goes and in what form.
 
     Args:
-        output: as the user named it; None puts it beside the source.
+        output: as the user named it; None puts it next to the source.
         on_gpu: the network runs on a GPU; see `choose_encoder`.
-        output_size: (width, height), brought down to the chroma grid of the output if need be.
-        try_streams: see `srstream.media.write.trial`; None takes the tables' word.
+        output_size: (width, height), rounded down to the output's chroma grid if needed.
+        try_streams: see `srstream.media.write.trial`; None relies on the codec tables alone.
 
     Raises:
-        RefusedError: the wish cannot be fulfilled: no such container or encoder, a codec that the
-            container cannot carry, a size that the encoder refuses.
+        RefusedError: the request cannot be fulfilled: no such container or encoder, a codec that
+            the container cannot carry, a size that the encoder rejects.
     """
     named = None if output is None else container_for(output)
     choice = choose_encoder(source.video, config.encode, named, on_gpu=on_gpu)
@@ -98,7 +98,7 @@ def plan_output(
 
 
 class _StreamsIn:
-    """What becomes of a source's streams in one container or another, tried once for each."""
+    """Plans a source's streams for different containers, and tries each container at most once."""
 
     def __init__(
         self, source: SourceInfo, video: OutputVideo, try_streams: TryStreams | None
@@ -107,7 +107,7 @@ class _StreamsIn:
         self._found: dict[str, tuple[StreamPlan, ...]] = {}
 
     def __call__(self, container: Container) -> tuple[StreamPlan, ...]:
-        """Raises: RefusedError."""
+        """Return the stream plans for `container`; raises RefusedError if the trial fails."""
         if container.name not in self._found:
             streams = plan_streams(self._source, container)
             if self._try is not None:
@@ -119,7 +119,7 @@ class _StreamsIn:
 def _container(
     source: SourceInfo, choice: EncoderChoice, named: Container | None, streams_in: _StreamsIn
 ) -> tuple[Container, tuple[StreamPlan, ...]]:
-    """The named container, or the family's own unless Matroska loses less."""
+    """Return the named container, or the source's family unless Matroska loses less."""
     if named is not None:
         return named, streams_in(named)
     first = family_of(source)
@@ -143,7 +143,7 @@ def _container(
 def _streams_if_taken(
     container: Container, choice: EncoderChoice, streams_in: _StreamsIn
 ) -> tuple[StreamPlan, ...] | None:
-    """None where the container does not take the video."""
+    """Return the stream plans for a container; None if it does not take the video."""
     if not _carries_video(choice, container):
         return None
     try:
@@ -157,7 +157,7 @@ def _carries_video(choice: EncoderChoice, container: Container) -> bool:
 
 
 def _badness(streams: tuple[StreamPlan, ...]) -> tuple[int, int]:
-    """(streams left out, streams re-encoded); less is better."""
+    """Return (streams left out, streams re-encoded); less is better."""
     dropped = sum(stream.action == "drop" for stream in streams)
     converted = sum(stream.action == "convert" and stream.type != "data" for stream in streams)
     return dropped, converted
@@ -186,7 +186,7 @@ def _output_video(
 
 
 def _on_chroma_grid(size: tuple[int, int], layout: PlaneLayout, pix_fmt: str) -> tuple[int, int]:
-    """`size`, down to a multiple of the chroma subsampling; encoders want whole chroma samples."""
+    """Round `size` down to a multiple of the chroma subsampling, which encoders require."""
     step_w, step_h = 1 << layout.log2_chroma_w, 1 << layout.log2_chroma_h
     if layout.kind == "gray" and pix_fmt.startswith("yuv420"):
         step_w = step_h = 2
@@ -208,13 +208,13 @@ def _output_color(video: VideoInfo, choice: EncoderChoice) -> ColorSpec:
 
 
 def _output_aspect(source: SourceInfo, size: tuple[int, int]) -> Fraction:
-    """The source's pixel aspect. Rounding to the grid changes shapes by less than a pixel."""
+    """Return the source's pixel aspect; grid rounding changes a side by less than a pixel."""
     aspect = source.video.sample_aspect_ratio
     return aspect if aspect > 0 else Fraction(1)
 
 
 def _default_path(source: SourceInfo, config: JobConfig, container: Container) -> Path:
-    """`input_4x.mp4` beside `input.mp4`; `_720p` where a height was asked for."""
+    """Return `input_4x.mp4` next to `input.mp4`; `_720p` if a height was requested."""
     suffix = source.path.suffix.lower()
     if suffix not in container.extensions:
         suffix = container.extensions[0]
@@ -222,7 +222,7 @@ def _default_path(source: SourceInfo, config: JobConfig, container: Container) -
 
 
 def _untold(source: SourceInfo, container: Container) -> list[str]:
-    """What the file says of itself and a container has no words for."""
+    """Return a sentence for each kind of file metadata that a container cannot store."""
     if container.tells_of_itself:
         return []
     losses = []
@@ -236,7 +236,7 @@ def _untold(source: SourceInfo, container: Container) -> list[str]:
     if source.video.display_matrix is not None:
         losses.append(
             f"The rotation by {source.video.rotation_degrees} degrees is left out: "
-            f"{container.label} cannot say it."
+            f"{container.label} cannot store it."
         )
     return losses
 
@@ -246,7 +246,7 @@ def _hdr_losses(source: SourceInfo, choice: EncoderChoice) -> list[str]:
     has_static = bool(video.hdr.mastering_display or video.hdr.content_light_level)
     if has_static and choice.codec not in HDR_KEEPERS:
         return [
-            f"HDR mastering metadata is left out: {choice.codec} cannot be given it; libx265 can."
+            f"HDR mastering metadata is left out: {choice.codec} does not support it; libx265 does."
         ]
     return []
 
@@ -275,7 +275,7 @@ def _notes(
             here = ()
         missing = sorted({s.codec for s in here if s.action in ("drop", "convert")})
         what = ", ".join(missing) or "this video codec"
-        notes.append(f"Written as {container.label}, since {family.label} cannot carry {what}.")
+        notes.append(f"Written as {container.label} because {family.label} cannot carry {what}.")
     elif named is None and source.path.suffix.lower() not in container.extensions:
         what = source.path.suffix or "a raw stream"
         notes.append(f"Written as {container.label} instead of {what}.")
@@ -284,7 +284,7 @@ def _notes(
         counts = "in milliseconds" if unit == Fraction(1, 1000) else f"in {unit} s"
         rounded = "1 ms" if unit == Fraction(1, 1000) else "that"
         notes.append(
-            f"{container.label} counts {counts}: times are rounded to {rounded}, those of the "
+            f"{container.label} counts {counts}: times are rounded to {rounded}; those of the "
             f"source are exact to {source.video.time_base} s."
         )
     for stream in streams:

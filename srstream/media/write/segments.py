@@ -1,4 +1,4 @@
-"""Reading encoded segments back as one stream of packets with the source's exact times."""
+"""Reads encoded segments back as one stream of packets with the source's exact times."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from srstream.errors import EncodeError
 from srstream.media.errors import libav_errors
 from srstream.media.types import SegmentFile
 
-# Only the order of the times in a segment counts, which an edit list could cut into.
+# Only the order of the times in a segment matters, and an edit list could drop some packets.
 _OPTIONS = {"ignore_editlist": "1"}
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentCheck:
-    """What was found out of all segments.
+    """What a check of all segments found.
 
-    `reorder_depth` is how many places a packet is decoded before it is shown, at most. `ranks`
-    has for each segment the places in display order of its packets in decode order.
+    `reorder_depth` is the largest number of places by which decoding precedes display. `ranks` has,
+    for each segment, the display position of each packet in decode order.
     """
 
     reorder_depth: int
@@ -35,7 +35,7 @@ class SegmentCheck:
 
 
 def open_segment(segment: SegmentFile) -> tuple[InputContainer, VideoStream]:
-    """A segment's container and its only stream.
+    """Open a segment and return its container and its only stream.
 
     Raises:
         EncodeError: it cannot be read or holds no video.
@@ -51,7 +51,7 @@ def check_segments(segments: Sequence[SegmentFile]) -> SegmentCheck:
     """Read every segment once and compare it with its list of times.
 
     Raises:
-        EncodeError: a segment lacks packets, was encoded with other settings than the first, or
+        EncodeError: a segment lacks packets, was encoded with different settings, or
             the times of the whole do not rise.
     """
     if not segments:
@@ -69,7 +69,7 @@ def check_segments(segments: Sequence[SegmentFile]) -> SegmentCheck:
             extradata = found
         elif found != extradata:
             raise EncodeError(
-                f"{segment.path.name}: the segment was encoded with other settings than "
+                f"{segment.path.name}: the segment's encoder settings differ from those of "
                 f"{segments[0].path.name}. Run the job again with --restart."
             )
         if any(b <= a for a, b in zip(segment.pts, segment.pts[1:], strict=False)) or (
@@ -86,11 +86,11 @@ def check_segments(segments: Sequence[SegmentFile]) -> SegmentCheck:
 def video_packets(
     segments: Sequence[SegmentFile], check: SegmentCheck, time_base: Fraction, shift: int
 ) -> Iterator[Packet[VideoStream]]:
-    """The packets of all segments in decode order, with pts, dts and duration of the whole.
+    """Yield the packets of all segments in decode order, with final pts, dts and durations.
 
-    pts are the source's less `shift`. dts are the same times in rising order, as many places
-    earlier as packets are reordered, continued before the first by the first interval; so
-    they rise strictly and never exceed the pts, whatever the frame rate does.
+    pts are the source's minus `shift`. dts are the same times in rising order, delayed by the
+    reorder depth, and extrapolated at the beginning with the first interval; so they rise strictly
+    and never exceed the pts, even at a variable frame rate.
     """
     times = [pts - shift for segment in segments for pts in segment.pts]
     step = times[1] - times[0] if len(times) > 1 else max(segments[0].last_duration, 1)
@@ -122,15 +122,15 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[
 
 
 def _ranks(pts: list[int | None], segment: SegmentFile) -> array[int]:
-    """For each packet in decode order, its place in display order.
+    """Return the display position of each packet in decode order.
 
     Raises:
-        EncodeError: the number of packets is not that of the segment's times.
+        EncodeError: the number of packets differs from that of the segment's times.
     """
     known = sorted(p for p in pts if p is not None)
     if len(pts) != len(segment.pts) or len(known) != len(pts) or len(set(known)) != len(known):
         raise EncodeError(
-            f"{segment.path.name}: the segment holds {len(known)} packets with a time, "
-            f"{len(segment.pts)} frames were encoded. Run the job again; the segment is redone."
+            f"{segment.path.name}: the segment holds {len(known)} packets with a time, but "
+            f"{len(segment.pts)} frames were encoded. Run the job again to redo the segment."
         )
     return array("I", (bisect_left(known, p) for p in pts if p is not None))

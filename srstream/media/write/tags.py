@@ -1,4 +1,4 @@
-"""Tags and chapters on their way from one container into another."""
+"""Copies tags and chapters from one container to another."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ITUNES_KEYS = frozenset(
         "purchase_date", "gapless_playback", "encoder",
     }
 )  # fmt: skip
-"""Tags that MP4 has boxes for; others need its free-form list."""
+"""Tags for which MP4 has boxes; others need its free-form list."""
 
 _ABOUT_THE_FILE = frozenset(
     {"major_brand", "minor_version", "compatible_brands", "encoder", "software", "duration"}
 )
-"""Tags that tell of the source's file or encoder and would be false in ours."""
+"""Tags that describe the source's file or encoder and would be false in the output."""
 
 _ABOUT_THE_STREAM = frozenset(
     {"bps", "duration", "number_of_frames", "number_of_bytes", "vendor_id", "alpha_mode"}
@@ -38,17 +38,17 @@ _ABOUT_THE_STREAM = frozenset(
 
 
 def tags_of_content(container: InputContainer) -> set[str]:
-    """Names of the source's own tags, in small letters, without those about its file."""
+    """Return the names of the source's own tags, in lower case, without those about its file."""
     names = {key.lower() for key in container.metadata} - _ABOUT_THE_FILE
     return {name for name in names if not name.startswith("location-")}
 
 
 def container_tags(container: InputContainer, kind: Container) -> dict[str, str]:
-    """The source's own tags, without those about its file."""
+    """Return the source's own tags, without those about its file."""
     tags = {k: v for k, v in container.metadata.items() if k.lower() not in _ABOUT_THE_FILE}
     tags = _with_clear_times(tags)
     if kind.name in ("mp4", "mov"):
-        # libav reports a location once more for each of its languages.
+        # libav repeats a location for each of its languages.
         tags = {k: v for k, v in tags.items() if not k.startswith("location-")}
         return {k.lower() if k.lower() in ITUNES_KEYS else k: v for k, v in tags.items()}
     return tags
@@ -62,7 +62,7 @@ def needs_free_tags(tags: dict[str, str]) -> bool:
 def stream_tags(
     template: Stream, source: SourceInfo, kind: Container, *, is_enhanced: bool
 ) -> dict[str, str]:
-    """The tags of a source's stream, without statistics that would be false in the output."""
+    """Return the tags of a source's stream, except for statistics that the output makes false."""
     tags: dict[str, str] = {}
     for key, value in template.metadata.items():
         low = key.lower()
@@ -77,7 +77,7 @@ def stream_tags(
         tags["language"] = three_letters(tags["language"])
     title = tags.get("title") or tags.get("TITLE")
     if kind.name in ("mp4", "mov") and title and "handler_name" not in tags:
-        # MP4 tracks have no title; every tool shows the handler's name as one.
+        # MP4 tracks have no title; all tools show the handler's name as one.
         tags["handler_name"] = title
     if kind.name == "mkv" and "mov" in source.container.split(","):
         handler = tags.pop("handler_name", "")
@@ -93,7 +93,7 @@ def _with_clear_times(tags: dict[str, str]) -> dict[str, str]:
 def chapters_in_window(
     container: InputContainer, shift: Fraction, start: Fraction | None, end: Fraction | None
 ) -> list[Chapter]:
-    """The source's chapters, cut to [start, end) seconds and moved back by `shift`."""
+    """Return the source's chapters, cut to [start, end) seconds and moved back by `shift`."""
     kept: list[Chapter] = []
     for chapter in container.chapters():
         base = chapter["time_base"] or Fraction(1, 1000)
@@ -118,7 +118,7 @@ def chapters_in_window(
 
 
 def _is_standard_handler(name: str) -> bool:
-    """Return whether a handler's name is what a muxer wrote for want of a title."""
+    """Return whether a handler's name is a muxer's default rather than a title."""
     return not name.strip() or name.replace(" ", "").lower() in {
         "videohandler", "soundhandler", "subtitlehandler", "videohandle", "soundhandle",
         "core media video", "coremediavideo", "coremediaaudio", "datahandler", "mediahandler",

@@ -1,4 +1,4 @@
-"""Places the source's times in the output: which are taken, and by how much they move."""
+"""Maps the source's times to the output's: which are included, and by how much they shift."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _NUM_FIRST_PACKETS = 40
 
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """Where the source's times go: those in [start, end) seconds, moved back by `shift` seconds."""
+    """A mapping of the source's times: those in [start, end) seconds, moved back by `shift`."""
 
     shift: Fraction
     start: Fraction | None
     end: Fraction | None
 
     def cue(self, cue: Cue, base: Fraction) -> Cue | None:
-        """A cue with an end, in ticks of `base` seconds, as the output shows it; None if not.
+        """Map a cue with an end, in ticks of `base` seconds; None if the output does not show it.
 
-        One that is on the screen when the excerpt begins or ends is cut there.
+        A cue that is visible when the excerpt begins or ends is cut there.
         """
         assert cue.end is not None
         start, end = cue.start * base, cue.end * base
@@ -59,15 +59,15 @@ def placing_of(
     *,
     keep: bool = False,
 ) -> Placing:
-    """Return how an output lies against its source, of which `first_pts` is the first frame.
+    """Return the mapping of a source's times to an output that begins with frame `first_pts`.
 
-    The earliest of its streams begins at zero, to less than a tick of the video's clock; all are
-    moved alike, and by whole ticks of it. An excerpt begins at zero with its video.
+    The earliest stream begins at zero, to within a tick of the video's clock; all streams shift by
+    the same whole number of its ticks. An excerpt begins at zero with its video.
 
     Args:
-        earliest_other: when the first of the streams beside the video begins, in seconds.
-        keep: the output begins when the source does, an excerpt too. No container that srstream
-            writes can begin before zero: where the source does, its video begins at zero.
+        earliest_other: when the earliest of the other streams begins, in seconds.
+        keep: keep the source's start time, in an excerpt too. No container that srstream writes can
+            begin before zero: if the source does, its video begins at zero.
     """
     base = video.time_base
     if keep:
@@ -87,7 +87,7 @@ def placing_of(
 
 
 def first_video_pts(source_path: Path, video: VideoInfo) -> int:
-    """Display time of the source's first frame, in the video's time base; 0 if it has no times."""
+    """Return the pts of the source's first frame in the video's time base; 0 if it has no times."""
     clock = Clock(video.time_base)
     found: list[int] = []
     with open_source(source_path, MAX_PIXELS_OF_LIBAV) as container:

@@ -1,9 +1,9 @@
-"""An output tried before the work: the real encoders, muxer and first packets, on a blank video.
+"""Tries an output before the job starts: real encoder and muxer, a blank video, first packets.
 
-What a container's table of codecs says and what its muxer does are two things: rates, layouts and
-header data decide as well. So the beginning of the output is made for real, by the code that makes
-the whole, and compared with the source as the receipt will do it. Streams that do not get through
-are converted, or left out, which is said; what cannot be is refused here.
+A container's codec table does not settle what its muxer accepts: rates, layouts and header data
+matter as well. So the code that makes the whole output makes its beginning, which is compared with
+the source like the receipt does. Streams that fail are converted or left out, which is announced;
+an output that cannot be made is refused here.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from srstream.media.write.mux import assemble
 from srstream.media.write.timeline import first_video_pts
 
 MAX_PIXELS = 2**31 - 1
-"""Outputs of our own may be as large as libav takes them."""
+"""Pixel limit for srstream's own outputs: the largest that libav accepts."""
 
 _SIDE = 256
-"""Larger pictures are tried in this size: the encoder itself is opened in the real one before."""
+"""Larger pictures are tried at this size; the encoder was opened at the real size before."""
 _NUM_FRAMES = 3
 _OFFSET_TOLERANCE = Fraction(1, 500)
 _ASPECT_TOLERANCE = Fraction(1, 500)
 _MPEG_LAYERS = {"mp1", "mp2", "mp3"}
-"""MP4 has one number for them; only a decoder tells them apart."""
+"""MPEG audio layers share one number in MP4; only a decoder tells them apart."""
 
 _LONG_HEAD = Head(2000, Fraction(10), num_packets_in_all=20_000, num_bytes=64 << 20, seconds=1.0)
 _SILENT = "none of its first packets can be decoded"
@@ -66,15 +66,15 @@ def try_output(
     streams: tuple[StreamPlan, ...],
     folder: Path | None = None,
 ) -> Tried:
-    """Make the beginning of an output, and what must be changed until it can be made.
+    """Make the beginning of an output, and change the streams until that succeeds.
 
     Args:
         path: where the source is read; `source.path` is what the user calls it.
-        streams: what is to become of the source's streams.
-        folder: for the scratch files; None: the system's own.
+        streams: what is planned for the source's streams.
+        folder: for the scratch files; None uses the system's own.
 
     Raises:
-        RefusedError: it cannot be made, whatever becomes of the streams.
+        RefusedError: the output cannot be made, whatever happens to the streams.
         MediaError: the source cannot be read.
     """
     with _scratch(folder) as scratch:
@@ -87,7 +87,7 @@ def try_output(
 
 @contextmanager
 def _scratch(folder: Path | None) -> Iterator[Path]:
-    """A folder that is gone afterwards."""
+    """Yield a temporary folder and remove it afterwards."""
     try:
         made = tempfile.TemporaryDirectory(prefix="trial-", dir=folder)
     except OSError as error:
@@ -116,9 +116,9 @@ class _Trial:
         self._segment = self._blank_segment()
 
     def fault(self, streams: Sequence[StreamPlan]) -> str | None:
-        """What is wrong with an output of these streams; None if nothing is."""
+        """Return what is wrong with an output of these streams; None if nothing is."""
         found = self._fault(streams, Head())
-        # A recording may begin with sound that cannot be decoded, and go on with more.
+        # A recording may begin with audio that cannot be decoded, followed by audio that can.
         return self._fault(streams, _LONG_HEAD) if found == _SILENT else found
 
     def _fault(self, streams: Sequence[StreamPlan], head: Head) -> str | None:
@@ -127,7 +127,7 @@ class _Trial:
             container=self._container.name,
             video=self._video,
             streams=tuple(streams),
-            keeps_start=True,  # When the file begins is known when all of it has been read.
+            keeps_start=True,  # The start is only known once the whole file has been read.
         )
         try:
             taken = assemble(self._path, self._source, plan, [self._segment], plan.path, head=head)
@@ -140,7 +140,7 @@ class _Trial:
         return problems[0] if problems else None
 
     def mended(self, streams: tuple[StreamPlan, ...], fault: str) -> Tried:
-        """The streams with those changed that do not get through by themselves."""
+        """Return the streams, changing those that do not succeed unchanged."""
         alone = [plan for plan in streams if plan.action == "enhance"]
         video_fault = self.fault(alone)
         if video_fault is not None:
@@ -165,7 +165,7 @@ class _Trial:
         return Tried(tuple(kept), tuple(changed))
 
     def _first_that_works(self, video: list[StreamPlan], plan: StreamPlan) -> StreamPlan:
-        """A stream as planned, or converted, or left out with the reason."""
+        """Return a stream as planned, or converted, or left out with the reason."""
         fault = self.fault([*video, plan])
         if fault is None:
             return plan
@@ -194,10 +194,10 @@ class _Trial:
         return "name an output that ends in .mkv, or choose another --codec"
 
     def _blank_segment(self) -> SegmentFile:
-        """A few gray frames at the source's first times, from the real encoder.
+        """Encode a few gray frames at the source's first times with the real encoder.
 
         Raises:
-            RefusedError: it does not encode them.
+            RefusedError: the encoder fails.
         """
         video = self._video
         planes = tuple(
@@ -228,13 +228,13 @@ class _Trial:
             ) from error
 
     def _problems(self, plan: OutputPlan, taken: dict[int, Taken]) -> list[str]:
-        """What is not in the beginning of an output as it was planned."""
+        """Return how the beginning of an output differs from the plan."""
         with open_source(plan.path, MAX_PIXELS) as container:
             index = _enhanced_index(self._source, container)
         output = probe(plan.path, _CONFIG, video_index=index)
         found = _seconds_of_first(plan.path)
         if self._container is TS and index in found:
-            # It begins later, to give decoders time.
+            # It begins later, to give decoders time to fill their buffers.
             begins = self._segment.pts[0] * self._video.time_base
             delay = (found[index].first or Fraction(0)) - max(begins, Fraction(0))
             found = {
@@ -259,7 +259,7 @@ class _Trial:
         return problems
 
     def _is_expected(self, plan: StreamPlan, kind: str, taken: dict[int, Taken]) -> bool:
-        """Return whether a stream must be in the trial; MP4 leaves out tracks without a packet."""
+        """Return whether a stream must be in the trial; MP4 omits tracks without a packet."""
         info = self._infos[plan.index]
         if plan.type != kind or plan.action not in ("copy", "convert") or info.is_attached_picture:
             return False
@@ -282,26 +282,26 @@ class _Trial:
         if not after.num_packets and plan.action == "convert":
             return [_SILENT]
         is_less = after.num_packets < before.num_packets - self._container.from_zero
-        if plan.codec.startswith("pcm_"):  # MOV joins packets of PCM that lie side by side
+        if plan.codec.startswith("pcm_"):  # MOV joins adjacent packets of PCM
             is_less = after.num_bytes < before.num_bytes
         if not after.num_packets or (plan.action == "copy" and is_less):
             return [f"it holds {after.num_packets} of {before.num_packets} packets"]
         if plan.action == "copy" and plan.type == "audio":
             assert before.first is not None and after.first is not None
-            # Matroska may lack what lies before zero.
+            # Matroska may lack packets before zero.
             starts = before.first, max(before.first, Fraction(0))
             moved = min((after.first - start for start in starts), key=abs)
             if abs(moved) > _OFFSET_TOLERANCE:
                 return [f"it is moved by {float(moved) * 1000:.0f} ms"]
         if plan.form is not None and partner.audio is not None:
             is_other = num_channels(partner.audio.layout) != num_channels(plan.form.layout)
-            # Opus says 48 kHz whatever it was encoded from.
+            # Opus states 48 kHz whatever it was encoded from.
             if is_other or (now != "opus" and partner.audio.rate != plan.form.rate):
                 return [f"it becomes {partner.audio.rate} Hz, {partner.audio.layout}"]
         return []
 
     def _video_problems(self, now: VideoInfo, wanted: OutputVideo) -> list[str]:
-        """What the container or the codec does not say of the picture."""
+        """Return what the container or the codec does not preserve about the picture."""
         problems = []
         if abs(now.sample_aspect_ratio / wanted.sample_aspect_ratio - 1) > _ASPECT_TOLERANCE:
             problems.append(f"the pixel aspect becomes {now.sample_aspect_ratio}")
@@ -311,7 +311,7 @@ class _Trial:
 
 
 def _enhanced_index(source: SourceInfo, output: InputContainer) -> int:
-    """The number of the enhanced video in the output: as many videos lie before it."""
+    """Return the enhanced video's stream number in the output; copied videos may precede it."""
     before = [
         s
         for s in source.streams
@@ -320,12 +320,12 @@ def _enhanced_index(source: SourceInfo, output: InputContainer) -> int:
     videos = [s for s in output.streams.video if not is_picture(s)]
     if not videos:
         raise MediaError(sentence(source.path, "the output holds no video"))
-    # A video before it may not be carried by the output's container.
+    # The output's container may not carry a video that precedes it.
     return videos[min(len(before), len(videos) - 1)].index
 
 
 def _seconds_of_first(path: Path) -> dict[int, Taken]:
-    """By stream, the number of packets in a small file, and the first one's time."""
+    """Return, by stream, statistics of a small file's packets with the first one's time."""
     found: dict[int, Taken] = {}
     with open_source(path, MAX_PIXELS) as container:
         for packet in read_packets(container):
@@ -338,5 +338,5 @@ def _seconds_of_first(path: Path) -> dict[int, Taken]:
 
 
 def _without_file(error: SrstreamError) -> str:
-    """An error's text without the name of a scratch file in front."""
+    """Return an error's text without the name of a scratch file in front."""
     return str(error).split(": ", 1)[-1].rstrip(".")
