@@ -22,6 +22,9 @@ from srstream.media.thread_priority import same_scheduling
 DATA = Path(os.environ.get("SRSTREAM_DATA", REPOSITORY.parent / "shared" / "data"))
 NUM_CORES = len(os.sched_getaffinity(0))
 
+# A helper's assertion says what it compared, as a test's does.
+pytest.register_assert_rewrite("tests.support.frames")
+
 # A busy machine is no failure; pytest's own timeout ends what hangs.
 settings.register_profile("srstream", deadline=None)
 settings.load_profile("srstream")
