@@ -1,4 +1,4 @@
-"""Decodes a file to frames in display order; starts no thread and opens no socket.
+"""Decodes a file to frames in display order, without Python threads or sockets.
 
 The frames pass through a chain of generators: `_packets` reads and skips, `_decoded` decodes and
 counts failures, `_deinterlaced` deinterlaces where needed, `_placed` makes `Frame`s with rising

@@ -1,4 +1,4 @@
-"""The comparison of an output with its source, from one end to the other."""
+"""Compares an output with its source from beginning to end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from srstream.media.witness.survey import Seconds, Survey, num_videos_before, su
 from srstream.media.witness.times import Course
 
 _MAX_CHANGES = 8
-"""Frames that are compared because the description changed with them."""
+"""The most frames that are compared because the description changed with them."""
 _MAX_STEPS = 1000
 
 
@@ -56,15 +56,15 @@ def testify(
 ) -> Receipt:
     """Compare an output with the source it was made from.
 
-    Memory grows by some bytes for each packet, and by nothing else.
+    Memory use grows only by a few bytes per packet.
 
     Args:
-        start_pts, end_pts: what was taken of the source, in units of its video's clock.
-        sample: compare the pixels of so many frames, spread evenly; None compares all.
-        promises: what the plan announced, where there is a plan.
+        start_pts, end_pts: the part of the source taken, in units of its video's clock.
+        sample: compare the pixels of this many frames, spread evenly; None compares all.
+        promises: what the plan announced, if there is a plan.
 
     Raises:
-        MediaError, UsageError: one of the two cannot be read.
+        MediaError, UsageError: one of the two files cannot be read.
     """
     source = survey(source_path)
     output = survey(output_path, num_videos_before(source))
@@ -74,7 +74,7 @@ def testify(
 
 
 def spread(length: int, number: int) -> list[int]:
-    """At most `number` places of `length`, evenly, with the first and the last among them."""
+    """Return at most `number` of `length` places, evenly spread, including the first and last."""
     if number >= length:
         return list(range(length))
     if number == 1:
@@ -89,7 +89,7 @@ def _median_step(times: Seconds) -> Fraction | None:
 
 @dataclass(slots=True)
 class _Times:
-    """What came of pairing the frames. Times in the output's seconds."""
+    """Result of pairing the frames by time, in the output's seconds."""
 
     shift: Fraction = Fraction(0)
     num_in: int = 0
@@ -119,7 +119,7 @@ class _Times:
 
 @dataclass(frozen=True, slots=True)
 class _Looked:
-    """A pair of frames that was compared, kept until the next frame of the source is known."""
+    """A pair of frames that was compared, kept until the source's next frame is known."""
 
     seconds: float
     thumb: Thumb
@@ -141,7 +141,7 @@ class _Testimony:
         self._start, self._end = window
         self._screen = Screen(output)
         self._tolerance = self._screen.base / 2
-        """Half a tick of the output's clock: what rounding to it may cost."""
+        """Half a tick of the output's clock: the largest rounding error."""
         self._found = Seconds(np.array(self._screen.times, np.int64), self._screen.base)
         count = len(self._found)
         self._samples = range(count) if sample is None else set(spread(count, sample))
@@ -162,7 +162,7 @@ class _Testimony:
         self._num_headless = self._num_after_break = 0
 
     def receipt(self, promises: Promises | None) -> Receipt:
-        """Watch both and say what was seen."""
+        """Compare both files and return the receipt."""
         source, output = self._source, self._output
         self._describe_output()
         try:
@@ -248,7 +248,7 @@ class _Testimony:
             if wanted is None:
                 continue
             if moment.is_join and at < len(found):
-                # The next frame follows the last one by what is written nowhere.
+                # The file does not state the interval across a join.
                 wanted += self._course.settle(found[at] - wanted)
             slack = max(moment.duration / 2, self._tolerance)
             while at < len(found) and found[at] < wanted - slack:
@@ -267,7 +267,7 @@ class _Testimony:
         times.shift = self._course.shift
 
     def _note_extra(self, time: Fraction) -> None:
-        """A frame that no decoded one accounts for: it may stand in for one that was lost."""
+        """Count a frame without a decoded counterpart: it may replace one that was lost."""
         if self._num_filled < self._watcher.num_lost and self._course.is_of_packet(time):
             self._num_filled += 1
             self._times.num_in += 1
@@ -283,7 +283,7 @@ class _Testimony:
             self._times.miss(wanted)
 
     def _note_first(self, label: Label) -> None:
-        """The first frame describes the source: into its shape all others are fitted."""
+        """Note the first frame's description; all others are fitted into its shape."""
         if self._first is None:
             self._first = label
             size = (label.width, label.height)
@@ -293,7 +293,7 @@ class _Testimony:
             self._frame = Frame(width, height, label.aspect)
 
     def _look(self, moment: Moment, at: int) -> None:
-        """Compare the pixels of a pair, if it is one of the sample, and keep what is beside it."""
+        """Compare the pixels of a pair if it is in the sample, and keep those of its neighbors."""
         label = moment.label
         if not moment.is_labelled_surely:
             self._finish_look(None)
@@ -341,7 +341,7 @@ class _Testimony:
         self._looked = _Looked(seconds, thumb, thumb_of(out.picture), self._last_thumb)
 
     def _finish_look(self, after: Thumb | None) -> None:
-        """Ask whether the last output picture rather shows a neighbor of its frame."""
+        """Check whether the last output picture shows a neighboring frame instead."""
         looked, self._looked = self._looked, None
         if looked is None:
             return
@@ -366,7 +366,7 @@ class _Testimony:
         return problems
 
     def _is_of_damage(self) -> bool:
-        """Return whether frames stand elsewhere because some before them could not be decoded."""
+        """Return whether frames are shifted because some before them could not be decoded."""
         num_lost = self._watcher.num_lost
         return num_lost > 0 and 0 < self._times.num_missing <= num_lost + MAX_FAULTS
 

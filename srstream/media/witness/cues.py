@@ -1,7 +1,7 @@
-"""Subtitles as a viewer sees them: which line of text is shown from when to when.
+"""Compares subtitles as a viewer sees them: which line of text is shown at what times.
 
-Two tracks are the same if each line is on the screen at the same times, however the cues are cut:
-MP4's text tracks show one cue at a time, so that two that overlap in Matroska become three there.
+Two tracks are equal if each line is on the screen at the same times, however the cues are cut:
+MP4's text tracks show one cue at a time, so two that overlap in Matroska become three there.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Cue:
 
 
 Shown = dict[str, list[tuple[Fraction, Fraction]]]
-"""For each line when it is shown, as intervals that rise and do not touch."""
+"""The times at which each line is shown, as ascending disjoint intervals."""
 
 
 def _tx3g(data: bytes) -> str:
-    """3GPP TS 26.245, 5.17: two bytes of length, then the text, then boxes of style."""
+    """Parse 3GPP TS 26.245, 5.17: two bytes of length, then the text, then style boxes."""
     text = data[2 : 2 + int.from_bytes(data[:2], "big")]
     if text.startswith((b"\xfe\xff", b"\xff\xfe")):
         return text.decode("utf-16", "replace")
@@ -35,7 +35,7 @@ def _tx3g(data: bytes) -> str:
 
 
 def _event(data: bytes) -> str:
-    """An ASS event as Matroska stores it: the ninth field is the text, but for drawn shapes."""
+    """Parse an ASS event as Matroska stores it: the ninth field is the text, without drawings."""
     fields = data.decode("utf-8", "replace").split(",", 8)
     text, is_drawn = "", False
     for part in re.split(r"(\{[^{}]*\})", fields[-1]):
@@ -61,16 +61,16 @@ READERS: dict[str, Callable[[bytes], str]] = {
     "text": _plain,
     "webvtt": _entities,
 }
-"""Text subtitles, by the canonical name of their codec."""
+"""Readers of text subtitles, by canonical codec name."""
 
 _TAGS = re.compile(r"</?[a-zA-Z][^<>]*>")
 _CODES = re.compile(r"\{[^{}]*\}")
 
 
 def read_cue(codec: str, data: bytes) -> tuple[str, ...]:
-    """The lines of a packet, without markup; none for one that only ends the last."""
+    """Return the lines of a packet without markup; none if it only ends the last cue."""
     text = READERS[codec](data)
-    if codec != "webvtt":  # whose text may hold brackets that were escaped
+    if codec != "webvtt":  # its text may hold escaped brackets
         text = _TAGS.sub("", text)
     text = _CODES.sub("", text)
     lines = (" ".join(line.split()) for line in text.splitlines())
@@ -80,7 +80,7 @@ def read_cue(codec: str, data: bytes) -> tuple[str, ...]:
 def shown_lines(
     cues: Iterable[Cue], shift: Fraction, start: Fraction | None, end: Fraction | None
 ) -> Shown:
-    """When each line is shown, cut to [start, end), moved back by `shift`, not before zero."""
+    """Return when each line is shown: cut to [start, end), moved back by `shift`, from zero on."""
     shown: Shown = {}
     for cue in cues:
         first, last = cue.start, cue.end
@@ -99,7 +99,7 @@ def shown_lines(
 
 
 def _joined(times: list[tuple[Fraction, Fraction]]) -> list[tuple[Fraction, Fraction]]:
-    """Intervals that lie on each other or touch made one; a millisecond apart is a rounding."""
+    """Merge intervals that overlap or touch; gaps up to a millisecond count as rounding."""
     joined: list[tuple[Fraction, Fraction]] = []
     for first, last in sorted(times):
         if joined and first - joined[-1][1] <= Fraction(2, 1000):
@@ -110,7 +110,7 @@ def _joined(times: list[tuple[Fraction, Fraction]]) -> list[tuple[Fraction, Frac
 
 
 def cue_differences(before: Shown, now: Shown, tolerance: Fraction) -> list[str]:
-    """What the second track shows otherwise than the first; at most one sentence of each kind."""
+    """Return what the second track shows differently; at most one sentence of each kind."""
     found = []
     missing = [line for line in before if line not in now]
     added = [line for line in now if line not in before]
@@ -142,13 +142,13 @@ def _first_change(
     now: list[tuple[Fraction, Fraction]],
     tolerance: Fraction,
 ) -> tuple[_Interval, _Interval]:
-    """The first pair of intervals that differ; (None, None) if none does."""
+    """Return the first pair of intervals that differ; (None, None) if none do."""
     for n in range(max(len(before), len(now))):
         old = before[n] if n < len(before) else None
         new = now[n] if n < len(now) else None
         if old is None or new is None:
             return old, new
-        # A cue without an end stays until the next one; no two formats agree on that.
+        # A cue without an end stays until the next one; formats disagree on that.
         ends_differ = old[1] > old[0] and abs(old[1] - new[1]) > tolerance
         if abs(old[0] - new[0]) > tolerance or ends_differ:
             return old, new

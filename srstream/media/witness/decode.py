@@ -1,4 +1,4 @@
-"""Decoding: the source from its first packet on, the output where it is asked for."""
+"""Decodes the source from its first packet, and the output at requested times."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _CUT_ANYWHERE = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc"}
 
 
 _STATING_SITING = frozenset({"h264", "hevc", "vvc", "vp9", "av1"})
-"""Codecs that may say at a keyframe that chroma lies elsewhere from there."""
+"""Codecs that may state a new chroma siting at a keyframe."""
 
 _SITING_FRAMES = 10
-"""It is looked up at no more than one keyframe in so many frames."""
+"""The siting is read at no more than one keyframe in this many frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A decoded frame and its place on the source's clock.
+    """A decoded frame and its position on the source's clock.
 
-    `is_labelled_surely` is False for a few frames where the pixel aspect changes.
-    `time` is None in a stream whose packets have none. `is_join` marks the first frame after the
-    clock jumped: how it lies to the frames before is not written in the file. `is_headless` marks
-    those before a recording's first keyframe, which refer to what is not there.
+    `is_labelled_surely` is False for a few frames around a change of the pixel aspect. `time` is
+    None in a stream whose packets have no times. `is_join` marks the first frame after the clock
+    jumped; the file does not state its distance from earlier frames. `is_headless` marks frames
+    before a recording's first keyframe, which refer to missing ones.
     """
 
     frame: VideoFrame
@@ -54,18 +54,18 @@ class Moment:
 
 @dataclass(slots=True)
 class Watcher:
-    """Decodes the source's video, plainly. The counts grow as `moments` is taken."""
+    """Decodes the source's video with plain settings. The counts grow as `moments` is consumed."""
 
     survey: Survey
     found_step: Fraction | None = None
-    """Seconds between most of the output's frames."""
+    """The most common interval of the output's frames, in seconds."""
     num_lost: int = 0
     """Packets that could not be decoded."""
     broken_at: Fraction | None = None
-    """Where `MAX_FAULTS` packets in a row cannot be decoded, which is where a job ends."""
+    """Where `MAX_FAULTS` packets in a row cannot be decoded, which also ends a job."""
     step: Fraction = Fraction(1, 25)
-    """Seconds between frames of a stream without times: of the rates that the stream and its reader
-    state, the one that the output has."""
+    """Seconds between frames of a stream without times. Of the rates that the stream and its
+    demuxer state, it is the one that the output has."""
     context: VideoCodecContext | None = None
     _label: Label | None = None
     _aspects: tuple[Fraction | None, Fraction | None] = (None, None)
@@ -78,7 +78,7 @@ class Watcher:
     _num_frames: int = 0
 
     def moments(self) -> Iterator[Moment]:
-        """All frames, in the order in which they are shown."""
+        """Yield all frames in display order."""
         survey = self.survey
         with open_plain(survey.path) as container:
             stream = cast(VideoStream, container.streams[survey.video])
@@ -120,10 +120,10 @@ class Watcher:
                 )
 
     def _labelled(self, frame: VideoFrame) -> tuple[Label, bool]:
-        """A frame's label, and whether it is sure.
+        """Return a frame's label and whether it is certain.
 
-        PyAV tells the pixel aspect of the decoder and not that of the frame; where it changes, the
-        decoder still holds back some frames of before.
+        PyAV exposes the decoder's pixel aspect but not the frame's; after a change, the decoder
+        still returns a few earlier frames.
         """
         assert self.context is not None
         said = self.context.sample_aspect_ratio
@@ -187,14 +187,14 @@ class Watcher:
         yield from self._visible(rest)
 
     def _visible(self, frames: Sequence[VideoFrame]) -> Iterator[VideoFrame]:
-        """Frames that no edit list hides."""
+        """Yield the frames that no edit list hides."""
         for frame in frames:
             if frame.pts is None or frame.pts not in self._hidden:
                 yield frame
 
     def _lose(self) -> None:
         if not self._num_frames:
-            return  # before the first frame all may refer to nothing
+            return  # before the first frame, packets may refer to missing pictures
         self.num_lost += 1
         self._faults += 1
         if self._faults >= MAX_FAULTS and self.broken_at is None:
@@ -202,7 +202,7 @@ class Watcher:
 
 
 def _first_key(survey: Survey) -> int | None:
-    """Display time of the first keyframe of a recording that may have been cut anywhere."""
+    """Return the pts of the first keyframe of a recording that may have been cut anywhere."""
     keys = survey.streams[survey.video].keys
     if not keys or not _CUT_ANYWHERE & survey.formats:
         return None
@@ -210,9 +210,9 @@ def _first_key(survey: Survey) -> int | None:
 
 
 class Screen:
-    """The enhanced video of an output: the frame that is shown at a time.
+    """The enhanced video of an output, with access to the frame at a given time.
 
-    It is reached from the keyframe before, found among the packets; a group of pictures is closed.
+    Decoding starts from the preceding keyframe, which the survey found; every GOP is closed.
     """
 
     def __init__(self, survey: Survey) -> None:
@@ -229,18 +229,18 @@ class Screen:
         self._wanted = 0
 
     def frame_at(self, time: int) -> VideoFrame | None:
-        """The frame of this time, one of `times`; asked for in rising order. None if it is not."""
+        """Return the frame of this time, or None; `time` is one of `times`, in rising order."""
         self._wanted = time
         if self._at is None or time < self._at or self._num_keys(self._at, time) > 0:
             self._seek(time)
             if not self._reach(time):
-                # A container without an index may be entered behind what was asked for.
+                # In a container without an index, seeking may land after the requested time.
                 self.close()
                 self._seek(None)
         return self._shown if self._reach(time) else None
 
     def _reach(self, time: int) -> bool:
-        """Decode up to a time; whether a frame of this time is found."""
+        """Decode up to a time; return whether there is a frame at that time."""
         while self._at is None or self._at < time:
             self._shown = next(self._frames, None)
             if self._shown is None:
@@ -249,11 +249,11 @@ class Screen:
         return self._at == time
 
     def label(self) -> Label | None:
-        """The first frame's label; None if there is no frame."""
+        """Return the first frame's label; None if there is no frame."""
         survey = self._survey
         with open_plain(survey.path) as container:
             stream = cast(VideoStream, container.streams[survey.video])
-            # Describing listens to libav's log, which must not be done beside decoder threads.
+            # Labels are read from libav's log, which is unsafe while decoder threads run.
             stream.codec_context.thread_count = 1
             for packet in packets_of(container, stream):
                 if packet is None:
@@ -285,7 +285,7 @@ class Screen:
         self._at = None
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-        """Frames; of those before the one that is wanted only what the others need is decoded."""
+        """Yield frames; before the wanted one, non-reference frames are skipped."""
         context = stream.codec_context
         with libav_errors(self._survey.path, "the output cannot be decoded"):
             for packet in container.demux(stream):

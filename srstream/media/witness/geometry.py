@@ -1,9 +1,8 @@
-"""What a container hides of its pictures, and whether it says the shape of their pixels.
+"""Reads the crop and the presence of a pixel aspect from container headers.
 
-Hidden is what PixelCrop says in Matroska, `clap` in MP4 and MOV.
-
-libav hands on neither to the frames, so the headers are read here, after RFC 9559 (Matroska), RFC
-8794 (EBML) and ISO/IEC 14496-12, 12.1.4.
+The crop is PixelCrop in Matroska and `clap` in MP4 and MOV. libav passes neither to the frames, so
+the headers are parsed here, following RFC 9559 (Matroska), RFC 8794 (EBML) and ISO/IEC 14496-12,
+12.1.4.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ _MAX_MOOV_BYTES = 256 << 20
 
 
 def crop_of(path: Path, brand: str, number: int, size: tuple[int, int]) -> Crop:
-    """What is hidden of the container's video track `number`, whose frames measure `size`.
+    """Return the crop of the container's video track `number`, whose frames measure `size`.
 
-    No crop where none is written, where it makes no sense, and in any other container.
+    The crop is empty if none is stored, if it is invalid, and in any other container.
     """
     try:
         if brand in ("mkv", "webm"):
@@ -56,7 +55,7 @@ def states_aspect(path: Path, brand: str, number: int) -> bool:
 
 
 def _matroska(head: bytes) -> Iterator[Crop]:
-    """One entry for each video track, in order."""
+    """Yield one entry for each video track, in order."""
     for entry in _within(head, (_SEGMENT, _TRACKS, _TRACK_ENTRY)):
         fields = dict(_elements(entry))
         if int.from_bytes(fields.get(_TRACK_TYPE, b""), "big") == 1:
@@ -65,7 +64,7 @@ def _matroska(head: bytes) -> Iterator[Crop]:
 
 
 def _within(data: bytes, path: tuple[int, ...]) -> Iterator[bytes]:
-    """The payloads of the elements that lie at a path of identifiers."""
+    """Yield the payloads of the elements at a path of identifiers."""
     for kind, payload in _elements(data):
         if kind == path[0]:
             if len(path) == 1:
@@ -75,7 +74,7 @@ def _within(data: bytes, path: tuple[int, ...]) -> Iterator[bytes]:
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(identifier, payload) of EBML elements side by side; the last may be cut off."""
+    """Yield (identifier, payload) of adjacent EBML elements; the last may be cut off."""
     at = 0
     while at < len(data) and data[at]:
         length = 9 - data[at].bit_length()
@@ -110,13 +109,13 @@ def _moov(path: Path) -> bytes:
 
 
 def _apertures(moov: bytes, size: tuple[int, int]) -> Iterator[Crop]:
-    """One entry for each video track, in order."""
+    """Yield one entry for each video track, in order."""
     for entry in _entries(moov):
         yield _aperture(dict(_boxes(entry[78:])).get(b"clap", b""), size)
 
 
 def _entries(moov: bytes) -> Iterator[bytes]:
-    """The first sample entry of each video track, in order."""
+    """Yield the first sample entry of each video track, in order."""
     for kind, track in _boxes(moov):
         if kind != b"trak":
             continue

@@ -1,4 +1,4 @@
-"""Compares how the two files describe the video, and the chapters."""
+"""Compares the two files' descriptions of the video, and their chapters."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from srstream.media.witness.streams import CLOCKS, SILENT, Placing
 from srstream.media.witness.survey import Survey
 
 DEPTHS = {"h264": 10, "hevc": 12, "av1": 10, "vp9": 8, "ffv1": 16, "prores": 10}
-"""Bits that the encoders of each codec are given at most."""
+"""Maximum bit depth of each codec's encoders."""
 
 FIXED_MATRICES = {"vp8": 5, "mjpeg": 5}
-"""BT.601's, where a codec knows no other (RFC 6386, 9.2; JFIF)."""
+"""Code points of BT.601, for codecs that know no other (RFC 6386, 9.2; JFIF)."""
 
 WITH_ALPHA = frozenset({"ffv1"})
 WITH_HDR = frozenset({"hevc", "h264", "av1"})
 WITH_SITING = frozenset({"h264", "hevc"})
-"""They state where chroma lies, and only for 4:2:0 (ITU-T H.264, E.2.1)."""
+"""Codecs that state the chroma siting, and only for 4:2:0 (ITU-T H.264, E.2.1)."""
 
 _Chapters = list[tuple[Fraction, Fraction, str]]
 
@@ -33,13 +33,13 @@ def compare_labels(
     is_seen_through: bool,
     has_hdr: bool | None,
 ) -> tuple[list[str], list[str]]:
-    """(problems, losses) of the description of the video.
+    """Return (problems, losses) of the description of the video.
 
     Args:
-        codec: of the output.
-        is_seen_through: something of the source's alpha was not opaque.
-        brand: of the output's container.
-        has_hdr: whether the plan said that HDR metadata is kept; None without a plan.
+        codec: the output's codec.
+        is_seen_through: part of the source's alpha was not opaque.
+        brand: the output's container.
+        has_hdr: whether the plan says that HDR metadata is kept; None without a plan.
     """
     problems: list[str] = []
     losses: list[str] = []
@@ -48,7 +48,7 @@ def compare_labels(
         became_yuv = name == "matrix" and before.is_rgb != now.is_rgb
         if old != new and not became_yuv:
             is_fixed = name == "matrix" and new == FIXED_MATRICES.get(codec)
-            message = f"colour {name} became {new}, the source says {old}"
+            message = f"color {name} became {new}, the source says {old}"
             (losses if is_fixed else problems).append(message)
     if before.is_full != now.is_full and not (before.is_rgb and now.is_rgb):
         problems.append(
@@ -85,15 +85,15 @@ def compare_labels(
 def compare_shapes(
     before: Label, hidden: Crop, now: Label, still_hidden: Crop, aspect: Fraction
 ) -> list[str]:
-    """Return whether what is shown of the output has the shape of what is shown of the source.
+    """Return the problem if the output's visible picture has a different shape than the source's.
 
     Args:
-        aspect: the output's pixel aspect over the source's.
+        aspect: the output's pixel aspect divided by the source's.
     """
     width, height = _shown(before, hidden)
     wide, high = _shown(now, still_hidden)
     stretch = Fraction(wide * height, high * width) * aspect
-    # A size is brought to the chroma grid, and scales are rounded to it.
+    # Sizes are rounded to the chroma grid.
     if abs(stretch - 1) <= Fraction(4, wide) + Fraction(4, high):
         return []
     if hidden and not still_hidden:
@@ -105,7 +105,7 @@ def compare_shapes(
 
 
 def compare_chapters(source: Survey, output: Survey, placing: Placing) -> list[str]:
-    """Return whether the chapters are there, with their titles and times."""
+    """Return the first difference in the chapters' number, titles or times."""
     wanted = _placed(source.chapters, placing)
     found = output.chapters
     if len(wanted) != len(found):
@@ -119,7 +119,7 @@ def compare_chapters(source: Survey, output: Survey, placing: Placing) -> list[s
             return [f"chapter {title!r} was renamed, to {name!r}"]
         if abs(start - first) > tolerance:
             return [f"chapter {title!r} begins at {float(start):.3f} s, not at {float(first):.3f}"]
-        # Those of MP4 follow each other: one ends where the next begins.
+        # Chapters in MP4 are contiguous: each ends where the next begins.
         ends = [last] if after is None else [last, max(after, first)]
         if min(abs(end - allowed) for allowed in ends) > tolerance:
             return [f"chapter {title!r} ends at {float(end):.3f} s, not at {float(last):.3f}"]
@@ -127,7 +127,7 @@ def compare_chapters(source: Survey, output: Survey, placing: Placing) -> list[s
 
 
 def picture_receipt(label: Label) -> PictureReceipt:
-    """A label for the receipt."""
+    """Return a label in the receipt's form."""
     return PictureReceipt(
         width=label.width,
         height=label.height,
@@ -147,7 +147,7 @@ def picture_receipt(label: Label) -> PictureReceipt:
 
 
 def _placed(chapters: _Chapters, placing: Placing) -> _Chapters:
-    """The chapters cut to what was taken, in the output's seconds."""
+    """Return the chapters cut to the processed part, in the output's seconds."""
     placed: _Chapters = []
     is_cut = placing.start is not None or placing.end is not None
     for first, last, title in chapters:
@@ -164,7 +164,7 @@ def _placed(chapters: _Chapters, placing: Placing) -> _Chapters:
 
 
 def _same_siting(before: Label, now: Label) -> bool:
-    """Return whether chroma lies where it lay; it can move only where it has fewer samples."""
+    """Return whether the chroma siting is unchanged in the directions that are subsampled."""
     shapes = {"444": (1, 1), "422": (2, 1), "420": (2, 2), "411": (4, 1), "410": (4, 4)}
     step = next((s for name, s in shapes.items() if name in now.pix_fmt), (1, 1))
     if not before.siting or before.is_rgb or before.is_gray or step == (1, 1):

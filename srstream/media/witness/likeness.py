@@ -1,7 +1,7 @@
-"""Judges whether an output's picture looks like the source's: its color, and where things are.
+"""Judges whether an output's picture looks like the source's: color and position.
 
-Shape legend: H, W are rows and columns of a plane. Levels are those of 8 bits in the source's own
-range: 219 from black to white where that is limited.
+Shape legend: H, W are rows and columns of a plane. Levels are 8-bit levels in the source's own
+range: 219 from black to white if it is limited.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ from srstream.media.witness.pictures import (
 )
 
 NUM_FIELDS = 8
-"""Local changes are looked for in so many fields along each side."""
+"""Grid cells per side in which local changes are looked for."""
 
 MAX_SHIFT = 2.5
 MAX_LOCAL_SHIFT = 16.0
 MAX_MEAN_ERROR = 14.0
-"""Levels, for a picture without detail. A network changes detail, by several levels on average
-where there is much of it (dots, scan lines, stars), but hardly the mean of a picture or that of an
-eighth of it."""
+"""Levels, for a picture without detail. A network changes detail, by several levels on average if
+there is much of it (dots, scan lines, stars), but hardly the mean of a picture or of an eighth of
+it."""
 
 DETAIL_SHARE = 0.5
-"""The share of the source's detail (mean distance from its own blur) added to each bound: where
-every pixel differs from its neighbors, no network gives all of it back."""
+"""The share of the source's detail (mean distance from its own blur) that is added to each bound:
+no network fully reproduces a picture in which every pixel differs from its neighbors."""
 
 THUMB = 32
-"""Rows and columns of the small pictures in which it is asked what else an output may show."""
+"""Rows and columns of the thumbnails in which alternative explanations are tried."""
 
 SURE_ERROR = 0.8
 SURE_SHARE = 0.4
-"""An output shows something else than the source's picture where it differs from that by more than
-so many levels on average, and from the something else by less than this share of it."""
+"""An output shows something else if its mean difference from the source's picture exceeds
+`SURE_ERROR` levels, and that from the alternative is less than `SURE_SHARE` of it."""
 
 MAX_MOVE = 0.1
 MAX_CHROMA_MOVE = 0.12
-"""Samples of the source's planes by which a picture, or its color, may seem moved. Color that is
-enlarged as if it lay in the middle, where it lies at the left, moves by 0.19 to 0.25."""
+"""Samples of the source's planes by which a picture, or its color, may appear shifted. Enlarging
+left-sited color as if it were centered shifts it by 0.19 to 0.25."""
 
 DEINTERLACED_MOVE = 0.5
-"""Rows more, where a picture was woven of two fields: what lies between a field's rows is the
-deinterlacer's guess, and a still picture may seem moved by a part of a row."""
+"""Additional rows for a deinterlaced picture: a deinterlacer guesses the rows between those of a
+field, and a still picture may appear shifted by a fraction of a row."""
 
 Thumb = npt.NDArray[np.float32]
-"""A small picture, (3, THUMB, THUMB): luma and color differences in levels."""
+"""A thumbnail, (3, THUMB, THUMB): luma and color differences in levels."""
 
 _BLACK_BELOW = 3.0
 
@@ -92,12 +92,12 @@ class Sight:
 
     @property
     def levels(self) -> tuple[float, float]:
-        """The number of levels of luma and of color differences."""
+        """Return the number of levels of luma and of color differences."""
         return (255.0, 255.0) if self.label.is_full else (219.0, 224.0)
 
 
 def sight_of(picture: Picture, label: Label, crop: Crop) -> Sight:
-    """What a container shows of a picture."""
+    """Return the part of a picture that its container shows."""
     if not crop:
         return Sight(picture, label)
 
@@ -116,8 +116,10 @@ def sight_of(picture: Picture, label: Label, crop: Crop) -> Sight:
 
 
 def nearest_field(source: Sight, output: Sight) -> tuple[Sight, bool]:
-    """Return which of two woven fields an output shows, since a deinterlacer keeps one's rows, and
-    whether it rather shows both."""
+    """Return the field of an interlaced source that an output shows, and whether it shows both.
+
+    A deinterlacer keeps the rows of one field.
+    """
     both = [replace(source, picture=field_of(source.picture, first)) for first in (0, 1)]
     seen_HW = resized(output.picture.luma, source.picture.luma.shape)
     errors = [255 * float(np.abs(sight.picture.luma - seen_HW).mean()) for sight in (*both, source)]
@@ -127,14 +129,14 @@ def nearest_field(source: Sight, output: Sight) -> tuple[Sight, bool]:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What all frames of a source are fitted into: the first one's size and pixel aspect."""
+    """The shape into which all frames of a source are fitted: the first one's size and aspect."""
 
     width: int
     height: int
     aspect: Fraction
 
     def place(self, width: int, height: int, aspect: Fraction) -> tuple[int, int, int, int]:
-        """(left, top, width, height): where a picture lies that keeps its shape."""
+        """Return (left, top, width, height) of a picture that is fitted without distortion."""
         wide = float(width * aspect / self.aspect)
         factor = min(self.width / wide, self.height / height)
         fitted = min(round(wide * factor), self.width), min(round(height * factor), self.height)
@@ -143,7 +145,7 @@ class Frame:
 
 @dataclass(slots=True)
 class Likeness:
-    """Collects what single comparisons find. Nothing in it grows with the length."""
+    """Collects the results of comparisons. Its size does not grow with the video's length."""
 
     num_frames: int = 0
     sum_errors: float = 0.0
@@ -156,7 +158,7 @@ class Likeness:
     num_black: int = 0
     worst_seconds: float = 0.0
     shows_instead: dict[str, float] = field(default_factory=dict)
-    """What else was seen, with the time at which it first was."""
+    """Other content that was seen, with the time at which it first appeared."""
     luma_motion: Motion = field(default_factory=Motion)
     is_deinterlaced: bool = False
     chroma_motion: Motion = field(default_factory=Motion)
@@ -199,11 +201,11 @@ class Likeness:
             self._look_for_another(source, output, seconds)
 
     def see_instead(self, what: str, seconds: float) -> None:
-        """Note what an output shows in place of the source's picture."""
+        """Note what an output shows instead of the source's picture."""
         self.shows_instead.setdefault(what, seconds)
 
     def receipt(self) -> ColorReceipt:
-        """What was found."""
+        """Return the results as a receipt."""
         return ColorReceipt(
             num_frames_compared=self.num_frames,
             mean_error=round(self.sum_errors / max(self.num_frames, 1), 4),
@@ -211,11 +213,11 @@ class Likeness:
             largest_shift=round(self.largest_shift, 4),
             largest_local_shift=round(self.largest_local_shift, 4),
             num_black_frames=self.num_black,
-            num_nan_frames=0,  # No integer format can hold one, and srstream writes no other.
+            num_nan_frames=0,  # No integer format can hold NaN, and srstream writes no other.
         )
 
     def problems(self) -> list[str]:
-        """Sentences for what no network does to a picture."""
+        """Return sentences about changes that no network causes."""
         found = []
         if self.num_black:
             found.append(f"{self.num_black} frames are black that are not black in the source")
@@ -223,7 +225,7 @@ class Likeness:
             found.append(f"the picture at {seconds:.3f} s {what}")
         if self.excess_shift > MAX_SHIFT:
             found.append(
-                f"the mean of a colour plane changes by {self.largest_shift:.1f} of 255 levels at "
+                f"the mean of a color plane changes by {self.largest_shift:.1f} of 255 levels at "
                 f"{self.worst_seconds:.3f} s"
             )
         elif self.excess_local_shift > MAX_LOCAL_SHIFT:
@@ -278,7 +280,7 @@ class Likeness:
     def _look_for_stretched(
         self, source: Sight, output: Sight, unfitted: Thumb, seconds: float
     ) -> None:
-        """Return whether a picture of another shape fills the output, whose shape it then takes."""
+        """Note if a picture of a different shape was stretched to fill the output."""
         seen = thumb_of(output.picture)
         if is_surely_other(_distance(thumb_of(source.picture), seen), _distance(unfitted, seen)):
             self.see_instead(
@@ -287,7 +289,7 @@ class Likeness:
             )
 
     def _is_beyond(self, move: tuple[float, float] | None, limit: float) -> bool:
-        """Return whether a move (columns, rows) exceeds `limit` and what deinterlacing may do."""
+        """Return whether a move (columns, rows) exceeds `limit` and deinterlacing tolerance."""
         if move is None:
             return False
         rows = limit + (DEINTERLACED_MOVE if self.is_deinterlaced else 0.0)
@@ -307,19 +309,19 @@ class Likeness:
         if self._is_beyond(move, MAX_CHROMA_MOVE + self.chroma_motion.doubt()):
             assert move is not None
             found.append(
-                f"colour is moved by {move[0]:+.2f} columns and {move[1]:+.2f} rows of the "
-                "source's colour planes, against where their siting says"
+                f"color is moved by {move[0]:+.2f} columns and {move[1]:+.2f} rows of the "
+                "source's color planes, against where their siting says"
             )
         return found
 
 
 def is_surely_other(error: float, other: float) -> bool:
-    """Return whether something else explains an output that differs so much from its source."""
+    """Return whether something else explains an output that differs this much from its source."""
     return error > SURE_ERROR and other < SURE_SHARE * error
 
 
 def thumb_of(picture: Picture) -> Thumb:
-    """The picture as (3, THUMB, THUMB) small planes in levels; color is 0 where it is gray."""
+    """Return a picture's thumbnail, (3, THUMB, THUMB), in levels; color is 0 if it is gray."""
     chroma = picture.chroma or (np.zeros((1, 1), np.float32),) * 2
     planes = [picture.luma, *chroma]
     return np.stack(
@@ -328,7 +330,7 @@ def thumb_of(picture: Picture) -> Thumb:
 
 
 def luma_distance(first: Thumb, second: Thumb) -> float:
-    """Mean difference of two thumbs' luma, in levels."""
+    """Return the mean difference of two thumbnails' luma, in levels."""
     return float(np.abs(first[0] - second[0]).mean())
 
 
@@ -337,15 +339,15 @@ def _distance(first: Thumb, second: Thumb) -> float:
 
 
 def _others(thumb: Thumb, label: Label) -> Iterator[tuple[str, Thumb]]:
-    """What a fault may make of a picture, with the words for it."""
+    """Yield what a fault could turn a picture into, with a description of each."""
     luma, first, second = thumb
     yield "is the source's upside down", thumb[:, ::-1]
     yield "is the source's mirrored", thumb[:, :, ::-1]
     yield "is the source's turned by 180 degrees", thumb[:, ::-1, ::-1]
     yield "is the source's turned by 90 degrees", np.rot90(thumb, 1, (1, 2))
     yield "is the source's turned by 90 degrees", np.rot90(thumb, -1, (1, 2))
-    yield "has its colour planes swapped", np.stack([luma, second, first])
-    yield "has no colour", np.stack([luma, 0 * first, 0 * second])
+    yield "has its color planes swapped", np.stack([luma, second, first])
+    yield "has no color", np.stack([luma, 0 * first, 0 * second])
     yield "has its range squeezed", np.stack([luma * 219 / 255 + 16, *(thumb[1:] * 224 / 255)])
     yield "has its range stretched", np.stack([(luma - 16) * 255 / 219, *(thumb[1:] * 255 / 224)])
     own = label.matrix if label.matrix in LUMA_WEIGHTS else 6
@@ -354,11 +356,11 @@ def _others(thumb: Thumb, label: Label) -> Iterator[tuple[str, Thumb]]:
             continue
         for here, there in ((own, other), (other, own)):
             rgb = differences_to_rgb(luma, first, second, here)
-            yield "has the colours of another matrix", np.stack(rgb_to_differences(*rgb, there))
+            yield "has the colors of another matrix", np.stack(rgb_to_differences(*rgb, there))
 
 
 def _pairs(source: Sight, output: Sight) -> Iterator[tuple[str, FloatPlane, FloatPlane]]:
-    """(luma, chroma or alpha; the source's plane; the output's that was made of it)."""
+    """Yield (luma, chroma or alpha; the source's plane; the output's plane made from it)."""
     before, now = source.picture, output.picture
     yield "luma", before.luma, now.luma
     if now.chroma is not None:
@@ -371,7 +373,7 @@ def _pairs(source: Sight, output: Sight) -> Iterator[tuple[str, FloatPlane, Floa
 
 
 def in_matrix_of(source: Sight, output: Label) -> Sight:
-    """The source in the output's matrix, where both are known and differ."""
+    """Return the source in the output's matrix if both are known and differ."""
     before, now = (1 if label.is_rgb else label.matrix for label in (source.label, output))
     picture = source.picture
     known = before in LUMA_WEIGHTS and now in LUMA_WEIGHTS
@@ -386,7 +388,7 @@ def in_matrix_of(source: Sight, output: Label) -> Sight:
 
 
 def _fitted(picture: Picture, frame: Frame, place: tuple[int, int, int, int]) -> Picture:
-    """A picture of another shape, on the black of the source's first size."""
+    """Fit a picture of a different shape onto black of the source's first size."""
 
     def fit(plane: FloatPlane) -> FloatPlane:
         left, top, width, height = place
@@ -402,7 +404,7 @@ def _fitted(picture: Picture, frame: Frame, place: tuple[int, int, int, int]) ->
 
 
 def _inside(shape: tuple[int, int], frame: Frame, place: tuple[int, int, int, int]) -> FloatPlane:
-    """1, and 0 close to the edges of a fitted picture, which may lie a pixel elsewhere."""
+    """Return a mask of 1, and 0 near the edges of a fitted picture, which may be a pixel off."""
     mask: FloatPlane = np.ones((frame.height, frame.width), np.float32)
     left, top, width, height = place
     near = 3
@@ -418,10 +420,10 @@ def _inside(shape: tuple[int, int], frame: Frame, place: tuple[int, int, int, in
 
 
 def _expected_move(source: Picture, output: Picture) -> tuple[float, float]:
-    """By how much the output's color planes, averaged to the source's size, seem moved.
+    """Return the shift of the output's color planes that averaging to the source's size causes.
 
-    In samples of the source's color planes: the places that both files state are not the middles
-    of the areas that averaging takes.
+    It is in samples of the source's color planes. The sitings that both files state differ from the
+    centers of the areas that are averaged.
     """
     assert source.chroma is not None and output.chroma is not None
     moves = []
@@ -431,7 +433,7 @@ def _expected_move(source: Picture, output: Picture) -> tuple[float, float]:
         luma_scale = luma_shape[side] / source.luma.shape[side]
         chroma_scale = chroma_shape[side] / source.chroma[0].shape[side]
         before, now = source.siting[axis], output.siting[axis]
-        # Where color sample 0 of the source lies, and the middle of those averaged to it.
+        # The position of the source's color sample 0, and the center of the samples averaged to it.
         place = before + 0.5
         middle = ((chroma_scale - 1) / 2 * output.step[axis] + now + 0.5) / luma_scale
         moves.append((place - middle) / source.step[axis])

@@ -1,4 +1,4 @@
-"""Finds by how much one plane is moved against another: least squares over all frames."""
+"""Estimates the shift between two planes by least squares over all frames."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EDGE = 3
 
 @dataclass(slots=True)
 class Motion:
-    """Least squares for the shift between planes (Lucas and Kanade), over all frames."""
+    """Accumulates a least-squares estimate of the shift between planes (Lucas and Kanade)."""
 
     normal: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 2)))
     right: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
@@ -26,7 +26,7 @@ class Motion:
     def add(
         self, before: FloatPlane, now: FloatPlane, expected: tuple[float, float] = (0.0, 0.0)
     ) -> None:
-        """Note two planes, of which the second is to lie by `expected` (x, y) beside the first."""
+        """Add two planes, the second of which should be shifted by `expected` (x, y)."""
         if min(before.shape) < 2 * _EDGE + 4:
             return
         first, second = (cv2.GaussianBlur(plane, (0, 0), 1.0) for plane in (before, now))
@@ -44,8 +44,10 @@ class Motion:
         self.num_samples += change.size
 
     def found(self) -> tuple[float, float] | None:
-        """(x, y) by which the second planes lie right of and below where they are expected; None if
-        the planes do not show it."""
+        """Return the unexpected shift (x, y) of the second planes, right and down.
+
+        It is None if the planes are too flat to show it.
+        """
         if self.num_samples == 0:
             return None
         if np.linalg.eigvalsh(self.normal)[0] / self.num_samples < _TRUSTED_GRADIENT:
@@ -54,8 +56,10 @@ class Motion:
         return -float(x), -float(y)
 
     def doubt(self) -> float:
-        """A bound of the estimate's own error: that of independent samples, 16 times, since
-        neighbors are alike."""
+        """Return a bound of the estimate's error.
+
+        It is 16 times that for independent samples, since neighbors are correlated.
+        """
         if self.found() is None:
             return 0.0
         move = np.linalg.solve(self.normal, self.right)

@@ -1,4 +1,4 @@
-"""Opening a file and reading its packets, plainly."""
+"""Opens a file with plain settings and reads its packets."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from srstream.media.errors import libav_errors
 from srstream.media.refused_formats import NAMING_FORMATS
 
 MAX_FAULTS = 8
-"""Failures in a row after which reading ends; a job ends there, too."""
+"""Consecutive failures after which reading ends; a job ends there, too."""
 
 _FORMATS = ",".join(sorted(av.formats_available - NAMING_FORMATS))
 
 
 def open_plain(path: Path) -> InputContainer:
-    """A file as libav opens it, and no other file whatever it names.
+    """Open a file, and no other file that it may refer to.
 
     Raises:
-        MediaError, UsageError: it cannot be read.
+        MediaError, UsageError: the file cannot be read.
     """
     with libav_errors(path, "cannot be read as media"):
         return av.open(
@@ -42,7 +42,7 @@ def open_plain(path: Path) -> InputContainer:
 
 
 def packets_of(container: InputContainer, *streams: Stream) -> Iterator[Packet[Stream] | None]:
-    """Packets in file order, None for a read that failed; ends after `MAX_FAULTS` of those."""
+    """Yield packets in file order, None for a failed read; ends after `MAX_FAULTS` of those."""
     faults = 0
     while faults < MAX_FAULTS:
         try:
@@ -58,7 +58,7 @@ def packets_of(container: InputContainer, *streams: Stream) -> Iterator[Packet[S
 
 
 def plain_decoder(stream: VideoStream) -> VideoCodecContext:
-    """The stream's decoder, on one thread; alpha in WebM is only decoded by libvpx."""
+    """Return the stream's decoder, on one thread; only libvpx decodes alpha in WebM."""
     context = stream.codec_context
     name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.codec.canonical_name, "")
     tags = {key.lower(): value for key, value in stream.metadata.items()}
@@ -72,15 +72,15 @@ def plain_decoder(stream: VideoStream) -> VideoCodecContext:
 
 
 def is_cover(stream: Stream) -> bool:
-    """Return whether a video stream is a picture beside the film."""
+    """Return whether a video stream is a picture rather than the main video."""
     return bool(stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails))
 
 
 def has_times(container: InputContainer) -> bool:
-    """Return whether the packets tell when they are shown.
+    """Return whether the packets carry display times.
 
-    Raw streams do not (AVFMT_NOTIMESTAMPS), nor does AVI with H.264 or HEVC, which counts packets
-    in the order of decoding.
+    Raw streams (AVFMT_NOTIMESTAMPS) do not, nor does AVI with H.264 or HEVC, which counts packets
+    in decoding order.
     """
     if container.format.name == "avi":
         names = {s.codec_context.codec.canonical_name for s in container.streams.video}

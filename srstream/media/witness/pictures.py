@@ -1,9 +1,9 @@
-"""What a decoded frame shows, as numbers that can be compared whatever format they were stored in.
+"""Turns decoded frames into numbers that are comparable whatever format they were stored in.
 
 Shape legend: H, W are rows and columns of a plane.
 
-Samples become float32 luma (or alpha) from 0, black, to 1, and color differences from -0.5 to 0.5,
-by the frame's own range: two frames of different range that look alike become alike.
+Samples become float32: luma (or alpha) from 0 (black) to 1, and color differences from -0.5 to
+0.5, scaled by the frame's own range, so frames of different range that look alike become alike.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SHAPES = {(0, 0): "444", (1, 0): "422", (1, 1): "420", (0, 1): "440", (2, 0): "
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """How a frame is described. Code points of H.273; 2 is unspecified. `siting` is libav's number.
+    """A frame's description. Code points are H.273's; 2 is unspecified. `siting` is libav's number.
 
     `turn` is the display matrix without its scale, (a, b, c, d); (1, 0, 0, 1) is upright.
     """
@@ -80,7 +80,7 @@ class Label:
 
     @property
     def is_full(self) -> bool:
-        """Whether its codes use the whole range; RGB does unless it says otherwise."""
+        """Whether its samples use the whole range; RGB does unless it says otherwise."""
         if self.full_range is None:
             return self.is_rgb
         return self.full_range
@@ -88,11 +88,12 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What a frame shows: luma (H, W), two color differences on a grid of their own, or none
-    where it is gray, and alpha (H, W) from 0 to 1, or None.
+    """A frame's planes: luma (H, W), two color differences on their own grid (None if gray), alpha.
 
-    `siting` is where color sample 0 lies, (x, y) in luma samples from luma sample 0; `step` the
-    distance between them. `shapes` are those of luma and color before they were made smaller.
+    Alpha (H, W) ranges from 0 to 1, or is None.
+
+    `siting` is the position (x, y) of color sample 0 in luma samples from luma sample 0; `step` the
+    distance between color samples. `shapes` are those of luma and color before downscaling.
     """
 
     luma: FloatPlane
@@ -111,14 +112,14 @@ def is_rgb(pix_fmt: str) -> bool:
 def label_of(
     frame: VideoFrame, context: CodecContext, aspect: Fraction | None, default: Fraction | None
 ) -> Label:
-    """How a frame is described.
+    """Return a frame's description.
 
     What PyAV has no attribute for is read from libav's log (see `_said_by_libav`).
 
     Args:
-        context: the stream's decoder, for what the frame leaves open.
-        aspect: the container's pixel aspect, which counts more than the frame's.
-        default: what counts where neither says one.
+        context: the stream's decoder, for what the frame does not state.
+        aspect: the container's pixel aspect, which takes precedence over the frame's.
+        default: applies if neither states one.
     """
     said = _said_by_libav(frame)
     name = frame.format.name
@@ -150,7 +151,7 @@ def label_of(
 
 
 def relabelled(label: Label, frame: VideoFrame, aspect: Fraction) -> Label:
-    """The label of a later frame: what it says, and what it leaves open as an earlier one's."""
+    """Return the label of a later frame: its own values, else those of the earlier label."""
     name = frame.format.name
     matrix = _known(int(frame.colorspace), label.matrix, unknown=(2, 3))
     if is_rgb(name):
@@ -167,7 +168,7 @@ def relabelled(label: Label, frame: VideoFrame, aspect: Fraction) -> Label:
         primaries=_known(int(frame.color_primaries), label.primaries),
         transfer=_known(int(frame.color_trc), label.transfer),
         matrix=matrix,
-        # A decoder may keep a name of full range where the frames begin to say limited.
+        # A decoder may keep a full-range name after frames become limited.
         full_range=_RANGES.get(int(frame.color_range), name.startswith("yuvj") or label.full_range),
         aspect=aspect,
         is_interlaced=bool(frame.interlaced_frame),
@@ -177,15 +178,15 @@ def relabelled(label: Label, frame: VideoFrame, aspect: Fraction) -> Label:
 def picture_of(
     frame: VideoFrame, label: Label, within: tuple[Shape, Shape] | None = None
 ) -> Picture:
-    """What a frame shows.
+    """Return what a frame shows.
 
     Args:
-        within: shapes that luma and color are averaged down to where they are larger, so that a
-            large picture takes little memory.
+        within: shapes to which larger luma and color planes are averaged down, so that a large
+            picture takes little memory.
     """
     name = _plain_name(frame)
     if name != frame.format.name:
-        # With its threads swscale gives now and then a wrong row of some formats.
+        # With threads, swscale occasionally writes a wrong row in some formats.
         frame = frame.reformat(format=name, interpolation="POINT", threads=1)
     fmt = VideoFormat(name)
     bits = fmt.components[0].bits
@@ -220,7 +221,7 @@ def picture_of(
 def rgb_to_differences(
     red: FloatPlane, green: FloatPlane, blue: FloatPlane, matrix: int = 1
 ) -> tuple[FloatPlane, FloatPlane, FloatPlane]:
-    """Luma and color differences of R'G'B' in [0, 1] (H.273, 8.3)."""
+    """Return luma and color differences of R'G'B' in [0, 1] (H.273, 8.3)."""
     kr, kb = LUMA_WEIGHTS.get(matrix, LUMA_WEIGHTS[1])
     luma = kr * red + (1 - kr - kb) * green + kb * blue
     return luma, (blue - luma) / (2 - 2 * kb), (red - luma) / (2 - 2 * kr)
@@ -229,7 +230,7 @@ def rgb_to_differences(
 def differences_to_rgb(
     luma: FloatPlane, first: FloatPlane, second: FloatPlane, matrix: int
 ) -> tuple[FloatPlane, FloatPlane, FloatPlane]:
-    """The way back, for planes of one size."""
+    """Invert `rgb_to_differences`, for planes of one size."""
     kr, kb = LUMA_WEIGHTS.get(matrix, LUMA_WEIGHTS[1])
     red, blue = luma + (2 - 2 * kr) * second, luma + (2 - 2 * kb) * first
     green = (luma - kr * red - kb * blue) / (1 - kr - kb)
@@ -237,9 +238,9 @@ def differences_to_rgb(
 
 
 def chroma_place(label: Label, step: tuple[int, int]) -> tuple[float, float]:
-    """(x, y) of color sample 0 in luma samples.
+    """Return the position (x, y) of color sample 0 in luma samples.
 
-    Unspecified is the left in limited range, as MPEG has it, and the middle in full, as JPEG does.
+    Unspecified means left in limited range, as in MPEG, and center in full range, as in JPEG.
     """
     siting = label.siting or (2 if label.is_full else 1)
     x = 0.0 if siting in (1, 3, 5) else (step[0] - 1) / 2
@@ -248,7 +249,7 @@ def chroma_place(label: Label, step: tuple[int, int]) -> tuple[float, float]:
 
 
 def resized(plane: FloatPlane, shape: tuple[int, int]) -> FloatPlane:
-    """A plane brought to (rows, columns): averaged where it becomes smaller."""
+    """Resize a plane to (rows, columns), averaging if it becomes smaller."""
     if plane.shape == shape:
         return plane
     smaller = plane.shape[0] >= shape[0] and plane.shape[1] >= shape[1]
@@ -257,7 +258,7 @@ def resized(plane: FloatPlane, shape: tuple[int, int]) -> FloatPlane:
 
 
 def field_of(picture: Picture, first: int) -> Picture:
-    """The rows from `first` (0 or 1) on, every other one, and those between made of them."""
+    """Return one field: every other row from `first` (0 or 1) on, and interpolated rows between."""
     chroma = picture.chroma
     if chroma is not None:
         chroma = (_woven(chroma[0], first), _woven(chroma[1], first))
@@ -266,7 +267,7 @@ def field_of(picture: Picture, first: int) -> Picture:
 
 
 def _woven(plane: FloatPlane, first: int) -> FloatPlane:
-    """The rows from `first` on, every other one kept and those between made of them."""
+    """Keep every other row from `first` on and interpolate those between."""
     if plane.shape[0] < 3:
         return plane
     rows = np.arange(plane.shape[0])
@@ -277,14 +278,14 @@ def _woven(plane: FloatPlane, first: int) -> FloatPlane:
 
 
 def _range(bits: int, full: bool) -> tuple[int, int]:
-    """Codes of black and white."""
+    """Return the codes of black and white."""
     return (0, (1 << bits) - 1) if full else (16 << (bits - 8), 235 << (bits - 8))
 
 
 def _smaller(plane: npt.NDArray[Any], shape: Shape) -> npt.NDArray[Any]:
-    """Samples averaged to a shape, as float; as they are where that is not smaller.
+    """Average samples down to a shape, as float; unchanged if that is not smaller.
 
-    Where rows fall together evenly it is done in bands, which is the same and takes less memory.
+    If rows divide evenly, it works in bands, which gives the same result and takes less memory.
     """
     if plane.shape[0] < shape[0] or plane.shape[1] < shape[1] or plane.shape == shape:
         return plane
@@ -305,7 +306,7 @@ def _scaled(plane: npt.NDArray[Any], zero: int, one: int) -> FloatPlane:
 
 
 def _samples(frame: VideoFrame, component: int) -> npt.NDArray[Any]:
-    """Plane `component` of a planar little-endian frame, as a view of its memory."""
+    """Return plane `component` of a planar little-endian frame as a view of its memory."""
     plane = frame.planes[component]
     raw = np.frombuffer(cast(Any, plane), dtype=np.uint8)
     raw = raw[: plane.height * plane.line_size].reshape(plane.height, plane.line_size)
@@ -316,13 +317,13 @@ def _samples(frame: VideoFrame, component: int) -> npt.NDArray[Any]:
 
 
 def _plain_name(frame: VideoFrame) -> str:
-    """The planar format that holds what the frame's does, which may be its own."""
+    """Return the planar format that holds what the frame's does; it may be the frame's own."""
     name = frame.format.name
     is_plain = re.fullmatch(r"(yuvj?a?4\d\dp|gbra?p|gray)((9|1\d)le)?", name) is not None
     if is_plain and all(plane.line_size > 0 for plane in frame.planes):
         return name
     bits = 8 if _bits(name) <= 8 else 16
-    # A format whose rows lie upside down is read through another, which swscale turns.
+    # A format stored upside down is read through another, which swscale flips.
     bits = 16 if is_plain else bits
     depth = "" if bits == 8 else f"{bits}le"
     alpha = "a" if _has_alpha(frame) else ""
@@ -347,7 +348,7 @@ def _bits(name: str) -> int:
 
 
 def _has_alpha(frame: VideoFrame) -> bool:
-    """Return whether anything may be seen through the frame."""
+    """Return whether any part of the frame may be transparent."""
     if frame.format.name == "pal8":
         entries = np.frombuffer(cast(Any, frame.planes[1]), dtype=np.uint32)
         return bool((entries >> 24 < 255).any())
@@ -382,7 +383,7 @@ def _turn(frame: VideoFrame) -> tuple[tuple[int, int, int, int], int]:
 
 
 def _hdr(frame: VideoFrame) -> tuple[str | None, tuple[int, int] | None]:
-    """SMPTE ST 2086 in x265's words, and (MaxCLL, MaxFALL)."""
+    """Return SMPTE ST 2086 data as x265 writes it, and (MaxCLL, MaxFALL)."""
     mastering, light = None, None
     for data in cast(Any, frame.side_data):
         if data.type == SideData.CONTENT_LIGHT_LEVEL:
@@ -393,7 +394,7 @@ def _hdr(frame: VideoFrame) -> tuple[str | None, tuple[int, int] | None]:
 
 
 def _mastering(numbers: tuple[int, ...]) -> str | None:
-    """Ten rationals: x, y of red, green, blue and white, least and greatest luminance."""
+    """Format ten rationals: x, y of red, green, blue and white, minimum and maximum luminance."""
     if not all(numbers[1::2]):
         return None
     values = [Fraction(a, b) for a, b in zip(numbers[::2], numbers[1::2], strict=True)]
@@ -404,10 +405,10 @@ def _mastering(numbers: tuple[int, ...]) -> str | None:
 
 
 def _said_by_libav(frame: VideoFrame) -> str:
-    """The line that libav's showinfo writes about a frame: what PyAV has no attribute for.
+    """Return the line that libav's showinfo logs about a frame: what PyAV has no attribute for.
 
-    Its log is listened to, which needs the interpreter's lock: a decoder's thread that logs at this
-    moment, and is waited for before it could end, would never do so.
+    Capturing the log needs the interpreter's lock: waiting for a decoder thread that is just
+    logging would deadlock.
     """
     level = av.logging.get_level()
     graph = av.filter.Graph()
@@ -429,5 +430,5 @@ def _said_by_libav(frame: VideoFrame) -> str:
         return ""
     finally:
         av.logging.set_level(level)
-        time.sleep(0.001)  # A decoder's thread that was about to log gets the lock, and its end.
+        time.sleep(0.001)  # A decoder thread that was about to log gets the lock and finishes.
     return "".join(text for _, _, text in lines)

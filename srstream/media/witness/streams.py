@@ -1,4 +1,4 @@
-"""Checks that every stream besides the enhanced video is there: its kind, packets and times."""
+"""Checks every stream besides the enhanced video: its presence, kind, packets and times."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from srstream.media.witness.survey import Seconds, StreamFacts, Survey, Ticks
 
 TEXTS = frozenset(READERS)
 CLOCKS = {"mkv": Fraction(1, 1000), "webm": Fraction(1, 1000), "mpegts": Fraction(1, 90000)}
-"""Units that times are rounded to."""
+"""Units to which times are rounded."""
 
 FROM_ZERO = frozenset({"mkv", "webm"})
-"""Containers that know no time before zero."""
+"""Containers without negative times."""
 
 SILENT = frozenset({"mpegts"})
 """Containers that cannot hold chapters or a rotation."""
@@ -30,7 +30,7 @@ SILENT = frozenset({"mpegts"})
 CARRIED = {
     "mp4": frozenset(
         {
-            # MP3 in some rates only.
+            # MP3 at some rates only.
             *("aac", "ac3", "eac3", "mov_text", "dvd_subtitle"),
             *("h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video"),
         }
@@ -47,7 +47,7 @@ CARRIED = {
         }
     ),
 }
-"""What a container surely takes as it is; such a stream is copied, or a fault was made."""
+"""What a container certainly takes unchanged; if such a stream is not copied, that is a fault."""
 
 KEPT_DISPOSITIONS = {
     "mkv": Disposition.default
@@ -60,22 +60,22 @@ KEPT_DISPOSITIONS = {
     "mp4": Disposition.hearing_impaired | Disposition.visual_impaired,
     "webm": Disposition.default | Disposition.forced,
 }
-"""Dispositions that a container can say; MP4 has a box for few of them."""
+"""Dispositions that a container can store; MP4 has boxes for few of them."""
 
 _TOLERANCE = Fraction(1, 1000)
 _PRIMING, _PADDING = Fraction(1, 10), Fraction(1, 4)
-"""Seconds by which audio that was encoded anew may begin and end elsewhere."""
+"""Seconds by which re-encoded audio may begin and end differently."""
 
 _MAX_EARLY = 1000
-"""Packets among which those before zero, or the one that ends last, are looked for."""
+"""Number of packets searched for those before zero, or for the one that ends last."""
 
 _LAYERS = {"mp1", "mp2", "mp3"}
-"""MP4 has one number for the layers of MPEG audio; only a decoder tells them apart."""
+"""MPEG audio layers share one number in MP4; only a decoder tells them apart."""
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What a plan announced of one stream: copy, convert (to `codec`), drop or enhance."""
+    """The plan for one stream: copy, convert (to `codec`), drop or enhance."""
 
     index: int
     action: str
@@ -85,16 +85,16 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Promises:
-    """What a plan announced."""
+    """The plan for all streams."""
 
     streams: tuple[Promise, ...]
     has_hdr: bool
-    """The encoder is given the static HDR metadata."""
+    """Whether the encoder gets the static HDR metadata."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """Where the source's seconds go: those in [start, end), moved back by `shift`."""
+    """A mapping of the source's seconds: those in [start, end), moved back by `shift`."""
 
     shift: Fraction
     start: Fraction | None
@@ -103,7 +103,7 @@ class Placing:
 
 @dataclass(slots=True)
 class Inventory:
-    """What a comparison of the streams found."""
+    """The result of comparing the streams."""
 
     streams: list[StreamReceipt] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -117,7 +117,7 @@ def compare_streams(
     """Pair the streams by kind and order, and compare each pair.
 
     Args:
-        promises: of the plan, if it is known; else each stream must be there as `CARRIED` says.
+        promises: those of the plan, if known; else each stream must be kept as `CARRIED` says.
     """
     result = Inventory()
     pairs = _pairs(source, output)
@@ -152,7 +152,7 @@ def _fate(
     promise: Promise | None,
     placing: Placing,
 ) -> str:
-    """What became of a stream; notes it as a loss where that was to be, else as a problem."""
+    """Determine what happened to a stream; note it as a loss if planned, else as a problem."""
     brand = output.brand
     if now is None:
         if promise is not None and promise.action == "drop":
@@ -160,7 +160,7 @@ def _fate(
         elif promise is None and _may_lack(before, brand):
             result.losses.append(f"{before.name()} is left out: {_why(brand)}.")
         elif before.kind == "data":
-            return "convert"  # titles of chapters, which are compared as such
+            return "convert"  # chapter titles, which are compared as chapters
         elif not _is_empty(before, placing):
             result.problems.append(f"{before.name()} is missing")
         return "drop"
@@ -179,7 +179,7 @@ def _fate(
 
 
 def _canonical(encoder: str) -> str:
-    """The codec's own name for that of an encoder (libopus is opus)."""
+    """Return the codec's own name for that of an encoder (libopus is opus)."""
     for mode in ("w", "r"):
         with contextlib.suppress(ValueError):
             return Codec(encoder, mode).canonical_name
@@ -187,7 +187,7 @@ def _canonical(encoder: str) -> str:
 
 
 def _may_lack(facts: StreamFacts, brand: str) -> bool:
-    """Return whether a container need not hold such a stream."""
+    """Return whether a container may omit such a stream."""
     if facts.kind == "attachment":
         return brand != "mkv"
     if facts.kind == "data" or facts.codec == "unknown" or not facts.is_described:
@@ -215,7 +215,7 @@ def _compare(
     action: str,
     brand: str,
 ) -> Fraction | None:
-    """Compare a stream with its partner; by how much it moved, where that can be told."""
+    """Compare a stream with its partner; return by how much it moved, if that is known."""
     result.problems += _label_problems(before, now, brand)
     result.losses += _label_losses(before, now, brand)
     if before.kind in ("attachment", "picture"):
@@ -249,21 +249,21 @@ def _compare_packets(
 ) -> Fraction | None:
     wanted, ends = _placed(before, placing)
     found = Seconds(np.sort(np.array(now.starts, np.int64)), now.base)
-    # Matroska knows no time before zero, of which only what reaches it is kept.
+    # Matroska has no negative times, and only packets that extend to zero are kept.
     early = sum(end <= 0 for end in ends[:_MAX_EARLY]) if brand in FROM_ZERO else 0
     if before.codec.startswith("pcm_") and len(found) != len(wanted) and found and wanted:
-        # MOV joins packets of PCM that lie side by side: the first is compared, and how many bytes.
+        # MOV joins adjacent packets of PCM: the first one and the number of bytes are compared.
         wanted, found = wanted[:1], found[:1]
         if before.num_bytes > now.num_bytes and placing.start is placing.end is None:
             result.problems.append(
                 f"{before.name()} holds {now.num_bytes} bytes, the source {before.num_bytes}"
             )
-    # A further video that is cut between its keyframes begins with what nobody can decode.
+    # An additional video that is cut between its keyframes begins with undecodable packets.
     is_torn = before.kind == "video" and placing.start is not None
     said = result.losses if is_torn or before.num_unframed else result.problems
     count = len(found) + now.num_unstamped
     if not len(wanted) - early <= count <= len(wanted):
-        # Those around a damaged one may be lost with it, or be read as others.
+        # Packets around a damaged one may be lost with it, or be parsed differently.
         lost = abs(len(wanted) - count) > early + 2 * before.num_unframed
         said = result.problems if lost else said
         said.append(f"{before.name()} holds {count} packets, the source {len(wanted)}")
@@ -294,7 +294,7 @@ def _compare_converted(
     begins = max(min(now.starts) * now.base, Fraction(0))
     ends = max(now.ends) * now.base
     moved = begins - first
-    # The first packets of some codecs (WMA) only fill their decoder.
+    # The first packets of some codecs (WMA) only prime the decoder.
     filling = 3 * (wanted_ends[0] - wanted[0])
     if abs(moved) > max(_PRIMING, min(filling, _PADDING)):
         result.problems.append(
@@ -308,18 +308,18 @@ def _compare_converted(
 
 
 def _may_end(ends: Fraction, start: Fraction, last: Fraction) -> bool:
-    """Return whether sound may end so: within its last packet if that has a length, or nearby.
+    """Return whether audio may end there: within its last packet if that has a length, or nearby.
 
-    Matroska tells no length of some codecs' packets (WavPack), of others (TTA) that of a full one.
+    Matroska states no packet length for some codecs (WavPack), a full packet's for others (TTA).
     """
     return ends >= start - _PADDING and (last == start or ends <= last + _PADDING)
 
 
 def _placed(facts: StreamFacts, placing: Placing) -> tuple[Seconds, Seconds]:
-    """When the packets that are wanted begin and end, in the output's seconds, by their begin.
+    """Return when the wanted packets begin and end, in the output's seconds, sorted by start.
 
-    Sound that goes back a little, as damaged recordings do, comes when the packet before it comes:
-    no muxer takes it earlier.
+    Audio that goes back a little, as in damaged recordings, is placed at the time of the packet
+    before it: no muxer accepts it earlier.
     """
     starts, ends = (np.array(ticks, np.int64) for ticks in (facts.starts, facts.ends))
     if facts.kind == "audio" and not facts.num_jumps:
@@ -330,7 +330,7 @@ def _placed(facts: StreamFacts, placing: Placing) -> tuple[Seconds, Seconds]:
         wanted &= starts < ceil(placing.end / facts.base)
     if placing.start is not None:
         first = ceil(placing.start / facts.base)
-        is_shown = facts.kind == "subtitle"  # one that is on the screen stays on it
+        is_shown = facts.kind == "subtitle"  # a visible one stays visible
         wanted &= (starts >= first) | (is_shown & (ends > floor(placing.start / facts.base)))
         starts = np.maximum(starts, first)
     order = np.argsort(starts[wanted], kind="stable")
@@ -342,7 +342,7 @@ def _placed(facts: StreamFacts, placing: Placing) -> tuple[Seconds, Seconds]:
 
 
 def _is_empty(facts: StreamFacts, placing: Placing) -> bool:
-    """Return whether a stream has no packet to hold; muxers leave such tracks out."""
+    """Return whether a stream has no packets to keep; muxers omit such tracks."""
     return facts.kind not in ("attachment", "picture") and not _placed(facts, placing)[0]
 
 
@@ -356,7 +356,7 @@ def _label_problems(before: StreamFacts, now: StreamFacts, brand: str) -> list[s
     found = []
     old, new = spelled_language(before.language), spelled_language(now.language)
     if before.kind != "attachment" and "und" not in (old, new) and old != new:
-        # Another language is another stream; none is only a label less.
+        # A changed language is a different stream; a missing one only lacks a label.
         found.append(f"{before.name()}: its language became {new}, the source says {old}")
     mask = KEPT_DISPOSITIONS.get(brand, Disposition(0))
     if before.kind == "picture":
@@ -370,7 +370,7 @@ def _label_problems(before: StreamFacts, now: StreamFacts, brand: str) -> list[s
 
 
 def _label_losses(before: StreamFacts, now: StreamFacts, brand: str) -> list[str]:
-    """What a stream is no longer called; no reason to refuse it."""
+    """Return the labels that a stream has lost, which are no reason to refuse it."""
     found = []
     language = spelled_language(before.language)
     if before.kind != "attachment" and language != "und" == spelled_language(now.language):
@@ -386,7 +386,7 @@ def _label_losses(before: StreamFacts, now: StreamFacts, brand: str) -> list[str
 
 
 def _pairs(source: Survey, output: Survey) -> dict[int, int]:
-    """Source index to output index: what is alike, of one kind, in the order of both."""
+    """Map source index to output index: similar streams of one kind, in the order of both."""
     pairs = {source.video: output.video}
     for kind in ("video", "audio", "subtitle", "attachment", "picture"):
         before = [s for s in source.streams if s.kind == kind and s.index != source.video]
@@ -396,7 +396,7 @@ def _pairs(source: Survey, output: Survey) -> dict[int, int]:
 
 
 def _aligned(before: list[StreamFacts], now: list[StreamFacts]) -> dict[int, int]:
-    """The pairing in order that is most alike (as for the longest common subsequence)."""
+    """Return the ordered pairing of highest similarity (as in the longest common subsequence)."""
     best: list[list[tuple[int, dict[int, int]]]] = [[(0, {})] * (len(now) + 1)]
     for old in before:
         row: list[tuple[int, dict[int, int]]] = [(0, {})]

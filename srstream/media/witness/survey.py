@@ -1,4 +1,4 @@
-"""One pass over all packets of a file: what each stream holds, and when."""
+"""Scans all packets of a file once: what each stream holds, and when."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WRAP = 1 << 33
 """MPEG-TS and -PS count 90 kHz in 33 bits (ISO/IEC 13818-1, 2.4.2)."""
 
 _PICTURE = b"\x00\x00\x01\xb6"
-"""What a picture of MPEG-4 begins with (ISO/IEC 14496-2, 6.2.5)."""
+"""The start code of an MPEG-4 picture (ISO/IEC 14496-2, 6.2.5)."""
 
 _MAX_PRIMING = Fraction(1, 10)
 _MAX_CUES = 1_000_000
@@ -44,7 +44,7 @@ _KINDS: dict[str, Kind] = {
 
 
 class Seconds(Sequence[Fraction]):
-    """Times in seconds, exact, kept as 8 bytes each: those of `ticks`, moved back by `shift`."""
+    """Exact times in seconds, kept as 8 bytes each: those of `ticks`, moved back by `shift`."""
 
     def __init__(self, ticks: Ticks, base: Fraction, shift: Fraction = Fraction(0)) -> None:
         self.ticks, self._base, self._shift = ticks, base, shift
@@ -64,9 +64,9 @@ class Seconds(Sequence[Fraction]):
 
 @dataclass(slots=True)
 class StreamFacts:
-    """A stream as its packets show it. `starts` and `ends` are in `base`, in file order.
+    """A stream's properties and packets. `starts` and `ends` are in `base`, in file order.
 
-    They carry on where the file's clock wraps; `num_jumps` counts where it jumps back.
+    They continue where the file's clock wraps; `num_jumps` counts where it jumps back.
     """
 
     index: int
@@ -77,9 +77,9 @@ class StreamFacts:
     title: str | None
     disposition: int
     is_described: bool = True
-    """libav found its parameters; without them a muxer cannot be given it."""
+    """Whether libav found its parameters, without which no muxer can take it."""
     content: bytes = b""
-    """What an attachment holds."""
+    """The content of an attachment."""
     num_packets: int = 0
     num_unstamped: int = 0
     """Packets without a time, such as those just before zero in Matroska."""
@@ -91,20 +91,20 @@ class StreamFacts:
     keys: array[int] = field(default_factory=lambda: array("q"))
     num_jumps: int = 0
     is_adts: bool = False
-    """AAC whose packets begin with headers of their own, of which MP4 and Matroska make theirs."""
+    """AAC whose packets begin with ADTS headers, from which MP4 and Matroska make their own."""
     num_damaged: int = 0
-    """Packets without such a header, which nothing can be made of; counted nowhere else."""
+    """Packets without such a header, which are unusable; not counted anywhere else."""
     num_unframed: int = 0
-    """Packets of MPEG audio or AC-3 without their header, damaged: some muxers take them, and
-    readers find other packets in what follows."""
+    """Damaged packets of MPEG audio or AC-3 without a header: some muxers take them, and readers
+    then find other packets in the data that follows."""
 
     @property
     def first_seconds(self) -> Fraction:
-        """When its first packet is shown; only where it has any."""
+        """Return when the first packet is shown; the stream must have packets."""
         return min(self.starts) * self.base
 
     def name(self) -> str:
-        """`Stream 2 (subtitle, subrip, ger)`."""
+        """Return the stream's name, like `Stream 2 (subtitle, subrip, ger)`."""
         kind = "video" if self.kind == "picture" else self.kind
         language = self.language if self.language != "und" else ""
         parts = [kind, self.codec, language]
@@ -113,7 +113,7 @@ class StreamFacts:
 
 @dataclass(slots=True)
 class Survey:
-    """A file. `video` is the number of the stream that is enhanced, or was."""
+    """A file and its streams. `video` is the index of the stream that is, or will be, enhanced."""
 
     path: Path
     formats: frozenset[str]
@@ -125,12 +125,12 @@ class Survey:
     """(start, end, title), in seconds."""
     is_timed: bool
     is_packed: bool = False
-    """B frames ride in the packets of others (DivX and XviD in AVI), whose times libav gives them.
-    Then frame n is shown when packet n is counted."""
+    """Whether B frames share packets with other frames (DivX and XviD in AVI), whose times libav
+    gives them. Frame n is then shown at the time of packet n."""
     num_faults: int = 0
 
     def start_seconds(self) -> list[Fraction]:
-        """Return when each stream besides the video begins; what primes a decoder is silent."""
+        """Return when each stream besides the video begins; decoder priming counts as silence."""
         found = []
         for facts in self.streams:
             if facts.starts and facts.index != self.video:
@@ -144,11 +144,11 @@ def survey(path: Path, num_videos_before: int | None = None) -> Survey:
     """Read all packets of a file.
 
     Args:
-        num_videos_before: of an output: how many videos lie before the enhanced one in its source;
-            None finds the one that a source's job enhances.
+        num_videos_before: for an output, how many videos precede the enhanced one in its source;
+            None finds the one that a job would enhance in a source.
 
     Raises:
-        MediaError, UsageError: it cannot be read, or holds no video.
+        MediaError, UsageError: the file cannot be read, or holds no video.
     """
     with open_plain(path) as container:
         video = _video_index(path, container, num_videos_before)
@@ -196,7 +196,7 @@ def survey(path: Path, num_videos_before: int | None = None) -> Survey:
 
 
 class _Unwrapped:
-    """Carries one stream's times on where the 33 bits of MPEG begin again."""
+    """Continues one stream's times where MPEG's 33-bit clock wraps."""
 
     def __init__(self, facts: StreamFacts) -> None:
         self._facts = facts
@@ -218,7 +218,7 @@ class _Unwrapped:
 
 
 def num_videos_before(found: Survey) -> int:
-    """Return how many videos lie before the one that is enhanced."""
+    """Return how many videos precede the one that is enhanced."""
     return sum(s.kind == "video" and s.index < found.video for s in found.streams)
 
 
@@ -227,7 +227,7 @@ def _video_index(path: Path, container: InputContainer, before: int | None) -> i
     if not videos:
         raise MediaError(sentence(path, "holds no video"))
     if before is not None:
-        # A video before it may not be carried by the output's container.
+        # The output's container may not carry a video that precedes it.
         return videos[min(before, len(videos) - 1)].index
     known = [s for s in videos if s.codec_context is not None]
     best = container.streams.best("video")
@@ -269,7 +269,7 @@ def _facts(stream: Stream) -> StreamFacts:
 
 
 def _is_framed(codec: str, packet: Packet[Stream]) -> bool:
-    """Return whether sound begins with its header: ISO/IEC 11172-3, 2.4.2.3, or ATSC A/52, 5.3."""
+    """Return whether audio begins with its header: ISO/IEC 11172-3, 2.4.2.3, or ATSC A/52, 5.3."""
     if codec in ("mp1", "mp2", "mp3"):
         data = bytes(packet)[:4]
         if len(data) < 4 or data[0] != 0xFF or data[1] & 0xE0 != 0xE0:
@@ -288,7 +288,7 @@ def _is_framed(codec: str, packet: Packet[Stream]) -> bool:
 
 
 def _ac3_bytes(rate: int, code: int) -> int:
-    """The length of a frame: ATSC A/52, table 5.18."""
+    """Return the length of a frame: ATSC A/52, table 5.18."""
     kbits = (*range(32, 64, 8), *range(64, 128, 16), *range(128, 256, 32), *range(256, 641, 64))
     bits = kbits[code // 2] * 1000
     words = bits * 1536 // ((48_000, 44_100, 32_000)[rate] * 16)
@@ -296,9 +296,9 @@ def _ac3_bytes(rate: int, code: int) -> int:
 
 
 def _is_adts(data: bytes) -> bool:
-    """ISO/IEC 13818-7, 6.2: sync word, a rate that there is, a length that can be.
+    """Return whether data begins with ADTS: ISO/IEC 13818-7, 6.2, with valid rate and length.
 
-    And one block of data, where a checksum follows: libav cannot take several out.
+    With a checksum there must be one data block: libav cannot extract several.
     """
     if len(data) < 7 or data[0] != 0xFF or data[1] & 0xF0 != 0xF0:
         return False
@@ -313,7 +313,7 @@ def _base(base: Fraction | None) -> Fraction:
 
 
 def _brand(path: Path, container: InputContainer) -> str:
-    """mp4, mov, mkv, webm or libav's first name: the family whose rules hold."""
+    """Return mp4, mov, mkv, webm or libav's first name: the family whose rules apply."""
     names = container.format.name.split(",")
     if "matroska" in names:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Finds which packets of the source an output shows, and when: the course of its times."""
+"""Determines which source frames an output shows, and when."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from srstream.media.witness.decode import Moment, Watcher
 from srstream.media.witness.survey import Survey
 
 _MAX_TS_DELAY = 10
-"""Seconds at which an MPEG-TS may begin, wherever its source does."""
+"""The latest time in seconds at which an MPEG-TS may begin, wherever its source does."""
 _MAX_JOIN = Fraction(1, 2)
-"""Seconds by which frames may lie apart where the source's clock jumps back."""
+"""Maximum deviation in seconds between frames where the source's clock jumps back."""
 
 
 class Course:
-    """The way of the source's times into the output's.
+    """Maps the source's times to the output's.
 
-    `shift` is by how much all times were moved back. What a file's clock starts with is taken off,
-    as an excerpt's start is, or kept; the earliest of the streams begins at zero then, which need
-    not be the video. Of the shifts that this allows, the one that was made is found by where the
-    output begins; that all streams were moved alike is found by their own times.
+    All times are moved back by `shift`. It removes the clock's start or an excerpt's start, or is
+    zero; otherwise the earliest stream, not necessarily the video, begins at zero. Several shifts
+    are allowed; the start of the output shows which one was used. The streams' own times show
+    whether all were shifted alike.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class Course:
         self._number = 0
         self._is_placed = False
         self.is_over = False
-        """All that was taken has been placed."""
+        """Whether everything in the processed part has been placed."""
         self.shift = Fraction(0)
 
     def place(self, moment: Moment, watcher: Watcher) -> Fraction | None:
-        """When the output is to show a frame; None if it was not taken of the source."""
+        """Return when the output should show a frame; None if it is outside the processed part."""
         time = moment.time
         if time is None:
             time = (self._number + watcher.num_lost) * watcher.step
@@ -60,7 +60,7 @@ class Course:
             self._run = self._last + moment.duration - time
         time += self._run
         if self._last is not None and time <= self._last:
-            time = self._last + self._tick  # the same time twice: the next tick
+            time = self._last + self._tick  # a repeated time: the next tick
         self._last = time
         self.is_over = self._end is not None and time >= self._end
         if self.is_over or (self._start is not None and time < self._start):
@@ -71,7 +71,7 @@ class Course:
         return time - self.shift
 
     def settle(self, late: Fraction) -> Fraction:
-        """Take it as the truth that the first frame of a run is so late; gives what was taken."""
+        """Accept that the first frame of a run is this late; return the accepted delay."""
         if abs(late) > _MAX_JOIN or self._last is None:
             return Fraction(0)
         self._run += late
@@ -79,7 +79,7 @@ class Course:
         return late
 
     def is_of_packet(self, time: Fraction) -> bool:
-        """Return whether a packet of the source is to be shown at this time of the output."""
+        """Return whether a source packet should be shown at this time of the output."""
         if not self._source.is_timed:
             return True
         stamp = (time + self.shift - self._run) / self._tick
@@ -87,8 +87,10 @@ class Course:
         return place < len(self._packets) and int(self._packets[place]) <= stamp + 1
 
     def _shift(self, taken: Fraction, first: Fraction, duration: Fraction) -> Fraction:
-        """Seconds by which a source is moved whose video begins at `first`, of which what is shown
-        from `taken` on was taken."""
+        """Return the seconds by which a source is shifted.
+
+        `first` is when its video begins, `taken` when the processed part does.
+        """
         begins = [Fraction(0), max(first, Fraction(0))]
         if self._start is None:
             begins += [
@@ -98,9 +100,9 @@ class Course:
             ]
         found = self._first_found
         if self._brand == "mpegts" and found is not None and found < _MAX_TS_DELAY:
-            begins.append(found)  # its muxer gives decoders time
+            begins.append(found)  # the muxer gives decoders time
         if self._source.brand == "avi":
-            # Its packets are counted as they are decoded, ahead of when they are shown.
+            # Packets are counted in decoding order, ahead of their display.
             begins += [max(first + n * duration, Fraction(0)) for n in (-2, -1, 1)]
         shifts = [taken - begin for begin in begins]
         if found is None:

@@ -1,4 +1,4 @@
-"""Encodes frames to one segment on disk; starts no thread and opens no socket.
+"""Encodes frames to one segment on disk, without Python threads or sockets.
 
 Shape legend: H, W are rows and columns, C the interleaved samples of a packed pixel.
 """

@@ -162,10 +162,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "one time is wrong": (shift_one, "a frame is shown"),
     "all times are wrong": (shift_all, "a frame is shown"),
     "a black frame": (black, "black"),
-    "green": (green, "mean of a colour plane"),
+    "green": (green, "mean of a color plane"),
     "a green corner": (half_green, "255 levels"),
     "swapped chroma": (shifted_chroma, "255 levels"),
-    "wrong range in the pixels": (expanded, "mean of a colour plane"),
+    "wrong range in the pixels": (expanded, "mean of a color plane"),
 }
 
 
@@ -211,8 +211,8 @@ def test_wrong_colour_marks_are_found(tmp_path: Path) -> None:
     made = make_output(other, tmp_path / "out.mp4")
     receipt = verify(source, made.path, sample=2)
     said = "\n".join(receipt.problems)
-    assert "colour matrix became 1, the source says 6" in said
-    assert "colour primaries became 1" in said
+    assert "color matrix became 1, the source says 6" in said
+    assert "color primaries became 1" in said
     assert "range became limited" in said
     assert made.plan.video.color == ColorSpec(1, 1, 1, False, made.plan.video.color.chroma_location)
 

@@ -176,16 +176,16 @@ FRAMES: dict[str, tuple[Change, str]] = {
         every(lambda f: with_planes(f, np.roll(f.planes[0], -1, 0), *f.planes[1:])),
         "the picture is moved by",
     ),
-    "colour off its siting": (every(moved_colour), "colour is moved by -0.2"),
+    "colour off its siting": (every(moved_colour), "color is moved by -0.2"),
     "chroma planes swapped": (
         every(lambda f: with_planes(f, f.planes[0], f.planes[2], f.planes[1])),
-        "has its colour planes swapped",
+        "has its color planes swapped",
     ),
     "no colour": (
         every(lambda f: with_planes(f, f.planes[0], *(p * 0 + 128 for p in f.planes[1:]))),
-        "has no colour",
+        "has no color",
     ),
-    "another matrix": (every(other_matrix), "has the colours of another matrix"),
+    "another matrix": (every(other_matrix), "has the colors of another matrix"),
     "range squeezed": (every(range_change(219 / 255, 16)), "has its range squeezed"),
     "range stretched": (every(range_change(255 / 219, -16 * 255 / 219)), "range stretched"),
 }
@@ -241,17 +241,17 @@ LABELS: dict[str, tuple[Callable[[Path], Path], Callable[[OutputPlan], OutputPla
     "primaries": (
         lambda p: clips.cfr(p, color=clips.BT709),
         recoloured(primaries=9),
-        "colour primaries became 9, the source says 1",
+        "color primaries became 9, the source says 1",
     ),
     "transfer": (
         lambda p: clips.cfr(p, color=clips.BT709),
         recoloured(transfer=13),
-        "colour transfer became 13, the source says 1",
+        "color transfer became 13, the source says 1",
     ),
     "matrix": (
         lambda p: clips.cfr(p, color=clips.BT709),
         recoloured(matrix=6),
-        "colour matrix became 6, the source says 1",
+        "color matrix became 6, the source says 1",
     ),
     "range": (
         lambda p: clips.cfr(p, color=clips.BT709),
@@ -296,7 +296,7 @@ def test_a_lost_alpha_plane_is_named(tmp_path: Path) -> None:
         return [replace(frame, planes=(*frame.planes[:3], np.full_like(frame.planes[3], 255)))]
 
     made = make_output(source, tmp_path / "opaque.mkv", change=opaque)
-    check(source, made.path, "mean of a colour plane changes")
+    check(source, made.path, "mean of a color plane changes")
 
 
 def test_a_lost_depth_is_named(tmp_path: Path) -> None:
@@ -601,7 +601,7 @@ PARTS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Any, Any], Any]
         {"color": clips.BT709},
         {"color": replace(clips.BT709, matrix=6)},
         lambda self, frame: replace(frame, color=replace(frame.color, matrix=1)),
-        "has the colours of another matrix",
+        "has the colors of another matrix",
     ),
 }
 
