@@ -1,4 +1,4 @@
-"""The surroundings of a job, which its caller chooses, and its stop signal."""
+"""The environment of a job, chosen by its caller, and its stop signal."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ class StopSignal:
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """The surroundings of a job; the daemon's differ from the command line's."""
+    """The environment of a job; the daemon's differs from the command line's."""
 
     media: MediaSteps = field(default_factory=InProcess)
-    """Does the steps that read the source."""
+    """Runs the steps that read the source."""
     open_engine: OpenEngine = choose_engine
     directory: Path | None = None
-    """Folder of the unfinished job; None: beside the output."""
+    """Folder of the unfinished job; None: next to the output."""
     output_folder: int | None = None
-    """Descriptor of the output's folder; None: found by its name."""
+    """Descriptor of the output's folder; None: found by its path."""
     source_descriptor: int | None = None
-    """The source, opened; None: found by its name."""
+    """The opened source; None: found by its path."""
     share: Callable[[Enhancer, Callable[[], None]], Stage] = lambda enhancer, wake: enhancer
-    """Wraps the enhancer of a job that shares its engine with others; given what to call when the
-    engine may be free for it."""
+    """Wraps the enhancer of a job that shares its engine with others. The argument is the function
+    to call when the engine may be free for the job."""
     on_alive: Callable[[], None] = lambda: None
-    """Called at least once a second as long as the work on segments gets on."""
+    """Called at least once a second while the work on segments makes progress."""
     stall_seconds: float = STALL_SECONDS
-    """The job ends if no segment makes progress for so long."""
+    """The job ends if no segment makes progress for this long."""
     may_change_weights: bool = False
-    """A job that was begun with other weights goes on with these."""
+    """Weights with which a job that was started with other weights continues."""
     keeps_directory: bool = False
-    """The caller deletes the job's folder when the result is known to be on record."""
+    """Whether the caller deletes the job's folder once the result is recorded."""
     decoder_memory_bytes: int | None = None

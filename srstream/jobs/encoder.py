@@ -1,4 +1,4 @@
-"""The thread that encodes enhanced frames, and commits and journals the segments that they make."""
+"""The thread that encodes enhanced frames, and commits and journals the resulting segments."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class EncoderThread(threading.Thread):
     ) -> None:
         super().__init__(name="srstream-encode", daemon=True)
         self._context = contextvars.copy_context()
-        """Gives the log lines of this thread the job's name, where there is one."""
+        """Gives this thread's log lines the job's name, if there is one."""
         self._store, self._video = store, video
         self._threads, self._deterministic = threads, deterministic
         self._queue: queue.Queue[Item | None] = queue.Queue(queue_items)
@@ -81,12 +81,12 @@ class EncoderThread(threading.Thread):
     def abandon(self, limit_seconds: float = ABANDON_SECONDS) -> None:
         """Drop what is not committed and stop; leave the thread behind if it hangs."""
         self._is_abandoned = True
-        with contextlib.suppress(queue.Full):  # Then it need not be woken.
+        with contextlib.suppress(queue.Full):  # In that case it need not be woken.
             self._queue.put_nowait(None)
         self.join(limit_seconds)
 
     def check(self) -> None:
-        """Raise in the caller's thread the error of this one."""
+        """Raise this thread's error in the caller's thread."""
         if self._error is not None:
             raise self._error
 

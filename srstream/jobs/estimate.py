@@ -49,7 +49,7 @@ def estimate(plan: JobPlan) -> Estimate:
         enhancer = Enhancer(plan.engine, small_in.form, small_out.form)
         encoder = SegmentEncoder(Path(folder) / "calibration.part", small_out, 1, False)
         try:
-            _step(enhancer, encoder, frames[0])  # The first frame pays for compiling.
+            _step(enhancer, encoder, frames[0])  # The first frame includes compilation.
             deadline = time.monotonic() + _CALIBRATION_SECONDS
             cpu, num_frames, encode_seconds = time.process_time(), 0, 0.0
             while num_frames < _MIN_FRAMES or time.monotonic() < deadline:
@@ -71,7 +71,7 @@ def estimate(plan: JobPlan) -> Estimate:
 
 
 def _step(enhancer: Enhancer, encoder: SegmentEncoder, frame: Frame) -> float:
-    """One frame through both; returns the CPU seconds that the encoder took."""
+    """Process one frame; return the CPU seconds that the encoder took."""
     enlarged = [*enhancer.push(frame), *enhancer.drain()]
     before = time.process_time()
     for enhanced in enlarged:

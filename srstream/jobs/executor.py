@@ -1,4 +1,7 @@
-"""Who does the segments of a job: this process, or whatever else implements `Executor`."""
+"""Executors process the segments of a job: in this process, or elsewhere.
+
+`Executor` is the interface, `LocalExecutor` the implementation.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from srstream.jobs.store import JobStore, SegmentRecord
 from srstream.jobs.wakeup import Wakeup
 from srstream.sandbox.decoder import DecodeOutcome, DecodeRequest
 
-# Frames of the source that may be under way between the processes: enough to hide a hiccup, few
-# enough that a short clip fills them too.
+# Maximum number of source frames in transit between the processes: enough to hide a hiccup, few
+# enough that a short clip reaches it too.
 _WINDOW_FRAMES = 24
 _WINDOW_BYTES = 24 << 20
 _QUEUE_BYTES = 48 << 20
 
 
 class Executor(Protocol):
-    """Does one `SegmentTask`: `start`, then `wait`, and `close` in every case."""
+    """Processes one `SegmentTask`: call `start`, then `wait`, and `close` in every case."""
 
     def start(self, task: SegmentTask) -> None:
         """Prepare the work on a task."""
@@ -45,7 +48,7 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Does a task in this process, with a child that decodes and a thread that encodes.
+    """Processes a task in this process, with a child that decodes and a thread that encodes.
 
     Args:
         on_segment: called with each segment that is safely on disk, in the encoder's thread.
@@ -127,7 +130,7 @@ class LocalExecutor:
     def _decode_request(self, task: SegmentTask) -> DecodeRequest:
         plan, anchor = self._plan, task.anchor
         return DecodeRequest(
-            # Not resolved: a descriptor's path must stay one.
+            # The path is not resolved: a descriptor's path must stay one.
             path_hex=os.fsencode(plan.source.path.absolute()).hex(),
             source_descriptor=self._place.source_descriptor,
             container=plan.source.container,

@@ -17,7 +17,7 @@ STEPS: Final = (
     "output.published",
     "job.done",
 )
-"""Every step of the journal, in the order in which a job passes them."""
+"""Every step of the journal, in the order in which a job reaches them."""
 
 VARIABLE: Final = "SRSTREAM_FAILPOINT"
 

@@ -1,12 +1,12 @@
 """A paper model of a GPU: frames per second from published figures, and what limits them.
 
-Nothing here was measured on the devices. Assumptions, all on the hopeful side of careful:
+Nothing here was measured on the devices. The assumptions are somewhat optimistic:
 
 - compute: convolutions of so few channels reach `COMPUTE_EFFICIENCY` of the dense FP16 peak;
 - memory: every layer's feature map is written and read once in FP16, at `MEMORY_EFFICIENCY` of the
   published bandwidth (no fusion across convolutions);
 - launches: each layer costs `LAUNCH_SECONDS` on the host, frame by frame, without CUDA graphs;
-- bus: the planes go up and come down at `BUS_EFFICIENCY` of the link's rate, both at once;
+- bus: the planes are uploaded and downloaded at `BUS_EFFICIENCY` of the link's rate, both at once;
 - encoder: a device without NVENC leaves encoding to the CPU, at the speed measured on this machine;
   what NVENC itself can do is not counted.
 """
@@ -32,9 +32,9 @@ class DeviceSpec:
     fp16_tflops: float
     """Dense, tensor cores, FP32 accumulation."""
     memory_gbps: float
-    """Gigabytes a second."""
+    """Gigabytes per second."""
     bus_gbps: float
-    """Each way."""
+    """Gigabytes per second in each direction."""
     has_nvenc: bool
     source: str
 
@@ -59,7 +59,7 @@ DEVICES: dict[str, DeviceSpec] = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """Frames per second that each part alone would allow, and the least of them."""
+    """Frames per second that each part alone would allow."""
 
     device: str
     limits: dict[str, float]
@@ -98,7 +98,7 @@ def predict(
     output_size: tuple[int, int],
     cpu_encode_fps: float,
 ) -> Prediction:
-    """Predict the speed for 4:2:0 frames of 8 bits; sizes are (width, height).
+    """Predict the speed for 8-bit 4:2:0 frames; sizes are (width, height).
 
     Args:
         cpu_encode_fps: the speed of this machine's encoder alone; a limit without NVENC.

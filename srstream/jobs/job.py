@@ -155,7 +155,7 @@ class _Job:
             differing = ", ".join(sorted(differences))
             raise ResumeMismatchError(
                 f"{self._output}: an unfinished job exists that differs in: {differing}. "
-                "Use --restart to begin anew, or the former settings to resume it."
+                "Use --restart to start over, or the former settings to resume it."
             )
         if found is None or self._restart:
             store.forget()
@@ -197,7 +197,7 @@ class _Job:
             store.put("outcome", ended.model_dump())
 
     def _execute(self, store: JobStore, done: list[SegmentRecord]) -> DecodeOutcome | None:
-        """Do the segments that are left; None if a stop was asked for."""
+        """Process the remaining segments; None if a stop was requested."""
         num_done = sum(len(record.file.pts) for record in done)
         progress = _Throttle(self._on_event, "enhancing", num_before=num_done)
         self._num_enhanced = 0
@@ -329,7 +329,7 @@ class _Job:
 
 
 class _Throttle:
-    """Turns calls at every step into a few progress events a second."""
+    """Reduces calls at every step to a few progress events per second."""
 
     def __init__(self, on_event: OnEvent, stage: Any, *, num_before: int = 0) -> None:
         self._on_event, self._stage = on_event, stage
@@ -353,7 +353,7 @@ def _directory(output: Path, context: JobContext) -> Path:
 
 
 def _is_publishing(output: Path, context: JobContext) -> bool:
-    """Return whether an unfinished job of `output` was killed while it gave the output its name."""
+    """Return whether an unfinished job of `output` was killed while naming the output."""
     directory = _directory(output, context)
     if not directory.exists():
         return False

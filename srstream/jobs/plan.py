@@ -52,9 +52,9 @@ MIN_SEGMENT_SECONDS = 2
 MAX_SEGMENT_SECONDS = 10
 MAX_SEGMENT_MACS = 12e12
 """Limit of the network's work in a segment longer than a second: about two minutes on two cores,
-which is what a kill costs where frames take seconds."""
+which is what a kill loses if frames take seconds."""
 
-# Bits per output pixel that libx264 needs at its default quality: a quiet clip, and a lively one.
+# Bits per output pixel that libx264 needs at its default quality: a static clip and a busy one.
 _LOW_BITS_PER_PIXEL = 0.01
 _TYPICAL_BITS_PER_PIXEL = 0.06
 _LOSSLESS_BITS_PER_SAMPLE = 2.5
@@ -82,7 +82,7 @@ class JobPlan:
 
     @property
     def num_frames(self) -> int:
-        """Frames that the index promises within the window."""
+        """The number of frames within the window according to the index."""
         if not self.index.has_timestamps:
             return self.index.num_packets
         start, end = self.window.start_pts, self.window.end_pts
@@ -96,12 +96,12 @@ class JobPlan:
 
     @property
     def low_bytes(self) -> int:
-        """The least expected size of the output."""
+        """The smallest expected size of the output."""
         return _estimate_bytes(self.output.video, self.num_frames, _LOW_BITS_PER_PIXEL)
 
     @property
     def typical_bytes(self) -> int:
-        """The rough size of the output."""
+        """The approximate size of the output."""
         return _estimate_bytes(self.output.video, self.num_frames, _TYPICAL_BITS_PER_PIXEL)
 
 
@@ -119,11 +119,11 @@ def make_plan(
     """Decide everything about a job.
 
     Args:
-        media: does the steps that read the source; None: this process does.
+        media: runs the steps that read the source; None: this process does.
         open_engine: returns the engine for a model and the reason for the choice.
-        work_folder: where the unfinished job lies; None: beside the output.
-        deadline_seconds: ends the pass over the packets early (`plan` wants an answer in about a
-            second); a job itself needs the whole pass.
+        work_folder: where the unfinished job is; None: next to the output.
+        deadline_seconds: ends the packet scan early (`plan` should answer in about a second); a job
+            itself needs the whole scan.
 
     Raises:
         UsageError, RefusedError: the request cannot work, in one sentence.
@@ -268,7 +268,7 @@ def output_size(source: FrameForm, scaling: ScaleConfig, model_scale: int) -> tu
 
     Raises:
         UsageError: both --scale and --height were given.
-        RefusedError: the size asked for is larger than the model's own.
+        RefusedError: the requested size is larger than the model's own.
     """
     full_width, full_height = source.width * model_scale, source.height * model_scale
     if scaling.scale is not None and scaling.height is not None:
@@ -324,7 +324,7 @@ def time_window(video: VideoInfo, index: PacketIndex, config: JobConfig) -> Time
 def _with_start(
     plan: OutputPlan, video: VideoInfo, index: PacketIndex, config: JobConfig
 ) -> OutputPlan:
-    """Return the plan with the start time of its output, and a note if times are moved."""
+    """Return the plan with the start time of its output, and a note if times are shifted."""
     other = earliest(index.starts, plan.streams)
     plan = replace(plan, keeps_start=config.source.keep_start, earliest_other=other)
     start = start_pts(index.pts[0] if index.pts else 0, video.time_base, other) * video.time_base
@@ -335,7 +335,7 @@ def _with_start(
 
 
 def longest_segment(video: VideoInfo, model: ModelSpec) -> float:
-    """Return the length in seconds: 10, or less if `MAX_SEGMENT_MACS` would be exceeded."""
+    """Return the length in seconds: 10, or less if it would exceed `MAX_SEGMENT_MACS`."""
     macs_a_second = 1e3 * model.kmac_per_pixel * video.width * video.height
     macs_a_second *= float(video.frame_rate or 25)
     return min(max(MAX_SEGMENT_MACS / macs_a_second, 1.0), MAX_SEGMENT_SECONDS)
@@ -366,9 +366,9 @@ def cut_segments(
 
 
 def fingerprint(plan: JobPlan) -> dict[str, Any]:
-    """Return all that decides the result; a job resumes only if it is unchanged."""
+    """Return everything that determines the result; a job resumes only if it is unchanged."""
     config = plan.config.model_dump(mode="json")
-    # These decide speed and memory, not the result.
+    # These affect speed and memory, not the result.
     for neutral in ("threads", "max_memory_bytes"):
         config["engine"].pop(neutral)
     config["reuse"].pop("enabled")

@@ -1,7 +1,7 @@
 """Gives the finished output of a job its name, in one atomic step.
 
-Everything happens relative to a descriptor of the output's folder, so that a folder that is
-exchanged meanwhile leads nothing elsewhere.
+Everything is relative to a descriptor of the output's folder, so replacing the folder in the
+meantime cannot redirect anything.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from srstream.files import give_name
 from srstream.jobs.failpoints import failpoint
 
 _Entry = tuple[str, int | None]
-"""A name, and a descriptor of the folder that it is in; None: the name is a whole path."""
+"""A name, and a descriptor of its folder; None: the name is a full path."""
 
 
 def part_name(directory: Path) -> str:
-    """Return the name beside the output for its copy, if the job's folder is elsewhere."""
+    """Return the name of the output's copy next to it, if the job's folder is elsewhere."""
     return f".{directory.name}.srstream-part"
 
 
 def identity(name: str, folder: int | None) -> list[int] | None:
-    """Return the device and inode of an entry, a link not followed; None if there is none."""
+    """Return the device and inode of an entry, without following links; None if there is none."""
     try:
         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
@@ -37,7 +37,7 @@ def identity(name: str, folder: int | None) -> list[int] | None:
 
 @contextlib.contextmanager
 def output_folder(output: Path, given: int | None) -> Iterator[int]:
-    """A descriptor of the output's folder: the one that is `given`, or opened by its path."""
+    """Yield a descriptor of the output's folder: `given`, or opened by its path."""
     if given is not None:
         yield given
         return
@@ -59,12 +59,12 @@ def publish(
 ) -> None:
     """Give the assembled file the name of the output; replace an existing file if `overwrite`.
 
-    Where the file cannot be moved from the job's folder it is first copied beside its name: between
-    file systems, and between two mounts of one, as containers and systemd make them.
+    If the file cannot be moved from the job's folder, it is first copied next to its final name:
+    across file systems, and across two mounts of one, as containers and systemd create them.
 
     Args:
         part_name: the name of that copy.
-        before_naming: is called with the identity of the file, right before it gets the name.
+        before_naming: called with the file's identity right before it gets the name.
 
     Raises:
         JobError: another file has the name.

@@ -1,8 +1,8 @@
 """The inner loop of a job: moves frames from the decoder through the enhancer to the encoder.
 
 The loop waits for whichever comes first: a message from the decoder, a tile that the engine has
-completed, or room at the encoder. None of the three blocks it, so it works whatever their speeds
-are. A stage that stands still is noticed and named (`stall.py`).
+completed, or room at the encoder. None of the three blocks it, whatever their speeds are. A stalled
+stage is detected and named (`stall.py`).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from srstream.sandbox.decoder import (
 from srstream.sandbox.transport import END, ERROR, FRAME, FrameReceiver
 
 POLL_SECONDS = 0.2
-"""The longest time after which a request to stop is noticed."""
+"""The longest delay until a stop request is noticed."""
 
 _DEATH_SECONDS = 1.0
-"""Time in which the last messages of a decoder that has ended arrive."""
+"""Time for the last messages of a decoder that has ended to arrive."""
 
 
 class DecoderDiedError(SrstreamError):
@@ -52,7 +52,7 @@ class DecoderDiedError(SrstreamError):
 
 @dataclass(frozen=True, slots=True)
 class SegmentCuts:
-    """The first pts of each segment; the first segment holds all earlier frames too."""
+    """The first pts of each segment; the first segment also holds all earlier frames."""
 
     starts: tuple[int, ...]
 
@@ -66,14 +66,14 @@ class SegmentCuts:
 
 @dataclass(frozen=True, slots=True)
 class SegmentTask:
-    """The segments of a job that are not done: from `first_number` to the end of the input.
+    """The remaining segments of a job: from `first_number` to the end of the input.
 
-    Each one that is finished becomes a `SegmentRecord`.
+    Each finished one becomes a `SegmentRecord`.
     """
 
     first_number: int
     anchor: SegmentRecord | None
-    """The last segment that holds a frame and is done; decoding resumes behind that frame."""
+    """The last finished segment that holds a frame; decoding resumes after that frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +89,13 @@ class Worker:
     """Drives one pass from the resume point to the end of the input.
 
     Args:
-        stage: begins and returns frames; wakes the `wakeup` when it has done something, as the
+        stage: starts and returns frames; wakes the `wakeup` when it has done something, as the
             encoder does.
-        on_alive: called at least once a second as long as something gets on.
-        should_stop: asked at every segment's end; True ends the pass there.
-        is_aborted: asked all the time; True ends the pass with `InterruptedJobError`.
-        stall_seconds: in which something must move; see `stall.py`.
-        start: starts the decoder's process; its log comes second.
+        on_alive: called at least once a second while anything makes progress.
+        should_stop: asked at the end of each segment; True ends the pass there.
+        is_aborted: asked continually; True ends the pass with `InterruptedJobError`.
+        stall_seconds: time in which something must move; see `stall.py`.
+        start: starts the decoder's process; its second argument is the log.
     """
 
     def __init__(
@@ -123,9 +123,9 @@ class Worker:
         self._stall_seconds, self._start = stall_seconds, start
         self._received: deque[Frame] = deque()
         self._is_in_line = False
-        """Whether the next frame goes to the engine as soon as that has room."""
+        """Whether the next frame goes to the engine as soon as there is room."""
         self._pending: deque[tuple[int, Frame] | Cut] = deque()
-        """Frames that the stage holds, and cuts behind them."""
+        """Frames that the stage holds, and the cuts after them."""
         self._finished: deque[_Finished | Cut] = deque()
         self._is_receiving = True
         self._is_told_of_end = False
@@ -134,12 +134,12 @@ class Worker:
         self._last: Frame | None = None
 
     def run(self, request: DecodeRequest, first_number: int) -> DecodeOutcome | None:
-        """Work until the end (the outcome) or a stop asked for at a segment's end (None).
+        """Work until the end (the outcome), or until a stop at the end of a segment (None).
 
         Raises:
-            DecoderDiedError: the child ended too early, or did nothing and was killed.
+            DecoderDiedError: the child ended too early, or was idle and was killed.
             InterruptedJobError: `is_aborted` said so.
-            StalledError: engine or encoder have something to do and do nothing.
+            StalledError: the engine or the encoder has work but does nothing.
         """
         self._number = first_number
         try:
@@ -156,7 +156,7 @@ class Worker:
 
     @contextmanager
     def _decoder(self, request: DecodeRequest, receiver: FrameReceiver) -> Iterator[Child]:
-        """Run the child, which may read the source but open no file by its name."""
+        """Run the child, which may read the source but cannot open files by name."""
         log_path = self._store.directory / "decoder.log"
         given = request.source_descriptor
         with opened_source(request.path, given) as source, log_path.open("wb") as log:
@@ -171,7 +171,7 @@ class Worker:
             child.end()
 
     def _work(self, receiver: FrameReceiver, child: Child) -> None:
-        """Do what can be done until everything is done; wait only while nothing can be."""
+        """Do what is possible until everything is done; wait only while nothing is."""
         watch = StallWatch(child.pid, self._stall_seconds, self._on_alive)
         death = _Death(child)
         try:
@@ -194,7 +194,7 @@ class Worker:
             death.close()
 
     def _wait(self, receiver: FrameReceiver, watch: StallWatch, death: _Death) -> None:
-        """Sleep until something can be done; raise if nothing ever will."""
+        """Sleep until something is possible; raise if nothing ever will be."""
         if self._is_receiving and death.is_certain() and not self._holds_frames():
             raise DecoderDiedError(f"the decoder process ended unexpectedly ({death.status}).")
         sources: list[Any] = [receiver.socket, *death.awaited()] if self._is_receiving else []
@@ -276,12 +276,12 @@ class Worker:
             return True
         stop = self._should_stop()
         self._cut_until(self._number + 1 if stop else number)
-        # A segment is the same whatever came before it, also after a resume.
+        # A segment's frames must not depend on what came before it, so a resume reproduces them.
         self._stage.forget()
         return not stop
 
     def _cut_until(self, number: int) -> None:
-        """Close the current segment, and those without frames before `number`."""
+        """Close the current segment, and empty ones before `number`."""
         while self._number < number:
             last_hash = "" if self._last is None else frame_hash(self._last)
             self._pending.append(Cut(self._number, last_hash))
@@ -290,7 +290,7 @@ class Worker:
         self._keep_cuts()
 
     def _keep(self, enhanced: Sequence[Frame]) -> bool:
-        """Keep enhanced frames for the encoder, and each cut behind the frames before it."""
+        """Keep enhanced frames for the encoder, and each cut after the frames before it."""
         for frame in enhanced:
             entry = self._pending.popleft()
             assert not isinstance(entry, Cut)
@@ -304,7 +304,7 @@ class Worker:
             self._pending.popleft()
 
     def _hand_over(self, receiver: FrameReceiver) -> bool:
-        """Give the encoder what it has room for, and release the source frames."""
+        """Give the encoder as much as it has room for, and release the source frames."""
         moved = False
         while self._finished:
             entry = self._finished[0]
@@ -343,7 +343,7 @@ class _Death:
         return [self._descriptor] if self._seen_at is None else []
 
     def is_certain(self) -> bool:
-        """Return whether the child ended so long ago that no message can be under way."""
+        """Return whether the child ended long enough ago that all its messages have arrived."""
         if self._child.status is None:
             return False
         if self._seen_at is None:

@@ -1,4 +1,4 @@
-"""Tells a job that makes progress, however slowly, from one that hangs.
+"""Distinguishes a job that makes progress, however slowly, from one that hangs.
 
 A tile of a large network on a busy machine takes minutes, and so may a slow encoder; unlike a hang,
 both use the processor. A job is therefore stalled when for a minute no message arrived, no tile was
@@ -22,7 +22,7 @@ WORKING_THREADS = "srstream-"
 
 _LOOK_SECONDS = 1.0
 _SHARE = 0.01
-"""The share of a core; a stage that uses less over the whole time does not work."""
+"""Share of a core; a stage that uses less over the whole time is not working."""
 _TIMES_LONGER = 10
 """A decoder may compute this many times as long without reading or sending anything."""
 
@@ -43,12 +43,12 @@ class Stages:
 
     @property
     def is_decoder_due(self) -> bool:
-        """Whether the decoder is the one to act: to send a frame, or the end."""
+        """Whether the decoder must act next: send a frame, or the end."""
         return not self.decoder_has_ended and self.credit_bytes > 0
 
     @property
     def is_working(self) -> bool:
-        """Whether the engine or the encoder has something to do."""
+        """Whether the engine or the encoder has work to do."""
         return bool(self.num_received or self.num_in_engine or self.num_at_encoder)
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ class StallWatch:
 
     Args:
         pid: the decoder's process.
-        on_alive: called about once a second as long as there is a sign of life.
+        on_alive: called about once a second while there is a sign of life.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class StallWatch:
         self._threads = _working_threads()
         self._waited_seconds = self._unlooked_seconds = self._used_seconds = 0.0
         self._silent_seconds = 0.0
-        """Since the decoder last sent or read something."""
+        """Time since the decoder last sent or read something."""
 
     @property
     def limit_seconds(self) -> float:
@@ -120,7 +120,7 @@ class StallWatch:
         )
 
     def _look(self, stages: Stages) -> None:
-        """Look for signs of life of the stages that have work to do."""
+        """Look for signs of life in the stages that have work to do."""
         position, before = bytes_read(self._pid), self._position
         self._position = position
         if position != before:
@@ -146,8 +146,8 @@ class StallWatch:
 def _working_threads() -> dict[int, float]:
     """Return the processor time of each thread that may belong to an engine or an encoder.
 
-    These are the threads of libraries, which Python does not know, and the Python threads with our
-    prefix; the thread that draws a progress bar is not one of them.
+    These are library threads, which Python does not know, and Python threads with the prefix; the
+    thread that draws a progress bar is not one of them.
     """
     others = {
         thread.native_id

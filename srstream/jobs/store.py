@@ -1,7 +1,7 @@
-"""The job's own folder: a lock, a SQLite journal and the segments that are done.
+"""The job's folder: a lock, a SQLite journal and the finished segments.
 
-The folder lies beside the output (`.NAME.srstream`), on the same file system, so that publishing is
-one rename. A segment is encoded to a temporary name, fsynced, renamed and journaled, in this order.
+The folder is next to the output (`.NAME.srstream`), on the same file system, so publishing is one
+rename. A segment is encoded under a temporary name, fsynced, renamed and journaled, in this order.
 Files that the journal does not name are deleted.
 """
 
@@ -28,7 +28,7 @@ from srstream.media.types import SegmentFile
 from srstream.sqlite import open_journal
 
 _MAX_NAME_BYTES = 255
-_DAMAGED = " Use --restart to begin anew."
+_DAMAGED = " Use --restart to start over."
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS job (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS segment (
@@ -68,7 +68,7 @@ def job_directory(output: Path) -> Path:
 
 @contextlib.contextmanager
 def disk_errors(doing: str, place: Path, advice: str = "") -> Iterator[None]:
-    """Turn a full disk into `DiskFullError`, which says that the job can be resumed."""
+    """Turn a full disk into `DiskFullError`, whose message says that the job can be resumed."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -85,9 +85,9 @@ class JobStore:
     """The folder of one job, held by an exclusive lock while open.
 
     Args:
-        directory: where the folder is; None: beside the output.
+        directory: where the folder is; None: next to the output.
         output_folder: a descriptor of the folder in which the output gets its name, for callers
-            who must be sure that it is that very folder; None: opened by its path when needed.
+            who must be sure that it is exactly that folder; None: opened by its path when needed.
         fresh: begin with an empty journal.
 
     Raises:
@@ -102,7 +102,7 @@ class JobStore:
         output_folder: int | None = None,
         fresh: bool = False,
     ) -> None:
-        # Absolute: to libav a relative name with a colon is a protocol.
+        # Absolute: libav takes a relative name with a colon for a protocol.
         self.output = output.absolute()
         self.directory = job_directory(self.output) if directory is None else directory
         self._output_folder = output_folder
@@ -141,20 +141,20 @@ class JobStore:
         self._lock.close()
 
     def get(self, key: str) -> Any:
-        """The value noted under `key`, None if there is none."""
+        """Return the value stored under `key`; None if there is none."""
         with disk_errors("reading the journal", self.directory, _DAMAGED):
             row = self._database.execute("SELECT value FROM job WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def put(self, key: str, value: Any) -> None:
-        """Note `value` (JSON) under `key`, durably."""
+        """Store `value` (JSON) under `key`, durably."""
         with disk_errors("writing the journal", self.directory):
             self._database.execute(
                 "INSERT OR REPLACE INTO job VALUES (?, ?)", (key, json.dumps(value))
             )
 
     def segments(self) -> list[SegmentRecord]:
-        """The segments that are done, in order; a gap or a missing file ends the list."""
+        """Return the finished segments in order; a gap or a missing file ends the list."""
         records: list[SegmentRecord] = []
         with disk_errors("reading the journal", self.directory, _DAMAGED):
             rows = self._database.execute(_ALL_SEGMENTS).fetchall()
@@ -220,7 +220,7 @@ class JobStore:
                     array("q", pts).tobytes(),
                     last_duration,
                     last_frame_hash,
-                    "{}",  # the column of what earlier versions counted
+                    "{}",  # the column of statistics that earlier versions wrote
                 ),
             )
         failpoint("segment.journaled")
@@ -232,10 +232,10 @@ class JobStore:
         return self.directory / f"output{self.output.suffix}"
 
     def publish(self, *, overwrite: bool) -> None:
-        """Give the assembled output its name: atomically; an existing file only with `overwrite`.
+        """Name the assembled output atomically; replace an existing file only if `overwrite`.
 
         Raises:
-            JobError: the output's name was taken meanwhile; the job is kept.
+            JobError: the output's name was taken in the meantime; the job is kept.
         """
         with disk_errors("publishing the output", self.output):
             fsync_path(self.assembled_path)
@@ -252,7 +252,7 @@ class JobStore:
         failpoint("output.published")
 
     def _note_publishing(self, file: list[int]) -> None:
-        """Journal which file gets the name, so that a run after a kill knows its own output."""
+        """Journal which file gets the name, so a run after a kill recognizes its own output."""
         self.put("publishing", file)
         self.put("state", "publishing")
         failpoint("output.publishing")
@@ -277,10 +277,10 @@ class JobStore:
 
 
 def _open_lock(directory: Path) -> BinaryIO:
-    """The job's lock file, opened for the lock.
+    """Open the job's lock file for locking.
 
     Raises:
-        JobError: the folder or the file is a link: it would lead the job's work elsewhere.
+        JobError: the folder or the file is a link, which would redirect the job's work.
     """
     try:
         folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -1,4 +1,4 @@
-"""`srstream plan`: the decisions of a job as data, and as a page to read."""
+"""`srstream plan`: the decisions about a job as data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SCAN_SECONDS = 1.0
 
 
 class StreamSummary(BaseModel):
-    """What becomes of one stream."""
+    """What happens to one stream."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -69,7 +69,7 @@ class PlanSummary(BaseModel):
     estimated_output_bytes: int
     estimated_memory_bytes: int
     device_prediction: str | None = None
-    """For `--device`: a prediction of a paper model, not a measurement."""
+    """For `--device`: the prediction of a paper model, not a measurement."""
 
 
 def plan_summary(
@@ -80,7 +80,7 @@ def plan_summary(
     `device` names an entry of `DEVICES`, for which a speed is predicted.
 
     Raises:
-        SrstreamError: as `make_plan` raises it.
+        SrstreamError: as in `make_plan`.
     """
     spec = None if device is None else device_spec(device)
     plan = make_plan(source, output, config, deadline_seconds=_SCAN_SECONDS)

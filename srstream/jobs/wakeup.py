@@ -1,4 +1,4 @@
-"""One thread waits for whichever of several things comes first."""
+"""Lets one thread wait for whichever of several events comes first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Wakeup:
     """Lets a thread sleep until another thread, a socket or a descriptor wakes it.
 
     `wait` may return without a reason, and one return may stand for many calls of `wake`, so the
-    caller must look at everything again. A `wake` while it looks ends the next `wait` at once.
+    caller must check everything again. A `wake` during that check ends the next `wait` at once.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Wakeup:
         self._is_closed = False
 
     def wake(self) -> None:
-        """End the current `wait`, or the next one; any thread may call this, also after `close`."""
+        """End the current `wait`, or the next one; any thread may call it, also after `close`."""
         with self._lock:
             if not self._is_closed:
                 os.eventfd_write(self._descriptor, 1)

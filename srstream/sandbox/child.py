@@ -1,4 +1,4 @@
-"""How a child process is started, talked to and ended; every child of srstream uses this.
+"""Starts, talks to and ends a child process; every child of srstream uses this.
 
 The two processes talk over a pair of connected sockets without a name. The child finds its end as
 its standard input. A message is a pydantic model as JSON, after its length in bytes as a big-endian
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import asyncio
 
 CONFINED: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-"""Variables for a child that confines itself: threads that NumPy starts earlier would stay free."""
+"""Variables for a child that confines itself: NumPy's early threads would stay unconfined."""
 
 _MAX_MESSAGE_BYTES = 256 << 20
 _CHUNK_BYTES = 1 << 20
@@ -41,7 +41,7 @@ _Order = TypeVar("_Order", bound=BaseModel)
 
 
 def packed(message: BaseModel) -> bytes:
-    """The bytes of a message on a channel."""
+    """Return the bytes of a message on a channel."""
     content = message.model_dump_json(exclude_computed_fields=True).encode()
     return _LENGTH.pack(len(content)) + content
 
@@ -229,8 +229,8 @@ def take_order(kind: type[_Order], *, outlives_parent: bool = False) -> tuple[Ch
     From then on the kernel kills this process when the thread that started it ends.
 
     Args:
-        outlives_parent: the child has something left to do when its parent is killed, and ends by
-            itself after the end of the channel.
+        outlives_parent: the child has work left when its parent is killed, and ends by itself
+            after the channel closes.
 
     Raises:
         EOFError: the parent has gone.

@@ -33,10 +33,10 @@ def confine(
     network: bool = False,
     devices: bool = False,
 ) -> tuple[str, ...]:
-    """Give up for good what decoding does not need; return the names of the measures in force.
+    """Permanently give up what decoding does not need; return the names of the measures in force.
 
-    Call it after all imports, before media is read and before other threads start: Landlock holds
-    only for threads that start afterwards, and the name counts those that run already. The names:
+    Call it after all imports, before media is read and before other threads start: Landlock applies
+    only to threads that start afterwards, and its name counts those that already run. The names:
     "no_new_privs", "rlimits", "capabilities", "landlock N" with the kernel's ABI, "seccomp".
 
     Args:
@@ -117,7 +117,7 @@ class _CapabilitySets(ctypes.Structure):
 
 
 def _drop_capabilities() -> bool:
-    """Drop all capabilities but that of reading files regardless of their owner."""
+    """Drop all capabilities except reading files regardless of their owner."""
     header, found = _CapabilityHeader(_CAPABILITY_VERSION_3, 0), _CapabilitySets()
     if _libc.capget(ctypes.byref(header), ctypes.byref(found)) != 0:
         return False
@@ -142,7 +142,7 @@ _FILE_RIGHTS = {1: (1 << 13) - 1, 2: _MOVE, 3: _TRUNCATE, 5: _IOCTL}
 """The rights that each ABI adds. Every right that the kernel knows needs a rule that grants it."""
 _TCP_RIGHTS, _TCP_SINCE = 0b11, 4
 _SCOPES, _SCOPES_SINCE = 0b11, 6
-"""Abstract unix sockets and signals: only within the same confinement."""
+"""Abstract unix sockets and signals: allowed only within the same confinement."""
 
 
 class _Ruleset(ctypes.Structure):
@@ -216,7 +216,7 @@ def _grant(ruleset: int, descriptor: int, rights: int) -> None:
 
 
 def _needed_by_python() -> list[tuple[str, int]]:
-    """Return the paths of what is loaded late (modules, shared objects), with their rights."""
+    """Return the paths of what Python loads late (modules, shared objects), with their rights."""
     own = str(Path(__file__).resolve().parents[1])
     library = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     # A .pth file may have added the packages of another environment.
@@ -230,7 +230,7 @@ def _needed_by_python() -> list[tuple[str, int]]:
     ]
 
 
-# seccomp, through libseccomp, which knows the numbers of the calls on every architecture
+# seccomp, through libseccomp, which knows the system call numbers of every architecture
 
 _ALLOW, _ERROR = 0x7FFF0000, 0x00050000
 _ATTRIBUTE_TSYNC = 4
@@ -244,7 +244,7 @@ _REFUSED_CALLS = (
     *("execve", "execveat", "fork", "vfork", "ptrace", "process_vm_readv", "process_vm_writev"),
     *("pidfd_open", "pidfd_getfd", "pidfd_send_signal", "rt_sigqueueinfo", "rt_tgsigqueueinfo"),
     *("tkill", "kcmp", "process_madvise", "setpriority", "ioprio_set"),
-    # rings, whose work no filter sees
+    # rings, whose operations bypass the filter
     *("io_uring_setup", "io_uring_enter", "io_uring_register"),
     # administration of the kernel
     *("bpf", "perf_event_open", "userfaultfd", "keyctl", "add_key", "request_key", "syslog"),
@@ -322,7 +322,7 @@ def _refuse(
 ) -> bool:
     call = library.seccomp_syscall_resolve_name(name.encode())
     if call < 0:
-        return True  # not on this architecture, or younger than the library
+        return True  # not on this architecture, or newer than the library
     compared = (_ArgumentCompared * len(conditions))(*(_ArgumentCompared(*c) for c in conditions))
     action = _ERROR | number
     done = library.seccomp_rule_add_array(context, action, call, len(conditions), compared)

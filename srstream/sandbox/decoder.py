@@ -32,8 +32,8 @@ from srstream.sandbox.transport import FrameSender, endpoint
 class DecodeRequest(BaseModel):
     """The order of the decoder: what to decode and where to send the frames.
 
-    `anchor_pts` and `anchor_hash` identify the last frame of the part that is done. The child sends
-    the frames after it only if it decodes that very frame again.
+    `anchor_pts` and `anchor_hash` identify the last frame of the finished part. The child sends the
+    frames after it only if it decodes exactly that frame again.
 
     `source_descriptor` is the source, opened by the parent; `path` is then only its name in
     messages. `memory_bytes` bounds the child's address space beyond its own code.
@@ -68,7 +68,7 @@ class DecodeRequest(BaseModel):
 class DecodeOutcome(BaseModel):
     """What the decoder reports at the end of the input.
 
-    `stopped_at_seconds` is set where a salvaged decode ended early.
+    `stopped_at_seconds` is set if a decode with `salvage` ended early.
     """
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
@@ -132,7 +132,7 @@ def frames_from(decoder: Decoder, request: DecodeRequest) -> Iterator[Frame]:
             if frame.pts < awaited:
                 continue
             if frame.pts != awaited or frame_hash(frame) != request.anchor_hash:
-                raise LookupError("the frame before the resume point is another one")
+                raise LookupError("the frame before the resume point is a different one")
             awaited = None
             continue
         if request.window.start_pts is not None and frame.pts < request.window.start_pts:
@@ -174,7 +174,7 @@ def run(request: DecodeRequest, sender: FrameSender) -> None:
 
 
 def _confine(request: DecodeRequest) -> tuple[str, ...]:
-    """Take every right but that to the source; return the names of the measures in force."""
+    """Give up all rights except to the source; return the names of the measures in force."""
     show_as(request.opened_path, request.path)
     with opened_source(request.path, request.source_descriptor) as source:
         return confine(
@@ -200,7 +200,7 @@ def main() -> int:
         sender.fail(
             ResumeMismatchError(
                 f"{request.path}: decoding it again gave other frames than before. "
-                "Use --restart to begin anew."
+                "Use --restart to start over."
             )
         )
     except MemoryError:

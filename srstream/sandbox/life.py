@@ -1,4 +1,4 @@
-"""Signs that another process, or a thread of this one, gets on: bytes read and processor time."""
+"""Signs that another process, or a thread of this one, makes progress: reads and CPU time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The child process that probes, assembles and verifies untrusted media.
 
-Run as `python -m srstream.sandbox.media_child` by `InChild`; its order is an `Opening`. Every
-further message is a step, answered by messages of progress and one reply. It dies with its parent.
+Run as `python -m srstream.sandbox.media_child` by `InChild`; its order is an `Opening`. Every later
+message is a step, answered by progress messages and one reply. It dies with its parent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PROGRESS_SECONDS = 0.25
 
 
 class _Progress:
-    """Sends at most a few messages of progress a second."""
+    """Sends at most a few progress messages per second."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel, self._last = channel, 0.0
@@ -41,7 +41,7 @@ def source_path(opening: Opening) -> Path:
 
 
 def serve(opening: Opening, channel: Channel) -> None:
-    """Do one step after the other until the parent closes the channel."""
+    """Do one step after another until the parent closes the channel."""
     with suppress(EOFError):
         while (message := channel.receive()) is not None:
             channel.send(_answer(opening, message, channel))

@@ -1,7 +1,7 @@
-"""The steps of a job that read its source, other than decoding: here or in a confined child.
+"""The steps of a job that read its source, other than decoding; each can run in a confined child.
 
-The command line does them in its own process, on files of its own user. The daemon does them all in
-`media_child.py`.
+The command line runs them in its own process, on its own user's files. The daemon runs them all
+in `media_child.py`.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Verify(Step[Receipt]):
     window: TimeWindow
     sample: int
     plan: OutputPlan
-    """The plan announces what becomes of each stream; the witness finds out the rest by itself."""
+    """What the plan announces for each stream; the witness determines the rest by itself."""
 
     def perform(self, source: Path, on_progress: OnProgress | None) -> Receipt:
         return verify(source, self.output, window=self.window, sample=self.sample, plan=self.plan)
@@ -162,7 +162,7 @@ class InProcess:
 
 
 class Opening(BaseModel):
-    """The order of a child: the only things that it may read or write."""
+    """The order of a child: everything that it may read or write."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -176,7 +176,7 @@ class Opening(BaseModel):
 
 AnyStep = Probe | TryOutput | Scan | ChooseRestore | Assemble | Verify
 STEP: TypeAdapter[AnyStep] = TypeAdapter(Annotated[AnyStep, Field(discriminator="step")])
-"""Every further message to the child."""
+"""Every later message to the child."""
 
 
 class Answer(BaseModel):
