@@ -285,7 +285,7 @@ def _require_encoder(codec: str) -> str:
             "prores_ks."
         ) from None
     if encoder.type != "video":
-        raise RefusedError(f"{codec} is not a video encoder; use libx264, for example.")
+        raise RefusedError(f"{codec} is no video encoder; use libx264, for example.")
     return str(encoder.name)
 
 

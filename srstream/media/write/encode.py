@@ -105,7 +105,7 @@ class SegmentEncoder:
         """
         if not self._pts:
             self.abandon()
-            raise EncodeError(f"{self._path.name}: a segment without frames cannot be encoded.")
+            raise EncodeError(f"{self._path.name}: a segment without a frame cannot be encoded.")
         self._is_closed = True
         with libav_errors(self._path, "the segment cannot be finished", kind=EncodeError):
             self._mux(self._stream.encode(None))
