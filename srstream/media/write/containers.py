@@ -119,7 +119,7 @@ def container_for(path: Path) -> Container:
     names = ", ".join(extension for c in CONTAINERS.values() for extension in c.extensions)
     what = f"cannot write {path.suffix}" if path.suffix else "its name has no extension"
     if path.suffix.lower() in _PICTURE_SUFFIXES:
-        what = "a video cannot be written as a picture"
+        what = "a video becomes a video and no picture"
     raise RefusedError(f"{path.name}: {what}; name an output that ends in one of {names}.")
 
 

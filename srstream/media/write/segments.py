@@ -69,7 +69,7 @@ def check_segments(segments: Sequence[SegmentFile]) -> SegmentCheck:
             extradata = found
         elif found != extradata:
             raise EncodeError(
-                f"{segment.path.name}: the segment's encoder settings differ from those of "
+                f"{segment.path.name}: the segment was encoded with other settings than "
                 f"{segments[0].path.name}. Run the job again with --restart."
             )
         if any(b <= a for a, b in zip(segment.pts, segment.pts[1:], strict=False)) or (
