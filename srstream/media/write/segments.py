@@ -130,7 +130,7 @@ def _ranks(pts: list[int | None], segment: SegmentFile) -> array[int]:
     known = sorted(p for p in pts if p is not None)
     if len(pts) != len(segment.pts) or len(known) != len(pts) or len(set(known)) != len(known):
         raise EncodeError(
-            f"{segment.path.name}: the segment holds {len(known)} packets with a time, but "
+            f"{segment.path.name}: the segment holds {len(known)} packets with a time, "
             f"{len(segment.pts)} frames were encoded. Run the job again to redo the segment."
         )
     return array("I", (bisect_left(known, p) for p in pts if p is not None))
