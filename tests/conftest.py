@@ -23,7 +23,8 @@ DATA = Path(os.environ.get("SRSTREAM_DATA", REPOSITORY.parent / "shared" / "data
 NUM_CORES = len(os.sched_getaffinity(0))
 
 # A helper's assertion says what it compared, as a test's does.
-pytest.register_assert_rewrite("tests.support.frames", "tests.support.inbox")
+for helpers in ("control", "encode", "enhancer", "frames", "inbox", "segments", "systemd", "witness"):
+    pytest.register_assert_rewrite(f"tests.support.{helpers}")
 
 # A busy machine is no failure; pytest's own timeout ends what hangs.
 settings.register_profile("srstream", deadline=None)
