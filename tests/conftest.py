@@ -23,8 +23,9 @@ DATA = Path(os.environ.get("SRSTREAM_DATA", REPOSITORY.parent / "shared" / "data
 NUM_CORES = len(os.sched_getaffinity(0))
 
 # A helper's assertion says what it compared, as a test's does.
-for helpers in ("control", "encode", "enhancer", "frames", "inbox", "segments", "systemd", "witness"):
-    pytest.register_assert_rewrite(f"tests.support.{helpers}")
+for helpers in (REPOSITORY / "tests" / "support").glob("*.py"):
+    if helpers.stem != "paths":  # imported by now, and without any
+        pytest.register_assert_rewrite(f"tests.support.{helpers.stem}")
 
 # A busy machine is no failure; pytest's own timeout ends what hangs.
 settings.register_profile("srstream", deadline=None)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 from srstream.protocol import control as protocol
-from tests.daemon.zmq.test_control import Connection
 from tests.support import control
+from tests.support.control_clients import Connection
 from tests.support.paths import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "protocol.md").read_text()
