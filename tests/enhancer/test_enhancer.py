@@ -3,80 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
 
 import cv2
 import numpy as np
 import pytest
 
-from srstream.color import code_range, convert_codes, is_full_range, rgb_to_yuv_matrix
-from srstream.config import EngineConfig, ModelConfig, ReuseConfig
+from srstream.color import code_range, convert_codes
+from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.openvino.engine import OpenVinoEngine
 from srstream.enhancer import enhancer as module
 from srstream.enhancer.enhancer import Enhancer
-from srstream.errors import EngineError, EngineMemoryError, RefusedError
-from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout
-from srstream.models.table import (
-    ModelSpec,
-    Stack,
-    available_models,
-    model_spec,
-    weights_path,
+from srstream.errors import EngineError, RefusedError
+from srstream.frame import ColorSpec, PlaneLayout
+from srstream.models.table import available_models, model_spec, weights_path
+from tests.support.enhancer import (
+    COLOR_SPECS,
+    FAST,
+    HEIGHT,
+    LIMITED,
+    WIDTH,
+    YUV420,
+    color_bars,
+    engine_of,
+    enhance,
+    frame_of,
+    noise_frame,
+    output,
+    planes_of,
+    repeating_engine,
+    size,
+    smaller,
+    video,
 )
-from tests.support.networks import (
-    biased_network,
-    black_network,
-    made_network,
-    nearest_network,
-    repeating_network,
-)
+from tests.support.networks import biased_network, black_network
 
-TIME_BASE = Fraction(1, 1000)
-WIDTH, HEIGHT = 96, 56
-YUV420 = PlaneLayout("yuv", 8, 1, 1)
-LIMITED = ColorSpec(1, 1, 1, False, 1)
-
-
-FAST = model_spec("fast")
 ALPHA10 = PlaneLayout("yuv", 10, 1, 1, has_alpha=True)
-
-
-def engine_of(path, folder, threads=2, spec=FAST):
-    return OpenVinoEngine(
-        EngineConfig(threads=threads),
-        ModelConfig(weights=str(path)),
-        spec,
-        cache_dir=folder / "cache",
-    )
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    return engine_of(made_network(folder / "made.onnx", layers=4), folder)
-
-
-@pytest.fixture(scope="module")
-def nearest(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("nearest")
-    return engine_of(nearest_network(folder / "nearest.onnx"), folder)
-
-
-COLOR_SPECS = {
-    "yuv420": ModelSpec("balanced", "yuv420", Stack((6, 6))),
-    "rgb": ModelSpec("srgan", "rgb", Stack((6, 6))),
-}
-
-
-def repeating_engine(name, tmp_path_factory):
-    """An engine for several planes whose output is its input, repeated."""
-    folder, spec = tmp_path_factory.mktemp(name), COLOR_SPECS[name]
-    return engine_of(repeating_network(folder / "made.onnx", spec), folder, spec=spec)
-
-
-@pytest.fixture(scope="module", params=COLOR_SPECS)
-def color_engine(request, tmp_path_factory):
-    return repeating_engine(request.param, tmp_path_factory)
 
 
 SHIPPED = [
@@ -93,95 +54,6 @@ def any_engine(request, nearest, tmp_path_factory):
         return repeating_engine(request.param, tmp_path_factory)
     folder = tmp_path_factory.mktemp("shipped")
     return engine_of(weights_path(request.param), folder, spec=model_spec(request.param))
-
-
-def video(layout, color=LIMITED, width=WIDTH, height=HEIGHT):
-    return FrameForm(width, height, layout, color)
-
-
-def output(layout, color=LIMITED, width=4 * WIDTH, height=4 * HEIGHT):
-    return FrameForm(width, height, layout, color)
-
-
-def frame_of(planes, layout, color=LIMITED, pts=0):
-    height, width = planes[0].shape
-    return Frame(tuple(planes), layout, width, height, pts, TIME_BASE, color=color)
-
-
-def noise_frame(layout, color=LIMITED, width=WIDTH, height=HEIGHT, pts=0):
-    rng = np.random.default_rng(pts)
-    planes = [
-        cv2.GaussianBlur(
-            rng.integers(0, 1 << layout.bits, layout.plane_shape(i, width, height)).astype(
-                layout.dtype
-            ),
-            (5, 5),
-            0,
-        )
-        for i in range(layout.num_planes)
-    ]
-    return frame_of(planes, layout, color, pts)
-
-
-def enhance(engine, frame, out, source=None):
-    enhancer = Enhancer(engine, source or video(frame.layout, frame.color, *size(frame)), out)
-    (enhanced,) = [*enhancer.push(frame), *enhancer.drain()]
-    enhancer.close()
-    assert (enhanced.width, enhanced.height) == (out.width, out.height)
-    assert enhanced.layout == out.layout
-    assert enhanced.color == out.color
-    for index, plane in enumerate(enhanced.planes):
-        assert plane.shape == out.layout.plane_shape(index, out.width, out.height)
-        assert plane.dtype == out.layout.dtype
-        assert plane.flags.c_contiguous
-        assert int(plane.max()) < 1 << out.layout.bits
-    return enhanced
-
-
-def size(frame):
-    return frame.width, frame.height
-
-
-def color_bars(width=448, height=64):
-    """R'G'B' in [0, 1], (H, W, 3), with a gray ramp over eight bars of 75 %."""
-    picture = np.zeros((height, width, 3))
-    picture[: height // 2] = np.linspace(0, 1, width)[None, :, None]
-    for bar in range(8):
-        columns = slice(bar * width // 8, (bar + 1) * width // 8)
-        picture[height // 2 :, columns] = [0.75 * (bar >> n & 1) for n in (2, 1, 0)]
-    return picture
-
-
-def planes_of(picture, layout, color):
-    """The picture's codes; chroma, sited in the center, is the mean of its luma samples."""
-    full = is_full_range(color, layout)
-    luma = code_range(layout.bits, full)
-    chroma = code_range(layout.bits, full, is_chroma=True)
-
-    def codes(values, scale):
-        return np.clip(np.rint(values * scale.span + scale.zero), 0, scale.peak).astype(
-            layout.dtype
-        )
-
-    if layout.kind == "rgb":
-        planes = [codes(picture[..., n], luma) for n in (1, 2, 0)]
-    elif layout.kind == "gray":
-        planes = [codes(picture @ rgb_to_yuv_matrix(1)[0], luma)]
-    else:
-        yuv = picture @ rgb_to_yuv_matrix(color.matrix).T
-        shape = layout.plane_shape(1, picture.shape[1], picture.shape[0])
-        small = [
-            cv2.resize(np.ascontiguousarray(yuv[..., n]), shape[::-1], interpolation=cv2.INTER_AREA)
-            for n in (1, 2)
-        ]
-        planes = [codes(yuv[..., 0], luma), *(codes(plane, chroma) for plane in small)]
-    if layout.has_alpha:
-        planes.append(np.tile(codes(np.linspace(0, 1, picture.shape[1]), luma), (len(picture), 1)))
-    return planes
-
-
-def smaller(plane, shape):
-    return cv2.resize(plane.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
 
 
 KINDS = [
@@ -482,99 +354,3 @@ def test_a_network_that_is_off_in_color_leaves_the_source_s(tmp_path):
     for before, after in zip(frame.planes, enhanced.planes, strict=True):
         difference = smaller(after, before.shape) - before
         assert abs(difference.mean()) < 0.3
-
-
-class SmallDevice:
-    """An engine whose device has no memory for large tiles, or for two sizes at once."""
-
-    def __init__(self, engine, max_pixels, max_sessions=10):
-        self.engine, self.max_pixels, self.max_sessions = engine, max_pixels, max_sessions
-        self.capabilities = replace(engine.capabilities, takes_any_shape=False)
-        self.asked, self.num_open = [], 0
-
-    def open_session(self, tile, on_done=None):
-        self.asked.append(tile.shape)
-        if tile.shape[0] * tile.shape[1] > self.max_pixels or self.num_open >= self.max_sessions:
-            raise EngineMemoryError(f"no memory for {tile.shape}")
-        session = self.engine.open_session(tile, on_done)
-        self.num_open += 1
-        close = session.close
-
-        def closed():
-            self.num_open -= 1
-            close()
-
-        session.close = closed
-        return session
-
-
-def enhanced(engine, frames, layout=YUV420):
-    stage = Enhancer(engine, video(layout), output(layout))
-    made = [done for frame in frames for done in stage.push(frame)] + stage.drain()
-    stage.close()
-    return made
-
-
-def test_tiles_are_halved_until_the_device_has_memory_for_them(made, caplog):
-    frames = [noise_frame(YUV420, pts=pts) for pts in range(4)]
-    small = SmallDevice(made, max_pixels=1500)
-    for one, other in zip(enhanced(small, frames), enhanced(made, frames), strict=True):
-        assert all(map(np.array_equal, one.planes, other.planes))
-    areas = [rows * columns for rows, columns in small.asked]
-    assert areas[0] == WIDTH * HEIGHT
-    assert areas == sorted(areas, reverse=True)
-    assert areas[-1] <= 1500 < areas[-2]
-    assert len(areas) <= 6  # once and for all, not frame by frame
-    assert "tiles are halved" in caplog.text
-
-
-def test_a_device_without_memory_for_the_smallest_tile_is_an_error(made):
-    stage = Enhancer(SmallDevice(made, max_pixels=10), video(YUV420), output(YUV420))
-    with pytest.raises(EngineMemoryError, match=r"the frame at 0\.000 s.*cannot be smaller"):
-        stage.push(noise_frame(YUV420))
-    stage.close()
-
-
-def test_sessions_of_other_sizes_make_room_before_tiles_are_halved(made):
-    small = SmallDevice(made, max_pixels=10_000, max_sessions=1)
-    frames = [noise_frame(YUV420, width=w, pts=n) for n, w in enumerate([WIDTH, 64, WIDTH, 64])]
-    for one, other in zip(enhanced(small, frames), enhanced(made, frames), strict=True):
-        assert all(map(np.array_equal, one.planes, other.planes))
-    assert {(HEIGHT, WIDTH), (HEIGHT, 64)} == set(small.asked)
-
-
-@pytest.mark.parametrize("reuse", [True, False])
-def test_engines_are_swapped_between_two_frames(reuse, made, nearest, tmp_path):
-    same = noise_frame(YUV420)
-    frames = [replace(same, pts=pts) for pts in range(6)]
-    stage = Enhancer(made, video(YUV420), output(YUV420), reuse=ReuseConfig(enabled=reuse))
-    out = [done for frame in frames[:3] for done in stage.push(frame)]
-    out += stage.replace_engine(nearest)
-    assert len(out) == 3
-    out += [done for frame in frames[3:] for done in stage.push(frame)] + stage.drain()
-    stage.close()
-    assert [frame.pts for frame in out] == list(range(6))
-    for index, frame in enumerate(out):
-        (expected,) = enhanced(made if index < 3 else nearest, [same])
-        assert all(map(np.array_equal, frame.planes, expected.planes))
-
-
-def test_a_swap_to_another_model_and_back(made, color_engine):
-    frames = [noise_frame(YUV420, pts=pts) for pts in range(3)]
-    stage = Enhancer(made, video(YUV420), output(YUV420))
-    out = stage.push(frames[0]) + stage.replace_engine(color_engine)
-    out += stage.push(frames[1]) + stage.replace_engine(made)
-    out += stage.push(frames[2]) + stage.drain()
-    for frame, engine, source in zip(out, [made, color_engine, made], frames, strict=True):
-        (expected,) = enhanced(engine, [source])
-        assert all(map(np.array_equal, frame.planes, expected.planes))
-
-
-def test_an_engine_of_another_scale_is_refused_and_the_old_one_goes_on(made):
-    twice = SmallDevice(made, 10_000)
-    twice.capabilities = replace(twice.capabilities, scale=2)
-    stage = Enhancer(made, video(YUV420), output(YUV420))
-    first = stage.push(noise_frame(YUV420))
-    with pytest.raises(RefusedError, match="2 times"):
-        stage.replace_engine(twice)
-    assert len(first + stage.push(noise_frame(YUV420, pts=1)) + stage.drain()) == 2

@@ -13,7 +13,7 @@ from srstream.enhancer.enhancer import Enhancer
 from srstream.enhancer.fair_queue import Round, SharedStage, WaitingStage
 from srstream.enhancer.stage import Stage
 from srstream.frame import Frame
-from tests.enhancer.test_enhancer import YUV420, engine_of, noise_frame, output, video
+from tests.support.enhancer import YUV420, engine_of, noise_frame, output, video
 from tests.support.networks import made_network
 
 

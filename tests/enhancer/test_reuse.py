@@ -20,9 +20,9 @@ from srstream.enhancer.enhancer import Enhancer
 from srstream.enhancer.reuse import RECTANGLE_PIXELS, CellGrid, Memory, ResampledPlane
 from srstream.frame import ColorSpec, PlaneLayout
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack, model_spec, weights_path
-from tests.enhancer.test_enhancer import YUV420, frame_of, output, video
 from tests.models.test_registry import luma_of
 from tests.support import clips
+from tests.support.enhancer import YUV420, frame_of, output, video
 from tests.support.networks import model_network
 
 WIDTH, HEIGHT = 96, 72

@@ -181,7 +181,7 @@ def test_auto_restores_the_more_the_harder_a_clip_was_compressed(tmp_path):
 
 def test_frames_become_rgb_in_every_layout():
     from srstream.frame import ColorSpec, PlaneLayout
-    from tests.enhancer.test_enhancer import color_bars, frame_of, planes_of
+    from tests.support.enhancer import color_bars, frame_of, planes_of
 
     picture = color_bars(64, 48)
     for layout, matrix, full in [

@@ -26,10 +26,7 @@ from srstream.errors import ServiceError, UsageError
 from srstream.frame import ColorSpec, Frame, FrameForm
 from srstream.media.layouts import extract_planes, layout_of
 from srstream.protocol import addresses
-from srstream.protocol.frames import (
-    ProtocolError,
-    layout_named,
-)
+from srstream.protocol.frames import ProtocolError, layout_named
 from tests.support.frames import (
     FORMS,
     LARGE,
