@@ -1,10 +1,10 @@
-"""Crops of what methods make of the same low resolution, beside the original, as a PNG file.
+"""Crops of several methods' output from the same low resolution, next to the original, as PNG.
 
     python benchmarks/crops.py CLIP:20:120,80,160,120 ... -m bicubic -m srgan:detail=1 -o sheet.png
 
-A place is a clip, the number of its frame, and x, y, width and height in it. The original is
-shrunk to a quarter through 4:2:0, as video has it, and with `--crf` encoded by x264 together with
-the frames before it. Pixels are shown two by two.
+A place is a clip, a frame number, and x, y, width and height within the frame. The original is
+downscaled to a quarter through 4:2:0, like video, and with `--crf` encoded by x264 together with
+the frames before it. Each pixel is shown as 2x2.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
         "-m", "--method", action="append", required=True, metavar="NAME[:KNOB=SHARE]"
     )
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--crf", type=float, help="of x264, for low resolution")
+    parser.add_argument("--crf", type=float, help="x264's CRF for low resolution")
     arguments = parser.parse_args()
     methods = [method(name) for name in arguments.method]
     rows = [label_row([*(m.name for m in methods), "original"], arguments.places[0])]

@@ -1,9 +1,9 @@
-"""What training runs reached, over the hours they had: a plot, and the figures behind it.
+"""Plots the scores of training runs over their hours, and saves the figures behind the plot.
 
     pip install matplotlib
     python benchmarks/curves.py LABEL=RUN/log.jsonl[+RUN2/log.jsonl ...] ... --svg FILE --json FILE
 
-A label's runs follow one another: each goes on from the weights of the one before it.
+The runs of a label follow each other: each starts from the weights of the one before it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("curves", nargs="+", metavar="LABEL=LOG[+LOG]")
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--hours", default="hours on a core", help="what the hours are counted by")
+    parser.add_argument("--hours", default="hours on a core", help="unit of the hours")
     arguments = parser.parse_args()
     curves = {}
     for argument in arguments.curves:
@@ -41,14 +41,14 @@ def main() -> None:
 
 
 def read(logs: list[Path]) -> Curve:
-    """The validations of runs that go on from one another."""
+    """Return the validations of consecutive runs."""
     curve, before = Curve(), 0.0
     for log in logs:
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         curve += [
             (round(before + line["elapsed_seconds"] / 3600, 4), line["score"])
             for line in lines
-            # What a later run begins with, the one before it has told.
+            # The previous run has already recorded the start of a later one.
             if line["event"] == "validate" and (not before or line["iteration"])
         ]
         before += lines[-1]["elapsed_seconds"] / 3600
@@ -56,7 +56,7 @@ def read(logs: list[Path]) -> Curve:
 
 
 def draw(curves: dict[str, Curve], hours: str, path: Path) -> None:
-    plt.rcParams["svg.hashsalt"] = "srstream"  # the same curves, the same file
+    plt.rcParams["svg.hashsalt"] = "srstream"  # makes the file reproducible
     figure, axes = plt.subplots(figsize=(8, 5))
     for label, curve in curves.items():
         axes.plot(*zip(*curve, strict=True), label=label, linewidth=1.3)

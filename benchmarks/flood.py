@@ -1,11 +1,11 @@
-"""How long valid clients of a daemon wait while others flood its sockets, beside quiet, in one run.
+"""How long a daemon's valid clients wait during a flood of its sockets, compared with no flood.
 
     chrt -r 1 python benchmarks/flood.py [--seconds 8] [--flooders 3] [KIND ...]
 
-Starts a daemon. One client pushes frames of 96x64 one by one, one opens a session and ends it, one
-asks for `health`, each a process of its own and each all the time. With `chrt` they and the daemon
-go before the machine's other work, and before the flooders: what is measured is the daemon. Memory
-is the largest seen of the process that serves the socket, in MB.
+Starts a daemon. One client pushes 96x64 frames one by one, one opens a session and ends it, one
+asks for `health`; each is its own process and never pauses. Under `chrt`, they and the daemon
+have priority over the machine's other work and over the flooders, so that the result reflects the
+daemon. Memory is the peak of the process that serves the socket, in MB.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def ask_for_health(_: str, control: str) -> None:
 VALID = {"frame": push_frames, "hello": open_sessions, "health": ask_for_health}
 
 
-# --- flooders: each prints now and then how many messages it sent
+# --- flooders: each prints from time to time how many messages it sent
 
 
 def count(number: int) -> None:
@@ -156,7 +156,7 @@ def parts(frames: str, _: str) -> None:
 
 
 def heartbeats(frames: str, _: str) -> None:
-    """Nothing wrong with any of them."""
+    """Send well-formed heartbeats only."""
     client = dealer(frames)
     client.send_multipart([b"HELLO", json.dumps(HELLO).encode()])
     wait_for(client, b"READY")
@@ -196,7 +196,7 @@ def endless_small(frames: str, _: str) -> None:
 
 
 def connections(frames: str, _: str) -> None:
-    """A new one for each message."""
+    """Open a new connection for each message."""
     number = 0
     while True:
         try:
@@ -215,7 +215,7 @@ FLOODS: dict[str, Callable[[str, str], None]] = {
 
 
 def be_ordinary() -> None:
-    """Flooders wait for a processor like any other program, whatever this one was started with."""
+    """Schedule flooders like ordinary programs, whatever priority this one was started with."""
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     os.setpriority(os.PRIO_PROCESS, 0, 0)
 
@@ -242,14 +242,14 @@ class Other:
 
 
 def serving(daemon: psutil.Process, kind: str) -> psutil.Process:
-    """The process whose memory counts."""
+    """Return the process whose memory counts."""
     if kind == "bad_control":
         return daemon
     return next(it for it in daemon.children() if "workers.main" in " ".join(it.cmdline()))
 
 
 def phase(kind: str, daemon: psutil.Process, folder: Path, options: Any) -> None:
-    """The valid clients for some seconds, beside a flood."""
+    """Run the valid clients for some seconds during a flood."""
     process = serving(daemon, kind)
     valid = {name: Other(name, folder) for name in VALID}
     while not all(len(it.values()) > 3 for it in valid.values()):

@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py [--seconds 10 600] [--json]
 
-The sample clip is encoded again and again until it is long enough. What is
-printed is the highest resident set size (RSS) of the command and its child together, sampled five
-times a second, and the ratio of long to short.
+The sample clip is encoded repeatedly until it is long enough. The output is the peak resident set
+size (RSS) of the command and its child together, sampled five times a second, and the ratio of
+the long clip's peak to the short one's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAMPLE = Path(__file__).parent.parent / "samples" / "nasa_13013.mp4"
 
 
 def make_clip(path: Path, size: tuple[int, int], seconds: float) -> None:
-    """Write the sample's small video again and again, resized once, until it lasts `seconds`."""
+    """Write the sample's small video repeatedly, resized once, until it lasts `seconds`."""
     with av.open(str(SAMPLE)) as source:
         pictures = [
             frame.reformat(*size, format="yuv420p", threads=1)
@@ -44,7 +44,7 @@ def make_clip(path: Path, size: tuple[int, int], seconds: float) -> None:
 
 
 def peak_bytes(source: Path, output: Path) -> int:
-    """Enhance and return the highest memory of the process and its children."""
+    """Enhance and return the peak memory of the process and its children."""
     process = psutil.Popen(
         [sys.executable, "-m", "srstream.cli.main", "enhance", str(source), "-o", str(output)],
         stderr=subprocess.PIPE,

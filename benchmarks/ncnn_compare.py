@@ -1,8 +1,8 @@
-"""ncnn beside OpenVINO, float32, one thread: `python benchmarks/ncnn_compare.py [--srgan FILE]`.
+"""ncnn next to OpenVINO, float32, one thread: `python benchmarks/ncnn_compare.py [--srgan FILE]`.
 
-The engines are measured in turns, the network alone, on a tile of noise of 320x180; medians. Give
-`--srgan` the `.safetensors` of a generator to measure that too. Pin it to a core that is idle:
-`taskset -c 1`.
+The engines take turns; the network alone is timed, on a 320x180 tile of noise, and the median is
+reported. Pass the `.safetensors` file of a generator as `--srgan` to measure that too. Pin the
+process to an idle core: `taskset -c 1`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def compare(model: ModelConfig, repeats: int) -> None:
-    """Prints both engines' milliseconds a frame and how far their codes are apart."""
+    """Print both engines' milliseconds per frame and how far their codes differ."""
     spec = model_spec(model.name)
     random = np.random.default_rng(0)
     tile = [random.integers(0, 256, SHAPE, np.uint8) for _ in range(spec.form.num_input_planes)]

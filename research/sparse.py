@@ -3,7 +3,7 @@
 R. Timofte, V. De Smet, L. Van Gool, "A+: Adjusted Anchored Neighborhood Regression for Fast
 Super-Resolution", ACCV 2014. A dictionary of low-resolution patch features is learned by sparse
 coding (scikit-learn); each of its atoms is an anchor with a linear map, ridge-regressed from the
-training patches closest to it, from features to what bicubic enlargement lacks of the original.
+closest training patches, from features to the part of the original that bicubic lacks.
 """
 
 from __future__ import annotations
@@ -33,45 +33,45 @@ PATCH = PATCH_LR * SCALE
 
 GRADIENT = np.array([-1.0, 0.0, 1.0])
 SECOND = np.array([1.0, 0.0, -2.0, 0.0, 1.0]) / 2
-"""The features: both along rows and columns of the enlarged picture (Zeyde et al., 2010)."""
+"""The features: both filters along rows and columns of the enlarged picture (Zeyde, 2010)."""
 
 Matrix = NDArray[np.float32]
 
 
 class SparseConfig(Section):
-    """How dictionaries are learned: the whole of `configs/sparse.toml`."""
+    """The learning of dictionaries: all of `configs/sparse.toml`."""
 
     model: Literal["sparse"] = "sparse"
-    seed: int = Field(default=1, ge=0, lt=2**32, description="of patches and dictionary")
+    seed: int = Field(default=1, ge=0, lt=2**32, description="seed of patches and dictionary")
     num_atoms: int = Field(default=512, ge=2, le=8192, description="size of the dictionary")
     num_patches: int = Field(
         default=300_000, ge=1000, le=5_000_000, description="drawn from all pictures together"
     )
     num_dictionary_patches: int = Field(
-        default=60_000, ge=500, le=1_000_000, description="of them, what the dictionary sees"
+        default=60_000, ge=500, le=1_000_000, description="how many of them the dictionary sees"
     )
     num_nonzero: int = Field(
-        default=3, ge=1, le=16, description="atoms that a patch is made of while it is learned"
+        default=3, ge=1, le=16, description="atoms per patch while the dictionary is learned"
     )
     num_neighbours: int = Field(
-        default=2048, ge=16, le=16384, description="training patches that an anchor's map sees"
+        default=2048, ge=16, le=16384, description="training patches for each anchor's map"
     )
-    ridge: float = Field(default=0.1, gt=0, description="of the regression")
+    ridge: float = Field(default=0.1, gt=0, description="regularization of the regression")
     variance_kept: float = Field(default=0.9999, gt=0, lt=1, description="by the features' PCA")
     quiet_share: float = Field(
         default=0.5,
         ge=0,
         lt=1,
-        description="of the patches, those that vary least: brought to unit length they are noise",
+        description="share of the patches that vary least: at unit length they are noise",
     )
 
 
 @dataclass(frozen=True)
 class Dictionaries:
-    """What was learned. d features after PCA, n atoms."""
+    """The learned dictionaries. d features after PCA, n atoms."""
 
     components: Matrix
-    """(d, 4 PATCH^2), from raw features; they have no mean to speak of, none is taken off."""
+    """(d, 4 PATCH^2), from raw features; their mean is negligible and not subtracted."""
     atoms: Matrix
     """(n, d), of unit length."""
     maps: Matrix
@@ -84,7 +84,7 @@ class Dictionaries:
 
 
 def load_sparse_config(path: Path) -> SparseConfig:
-    """The checked config, or `ConfigError` saying what is wrong."""
+    """Return the checked config, or raise `ConfigError` with the mistakes."""
     return read_config(path, SparseConfig)
 
 
@@ -105,7 +105,7 @@ def learn_dictionaries(config: SparseConfig, folder: Path) -> Dictionaries:
     features, missing = _training_patches(paths, config, random)
     if len(features) * (1.0 - config.quiet_share) <= config.num_neighbours:
         raise UsageError(
-            f"{folder}: {len(features)} patches can be had of its pictures; that leaves fewer "
+            f"{folder}: its pictures yield {len(features)} patches; that leaves fewer "
             f"than num_neighbours = {config.num_neighbours}"
         )
     pca = PCA(config.variance_kept, svd_solver="full").fit(features[: 20 * features.shape[1]])
@@ -137,7 +137,7 @@ def learn_dictionaries(config: SparseConfig, folder: Path) -> Dictionaries:
 
 
 def sparse_upscaler(dictionaries: Dictionaries) -> Upscaler:
-    """Luma by the nearest anchor's map, patch by patch, overlaps averaged; chroma by bicubic."""
+    """Apply the nearest anchor's map to each luma patch, averaging overlaps; bicubic on chroma."""
 
     def upscale(lr: LowResolution) -> Enlarged:
         height, width = (side * SCALE for side in lr.shape)
@@ -163,7 +163,7 @@ def save_dictionaries(dictionaries: Dictionaries, path: Path) -> None:
 
 
 def load_dictionaries(path: Path) -> Dictionaries:
-    """What `save_dictionaries` wrote, or `WeightsError`."""
+    """Read what `save_dictionaries` wrote, or raise `WeightsError`."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].tobytes())
@@ -177,7 +177,7 @@ def load_dictionaries(path: Path) -> Dictionaries:
 def _training_patches(
     paths: list[Path], config: SparseConfig, random: np.random.Generator
 ) -> tuple[Matrix, Matrix]:
-    """(N, 4 PATCH^2) features and (N, PATCH^2) what bicubic lacks, shuffled."""
+    """Return shuffled features (N, 4 PATCH^2) and what bicubic lacks (N, PATCH^2)."""
     features, missing = [], []
     share = -(-config.num_patches // len(paths))
     for path in paths:
@@ -201,7 +201,7 @@ def _training_patches(
 
 
 def _feature_planes(plane_HW: Plane) -> Matrix:
-    """(4, H, W): first and second derivatives along x and y."""
+    """Return (4, H, W): first and second derivatives along x and y."""
     one = np.ones(1)
     plane = plane_HW.astype(np.float32)
     kernels = [(GRADIENT, one), (one, GRADIENT), (SECOND, one), (one, SECOND)]
@@ -209,14 +209,14 @@ def _feature_planes(plane_HW: Plane) -> Matrix:
 
 
 def _patches_at(planes_CHW: Matrix, places: NDArray[np.intp]) -> Matrix:
-    """(N, C PATCH^2) of the patches whose first samples lie at `places` (N, 2)."""
+    """Return (N, C PATCH^2) of the patches whose first samples lie at `places` (N, 2)."""
     windows = np.lib.stride_tricks.sliding_window_view(planes_CHW, (PATCH, PATCH), axis=(1, 2))
     chosen = windows[:, places[:, 0], places[:, 1]]  # (C, N, PATCH, PATCH)
     return np.ascontiguousarray(chosen.swapaxes(0, 1)).reshape(len(places), -1)
 
 
 def _anchor_map(atom: Matrix, directions: Matrix, missing: Matrix, config: SparseConfig) -> Matrix:
-    """(PATCH^2, d): ridge regression over the training patches nearest to an atom (eq. 7)."""
+    """Return (PATCH^2, d): ridge regression over the training patches nearest an atom (eq. 7)."""
     closeness = np.abs(directions @ atom)
     nearest = np.argpartition(-closeness, config.num_neighbours - 1)[: config.num_neighbours]
     x, y = directions[nearest], missing[nearest]
@@ -225,7 +225,7 @@ def _anchor_map(atom: Matrix, directions: Matrix, missing: Matrix, config: Spars
 
 
 def _missing(bicubic_HW: Plane, dictionaries: Dictionaries) -> Plane:
-    """What the maps add to a bicubic enlargement."""
+    """Return what the maps add to a bicubic enlargement."""
     height, width = bicubic_HW.shape
     if min(height, width) < PATCH:
         return np.zeros_like(bicubic_HW)

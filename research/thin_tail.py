@@ -1,6 +1,6 @@
-"""SRGAN's generator with a tail that costs next to nothing, to train its body by.
+"""SRGAN's generator with a tail that costs next to nothing, for training its body.
 
-Upsampling and the 9x9 tail are half of an iteration and hold few of the layers.
+Upsampling and the 9x9 tail take half of an iteration and hold few of the layers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.networks import ResearchNetwork, weights_bytes
 class ThinTailed(ResearchNetwork):
     """Head, blocks and long skip of a generator, then k3n48s1, PixelShuffle(4) and its tanh.
 
-    The generator's own upsampling and tail stay as they are and get no gradients.
+    The generator's own upsampling and tail stay unchanged and get no gradients.
     """
 
     def __init__(self, generator: Generator) -> None:
@@ -34,7 +34,7 @@ class ThinTailed(ResearchNetwork):
         return (0.5 * (torch.tanh(functional.pixel_shuffle(x, self.spec.scale)) + 1.0),)
 
     def folded(self) -> ThinTailed:
-        """The same without BN, as it is measured."""
+        """Return the same network without BN, the form in which it is measured."""
         plain = copy.deepcopy(self).eval()
         generator = fold(self.generator)
         assert isinstance(generator, Generator)

@@ -1,8 +1,8 @@
-"""Where weights come from: training, evaluation and export of srstream's networks."""
+"""The training, evaluation and export of srstream's networks."""
 
 
 def main() -> None:
-    """The console script `srtrain`; says how to install what it needs where that is missing."""
+    """Run the console script `srtrain`; if a dependency is missing, say how to install it."""
     try:
         from trainer.cli import main as run
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""`srtrain`: parse, call, print."""
+"""`srtrain`: parses arguments, calls the trainer and prints results."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def train(
     run_dir: Annotated[Path, typer.Option(help="where the checkpoint and the log go")],
     hours: Annotated[
         float | None,
-        typer.Option(min=1e-4, help="length by the clock, shared evenly by the config's stages"),
+        typer.Option(min=1e-4, help="training time, split evenly among the config's stages"),
     ] = None,
     base: Annotated[
-        Path | None, typer.Option(help="safetensors weights to go on from, of the same model")
+        Path | None, typer.Option(help="safetensors weights of the same model to start from")
     ] = None,
     validation: Annotated[
         Path | None, typer.Option(help="folder of pictures to validate on, for example Set5")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="go on from the checkpoint in RUN-DIR")] = False,
+    resume: Annotated[bool, typer.Option(help="continue from the checkpoint in RUN-DIR")] = False,
 ) -> None:
-    """Train a model; SIGTERM or Ctrl-C stops it with a checkpoint, --resume goes on."""
+    """Train a model; SIGTERM or Ctrl-C saves a checkpoint and stops, --resume continues."""
     from trainer.run import start_run
 
     loaded = load_config(config)
@@ -63,7 +63,7 @@ def train(
 def evaluate(
     models: Annotated[
         list[str],
-        typer.Argument(help="models' names, runs' folders, .onnx, .safetensors, .npz, `bicubic`"),
+        typer.Argument(help="model names, run folders, .onnx, .safetensors, .npz, `bicubic`"),
     ],
     test_sets: Annotated[
         list[Path] | None,
@@ -75,32 +75,32 @@ def evaluate(
     ] = None,
     crf: Annotated[
         list[float] | None,
-        typer.Option(min=0, max=51, help="x264's, of the clips; repeatedly; none: not encoded"),
+        typer.Option(min=0, max=51, help="x264's CRF for the clips; repeatable; none: not encoded"),
     ] = None,
-    frames: Annotated[int, typer.Option(min=1, help="of each clip")] = 24,
+    frames: Annotated[int, typer.Option(min=1, help="frames of each clip")] = 24,
     restore: Annotated[
-        str, typer.Option(help="0 to 1, or auto: as `srstream enhance` would choose for a clip")
+        str, typer.Option(help="0 to 1, or auto: what `srstream enhance` would choose for a clip")
     ] = "0",
-    detail: Annotated[float, typer.Option(min=0, max=1, help="as `srstream enhance` has it")] = 0.0,
+    detail: Annotated[float, typer.Option(min=0, max=1, help="as in `srstream enhance`")] = 0.0,
     precision: Annotated[
-        Precision, typer.Option(help="of models by name, as `srstream enhance` has it")
+        Precision, typer.Option(help="for models given by name, as in `srstream enhance`")
     ] = "float32",
     subsampled: Annotated[
-        bool, typer.Option("--subsampled", help="pictures go through 4:2:0, as video does")
+        bool, typer.Option("--subsampled", help="pass pictures through 4:2:0, as video does")
     ] = False,
-    judge: Annotated[bool, typer.Option(help="measure the perceptual distance too")] = True,
+    judge: Annotated[bool, typer.Option(help="also measure the perceptual distance")] = True,
     lpips: Annotated[
         Path | None,
-        typer.Option(help="judge by LPIPS: torchvision's vgg16-397923af.pth; with --lpips-heads"),
+        typer.Option(help="measure LPIPS: torchvision's vgg16-397923af.pth; with --lpips-heads"),
     ] = None,
     lpips_heads: Annotated[
-        Path | None, typer.Option(help="weights/v0.1/vgg.pth of PyPI's lpips")
+        Path | None, typer.Option(help="weights/v0.1/vgg.pth from PyPI's lpips")
     ] = None,
     save: Annotated[
-        list[Path] | None, typer.Option(help="where the table goes: .md or .json; repeatedly")
+        list[Path] | None, typer.Option(help="where to save the table: .md or .json; repeatable")
     ] = None,
 ) -> None:
-    """Measure models, runs and baselines on test sets and on compressed clips, beside bicubic."""
+    """Measure models, runs and baselines on test sets and compressed clips, next to bicubic."""
     from trainer.run import compare
 
     comparison = compare(
@@ -123,9 +123,9 @@ def evaluate(
 @app.command()
 def calibrate(
     weights: Annotated[Path, typer.Argument(help="a .safetensors file with its .onnx beside it")],
-    data: Annotated[Path, typer.Option(help="folder of pictures, best those it was trained on")],
+    data: Annotated[Path, typer.Option(help="folder of pictures, ideally the training pictures")],
 ) -> None:
-    """Measure what a network needs to run in 8 bits (`srstream enhance --precision int8`)."""
+    """Measure the ranges that a network needs to run in int8 (`srstream enhance --precision`)."""
     from trainer.ship.calibrate import calibrate as write_ranges
 
     show(str(write_ranges(weights, data)))
@@ -134,24 +134,24 @@ def calibrate(
 @app.command()
 def finetune(
     videos: Annotated[
-        list[Path], typer.Option("--video", help="one's own; may be given repeatedly")
+        list[Path], typer.Option("--video", help="your own video; may be given repeatedly")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="the .safetensors file to write")],
-    hours: Annotated[float, typer.Option(min=1e-4, help="longest time to train")],
+    hours: Annotated[float, typer.Option(min=1e-4, help="maximum training time")],
     base: Annotated[
         str, typer.Option(help="a model's name, one of its sets (fast.restore), or .safetensors")
     ] = "fast",
     originals: Annotated[
         list[Path] | None,
-        typer.Option("--hr", help="the videos at 4 times the size, in their order, if there are"),
+        typer.Option("--hr", help="the videos at 4 times the size, in the same order, if any"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the patches and the damage")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the patches and the degradation")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="threads PyTorch computes with")] = 2,
-    resume: Annotated[bool, typer.Option(help="go on with the run beside the output")] = False,
+    resume: Annotated[bool, typer.Option(help="continue the run next to the output")] = False,
 ) -> None:
-    """Make a model better on one's own video, and prove it on scenes it has not seen.
+    """Fine-tune a model on your own video, and verify it on held-out scenes.
 
-    Exit code 1, and no weights, where it did not become better.
+    Exits with code 1, and writes no weights, if the model did not improve.
     """
     from trainer.finetune import FineTuning
     from trainer.finetune import finetune as run_finetune
@@ -168,7 +168,7 @@ def finetune(
 
 @app.command()
 def sparse(
-    config: Annotated[Path, typer.Argument(help="TOML file, as configs/sparse.toml")],
+    config: Annotated[Path, typer.Argument(help="TOML file, such as configs/sparse.toml")],
     data: Annotated[Path, typer.Option(help="folder of pictures to learn from")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the .npz file to write")],
 ) -> None:
@@ -196,7 +196,7 @@ def export(
         Path | None, typer.Option(help="safetensors weights to mix in; with --mix-share")
     ] = None,
     mix_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="how much of the result they are")
+        float | None, typer.Option(min=0, max=1, help="their share of the result")
     ] = None,
     note: Annotated[str, typer.Option(help="a paragraph for the card")] = "",
 ) -> None:
@@ -256,7 +256,7 @@ def _spell_out(record: logging.LogRecord) -> bool:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     handler = RichHandler(console=plain_console())
     handler.addFilter(_spell_out)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])

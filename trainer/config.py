@@ -1,4 +1,4 @@
-"""What a training run may be told: one class per table of the TOML file."""
+"""The settings of a training run: one class per table of the TOML file."""
 
 import tomllib
 from pathlib import Path
@@ -16,11 +16,12 @@ class Section(BaseModel):
 class NetworkSection(Section):
     """Deviations from the model's entry in the table, for comparisons.
 
-    Weights so made are not those of the model: `srtrain evaluate` reads the run, `export` refuses.
+    Weights trained with them are not weights of the model: `srtrain evaluate` reads the run, but
+    `export` refuses it.
     """
 
     colour: Literal["luma", "yuv420", "rgb"] | None = Field(
-        default=None, description="stacks: which planes go in and come out"
+        default=None, description="stacks: which planes are the input and the output"
     )
     widths: tuple[Annotated[int, Field(ge=1, le=512)], ...] | None = Field(
         default=None, min_length=1, description="stacks: channels of the hidden layers"
@@ -28,58 +29,62 @@ class NetworkSection(Section):
     signed_input: bool | None = Field(
         default=None,
         description="srgan: the network is given [-1, 1] (article), not [0, 1] (paper); "
-        "the one deviation that a weight file can say of itself",
+        "the one deviation that a weight file can record",
     )
     batch_norm: bool = Field(
-        default=True, description="srgan: with BN, as drawn, or without: they fold to one network"
+        default=True,
+        description="srgan: with BN, as drawn, or without; both fold to one network",
     )
     num_blocks: int | None = Field(
         default=None,
         ge=1,
         le=64,
-        description="srgan: residual blocks, where not the table's; --base grows them to the whole",
+        description="srgan: number of residual blocks, if not the table's; --base grows them later",
     )
     thin_tail: bool = Field(
         default=False,
         description="srgan: one 3x3 convolution in place of upsampling and tail, to train the body "
-        "for half the price; --base takes the body to the whole network",
+        "at half the cost; --base moves the body into the whole network",
     )
     flat: bool = Field(
         default=False,
         description="stacks: flat input comes out flat and unshifted by construction: the taps of "
-        "the last convolution add up to zero; the same network to whoever runs it",
+        "the last convolution add up to zero; the inference network is the same",
     )
 
     def deviations(self) -> list[str]:
-        """What makes it another network than the table's."""
+        """What distinguishes the network from the table's."""
         made_alike = {"batch_norm", "signed_input", "flat"}
         return [name for name in self.model_dump(exclude_defaults=True) if name not in made_alike]
 
 
 class AugmentationSection(Section):
-    """What files have and rounded photographs lack: each share is of the patches.
+    """Variations that real files have and rounded photographs lack; shares are shares of patches.
 
-    Planes stay in the networks' own form, luma at 16 to 235 of 255.
+    Planes stay in the networks' own form: luma is 16 to 235 of 255.
     """
 
     dark_share: float = Field(
-        default=0.15, ge=0, le=1, description="black to white brought to 1..24 to 32..120"
+        default=0.15, ge=0, le=1, description="black to white mapped to 1..24 to 32..120"
     )
     bright_share: float = Field(
-        default=0.1, ge=0, le=1, description="black to white brought to 120..208 to 225..254"
+        default=0.1, ge=0, le=1, description="black to white mapped to 120..208 to 225..254"
     )
     wide_share: float = Field(
         default=0.1,
         ge=0,
         le=1,
-        description="black to white brought to 1..16 to 235..254, beyond the nominal range",
+        description="black to white mapped to 1..16 to 235..254, beyond the nominal range",
     )
     full_range_share: float = Field(
-        default=0.25, ge=0, le=1, description="low resolution rounded as full-range 8 bits are"
+        default=0.25, ge=0, le=1, description="low resolution rounded like full-range 8 bits"
     )
-    ten_bit_share: float = Field(default=0.15, ge=0, le=1, description="rounded as 10 bits are")
+    ten_bit_share: float = Field(default=0.15, ge=0, le=1, description="rounded like 10 bits")
     unrounded_share: float = Field(
-        default=0.1, ge=0, le=1, description="not rounded; the rest as limited-range 8 bits are"
+        default=0.1,
+        ge=0,
+        le=1,
+        description="not rounded; the rest: like limited-range 8 bits",
     )
 
     @model_validator(mode="after")
@@ -87,12 +92,14 @@ class AugmentationSection(Section):
         tones = self.dark_share + self.bright_share + self.wide_share
         roundings = self.full_range_share + self.ten_bit_share + self.unrounded_share
         if max(tones, roundings) > 1 + 1e-9:
-            raise ValueError("the shares of tones, or those of roundings, are more than the whole")
+            raise ValueError(
+                "the shares of tones, or those of roundings, add up to more than the whole"
+            )
         return self
 
 
 class DataSection(Section):
-    """Which patches the network sees."""
+    """The patches that the network sees."""
 
     patch_size: int = Field(
         default=48, ge=8, le=512, description="side of a low-resolution patch, in pixels"
@@ -100,10 +107,10 @@ class DataSection(Section):
     batch_size: int = Field(default=16, ge=1, le=1024, description="patches per iteration")
     subsampled_chroma: bool = Field(
         default=False,
-        description="RGB models: low resolution goes through 4:2:0, as nearly all video has",
+        description="RGB models: low resolution goes through 4:2:0, like nearly all video",
     )
     augmentation: AugmentationSection | None = Field(
-        default=None, description="without it, patches are what limited-range 8 bits hold"
+        default=None, description="without it, patches are rounded like limited-range 8 bits"
     )
 
 
@@ -111,40 +118,40 @@ CodecName = Literal["libx264", "libx265", "mpeg2video", "libvpx-vp9"]
 
 
 class DegradationSection(Section):
-    """What low resolution went through: clips are made of the pictures, encoded and decoded."""
+    """How low resolution is degraded: pictures become clips, which are encoded and decoded."""
 
     codecs: tuple[CodecName, ...] = Field(
         default=("libx264", "libx265", "mpeg2video", "libvpx-vp9"),
         min_length=1,
-        description="drawn evenly; one named twice is drawn twice as often",
+        description="drawn uniformly; one named twice is drawn twice as often",
     )
-    min_crf: float = Field(default=18, ge=0, le=51, description="least harsh, on x264's scale")
-    max_crf: float = Field(default=36, ge=0, le=51, description="harshest, on x264's scale")
+    min_crf: float = Field(default=18, ge=0, le=51, description="mildest CRF, on x264's scale")
+    max_crf: float = Field(default=36, ge=0, le=51, description="harshest CRF, on x264's scale")
     clean_share: float = Field(
-        default=0.2, ge=0, le=1, description="of the clips that go through no codec"
+        default=0.2, ge=0, le=1, description="share of the clips that go through no codec"
     )
-    clips_per_picture: int = Field(default=2, ge=1, le=100, description="camera moves over each")
+    clips_per_picture: int = Field(default=2, ge=1, le=100, description="camera moves per picture")
     frames_per_clip: int = Field(default=8, ge=2, le=100, description="encoded together")
     kept_frames: int = Field(
-        default=2, ge=1, le=100, description="of a clip, to train on; P and B before I"
+        default=2, ge=1, le=100, description="frames of a clip to train on; P and B before I"
     )
     window: int = Field(
         default=768, ge=256, le=4096, description="side of a clip, in high-resolution pixels"
     )
-    blur_share: float = Field(default=0.2, ge=0, le=1, description="of the clips, blurred first")
+    blur_share: float = Field(default=0.2, ge=0, le=1, description="share of clips blurred first")
     max_blur: float = Field(
         default=1.2, gt=0, le=10, description="largest standard deviation, low-resolution pixels"
     )
-    noise_share: float = Field(default=0.2, ge=0, le=1, description="of the clips, with noise")
+    noise_share: float = Field(default=0.2, ge=0, le=1, description="share of clips with noise")
     max_noise: float = Field(default=6.0, gt=0, le=100, description="largest deviation, in levels")
     jpeg_share: float = Field(
-        default=0.05, ge=0, le=1, description="of the clips, each frame a JPEG picture first"
+        default=0.05, ge=0, le=1, description="share of clips whose frames are JPEG-coded first"
     )
     faithful_crf: float = Field(
-        default=18, ge=0, le=51, description="sample_knob: up to here --restore 0 is right"
+        default=18, ge=0, le=51, description="sample_knob: up to this CRF, --restore 0 is right"
     )
     restore_crf: float = Field(
-        default=36, ge=0, le=51, description="sample_knob: from here on --restore 1 is"
+        default=36, ge=0, le=51, description="sample_knob: from this CRF on, --restore 1 is right"
     )
 
     @model_validator(mode="after")
@@ -156,13 +163,13 @@ class DegradationSection(Section):
         return self
 
     def severity(self, crf: float) -> float:
-        """Return which position of `--restore`, 0 to 1, a CRF on x264's scale calls for."""
+        """Return the position of `--restore`, 0 to 1, that suits a CRF on x264's scale."""
         along = (crf - self.faithful_crf) / (self.restore_crf - self.faithful_crf)
         return min(max(along, 0.0), 1.0)
 
 
 class StageSection(Section):
-    """What every stage of a run is told: its length and its optimizer."""
+    """The settings common to all stages: length and optimizer."""
 
     hours: float | None = Field(
         default=None, gt=0, le=1000, description="length, by the run's clock; or give iterations"
@@ -185,28 +192,31 @@ class StageSection(Section):
         default=0.999, ge=0, lt=1, description="Adam: decay of the gradient's square"
     )
     clip_norm: float = Field(
-        default=1.0, ge=0, description="gradients longer than this are shortened; 0: none is"
+        default=1.0, ge=0, description="gradients are clipped to this norm; 0: not clipped"
     )
     ema: float = Field(
         default=0.999,
         ge=0,
         lt=1,
-        description="decay of the averaged weights, which are what is exported",
+        description="decay of the averaged weights, which are the ones exported",
     )
     chroma_weight: float = Field(
-        default=0.5, ge=0, le=10, description="of the loss on U and V, where a model makes them"
+        default=0.5,
+        ge=0,
+        le=10,
+        description="weight of the loss on U and V, if the model has them",
     )
     colour_weight: float = Field(
         default=0.0,
         ge=0,
         le=100,
-        description="RGB models: of the loss on U and V of the result, beside that on R, G and B",
+        description="RGB models: weight of the loss on U and V of the result, added to that on RGB",
     )
     steadiness_weight: float = Field(
         default=0.0,
         ge=0,
         le=100,
-        description="of the disagreement between two crops that are offset by 0 to 3 pixels",
+        description="weight of the disagreement between two crops that are offset by 0 to 3 pixels",
     )
 
     @model_validator(mode="after")
@@ -217,15 +227,15 @@ class StageSection(Section):
 
 
 class PixelSection(StageSection):
-    """The pixel-loss stage: how the network is fitted to the originals."""
+    """The pixel-loss stage, which fits the network to the originals."""
 
     loss: Literal["l1", "mse"] = Field(
         default="l1", description="mean absolute or mean squared difference of code values / 255"
     )
     sample_knob: bool = Field(
         default=False,
-        description="with [degradation] and --base: fit not the network but, in each batch, the "
-        "mean of it and the base at a drawn position of --restore, to damage of that severity",
+        description="with [degradation] and --base: in each batch, fit the mean of the network "
+        "and the base at a drawn position of --restore, on damage of that severity",
     )
 
 
@@ -237,62 +247,64 @@ class AdversarialSection(StageSection):
         default="srgan", description="the paper's, or a U-Net that judges each pixel"
     )
     discriminator_width: int = Field(
-        default=64, ge=4, le=256, description="channels of its first convolution"
+        default=64, ge=4, le=256, description="channels of the discriminator's first convolution"
     )
     discriminator_norm: Literal["batch", "spectral"] = Field(
-        default="batch", description="how the paper's discriminator is kept in bounds"
+        default="batch", description="normalization of the paper's discriminator"
     )
     discriminator_crop: int | None = Field(
         default=None,
         ge=16,
         le=1024,
-        description="the one crop that its dense layer is made for, in high-resolution pixels; "
-        "without it, features are pooled and any crop will do",
+        description="the only crop that its dense layer accepts, in high-resolution pixels; "
+        "without it, features are pooled and any crop works",
     )
     discriminator_learning_rate: float = Field(
-        default=1e-4, gt=0, le=1, description="of the discriminator; follows the same cycle"
+        default=1e-4, gt=0, le=1, description="the discriminator's learning rate; same cycle"
     )
     adversary: Literal["standard", "relativistic"] = Field(
         default="standard",
-        description="binary cross-entropy, or that of real against the mean of made ones",
+        description="binary cross-entropy, or that of real pictures against the mean of made ones",
     )
     perceptual: Literal["vgg19", "vgg16", "random_vgg", "efficientnet_lite2", "discriminator"] = (
-        Field(default="vgg19", description="whose features the content loss compares")
+        Field(default="vgg19", description="the network whose features the content loss compares")
     )
     perceptual_layers: tuple[str, ...] = Field(
-        default=("conv5_4",), min_length=1, description="of VGG, taken behind their ReLU"
+        default=("conv5_4",), min_length=1, description="layers of VGG, taken after their ReLU"
     )
     perceptual_weights: Path | None = Field(
-        default=None, description="file of the feature network's ImageNet weights"
+        default=None, description="file with the feature network's ImageNet weights"
     )
     perceptual_form: Literal["squared", "unit"] = Field(
         default="squared",
-        description="of features: the paper's squared error, or that of unit-length features "
+        description="distance of features: the paper's squared error, or that of unit features "
         "(LPIPS without learned weights)",
     )
-    content_weight: float = Field(default=1.0, ge=0, description="of the features' squared error")
+    content_weight: float = Field(default=1.0, ge=0, description="weight of the content loss")
     adversarial_weight: float = Field(
-        default=1e-3, ge=0, description="of the generator's adversarial loss"
+        default=1e-3, ge=0, description="weight of the generator's adversarial loss"
     )
     pixel_weight: float = Field(
-        default=0.0, ge=0, description="of the mean absolute difference, for a firmer color"
+        default=0.0, ge=0, description="weight of the mean absolute difference, to stabilize color"
     )
     ldl_weight: float = Field(
-        default=0.0, ge=0, description="of locally discriminative learning (Liang et al., 2022)"
+        default=0.0,
+        ge=0,
+        description="weight of locally discriminative learning (Liang, 2022)",
     )
     grid_weight: float = Field(
-        default=0.0, ge=0, description="of the pattern that PixelShuffle's phases leave"
+        default=0.0, ge=0, description="weight of the pattern that PixelShuffle's phases leave"
     )
     texture_weight: float = Field(
         default=0.0,
         ge=0,
-        description="of how far the local strength of detail is off, wherever it lies",
+        description="weight of the error in the local strength of detail, wherever it lies",
     )
     ramp: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="fraction of the stage in which the adversarial weight rises from nothing",
+        description="fraction of the stage in which the adversarial weight rises from zero",
     )
 
 
@@ -301,33 +313,33 @@ class RunSection(Section):
 
     num_threads: int = Field(default=2, ge=1, le=256, description="threads PyTorch computes with")
     accelerator: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto takes CUDA where it is, else the CPU"
+        default="auto", description="auto uses CUDA if available, otherwise the CPU"
     )
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
         default="32-true",
-        description="of the forward and backward pass; auto takes bf16 where the machine computes "
+        description="for the forward and backward pass; auto uses bf16 where the machine computes "
         "with it",
     )
     clock: Literal["wall", "cpu"] = Field(
         default="wall",
-        description="what a stage's hours and the validations are counted by; cpu: time on a core, "
+        description="clock for a stage's hours and the validations; cpu: time on a core, "
         "to compare runs of one thread on a busy machine",
     )
     log_seconds: float = Field(default=30.0, gt=0, description="seconds between lines of log.jsonl")
     checkpoint_minutes: float = Field(default=5.0, gt=0, description="minutes between checkpoints")
     checkpoint_iterations: int | None = Field(
-        default=None, ge=1, description="checkpoint every so many iterations as well"
+        default=None, ge=1, description="also write a checkpoint every so many iterations"
     )
     validate_minutes: float = Field(default=10.0, gt=0, description="minutes between validations")
     tensorboard: bool = Field(default=True, description="write scalars and pictures for it")
 
 
 class TrainConfig(Section):
-    """A whole training run: the stages that it has, in the order of the fields."""
+    """A whole training run, with its stages in the order of the fields."""
 
-    model: str = Field(description="name of the model, as srstream's model table has it")
+    model: str = Field(description="name of the model in srstream's model table")
     seed: int = Field(
-        default=1, ge=0, lt=2**32, description="of the initial weights and the patches"
+        default=1, ge=0, lt=2**32, description="seed of the initial weights and the patches"
     )
     network: NetworkSection = NetworkSection()
     data: DataSection = DataSection()
@@ -340,7 +352,7 @@ class TrainConfig(Section):
 
     @property
     def stages(self) -> tuple[StageSection, ...]:
-        """The stages that the run has, in order."""
+        """The stages of the run, in order."""
         return tuple(stage for stage in (self.pixel, self.adversarial) if stage is not None)
 
     @property
@@ -349,7 +361,7 @@ class TrainConfig(Section):
         return self.pixel is not None and self.pixel.sample_knob
 
     def with_hours(self, hours: float) -> Self:
-        """The same run with another length, shared evenly by its stages."""
+        """Return the same run with another length, split evenly among its stages."""
         names = [name for name in ("pixel", "adversarial") if getattr(self, name) is not None]
         length = {"hours": hours / len(names), "iterations": None}
         return self.model_copy(
@@ -357,7 +369,7 @@ class TrainConfig(Section):
         )
 
     def check_lengths(self) -> None:
-        """`UsageError` where a stage doesn't know how long it is to last."""
+        """Raise `UsageError` if a stage has no length."""
         for stage in self.stages:
             if stage.hours is None and stage.iterations is None:
                 raise UsageError(
@@ -389,7 +401,7 @@ class TrainConfig(Section):
 
 
 def load_config(path: Path) -> TrainConfig:
-    """The checked config of a run, or `ConfigError` saying which fields are wrong and why."""
+    """Return the checked config of a run, or raise `ConfigError` naming the faulty fields."""
     return read_config(path, TrainConfig)
 
 
@@ -397,7 +409,7 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 
 def read_config(path: Path, kind: type[SectionT]) -> SectionT:
-    """A TOML file as a config of this kind, or `ConfigError`."""
+    """Read a TOML file as a config of this kind, or raise `ConfigError`."""
     try:
         return kind.model_validate(tomllib.loads(path.read_text()))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`srtrain finetune`, read downward: look at the footage, train, compare, keep or roll back."""
+"""`srtrain finetune`, from top to bottom: survey the footage, train, compare, keep or roll back."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ from trainer.state import write_atomically
 log = logging.getLogger(__name__)
 
 WINDOW = 640
-"""Side of what is cut of each frame, in high-resolution pixels."""
+"""Side of the window cut from each frame, in high-resolution pixels."""
 
 MIN_GAIN_DB = 0.02
-"""On held-out frames; less is no gain that anybody sees."""
+"""The smallest gain on held-out frames that counts; less is invisible."""
 
 NUM_VALIDATIONS = 12
 PATIENCE = 4
-"""Validations without a better one, after which the run ends."""
+"""The run ends after this many validations without an improvement."""
 
 REPEATS = 2
-"""Each moment is degraded so often, differently."""
+"""How often each moment is degraded, each time differently."""
 
 
 class NoGainError(SrstreamError):
@@ -72,7 +72,7 @@ class NoGainError(SrstreamError):
 
 @dataclass(frozen=True)
 class FineTuning:
-    """What is asked for."""
+    """The request: what to fine-tune, on what, and for how long."""
 
     videos: tuple[Path, ...]
     base: str
@@ -80,14 +80,14 @@ class FineTuning:
     output: Path
     hours: float
     originals: tuple[Path, ...] = ()
-    """High-resolution versions of the videos, in their order, if there are any."""
+    """High-resolution versions of the videos, in the same order, if available."""
     seed: int = 1
     num_threads: int = 2
     resume: bool = False
 
     @property
     def run_dir(self) -> Path:
-        """Beside the output: checkpoint, log and panels of the run."""
+        """The folder next to the output with the run's checkpoint, log and panels."""
         return self.output.with_suffix(".run")
 
     @property
@@ -97,19 +97,19 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Material:
-    """The footage as the trainer wants it."""
+    """The footage in the form that the trainer needs."""
 
     pairs: list[Pair]
     held_out: list[list[TestPicture]]
     footage: Footage
     patch_size: int
     how: str
-    """In words: what low resolution went through."""
+    """A description of how the low resolution was degraded."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it; all figures on the held-out frames."""
+    """The result; all figures are measured on the held-out frames."""
 
     bicubic: Row
     base: Row
@@ -123,14 +123,14 @@ class Outcome:
 
 
 def finetune(task: FineTuning) -> Outcome:
-    """Fine-tunes a model on one's own footage and proves it.
+    """Fine-tune a model on the user's footage and verify the gain.
 
-    Writes `OUTPUT` (weights for `srstream models add`), `OUTPUT` with `.html` (the report), and the
+    Writes `OUTPUT` (weights for `srstream models add`), the report next to it (`.html`), and the
     run's folder.
 
     Raises:
-        NoGainError: the tuned model is no better on held-out frames; the report says so, too.
-        UsageError: too little footage, or no such base.
+        NoGainError: the tuned model is no better on held-out frames; the report says so too.
+        UsageError: there is too little footage, or no such base.
         MediaError: a video cannot be read.
     """
     _check_names(task)
@@ -195,7 +195,7 @@ def _check_names(task: FineTuning) -> None:
 
 
 def _validation(material: Material) -> Callable[[TrainedNetwork], Measures]:
-    """The measure that decides when to stop: on two frames of each held-out moment."""
+    """Return the measure that decides when to stop: two frames of each held-out moment."""
     few = [sequence[:: MOMENT_FRAMES // 2] for sequence in material.held_out]
     pictures = [picture for sequence in few for picture in sequence]
 
@@ -207,7 +207,7 @@ def _validation(material: Material) -> Callable[[TrainedNetwork], Measures]:
 
 
 def load_base(name: str) -> Weights:
-    """`NAME`, `NAME.SET`, a registered model or a file; `UsageError` where there is none."""
+    """Load `NAME`, `NAME.SET`, a registered model or a file; `UsageError` if there is none."""
     path = Path(name)
     if path.suffix == ".safetensors":
         return load_weights(path)
@@ -225,7 +225,7 @@ def load_base(name: str) -> Weights:
 
 
 def prepare(task: FineTuning, spec: ModelSpec) -> Material:
-    """Chooses moments and makes pairs of them; the held-out ones stay whole clips."""
+    """Choose moments and make pairs of them; the held-out ones stay whole clips."""
     if task.originals and len(task.originals) != len(task.videos):
         raise UsageError(
             f"--hr was given {len(task.originals)} times and --video {len(task.videos)} times; "
@@ -247,7 +247,7 @@ def prepare(task: FineTuning, spec: ModelSpec) -> Material:
 def _from_own_frames(
     task: FineTuning, spec: ModelSpec, footage: Footage, patch_size: int
 ) -> Material:
-    """The video's own frames are the originals; low resolution is damaged as the video is."""
+    """Use the video's frames as originals; degrade low resolution as the video is degraded."""
     section = footage.degradation(WINDOW)
     random = np.random.Generator(np.random.PCG64(task.seed))
     pairs: list[Pair] = []
@@ -272,7 +272,7 @@ def _from_own_frames(
 def _from_originals(
     task: FineTuning, spec: ModelSpec, footage: Footage, patch_size: int
 ) -> Material:
-    """Low resolution is the video as it is, the originals are another one's frames."""
+    """Use the video as low resolution, and the frames of another video as the originals."""
     originals = dict(zip(task.videos, task.originals, strict=True))
     pairs = []
     for moment, low, high in paired_frames(footage.train, originals):
@@ -291,7 +291,7 @@ def _from_originals(
 
 
 def typical_settings(section: DegradationSection) -> CodecSettings:
-    """The middle of a degradation, to judge by."""
+    """Return the middle of a degradation's range, to evaluate at."""
     codec = section.codecs[0]
     crf = (section.min_crf + section.max_crf) / 2
     if codec == "libx264":
@@ -300,7 +300,7 @@ def typical_settings(section: DegradationSection) -> CodecSettings:
 
 
 def config_of(task: FineTuning, base: Weights, material: Material) -> TrainConfig:
-    """A short pixel stage at a low rate, validated a dozen times; what is flat stays it."""
+    """Return a short pixel stage at a low rate with a dozen validations; flat weights stay flat."""
     return TrainConfig(
         model=base.spec.name,
         seed=task.seed,
@@ -320,13 +320,13 @@ def config_of(task: FineTuning, base: Weights, material: Material) -> TrainConfi
 
 
 def has_stopped_improving(history: Sequence[Measures]) -> bool:
-    """Return whether the last few validations brought nothing over the best before them."""
+    """Return whether the last few validations are no better than the best before them."""
     scores = [measures["score"] for measures in history]
     return len(scores) > PATIENCE and max(scores[-PATIENCE:]) <= max(scores[:-PATIENCE])
 
 
 def method_of_weights(name: str, weights: Weights) -> Method:
-    """Folded weights as a method of a comparison."""
+    """Wrap folded weights as a method of a comparison."""
     size = sum(tensor.size for tensor in weights.tensors.values())
     upscale = network_upscaler(network_from_weights(weights))
     return Method(name, upscale, size, weights.spec.kmac_per_pixel, weights.recipe)
@@ -342,15 +342,15 @@ def verdict_of(outcome: Outcome, base: str) -> str:
             f"it gains {over_bicubic:.2f} dB."
         )
     return (
-        f"Rolled back: on held-out frames training brought {gain:+.2f} dB over {base}, less than "
-        f"the {MIN_GAIN_DB:g} dB that count; keep using {base}."
+        f"Rolled back: on held-out frames training gained {gain:+.2f} dB over {base}, less than "
+        f"the required {MIN_GAIN_DB:g} dB; keep using {base}."
     )
 
 
 def facts(
     task: FineTuning, material: Material, iterations: int, seconds: float
 ) -> list[tuple[str, str]]:
-    """What the report says of how it was done."""
+    """Return what the report says about how the training was done."""
     footage = material.footage
     compression = ", ".join(
         f"{codec} at a quantizer of {quantizer:.0f}" for codec, quantizer in footage.compression

@@ -1,4 +1,4 @@
-"""Which network a config asks for: one of the models that ship, or one of the baselines."""
+"""The network that a config asks for: a model that ships, or a baseline."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from trainer.config import NetworkSection, TrainConfig
 from trainer.research import BASELINES, research_module
 
 FLAT_SUM = 1e-6
-"""What float32 leaves of nine taps that add up to zero; those of other weights come to 0.01."""
+"""The float32 error of nine taps that add up to zero; other weights add up to about 0.01."""
 
 
 class ResearchSpec(Protocol):
-    """What training asks of the specification of a network that no engine runs."""
+    """What training needs from the specification of a network that no engine runs."""
 
     @property
     def name(self) -> str: ...
@@ -51,16 +51,16 @@ class ResearchSpec(Protocol):
 
 
 class ResearchNetwork(nn.Module):
-    """A network that is trained and measured, and that no engine runs; see `research/`."""
+    """A network that is trained and measured but that no engine runs; see `research/`."""
 
     spec: ResearchSpec
 
     def folded(self) -> ResearchNetwork:
-        """A copy as it is measured."""
+        """Return a copy in the form in which it is measured."""
         raise NotImplementedError
 
     def weights_bytes(self, recipe: str) -> bytes:
-        """The contents of a `.safetensors` file that says how the weights were made."""
+        """Return the contents of a `.safetensors` file that records how the weights were made."""
         raise NotImplementedError
 
 
@@ -69,7 +69,7 @@ TrainedSpec = ModelSpec | ResearchSpec
 
 
 def spec_of(config: TrainConfig) -> TrainedSpec:
-    """The model's entry in its table, with what the config's [network] changes of it."""
+    """Return the model's entry in its table, with the changes in the config's [network]."""
     if config.model in BASELINES:
         spec: ResearchSpec = research_module("baselines", config.model).BASELINES[config.model]
         return spec
@@ -89,7 +89,7 @@ def spec_of(config: TrainConfig) -> TrainedSpec:
 def new_network(
     spec: TrainedSpec, base: Weights | None = None, section: NetworkSection | None = None
 ) -> TrainedNetwork:
-    """A network to train: new, or going on from folded weights of the same shape."""
+    """Return a network to train: new, or initialized from folded weights of the same shape."""
     section = section or NetworkSection()
     if not isinstance(spec, ModelSpec):
         if base is not None:
@@ -102,7 +102,7 @@ def new_network(
         raise ConfigError(f"--base holds weights of {base.spec.name!r}, not of {spec.name!r}")
     if section.flat and not isinstance(spec.network, Stack):
         raise ConfigError(
-            f"[network] flat: {spec.name!r} has no anchor that a flat input could come out by"
+            f"[network] flat: {spec.name!r} has no anchor to carry a flat input to the output"
         )
     network = (
         model_network(spec, batch_norm=section.batch_norm, flat=section.flat)
@@ -120,19 +120,19 @@ def new_network(
 def saved_network(
     spec: TrainedSpec, section: NetworkSection, names: Iterable[str]
 ) -> TrainedNetwork:
-    """One that a checkpoint's tensors of these names fit.
+    """Return a network that fits a checkpoint's tensors, given their names.
 
-    A run that went on from folded weights has no BN, whatever its config says.
+    A run that started from folded weights has no BN, whatever its config says.
     """
     has_norms = any("_norm." in name for name in names)
     return new_network(spec, section=section.model_copy(update={"batch_norm": has_norms}))
 
 
 def load_base(path: Path, spec: TrainedSpec) -> Weights:
-    """Weights to go on from; a generator of fewer blocks than `spec`'s is grown to as many.
+    """Load weights to start from; a generator of fewer blocks than `spec`'s is grown to match.
 
     Raises:
-        WeightsError: they are no such weights.
+        WeightsError: the file holds no such weights.
     """
     if not isinstance(spec, ModelSpec) or not isinstance(spec.network, ResidualGenerator):
         return load_weights(path)
@@ -142,10 +142,10 @@ def load_base(path: Path, spec: TrainedSpec) -> Weights:
 
 
 def grown(weights: Weights, num_blocks: int) -> Weights:
-    """The same picture from more residual blocks: the new ones, the last, add nothing as yet.
+    """Add residual blocks without changing the output: the new ones come last and add nothing yet.
 
-    A new block's first convolution is drawn anew, its second is zero (Net2Net's identity: Chen et
-    al., ICLR 2016).
+    A new block's first convolution is drawn at random, its second is zero (Net2Net's identity: Chen
+    et al., ICLR 2016).
     """
     network = weights.spec.network
     assert isinstance(network, ResidualGenerator)
@@ -161,7 +161,7 @@ def grown(weights: Weights, num_blocks: int) -> Weights:
 
 
 def is_flat(weights: Weights) -> bool:
-    """Return whether these weights leave flat input flat by construction: see `UpscalingStack`."""
+    """Return whether these weights keep flat input flat by construction: see `UpscalingStack`."""
     network = weights.spec.network
     if not isinstance(network, Stack):
         return False
@@ -171,14 +171,14 @@ def is_flat(weights: Weights) -> bool:
 
 
 def folded(network: TrainedNetwork) -> TrainedNetwork:
-    """The network as it is exported and measured; the one in training is left alone."""
+    """Return the network as it is exported and measured; the one in training stays unchanged."""
     if isinstance(network, UpscalingStack | Generator):
         return fold(network)
     return network.folded()
 
 
 def weights_bytes(network: TrainedNetwork, recipe: str) -> bytes:
-    """A folded network as a `.safetensors` file that says how it was made."""
+    """Return a folded network as a `.safetensors` file that records how it was made."""
     if isinstance(network, ResearchNetwork):
         return network.weights_bytes(recipe)
     weights = Weights(network.spec, network_tensors(network), recipe)

@@ -1,4 +1,4 @@
-"""Finds `research/`, which lies beside `trainer/` in the repository and not in the wheel."""
+"""Imports `research/`, which lies next to `trainer/` in the repository but not in the wheel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import ModuleType
 from srstream.errors import UsageError
 
 BASELINES = ("srcnn", "vdsr")
-"""The networks of `research/baselines.py`, which are compared with and run by no engine."""
+"""The networks of `research/baselines.py`, used for comparison; no engine runs them."""
 
 
 def research_module(name: str, purpose: str) -> ModuleType:

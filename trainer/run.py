@@ -1,4 +1,4 @@
-"""What `srtrain train` and `srtrain evaluate` do between their arguments and the training loop."""
+"""`srtrain train` and `srtrain evaluate`, between argument parsing and the training loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trainer.ship.methods import BICUBIC, method_of
 from trainer.state import Progress
 
 CLIPS_DIR = "clips"
-"""In a run's folder: the degraded clips, so that a resumed run sees the same."""
+"""Folder of degraded clips in a run's folder, so that a resumed run sees the same ones."""
 
 
 def start_run(
@@ -40,7 +40,7 @@ def start_run(
     validation_dir: Path | None = None,
     resume: bool = False,
 ) -> Progress:
-    """Checks everything, loads the pictures and trains; see `train` for what comes of it."""
+    """Check everything, load the pictures and train; `train` describes the result."""
     config.check_lengths()
     check_data(config, data_dir, validation_dir)
     check_room(run_dir)
@@ -95,10 +95,10 @@ def compare(
     subsampled: bool = False,
     judge: Judge | None = None,
 ) -> Comparison:
-    """Every method, bicubic first, on every set and on every clip at every CRF.
+    """Measure every method, bicubic first, on every set and on every clip at every CRF.
 
     Raises:
-        UsageError: nothing to measure on, or a name that is no method.
+        UsageError: there is nothing to measure on, or a name denotes no method.
     """
     if not test_sets and not clips:
         raise UsageError("nothing to measure on: give --test-set or --clip")

@@ -1,4 +1,4 @@
-"""All that a training run needs to go on exactly where it was, in one safetensors file.
+"""The state of a training run in one safetensors file, so that it resumes exactly where it was.
 
 Tensors are named by part (`network.…`, `average.…`, `optimiser.3.exp_avg`); numbers and random
 states are JSON in the header. No pickle is written or read.
@@ -31,7 +31,7 @@ class Progress:
     iteration: int = 0
     elapsed_seconds: float = 0.0
     stage: int = 0
-    """Index of the stage that it is in; their number once all are done."""
+    """Index of the current stage; the number of stages once all are done."""
     stage_iteration: int = 0
     stage_seconds: float = 0.0
     behind: list[tuple[int, float]] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Progress:
 
     @classmethod
     def of(cls, metadata: dict[str, Any]) -> Progress:
-        """What a checkpoint says; those of runs with one stage say nothing of stages."""
+        """Return the progress in a checkpoint; those of runs with one stage record no stages."""
         iteration, seconds = metadata["iteration"], metadata["elapsed_seconds"]
         return cls(
             iteration,
@@ -51,7 +51,7 @@ class Progress:
         )
 
     def advance(self, seconds: float) -> None:
-        """One iteration more, after so many seconds."""
+        """Count one more iteration, which took so many seconds."""
         self.iteration += 1
         self.elapsed_seconds += seconds
         self.stage_iteration += 1
@@ -65,21 +65,21 @@ class Progress:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """After a crash at any moment, `path` holds either the old content or the new."""
+    """Write so that after a crash at any moment `path` holds either the old or the new content."""
     write_whole(path, content, partial=path.with_name(path.name + ".partial"))
 
 
 def state_tensors(
-    modules: Mapping[str, nn.Module], optimisers: Mapping[str, Optimizer]
+    modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
 ) -> dict[str, Tensor]:
-    """All that a run has learnt, by part and name."""
+    """Return everything that a run has learned, by part and name."""
     tensors = {
         f"{name}.{key}": value
         for name, module in modules.items()
         for key, value in module.state_dict().items()
     }
-    for name, optimiser in optimisers.items():
-        for index, moments in optimiser.state_dict()["state"].items():
+    for name, optimizer in optimizers.items():
+        for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}.{index}.{key}": value for key, value in moments.items()}
     return tensors
 
@@ -91,7 +91,7 @@ def save_state(
     progress: Progress,
     header: dict[str, Any],
 ) -> None:
-    """`header` is what a reader wants to know of the run: its config, model and data."""
+    """Write a checkpoint; `header` describes the run to readers: its config, model and data."""
     tensors = {**tensors, "random.torch": torch.get_rng_state()}
     metadata = {**asdict(progress), "samplers": list(sampler_states), **header}
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -99,9 +99,9 @@ def save_state(
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata as `save_state` wrote them; `WeightsError` if it isn't such a file."""
+    """Return tensors and metadata as `save_state` wrote them; `WeightsError` for other files."""
     try:
-        content = path.read_bytes()  # once: the run may put a new checkpoint in its place meanwhile
+        content = path.read_bytes()  # once: the run may replace its checkpoint meanwhile
         header_size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + header_size])
         return load(content), json.loads(header["__metadata__"]["state"])
@@ -110,7 +110,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors of one part, without its prefix."""
+    """Return the tensors of one part, without its prefix."""
     prefix = name + "."
     return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
 
@@ -118,16 +118,16 @@ def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 def restore(
     tensors: dict[str, Tensor],
     modules: Mapping[str, nn.Module],
-    optimisers: Mapping[str, Optimizer],
+    optimizers: Mapping[str, Optimizer],
 ) -> None:
-    """Sets modules, optimizers and PyTorch's random state."""
+    """Restore the modules, the optimizers and PyTorch's random state."""
     for name, module in modules.items():
         module.load_state_dict(part(tensors, name))
-    for name, optimiser in optimisers.items():
+    for name, optimizer in optimizers.items():
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in part(tensors, name).items():
             index, moment = key.split(".", 1)
             moments.setdefault(int(index), {})[moment] = value
-        groups = optimiser.state_dict()["param_groups"]
-        optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
     torch.set_rng_state(tensors["random.torch"])

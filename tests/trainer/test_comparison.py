@@ -30,7 +30,7 @@ from trainer.judge.evaluate import (
     bicubic_upscaler,
     load_test_set,
 )
-from trainer.judge.perceptual import PerceptualDistance, colour_shift, grid_energy
+from trainer.judge.perceptual import PerceptualDistance, color_shift, grid_energy
 from trainer.run import compare
 from trainer.ship.methods import method_of
 
@@ -100,10 +100,10 @@ def test_a_grid_is_found_and_noise_and_blur_are_none():
     assert grid_energy(true + np.tile(pattern[:2, :2], (128, 128)), true, 4) > 0.3
 
 
-def test_a_colour_shift_is_the_worst_channel_s():
+def test_a_color_shift_is_the_worst_channel_s():
     picture = photograph()
     shifted = np.clip(picture + np.array([0, 2, -1]), 0, 255).astype(np.uint8)
-    assert colour_shift(shifted, picture) == pytest.approx(2.0, abs=0.05)
+    assert color_shift(shifted, picture) == pytest.approx(2.0, abs=0.05)
 
 
 def test_flicker_is_counted_where_the_original_stands_still():

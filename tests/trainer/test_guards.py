@@ -30,7 +30,7 @@ def test_a_loss_that_is_not_finite_stops_at_once(loss):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda made: 0.5 + 0.1 * (made - 0.5), "gone grey"),
+        (lambda made: 0.5 + 0.1 * (made - 0.5), "gone gray"),
         (lambda made: made + torch.tensor([0.0, 0.05, 0.0])[:, None, None], r"drifted by 12\.\d"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Training data: pictures, clips and footage, what degrades them, and the pairs made of them."""
+"""Training data: pictures, clips and footage, their degradation, and the pairs made of them."""

@@ -1,9 +1,9 @@
-"""What files have and rounded photographs lack: dark and bright scenes, values beyond the nominal
-range, and the roundings of full range and of 10 bits.
+"""Adds what rounded photographs lack: dark and bright scenes, values beyond the nominal range, and
+the roundings of full range and of 10 bits.
 
 Planes are float32 code values of 255 in the networks' own form: luma at 16 to 235, chroma at 128 +-
-112, RGB at 0 to 255. They are mapped as a camera's exposure or a wrong range would, straight, so
-that low resolution stays that of the original, whatever made it.
+112, RGB at 0 to 255. Their mapping is linear, like that of a camera's exposure or a wrong range,
+so low resolution remains the low resolution of the original, however it was made.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ TONES = {
     "bright": ((120.0, 208.0), (225.0, 254.0)),
     "wide": ((1.0, 16.0), (235.0, 254.0)),
 }
-"""Between which luma codes black and white are drawn. BT.601 leaves 0 and 255 to signalling."""
+"""The range of luma codes for black and white. BT.601 reserves 0 and 255 for signaling."""
 
 MAX_CHROMA_GAIN = 126 / 112
-"""Chroma then goes from 2 to 254."""
+"""The cap on the chroma gain; chroma then spans 2 to 254."""
 
 
 class Line(NamedTuple):
-    """A straight map of code values."""
+    """A linear map of code values."""
 
     gain: float
     offset: float
@@ -40,16 +40,16 @@ class Line(NamedTuple):
 
 
 class Tone(NamedTuple):
-    """What is done to luma and to chroma, or to R, G and B alike."""
+    """The maps applied to luma and to chroma, or to R, G and B alike."""
 
     luma: Line
     chroma: Line
 
     @classmethod
-    def between(cls, black: float, white: float, colour: ColorFormName) -> Tone:
-        """Black and white brought to these luma codes; in RGB, as far as it goes."""
+    def between(cls, black: float, white: float, color: ColorFormName) -> Tone:
+        """Map black and white to these luma codes; in RGB, as far as the range allows."""
         gain = (white - black) / (WHITE - BLACK)
-        if colour == "rgb":
+        if color == "rgb":
             low, high = (255 * (c - BLACK) / (WHITE - BLACK) for c in (black, white))
             low, high = max(low, 0.0), min(high, 255.0)
             line = Line((high - low) / 255, low)
@@ -59,19 +59,19 @@ class Tone(NamedTuple):
 
 
 class Augmentation:
-    """A tone for each patch and a rounding for its low resolution, drawn by their shares."""
+    """Draws a tone for each patch and a rounding for its low resolution, by their shares."""
 
-    def __init__(self, section: AugmentationSection, colour: ColorFormName) -> None:
-        self.section, self.colour = section, colour
+    def __init__(self, section: AugmentationSection, color: ColorFormName) -> None:
+        self.section, self.color = section, color
 
     def __call__(
         self, lr: Values, hr: tuple[Values, ...], random: np.random.Generator
     ) -> tuple[Values, tuple[Values, ...]]:
-        """A patch's planes at both resolutions, changed alike; only `lr` is rounded."""
+        """Change a patch's planes at both resolutions alike; round only `lr`."""
         tone = self._tone(random)
         if tone is not None:
             lr = self._by_plane(lr, tone)
-            if self.colour == "yuv420":
+            if self.color == "yuv420":
                 hr = (tone.luma(hr[0]), tone.chroma(hr[1]))
             else:
                 hr = tuple(tone.luma(planes) for planes in hr)
@@ -79,21 +79,21 @@ class Augmentation:
         return (self._rounded(lr, *step) if step else lr), hr
 
     def _tone(self, random: np.random.Generator) -> Tone | None:
-        """None leaves the patch as it is."""
+        """Draw a tone; None leaves the patch unchanged."""
         section = self.section
         shares = section.dark_share, section.bright_share, section.wide_share
         drawn = _drawn(shares, random)
         black, white = (random.uniform(*end) for end in list(TONES.values())[drawn or 0])
-        return None if drawn is None else Tone.between(black, white, self.colour)
+        return None if drawn is None else Tone.between(black, white, self.color)
 
     def _step(self, random: np.random.Generator) -> tuple[float, float] | None:
-        """Between two codes of luma and of chroma; None does not round."""
+        """Draw the steps between codes of luma and of chroma; None does not round."""
         section = self.section
         shares = section.unrounded_share, section.full_range_share, section.ten_bit_share
         drawn = _drawn(shares, random)
         if drawn == 0:
             return None
-        if self.colour == "rgb":
+        if self.color == "rgb":
             return (255 / 1023,) * 2 if drawn == 2 else (1.0, 1.0)
         return {1: (219 / 255, 224 / 255), 2: (0.25, 0.25), None: (1.0, 1.0)}[drawn]
 
@@ -101,7 +101,7 @@ class Augmentation:
         return np.concatenate([tone.luma(lr[:1]), tone.chroma(lr[1:])])
 
     def _rounded(self, lr: Values, luma_step: float, chroma_step: float) -> Values:
-        if self.colour == "rgb":
+        if self.color == "rgb":
             return _to_steps(lr, luma_step, 0.0)
         return np.concatenate(
             [_to_steps(lr[:1], luma_step, BLACK), _to_steps(lr[1:], chroma_step, GREY)]
@@ -109,12 +109,12 @@ class Augmentation:
 
 
 def _to_steps(values: Values, step: float, origin: float) -> Values:
-    """Rounded half up to whole steps from `origin`."""
+    """Round half up to whole steps from `origin`."""
     steps = np.floor((values - origin) / step + 0.5)
     return np.asarray(origin + step * steps, np.float32)
 
 
 def _drawn(shares: tuple[float, ...], random: np.random.Generator) -> int | None:
-    """The index of one of the shares, or None for what they leave."""
+    """Draw the index of one of the shares, or None for the remainder."""
     index = int(np.searchsorted(np.cumsum(shares), random.random(), side="right"))
     return index if index < len(shares) else None

@@ -1,4 +1,4 @@
-"""Clips to encode: camera moves over photographs, and real video with itself as the truth.
+"""Clips to encode: camera moves over photographs, and real video as its own truth.
 
 A clip is a list of (H, W, 3) RGB frames, uint8, both sides multiples of 8. Low resolution is made
 frame by frame, the whole clip is encoded and decoded, and a few of its frames are kept as pairs.
@@ -48,26 +48,26 @@ CACHE_FORMAT = 2
 SIDE_MULTIPLE = 8
 
 FALLBACK_CODEC = "libx264"
-"""For pictures that are too small for every codec asked for."""
+"""The codec for pictures that are too small for every requested codec."""
 
 
 @dataclass(frozen=True)
 class LowClip:
-    """Low-resolution frames that went through a codec, or did not, and their originals."""
+    """Low-resolution frames, possibly decoded from a codec, and their originals."""
 
     lr: list[Yuv]
     hr: list[Picture]
     picture_types: list[str]
-    """`I`, `P` or `B`; `-` where no codec was."""
+    """`I`, `P` or `B`; `-` without a codec."""
 
 
 def camera_move(
     rgb_HW3: Picture, random: np.random.Generator, side: int, num_frames: int
 ) -> list[Picture]:
-    """A pan over a picture with a little zoom and turn, at sub-pixel steps, (side, side) each.
+    """Pan over a picture with a little zoom and rotation, at sub-pixel steps, (side, side) each.
 
-    The window is cut from the middle outwards so far that no frame shows beyond the picture, or
-    only its mirrored edge.
+    The window stays far enough from the edges that no frame shows anything beyond the picture
+    other than its mirrored edge.
     """
     height, width = rgb_HW3.shape[:2]
     side = min(side, height, width) // SIDE_MULTIPLE * SIDE_MULTIPLE
@@ -104,7 +104,7 @@ def camera_move(
 
 
 def decoded_frames(path: Path) -> Iterator[Frame]:
-    """Every frame of a video, decoded as the service does; `MediaError` where that fails."""
+    """Yield every frame of a video, decoded as in the service; `MediaError` if that fails."""
     config = SourceConfig()
     decoder = Decoder(path, probe(path, config).video, config)
     try:
@@ -114,10 +114,10 @@ def decoded_frames(path: Path) -> Iterator[Frame]:
 
 
 def video_frames(path: Path, num_frames: int) -> list[Picture]:
-    """The first frames of a video as RGB, cropped to multiples of 8.
+    """Return the first frames of a video as RGB, cropped to multiples of 8.
 
     Raises:
-        MediaError: it cannot be decoded, or its colors cannot be converted.
+        MediaError: the video cannot be decoded, or its colors cannot be converted.
     """
     frames = [_cropped(frame_to_rgb(frame)) for frame in islice(decoded_frames(path), num_frames)]
     if not frames:
@@ -131,7 +131,7 @@ def _cropped(rgb_HW3: Picture) -> Picture:
 
 
 def frame_to_rgb(frame: Frame) -> Picture:
-    """(H, W, 3), full range, uint8; chroma brought up by bicubic where it is subsampled."""
+    """Convert to (H, W, 3), full range, uint8; subsampled chroma is enlarged by bicubic."""
     layout, color = frame.layout, frame.color
     if layout.kind == "rgb":
         green, blue, red = (_eight_bits(plane, layout.bits) for plane in frame.planes[:3])
@@ -152,7 +152,7 @@ def frame_to_rgb(frame: Frame) -> Picture:
 
 
 def through_codec(lr: list[Yuv], hr: list[Picture], settings: CodecSettings | None) -> LowClip:
-    """The clip after its codec; as it is, without one."""
+    """Return the clip after its codec, or unchanged without one."""
     if settings is None:
         return LowClip(lr, hr, ["-"] * len(lr))
     decoded = encode_decode(lr, settings)
@@ -168,10 +168,10 @@ def degraded_pairs(
     seed: int,
     cache_dir: Path | None = None,
 ) -> list[Pair]:
-    """Frames of camera moves over all pictures of a folder, after their codecs.
+    """Return frames of camera moves over all pictures of a folder, after their codecs.
 
-    With `cache_dir` they are kept there and read again by a run that was resumed, exactly as they
-    were. Memory: about 1.1 bytes a pixel of every kept frame, 1.6 with chroma, 3.2 in RGB.
+    With `cache_dir` they are kept there, and a resumed run reads exactly the same ones. Memory:
+    about 1.1 bytes per pixel of every kept frame, 1.6 with chroma, 3.2 in RGB.
 
     Raises:
         UsageError: no picture is large enough for a patch.
@@ -227,7 +227,7 @@ def pairs_of_clip(
     section: DegradationSection,
     random: np.random.Generator,
 ) -> Iterator[Pair]:
-    """A few frames of a clip, made small and degraded together, with their originals."""
+    """Yield a few frames of a clip, downscaled and degraded together, with their originals."""
     small = degraded_frames([downscale(frame, 4) for frame in hr], section, random)
     settings = None
     if random.random() >= section.clean_share:
@@ -248,9 +248,9 @@ def pairs_of_clip(
 def degraded_frames(
     frames: list[Picture], section: DegradationSection, random: np.random.Generator
 ) -> list[Picture]:
-    """Blur, noise and JPEG before the codec, as Real-ESRGAN's second order has them, (ICCVW 2021).
+    """Apply blur, noise and JPEG before the codec, like Real-ESRGAN's second order (ICCVW 2021).
 
-    A clip's frames share what its camera does; noise is drawn for each.
+    All settings are the same for all frames of a clip; the noise itself is drawn for each.
     """
     if random.random() < section.blur_share:
         sigma_x, sigma_y = random.uniform(0.2, section.max_blur, size=2)
@@ -271,7 +271,7 @@ def degraded_frames(
 
 
 def kept_frames(types: Sequence[str], count: int, random: np.random.Generator) -> list[int]:
-    """Return which frames of a clip to train on: P and B as far as there are, then I; in order."""
+    """Return which frames of a clip to train on, in order: P and B if possible, then I."""
     order = random.permutation(len(types))
     return sorted(int(i) for i in sorted(order, key=lambda i: types[i] == "I")[:count])
 
@@ -307,7 +307,7 @@ def _write_cache(path: Path, pairs: list[Pair]) -> None:
 
 
 def _read_cache(path: Path) -> list[Pair] | None:
-    """What was kept; None if there is nothing, or it is damaged."""
+    """Read what was kept; None if there is nothing, or it is damaged."""
     from safetensors import safe_open
 
     if not path.is_file():

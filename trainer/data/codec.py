@@ -1,4 +1,4 @@
-"""Real codecs as a degradation: clips are encoded and decoded again, in memory.
+"""Real codecs as a degradation: clips are encoded and decoded in memory.
 
 Frames are (Y, U, V), 4:2:0, 8 bits, limited range, uint8 planes.
 """
@@ -23,8 +23,8 @@ from trainer.data.planes import Yuv
 FRAME_RATE = 25
 
 MIN_SIDE = {"libx265": 96}
-"""x265 4.1 writes beyond its memory with pictures of 40x40 and 48x48, and with 64x64 it reads some
-that nobody wrote: no two runs are alike."""
+"""x265 4.1 writes out of bounds with pictures of 40x40 and 48x48, and with 64x64 it reads
+uninitialized memory: no two runs give the same result."""
 
 PRESETS = {
     "libx264": ("ultrafast", "veryfast", "fast", "medium"),
@@ -32,21 +32,21 @@ PRESETS = {
     "mpeg2video": ("",),
     "libvpx-vp9": ("5", "7", "8"),
 }
-"""The presets of each codec, from fast to slow; VP9's are its `cpu-used`."""
+"""The presets of each codec, from fast to slow; for VP9 these are `cpu-used` values."""
 
 CONTAINERS = {"libx264": "mp4", "libx265": "mp4", "mpeg2video": "matroska", "libvpx-vp9": "webm"}
 
 
 @dataclass(frozen=True)
 class CodecSettings:
-    """One way to encode."""
+    """The settings of an encoder."""
 
     codec: str
     crf: float
-    """On x264's scale, 0 to 51; other codecs are set to be about as harsh."""
+    """CRF on x264's scale, 0 to 51; other codecs are set to be about as harsh."""
     preset: str
     gop: int
-    """Frames from one keyframe to the next, at most."""
+    """Maximum number of frames from one keyframe to the next."""
     b_frames: int
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class CodecSettings:
         return f"{self.codec}{named} crf{self.crf:g} gop{self.gop} b{self.b_frames}"
 
     def options(self) -> dict[str, str]:
-        """The encoder's own."""
+        """Return the encoder's own options."""
         gop = {"g": str(self.gop)}
         if self.codec == "libx264":
             return gop | {
@@ -81,7 +81,7 @@ class CodecSettings:
 
 @dataclass(frozen=True)
 class DecodedFrame:
-    """What a decoder made of one frame."""
+    """One decoded frame."""
 
     planes: Yuv
     picture_type: str
@@ -91,7 +91,7 @@ class DecodedFrame:
 def random_settings(
     random: np.random.Generator, codecs: Sequence[str], min_crf: float, max_crf: float
 ) -> CodecSettings:
-    """One way to encode, drawn evenly from what video in the wild has."""
+    """Draw settings uniformly from those common in video in the wild."""
     codec = str(random.choice(list(codecs)))
     return CodecSettings(
         codec,
@@ -103,17 +103,17 @@ def random_settings(
 
 
 def x264_at(crf: float) -> CodecSettings:
-    """What most video in the wild was made by."""
+    """Return the settings that most video in the wild was made with."""
     return CodecSettings("libx264", crf, preset="medium", gop=250, b_frames=3)
 
 
 def encode_decode(frames: Sequence[Yuv], settings: CodecSettings) -> list[DecodedFrame]:
-    """The same frames after the codec, in the same order; raises as `encode` and `decode` do."""
+    """Return the same frames after the codec, in order; raise as `encode` and `decode` do."""
     return decode(encode(frames, settings), len(frames), settings)
 
 
 def encode(frames: Sequence[Yuv], settings: CodecSettings) -> bytes:
-    """A file of these frames, 25 a second.
+    """Encode these frames as a file, at 25 frames per second.
 
     Raises:
         EncodeError: the codec is missing or refused its settings or the pictures' size.
@@ -141,11 +141,11 @@ def encode(frames: Sequence[Yuv], settings: CodecSettings) -> bytes:
 
 
 def decode(content: bytes, num_frames: int, settings: CodecSettings) -> list[DecodedFrame]:
-    """What a decoder makes of a file that `encode` made of `num_frames` frames.
+    """Decode a file that `encode` made of `num_frames` frames.
 
     Raises:
-        EncodeError: it cannot be decoded, or frames were lost, added or changed places. A clip is
-            never passed on clean instead.
+        EncodeError: it cannot be decoded, or frames were lost, added or reordered. A clip is never
+            passed on clean instead.
     """
     try:
         decoded = _decode(io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""Reduces resolution as the literature does: by MATLAB's antialiased bicubic."""
+"""Reduces resolution as the literature does, by MATLAB's antialiased bicubic."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,11 +6,11 @@ from numpy.typing import NDArray
 from srstream.color import cubic_kernel
 
 SCALE = 4
-"""The scale of every network and baseline so far."""
+"""The scale of all current networks and baselines."""
 
 
 def resize_matrix(num_in: int, num_out: int) -> NDArray[np.float64]:
-    """(num_out, num_in) matrix that resizes one axis as MATLAB's `imresize(..., 'bicubic')` does.
+    """Return the (num_out, num_in) matrix that resizes one axis like MATLAB's bicubic `imresize`.
 
     Pixel centers lie at half integers; when shrinking, the kernel is stretched by the factor
     (antialiasing); positions outside are mirrored at the edge; each row sums to one. The MATLAB
@@ -34,7 +34,7 @@ def resize_matrix(num_in: int, num_out: int) -> NDArray[np.float64]:
 def bicubic_resize(
     picture: NDArray[np.uint8] | NDArray[np.float64], height: int, width: int
 ) -> NDArray[np.float64]:
-    """A (H, W) or (H, W, C) picture at another size, float, neither rounded nor clipped."""
+    """Resize a (H, W) or (H, W, C) picture; the result is float, neither rounded nor clipped."""
     rows = resize_matrix(picture.shape[0], height)
     columns = resize_matrix(picture.shape[1], width)
     by_rows = np.tensordot(rows, picture.astype(np.float64), axes=(1, 0))
@@ -43,18 +43,18 @@ def bicubic_resize(
 
 
 def to_uint8(picture: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Rounded half up and clipped, as MATLAB converts."""
+    """Round half up and clip, as MATLAB converts."""
     return np.clip(np.floor(picture + 0.5), 0, 255).astype(np.uint8)
 
 
 def downscale(rgb_HW3: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
-    """The low-resolution RGB picture, uint8. Both sides must be multiples of `scale`."""
+    """Return the low-resolution RGB picture, uint8. Both sides must be multiples of `scale`."""
     return to_uint8(downscale_exactly(rgb_HW3, scale))
 
 
 def downscale_exactly(rgb_HW3: NDArray[np.uint8], scale: int) -> NDArray[np.float64]:
-    """The same, neither rounded nor clipped."""
+    """Return the same as `downscale`, neither rounded nor clipped."""
     height, width = rgb_HW3.shape[:2]
     if height % scale or width % scale:
-        raise ValueError(f"{width}x{height} is no multiple of {scale}")
+        raise ValueError(f"{width}x{height} is not a multiple of {scale}")
     return bicubic_resize(rgb_HW3, height // scale, width // scale)

@@ -1,7 +1,7 @@
-"""One's own video as training data: its scenes, its sharp and varied moments, its compression.
+"""The user's video as training data: its scenes, its sharp and varied moments, its compression.
 
-A moment is a run of consecutive frames within a scene. The last scenes are held out: nothing of
-them is trained on, and they decide whether a model has become better.
+A moment is a run of consecutive frames within a scene. The last scenes are held out: they are not
+trained on, and they decide whether a model has improved.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from trainer.networks import TrainedSpec
 log = logging.getLogger(__name__)
 
 THUMBNAIL = (32, 18)
-"""(width, height) of what frames are compared by."""
+"""(width, height) of the thumbnails by which frames are compared."""
 
 MOMENT_FRAMES = 8
-"""Encoded together, so that there are P and B frames."""
+"""Frames encoded together, so that there are P and B frames."""
 
 CUT_LEVELS, CUT_RATIO = 12.0, 4.0
-"""A scene ends where the thumbnail changes by so many levels and so many times the usual."""
+"""A scene ends where the thumbnail changes by this many levels and this multiple of the usual."""
 
 MIN_CONTRAST = 4.0
-"""Standard deviation of a thumbnail below which a frame is black, white or fog; in levels."""
+"""Standard deviation of a thumbnail, in levels, below which a frame is black, white or fog."""
 
 HELD_OUT_SHARE = 0.2
 
@@ -48,7 +48,7 @@ MOMENTS_PER_VIDEO = 24
 """Moments taken from each video in a folder of training data."""
 
 WINDOW = 768
-"""Side of what is cut of a frame, in high-resolution pixels, unless told otherwise."""
+"""Side of the window cut from a frame, in high-resolution pixels, unless told otherwise."""
 
 CODECS: dict[str, CodecName] = {
     "h264": "libx264",
@@ -56,13 +56,13 @@ CODECS: dict[str, CodecName] = {
     "mpeg1video": "mpeg2video", "mpeg2video": "mpeg2video", "mpeg4": "mpeg2video",
     "vp8": "libvpx-vp9", "vp9": "libvpx-vp9", "av1": "libvpx-vp9",
 }  # fmt: skip
-"""The encoder whose damage is most like a decoder's; H.264 for all others."""
+"""For each source codec, the encoder whose damage is most similar; H.264 for all others."""
 
 CRF_BELOW_QUANTIZER = 4.0
-"""x264 at a CRF ends up with a mean quantizer so much above it, on ordinary footage."""
+"""How far x264's mean quantizer exceeds its CRF on ordinary footage."""
 
 CRF_SPREAD = 4.0
-"""The degradation spans this much on either side: quiet and lively scenes differ."""
+"""Half the CRF range of the degradation, since quiet and lively scenes differ."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class Moment:
 
     @property
     def name(self) -> str:
-        """The file and the time, for people."""
+        """Return the file and the time for people to read."""
         return f"{self.video.name} at {self.seconds:.1f} s"
 
 
 @dataclass(frozen=True)
 class Footage:
-    """What was chosen of all videos."""
+    """The moments chosen from all videos."""
 
     train: list[Moment]
     held_out: list[Moment]
@@ -96,7 +96,7 @@ class Footage:
     """The shorter side of the smallest frame, in pixels."""
 
     def degradation(self, window: int) -> DegradationSection:
-        """What the low resolution is to go through to be damaged as these videos are."""
+        """Return the degradation that damages low resolution as these videos are damaged."""
         codecs = tuple(CODECS.get(codec, "libx264") for codec, _ in self.compression)
         crfs = [quantizer - CRF_BELOW_QUANTIZER for _, quantizer in self.compression]
         return DegradationSection(
@@ -114,11 +114,11 @@ class Footage:
 
 
 def survey(videos: Sequence[Path], *, num_train: int = 48, num_held_out: int = 8) -> Footage:
-    """Looks through all videos once and chooses what to train on and what to hold out.
+    """Look through all videos once and choose what to train on and what to hold out.
 
     Raises:
         MediaError: a video cannot be read.
-        UsageError: there is too little footage, or it is too small.
+        UsageError: there is too little footage, or its frames are too small.
     """
     train: list[Moment] = []
     held_out: list[Moment] = []
@@ -162,7 +162,7 @@ def video_pairs(
     *,
     seed: int,
 ) -> Iterator[Pair]:
-    """Pairs of the sharp and varied moments of all videos; clean ones without a `section`.
+    """Yield pairs of the sharp and varied moments of all videos; clean ones without a `section`.
 
     A video that cannot be read or is smaller than a patch is named in the log and left out.
     """
@@ -188,9 +188,9 @@ def video_pairs(
 
 
 def frames_of(moments: Sequence[Moment], window: int) -> Iterator[tuple[Moment, list[Picture]]]:
-    """Each moment's frames as RGB, sides multiples of 8 and at most `window`, video by video.
+    """Yield each moment's frames as RGB, sides multiples of 8 and at most `window`, by video.
 
-    The window is where the moment's middle frame has most detail.
+    The window lies where the moment's middle frame has most detail.
     """
     ordered = sorted(moments, key=lambda moment: (str(moment.video), moment.first_frame))
     for video, group in groupby(ordered, key=lambda moment: moment.video):
@@ -213,7 +213,7 @@ def frames_of(moments: Sequence[Moment], window: int) -> Iterator[tuple[Moment, 
 def paired_frames(
     moments: Sequence[Moment], originals: Mapping[Path, Path]
 ) -> Iterator[tuple[Moment, list[Yuv], list[Picture]]]:
-    """Each moment's frames as they are and as the original video has them, frame by frame.
+    """Yield each moment's frames with those of the original video, frame by frame.
 
     Raises:
         UsageError: an original isn't 4 times the size, or ends before its video does.
@@ -252,7 +252,7 @@ def _even(rgb_HW3: Picture) -> Picture:
 
 
 def _moments(video: Path) -> Iterator[Moment]:
-    """Every run of frames within a scene that shows something, back to back."""
+    """Yield every run of frames within a scene that shows something, back to back."""
     scene, first_seconds = 0, None
     usual: list[float] = []
     before: NDArray[np.float32] | None = None
@@ -290,7 +290,7 @@ def _sharpness(luma_HW: NDArray[np.generic]) -> float:
 def _split(moments: Sequence[Moment]) -> tuple[list[Moment], list[Moment]]:
     """Return the moments to train on and those held out: the last scenes, with a fifth of all.
 
-    Of a single scene one moment between the two is left out, since it looks like both.
+    With a single scene, one moment between the two is left out, since it resembles both.
     """
     scenes = [list(group) for _, group in groupby(moments, key=lambda moment: moment.scene)]
     if not scenes:
@@ -308,7 +308,7 @@ def _split(moments: Sequence[Moment]) -> tuple[list[Moment], list[Moment]]:
 
 
 def _sharper(moments: Sequence[Moment]) -> list[Moment]:
-    """Without the blurriest third of each video: panning and refocusing teach little."""
+    """Drop the blurriest third of each video: panning and refocusing teach little."""
     kept = []
     for _, group in groupby(moments, key=lambda moment: moment.video):
         in_video = list(group)
@@ -318,7 +318,7 @@ def _sharper(moments: Sequence[Moment]) -> list[Moment]:
 
 
 def _varied(moments: Sequence[Moment], count: int) -> list[Moment]:
-    """The sharpest, then always the one least like those chosen (farthest-point sampling)."""
+    """Return the sharpest, then repeatedly the one least like those chosen (farthest-point)."""
     if len(moments) <= count:
         return list(moments)
     thumbnails = np.stack([moment.thumbnail.ravel() for moment in moments])
@@ -338,6 +338,6 @@ def _windowed(pictures: list[Picture], window: int) -> list[Picture]:
     middle_rows = detail[rows // 2 : height - (rows - 1) // 2]
     inside = middle_rows[:, columns // 2 : width - (columns - 1) // 2]
     top, left = np.unravel_index(inside.argmax(), inside.shape)
-    # Chroma of the original is subsampled by two: stay on its grid.
+    # The original's chroma is subsampled by two: stay on its grid.
     top, left = int(top) // 2 * 2, int(left) // 2 * 2
     return [picture[top : top + rows, left : left + columns] for picture in pictures]

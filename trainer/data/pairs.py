@@ -1,8 +1,8 @@
 """Pictures in memory and random patches of them.
 
-Shapes: a low-resolution picture is (C, H, W), C the model's input planes; the original is one
-(planes, scale H, scale W) for each plane group of its color form. Both are codes in memory and, in
-a batch, float32, code values / 255.
+Shapes: a low-resolution picture is (C, H, W), where C is the model's input planes; the original is
+one (planes, scale H, scale W) for each plane group of its color form. Both are codes in memory
+and, in a batch, float32, code values / 255.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 KNOB_REACH = 0.1
-"""How far a pair's severity may be from the position of `--restore` that its batch is for."""
+"""Maximum distance of a pair's severity from the position of `--restore` of its batch."""
 
 VIDEO_SUFFIXES = {
     ".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg",
@@ -53,22 +53,22 @@ class Pair:
 
     name: str
     lr: tuple[tuple[float, InputCodes], ...]
-    """What low resolution may look like, (C, H, W) each, with the share of patches it is to get."""
+    """Variants of the low resolution, (C, H, W) each, with the share of patches that use each."""
     hr: tuple[Codes, ...]
     severity: float = 0.0
-    """What a codec did to it, as the position of `--restore` that it calls for."""
+    """The codec's damage, as the position of `--restore` that suits it."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(H, W) of the low resolution."""
+        """Return (H, W) of the low resolution."""
         height, width = self.lr[0][1].shape[1:]
         return height, width
 
 
 def clean_pair(name: str, rgb_HW3: NDArray[np.uint8], spec: TrainedSpec, data: DataSection) -> Pair:
-    """A picture, sides multiples of twice the scale, and its antialiased bicubic at 1 / scale.
+    """Pair a picture, sides multiples of twice the scale, with its antialiased bicubic reduction.
 
-    Low resolution is rounded to 8 bits, unless augmentation is to round each patch.
+    Low resolution is rounded to 8 bits, unless augmentation rounds each patch.
     """
     exact = data.augmentation is not None
     small = downscale_exactly(rgb_HW3, spec.scale) if exact else downscale(rgb_HW3, spec.scale)
@@ -77,25 +77,25 @@ def clean_pair(name: str, rgb_HW3: NDArray[np.uint8], spec: TrainedSpec, data: D
 
 
 class Shifted(NamedTuple):
-    """The same pictures once more, each crop moved and made small anew."""
+    """The same pictures again, each crop shifted and downscaled once more."""
 
     lr_BCHW: Tensor
     offset: tuple[int, int]
-    """(rows, columns), in high-resolution pixels, that these crops begin farther in."""
+    """(rows, columns), in high-resolution pixels, by which these crops start farther in."""
 
 
 class Batch(NamedTuple):
-    """What one iteration sees."""
+    """The data of one iteration."""
 
     lr_BCHW: Tensor
     hr: tuple[Tensor, ...]
     shifted: Shifted | None = None
     knob: float | None = None
-    """The position of `--restore` that it is for."""
+    """The position of `--restore` that the batch is for."""
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """Every picture below the folder, sorted; `UsageError` if there is none."""
+    """Return every picture below the folder, sorted; `UsageError` if there is none."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of pictures")
     paths = _files(folder, PICTURE_SUFFIXES)
@@ -105,7 +105,7 @@ def find_pictures(folder: Path) -> list[Path]:
 
 
 def find_training_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Pictures and videos below the folder, sorted; `UsageError` if there are neither."""
+    """Return pictures and videos below the folder, sorted; `UsageError` if there are neither."""
     videos = _files(folder, VIDEO_SUFFIXES) if folder.is_dir() else []
     if videos and not _files(folder, PICTURE_SUFFIXES):
         return [], videos
@@ -117,7 +117,7 @@ def _files(folder: Path, suffixes: set[str]) -> list[Path]:
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB, uint8; a gray picture has three equal planes."""
+    """Read (H, W, 3) RGB, uint8; a gray picture has three equal planes."""
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if bgr is None:
         raise UsageError(f"{path}: cannot be decoded as a picture")
@@ -125,13 +125,13 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
 
 
 def crop_to_multiple(rgb_HW3: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
-    """Right and bottom cut so that both sides are multiples."""
+    """Crop right and bottom so that both sides are multiples."""
     height, width = rgb_HW3.shape[:2]
     return rgb_HW3[: height - height % multiple, : width - width % multiple]
 
 
 def load_pairs(folder: Path, spec: TrainedSpec, data: DataSection) -> list[Pair]:
-    """All pictures of the folder, decoded and downscaled once.
+    """Load all pictures of the folder, decoded and downscaled once.
 
     A picture smaller than one patch, or one that can't be decoded, is named in the log and left
     out; `UsageError` if none remains.
@@ -160,12 +160,12 @@ def load_pairs(folder: Path, spec: TrainedSpec, data: DataSection) -> list[Pair]
 
 
 class PatchSampler:
-    """Endless random batches; its state can be saved and set, so a resumed run sees the same.
+    """Endless random batches; its state can be saved and restored, so a resumed run sees the same.
 
     Pictures are drawn in proportion to their area, positions uniformly, and each patch is
-    flipped and turned into one of its eight orientations. With `shifts` every batch comes with its
-    `Shifted` self, as Eilertsen et al. (CVPR 2019) train for steadiness in time. With `knobs` each
-    batch is for a position of `--restore`, drawn evenly, and of pairs whose severity is about that.
+    flipped and turned into one of its eight orientations. With `shifts`, every batch comes with its
+    `Shifted` self, as Eilertsen et al. (CVPR 2019) train for temporal stability. With `knobs`, each
+    batch is for a uniformly drawn position of `--restore`, with pairs of about that severity.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class PatchSampler:
         return _Patch(*(self.augmentation(lr, hr, self._random) if self.augmentation else (lr, hr)))
 
     def _shifted(self, patches: Sequence[_Patch]) -> Shifted:
-        """One offset for the batch; low resolution is one pixel smaller, its border mirrored."""
+        """Shift the batch by one offset; low resolution is a pixel smaller, its border mirrored."""
         scales = [planes.shape[1] // self.patch_size for planes in patches[0].hr]
         coarsest = max(scales) // min(scales)  # 4:2:0 chroma moves by whole samples only
         steps = self._random.integers(4 // coarsest, size=2)
@@ -264,7 +264,7 @@ class _Patch(NamedTuple):
 
 
 def _shrunk(planes: Values, size: int, scale: int) -> Codes:
-    """The first `size` x `size` low-resolution pixels of high-resolution planes."""
+    """Downscale the first `size` x `size` low-resolution pixels of high-resolution planes."""
     side = size * scale
     shrink = resize_matrix(side, size)
     return to_uint8(shrink @ planes[:, :side, :side].astype(np.float64) @ shrink.T)

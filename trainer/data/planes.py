@@ -1,7 +1,7 @@
-"""A picture in the form in which a model takes it and makes it.
+"""Converts a picture to the form of a model's input and output.
 
-Y, U and V are BT.601 in limited range, 8 bits: what the literature measures luma in. Which matrix
-a video has makes little difference to a network that never sees RGB.
+Y, U and V are BT.601 in limited range, 8 bits, as the literature measures luma. The matrix of a
+video makes little difference to a network that never sees RGB.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Codes = NDArray[np.uint8]
 """(planes, H, W)."""
 
 FineCodes = NDArray[np.uint16]
-"""(planes, H, W), in 256ths of a code: what is not rounded to codes yet."""
+"""(planes, H, W), in 256ths of a code: values not yet rounded to codes."""
 
 InputCodes = NDArray[np.unsignedinteger[Any]]
 """Either of them."""
@@ -36,7 +36,7 @@ Picture = NDArray[np.uint8]
 """(H, W, 3), RGB, full range."""
 
 LEFT_SITED, CENTRE_SITED = 0.0, 0.5
-"""Where along x a 4:2:0 chroma sample lies, in luma samples from the left one of its two."""
+"""Horizontal position of a 4:2:0 chroma sample, in luma samples from the left one of its two."""
 
 FROM_RGB = np.array(
     [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]
@@ -45,12 +45,12 @@ FROM_RGB = np.array(
 
 
 def round_to_codes(values: NDArray[Any]) -> Codes:
-    """Rounded half up and clipped, as MATLAB converts."""
+    """Round half up and clip, as MATLAB converts."""
     return np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)
 
 
 def fine_codes(values: NDArray[Any]) -> FineCodes:
-    """Rounded to a 256th of a code and clipped."""
+    """Round to a 256th of a code and clip."""
     return np.round(np.clip(values, 0, 255) * FRACTIONS).astype(np.uint16)
 
 
@@ -61,18 +61,18 @@ def code_values(planes: InputCodes) -> Values:
 
 
 def yuv444(rgb_HW3: Picture | NDArray[np.float64]) -> NDArray[np.float64]:
-    """(3, H, W): Y in 16 to 235, U and V in 16 to 240, not rounded."""
+    """Convert to (3, H, W): Y in 16 to 235, U and V in 16 to 240, not rounded."""
     u, v = (rgb_HW3 @ (weights / 255.0) + 128.0 for weights in FROM_RGB[1:])
     return np.stack([luma_bt601(rgb_HW3), u, v])
 
 
 def rgb_of(yuv_3HW: NDArray[np.float64]) -> Codes:
-    """(3, H, W) RGB of BT.601 in limited range."""
+    """Convert BT.601 in limited range to (3, H, W) RGB."""
     return round_to_codes(rgb_values(yuv_3HW))
 
 
 def rgb_values(yuv_3HW: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The same, not rounded and not clipped."""
+    """Convert like `rgb_of`, without rounding or clipping."""
     offset = np.array([16.0, 128.0, 128.0])
     mix = np.linalg.inv(FROM_RGB / 255.0)
     return np.asarray(np.einsum("oi,ihw->ohw", mix, yuv_3HW - offset[:, None, None]))
@@ -80,21 +80,21 @@ def rgb_values(yuv_3HW: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def input_variants(
     lr_HW3: Picture | NDArray[np.float64],
-    colour: ColorFormName,
+    color: ColorFormName,
     *,
     subsampled: bool = False,
     exact: bool = False,
 ) -> tuple[tuple[float, InputCodes], ...]:
-    """What a model may be given of a low-resolution picture, each with its share of the patches.
+    """Return the variants of a model's low-resolution input, each with its share of the patches.
 
-    A `yuv420` model is given chroma that was brought to the luma grid from 4:2:0 in either usual
-    siting, and now and then from 4:4:4. So is an `rgb` model with `subsampled`. With `exact` all
-    are fine codes, rounded nowhere on the way.
+    A `yuv420` model gets chroma that was upsampled to the luma grid from 4:2:0 in either usual
+    siting, and now and then from 4:4:4. So does an `rgb` model with `subsampled`. With `exact`,
+    all are fine codes that no intermediate step rounds.
     """
     codes: Callable[[NDArray[Any]], InputCodes] = fine_codes if exact else round_to_codes
-    if colour == "luma":
+    if color == "luma":
         return ((1.0, codes(luma_bt601(lr_HW3))[None]),)
-    if colour == "rgb" and not subsampled:
+    if color == "rgb" and not subsampled:
         return ((1.0, np.ascontiguousarray(codes(lr_HW3).transpose(2, 0, 1))),)
     yuv_3HW = yuv444(lr_HW3)
     variants = (
@@ -102,16 +102,16 @@ def input_variants(
         (0.35, chroma_through_420(yuv_3HW, CENTRE_SITED, exact=exact)),
         (0.15, codes(yuv_3HW)),
     )
-    if colour == "yuv420":
+    if color == "yuv420":
         return variants
     return tuple((share, codes(rgb_values(code_values(planes)))) for share, planes in variants)
 
 
-def target_planes(hr_HW3: Picture, colour: ColorFormName) -> tuple[Codes, ...]:
-    """What a model is to make of it: one array for each plane group of its color form."""
-    if colour == "luma":
+def target_planes(hr_HW3: Picture, color: ColorFormName) -> tuple[Codes, ...]:
+    """Return the model's target: one array for each plane group of its color form."""
+    if color == "luma":
         return (round_to_codes(luma_bt601(hr_HW3))[None],)
-    if colour == "rgb":
+    if color == "rgb":
         return (np.ascontiguousarray(hr_HW3.transpose(2, 0, 1)),)
     y_HW, *chroma = yuv444(hr_HW3)
     halved = [halve(plane, CENTRE_SITED) for plane in chroma]
@@ -119,9 +119,9 @@ def target_planes(hr_HW3: Picture, colour: ColorFormName) -> tuple[Codes, ...]:
 
 
 def halve(plane_HW: NDArray[np.float64], siting: float) -> NDArray[np.float64]:
-    """Chroma at half the size, rounded up, float.
+    """Halve chroma in size, rounding sizes up; the result is float.
 
-    The mean of 2x2 samples in the middle between them, or of 3x2 weighted 1:2:1 for left siting.
+    Each sample is the mean of the 2x2 around it, or of 3x2 weighted 1:2:1 for left siting.
     """
     plane_HW = np.pad(plane_HW, [(0, side % 2) for side in plane_HW.shape], mode="edge")
     height, width = plane_HW.shape
@@ -138,33 +138,33 @@ def halve(plane_HW: NDArray[np.float64], siting: float) -> NDArray[np.float64]:
 def chroma_through_420(
     yuv_3HW: NDArray[np.float64], siting: float, *, exact: bool = False
 ) -> InputCodes:
-    """What a model is given of a 4:2:0 video: U and V halved, rounded and brought back."""
+    """Return a model's input from a 4:2:0 video: U and V halved, rounded and upsampled."""
     codes: Callable[[NDArray[Any]], InputCodes] = fine_codes if exact else round_to_codes
     halved = [codes(halve(plane, siting)) for plane in yuv_3HW[1:]]
     return on_luma_grid([codes(yuv_3HW[0]), *halved], siting)
 
 
 def as_yuv420(rgb_HW3: Picture) -> Yuv:
-    """4:2:0 in limited range, left-sited, as most video is; odd sides lose their last sample."""
+    """Convert to left-sited limited-range 4:2:0, like most video; odd sides lose a sample."""
     height, width = (side // 2 * 2 for side in rgb_HW3.shape[:2])
     yuv = yuv444(rgb_HW3[:height, :width])
     u, v = (round_to_codes(halve(plane, LEFT_SITED)) for plane in yuv[1:])
     return round_to_codes(yuv[0]), u, v
 
 
-def decoded_input(planes: Sequence[Codes], colour: ColorFormName) -> Codes:
-    """(C, H, W), what a model is given of a decoded, left-sited 4:2:0 frame."""
-    if colour == "luma":
+def decoded_input(planes: Sequence[Codes], color: ColorFormName) -> Codes:
+    """Return (C, H, W), a model's input from a decoded, left-sited 4:2:0 frame."""
+    if color == "luma":
         return planes[0][None]
     yuv = on_luma_grid(planes, LEFT_SITED)
-    return yuv if colour == "yuv420" else rgb_of(yuv.astype(np.float64))
+    return yuv if color == "yuv420" else rgb_of(yuv.astype(np.float64))
 
 
 PlaneCodes = TypeVar("PlaneCodes", bound=InputCodes)
 
 
 def on_luma_grid(planes: Sequence[PlaneCodes], siting: float) -> PlaneCodes:
-    """(3, H, W) of the three planes of a 4:2:0 frame, (H, W) and twice (H / 2, W / 2)."""
+    """Return (3, H, W) from a 4:2:0 frame's planes, (H, W) and twice (H / 2, W / 2)."""
     y_HW, *chroma = planes
     height, width = y_HW.shape
     peak = int(np.iinfo(y_HW.dtype).max)

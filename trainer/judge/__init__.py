@@ -1,1 +1,1 @@
-"""What judges a network: measures, test sets, a perceptual distance, and the table made of them."""
+"""The evaluation of networks: measures, test sets, a perceptual distance and result tables."""

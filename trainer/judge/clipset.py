@@ -1,4 +1,4 @@
-"""Clips as a test set: a video's own frames as the truth, a quarter of them through a codec."""
+"""Clips as a test set: a video's own frames are the truth, their downscaled copies are encoded."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from trainer.judge.evaluate import LowResolution, TestPicture
 
 @dataclass(frozen=True)
 class TestClip:
-    """Frames in their order, and the file that their low resolution was decoded from."""
+    """Frames in order, and the file that their low resolution was decoded from."""
 
     pictures: list[TestPicture]
     encoded: bytes | None
-    """None where there was no codec: low resolution is 4:2:0, and clean."""
+    """None without a codec: low resolution is then clean 4:2:0."""
 
 
 def load_test_clip(path: Path, settings: CodecSettings | None, num_frames: int) -> TestClip:
-    """The first frames of a video at a quarter of their size, encoded together and decoded.
+    """Load the first frames of a video, downscaled to a quarter, encoded together and decoded.
 
     Raises:
         MediaError: the video cannot be decoded.
@@ -47,7 +47,7 @@ def load_test_clip(path: Path, settings: CodecSettings | None, num_frames: int) 
 
 
 def automatic_restore(encoded: bytes, model: str) -> Restoration:
-    """What `--restore auto` comes to for a file and a model."""
+    """Return what `--restore auto` chooses for a file and a model."""
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
         file.write(encoded)
         file.flush()

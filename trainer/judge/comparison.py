@@ -1,4 +1,4 @@
-"""Methods side by side: on test sets and on compressed clips, beside what was published."""
+"""Compares methods on test sets and on compressed clips, next to published figures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 
 from srstream.quality import luma_bt601, static_flicker, warping_error
 from trainer.judge.evaluate import TestPicture, Upscaler, as_codes, score_picture
-from trainer.judge.perceptual import Judge, PerceptualDistance, colour_shift, grid_energy
+from trainer.judge.perceptual import Judge, PerceptualDistance, color_shift, grid_energy
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to enlarge, and what it costs."""
+    """An upscaling method and its cost."""
 
     name: str
     upscale: Upscaler
@@ -31,24 +31,24 @@ class Method:
 
 @dataclass(frozen=True)
 class Row:
-    """What a method reached on a set or a clip: means over pictures."""
+    """A method's results on a set or a clip: means over pictures."""
 
     method: str
     material: str
     num_pictures: int
     psnr_db: float
-    """On luma, the output rounded to 8 bits, as SSIM."""
+    """PSNR on luma, with the output rounded to 8 bits; SSIM likewise."""
     ssim: float
     chroma_psnr_db: float
     distance: float | None
-    """The judge's distance; None where it was not asked."""
+    """The judge's distance; None without a judge."""
     colour_shift: float
-    """The largest of any picture, in levels."""
+    """The largest over the pictures, in levels."""
     grid: float
     seconds_per_mpixel: float
-    """Seconds for a megapixel of output on this machine, picture by picture."""
+    """Seconds per megapixel of output on this machine, one picture at a time."""
     flicker: float | None = None
-    """The warping error; of clips only."""
+    """The warping error; only for clips."""
     warping_error: float | None = None
 
 
@@ -61,7 +61,7 @@ class Comparison:
     judge_name: str = PerceptualDistance.name
 
     def row(self, method: str, material: str) -> Row:
-        """The row of a method on a material, or `KeyError`."""
+        """Return the row of a method on a material, or raise `KeyError`."""
         for row in self.rows:
             if (row.method, row.material) == (method, material):
                 return row
@@ -76,7 +76,7 @@ class Comparison:
         *,
         is_clip: bool = False,
     ) -> None:
-        """Measures every method on a set of pictures, or on a clip's frames in their order."""
+        """Measure every method on a set of pictures, or on a clip's frames in order."""
         sequences = [pictures] if is_clip else [[picture] for picture in pictures]
         self.add_sequences(material, sequences, scale, judge)
 
@@ -87,12 +87,12 @@ class Comparison:
         scale: int,
         judge: Judge | None,
     ) -> None:
-        """Measures every method on several clips together; single pictures have no motion."""
+        """Measure every method on several clips together; single pictures have no motion."""
         for method in self.methods:
             self.rows.append(_measure(method, material, sequences, scale, judge))
 
     def markdown(self) -> str:
-        """A table for each material, the methods' costs, and published figures where there are."""
+        """Return a table for each material, the methods' costs, and any published figures."""
         parts = [_cost_table(self.methods)] if len(self.methods) > 1 else []
         for material in dict.fromkeys(row.material for row in self.rows):
             rows = [row for row in self.rows if row.material == material]
@@ -104,7 +104,7 @@ class Comparison:
         return "\n\n".join(parts) + "\n"
 
     def as_json(self) -> str:
-        """The same, for programs."""
+        """Return the same as JSON."""
         methods = [
             {
                 "name": m.name, "num_parameters": m.num_parameters,
@@ -147,7 +147,7 @@ def _measure(
             made_luma.append(as_codes(made.y_HW))
             grids.append(grid_energy(made.y_HW, true_luma[-1], scale))
             rgb_HW3 = made.rgb_HW3()
-            shifts.append(colour_shift(rgb_HW3, picture.hr_HW3))
+            shifts.append(color_shift(rgb_HW3, picture.hr_HW3))
             if judge is not None:
                 distances.append(judge(rgb_HW3, picture.hr_HW3))
         if len(pictures) > 1:
@@ -171,7 +171,7 @@ def _measure(
 
 
 def _mean_of_known(values: Sequence[float]) -> float | None:
-    """Without NaN, which stands for nothing to measure; None where nothing is left."""
+    """Return the mean without NaN, which stands for nothing to measure; None if nothing is left."""
     known = [value for value in values if not math.isnan(value)]
     return round(float(np.mean(known)), 4) if known else None
 
@@ -193,7 +193,7 @@ def _quality_table(rows: Sequence[Row], judge_name: str) -> str:
     has_motion = any(row.warping_error is not None for row in rows)
     head = ["method", "PSNR (dB)", "SSIM", "chroma PSNR (dB)"]
     head += [judge_name] if has_distance else []
-    head += ["colour shift", "grid", "s / Mpixel"]
+    head += ["color shift", "grid", "s / Mpixel"]
     head += ["flicker", "warping error"] if has_motion else []
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for row in rows:
@@ -210,7 +210,7 @@ def _quality_table(rows: Sequence[Row], judge_name: str) -> str:
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of a paper, on luma at 4x."""
+    """A published figure, on luma at 4x."""
 
     method: str
     material: str

@@ -1,6 +1,6 @@
 """The literature's protocol: PSNR and SSIM on luma, 4x bicubic degradation, border shaved.
 
-The same on frames that went through a codec.
+The same protocol also measures frames that went through a codec.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from trainer.networks import TrainedNetwork, TrainedSpec
 
 @dataclass(frozen=True)
 class LowResolution:
-    """What an upscaler is given, in every form that one may want it in."""
+    """The input of an upscaler, in every form that one may need."""
 
     rgb_HW3: Picture
     yuv_3HW: NDArray[np.float64]
-    """BT.601 in limited range, not rounded where it comes of RGB."""
+    """BT.601 in limited range, not rounded if it comes from RGB."""
     subsampled_2HW: NDArray[np.float64]
     """U and V that went through 4:2:0, on luma's grid."""
 
     @classmethod
     def of_picture(cls, rgb_HW3: Picture) -> LowResolution:
-        """A picture; luma isn't rounded, as the literature's protocol has it."""
+        """Convert a picture; luma isn't rounded, following the literature's protocol."""
         yuv_3HW = yuv444(rgb_HW3)
         subsampled = chroma_through_420(yuv_3HW, LEFT_SITED)[1:].astype(np.float64)
         return cls(rgb_HW3, yuv_3HW, subsampled)
 
     @classmethod
     def of_video(cls, planes: Sequence[Codes]) -> LowResolution:
-        """A left-sited 4:2:0 frame, (Y, U, V)."""
+        """Convert a left-sited 4:2:0 frame, (Y, U, V)."""
         yuv_3HW = on_luma_grid(planes, LEFT_SITED).astype(np.float64)
         return cls(rgb_of(yuv_3HW).transpose(1, 2, 0), yuv_3HW, yuv_3HW[1:])
 
@@ -60,11 +60,11 @@ class LowResolution:
         height, width = self.rgb_HW3.shape[:2]
         return height, width
 
-    def input_of(self, colour: ColorFormName) -> NDArray[np.float32]:
-        """(1, C, H, W), what a model of this color form takes, code / 255."""
-        if colour == "rgb":
+    def input_of(self, color: ColorFormName) -> NDArray[np.float32]:
+        """Return (1, C, H, W), the input of a model of this color form, code / 255."""
+        if color == "rgb":
             planes = self.rgb_HW3.transpose(2, 0, 1).astype(np.float64)
-        elif colour == "luma":
+        elif color == "luma":
             planes = self.yuv_3HW[:1]
         else:
             planes = np.concatenate([self.yuv_3HW[:1], self.subsampled_2HW])
@@ -73,14 +73,14 @@ class LowResolution:
 
 @dataclass(frozen=True)
 class Enlarged:
-    """A picture as an upscaler made it: BT.601, 16 to 235 and 16 to 240, float, not rounded."""
+    """An upscaler's output: BT.601, 16 to 235 and 16 to 240, float, not rounded."""
 
     y_HW: Plane
     chroma_2HW: NDArray[np.float64]
     """U and V at the size of Y."""
 
     def rgb_HW3(self) -> Picture:
-        """The planes as a picture to look at, uint8."""
+        """Return the planes as a viewable picture, uint8."""
         return rgb_of(np.concatenate([self.y_HW[None], self.chroma_2HW])).transpose(1, 2, 0)
 
 
@@ -92,16 +92,16 @@ class Score:
     """Means over the pictures of a set."""
 
     psnr_db: float
-    """On luma, as SSIM."""
+    """PSNR on luma; SSIM likewise."""
     ssim: float
     chroma_psnr_db: float
-    """Mean of U's and V's, at the size of luma."""
+    """Mean over U and V, at the size of luma."""
     num_pictures: int
 
 
 @dataclass(frozen=True)
 class TestPicture:
-    """One picture of a test set, or frame of a clip."""
+    """One picture of a test set, or one frame of a clip."""
 
     name: str
     lr: LowResolution
@@ -110,9 +110,9 @@ class TestPicture:
 
 
 def load_test_set(folder: Path, scale: int, *, subsampled: bool = False) -> list[TestPicture]:
-    """Originals cropped to multiples of `scale`; low resolution by MATLAB's bicubic in RGB.
+    """Load originals cropped to multiples of `scale`; low resolution is MATLAB's bicubic in RGB.
 
-    With `subsampled` it then goes through 4:2:0 in 8 bits, for all methods alike.
+    With `subsampled`, low resolution then goes through 8-bit 4:2:0, for all methods alike.
     """
     pictures = []
     for path in find_pictures(folder):
@@ -128,11 +128,11 @@ def load_test_set(folder: Path, scale: int, *, subsampled: bool = False) -> list
 
 
 GREY_CHROMA_DB = 58.9
-"""A gray picture's chroma is reproduced exactly; it counts as what rounding to 8 bits leaves."""
+"""The chroma PSNR of a gray picture: it is exact, but counts as having 8-bit rounding error."""
 
 
 def score(upscale: Upscaler, pictures: Sequence[TestPicture], scale: int) -> Score:
-    """What `upscale` reaches: its output rounded to the 8 bits that a video will hold.
+    """Return the score of `upscale`, its output rounded to the 8 bits that a video holds.
 
     `scale` pixels are shaved off every side. The original's luma is not rounded.
     """
@@ -142,7 +142,7 @@ def score(upscale: Upscaler, pictures: Sequence[TestPicture], scale: int) -> Sco
 
 
 def score_picture(made: Enlarged, hr_HW3: Picture, border: int) -> tuple[float, float, float]:
-    """PSNR and SSIM on luma, PSNR on chroma; see `Score`."""
+    """Return PSNR and SSIM on luma and PSNR on chroma; see `Score`."""
     luma, *chroma = yuv444(hr_HW3)
     y_HW = as_codes(made.y_HW)
     chroma_psnrs = [
@@ -153,17 +153,17 @@ def score_picture(made: Enlarged, hr_HW3: Picture, border: int) -> tuple[float, 
 
 
 def as_codes(plane: Plane) -> Plane:
-    """Rounded to whole levels and clipped, still float."""
+    """Round to whole levels and clip; the result is still float."""
     return np.clip(np.round(plane), 0, 255)
 
 
 def enlarge_planes(planes: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
-    """(C, H, W) by bicubic."""
+    """Enlarge (C, H, W) by bicubic."""
     return np.stack([bicubic_resize(plane, height, width) for plane in planes])
 
 
 def bicubic_upscaler(scale: int) -> Upscaler:
-    """MATLAB's bicubic on each plane: the baseline."""
+    """Return the baseline: MATLAB's bicubic on each plane."""
 
     def upscale(lr: LowResolution) -> Enlarged:
         height, width = (side * scale for side in lr.shape)
@@ -174,7 +174,7 @@ def bicubic_upscaler(scale: int) -> Upscaler:
 
 
 def softened_upscaler(upscale: Upscaler, strength: float, scale: int) -> Upscaler:
-    """Part of the way from bicubic to what another makes, as `srstream.engines.bicubic_mix`."""
+    """Blend bicubic with another upscaler's output, like `srstream.engines.bicubic_mix`."""
     bicubic = bicubic_upscaler(scale)
 
     def mixed(lr: LowResolution) -> Enlarged:
@@ -192,9 +192,9 @@ PlaneFunction = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 
 
 def model_upscaler(run: PlaneFunction, spec: TrainedSpec) -> Upscaler:
-    """The network on what its color form takes of the picture; the rest by bicubic.
+    """Return an upscaler that runs the network on its own planes and bicubic on the others.
 
-    As in a video, what a network makes of all planes keeps the source's local mean.
+    As in a video, the output of a network that makes all planes keeps the source's local mean.
     """
 
     def upscale(lr: LowResolution) -> Enlarged:
@@ -223,7 +223,7 @@ def _with_local_mean(made_HW: Plane, source_HW: Plane) -> Plane:
 
 
 def network_upscaler(network: TrainedNetwork) -> Upscaler:
-    """A folded network in PyTorch."""
+    """Run a folded network in PyTorch."""
 
     def run(lr_1CHW: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         with torch.no_grad():

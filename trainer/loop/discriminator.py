@@ -12,25 +12,25 @@ from torch.nn.utils.parametrizations import spectral_norm
 Norm = Literal["batch", "spectral"]
 
 POOLED_SIDE = 6
-"""Where any crop will do, features are averaged to this side, which a crop of 96 leaves."""
+"""Features are averaged to this side if any crop is allowed; a crop of 96 leaves this side."""
 
 
 def make_discriminator(
     kind: Literal["srgan", "unet"], *, width: int, norm: Norm, crop: int | None
 ) -> Discriminator | UNetDiscriminator:
-    """A new one; `width` is the channels of its first convolution."""
+    """Return a new discriminator; `width` is the number of channels of its first convolution."""
     if kind == "unet":
         return UNetDiscriminator(width)
     return Discriminator(width, norm=norm, crop=crop)
 
 
 class Discriminator(nn.Module):
-    """SRGAN's (Ledig et al., CVPR 2017, figure 4): (B, 3, H, W) RGB to (B, 1) logits.
+    """SRGAN's discriminator (Ledig et al., CVPR 2017, figure 4): (B, 3, H, W) RGB to (B, 1) logits.
 
     Eight 3x3 convolutions of `width` to 8 `width` channels, every second with stride 2, BN on all
-    but the first, LeakyReLU(0.2); a dense layer of 16 `width`, LeakyReLU, one logit. With `crop`
-    the dense layer takes the features as they are, for pictures of that side only (a multiple of
-    16); without, they are averaged to 6x6 and any picture will do. With `norm="spectral"` every
+    but the first, LeakyReLU(0.2); a dense layer of 16 `width`, LeakyReLU, one logit. With `crop`,
+    the dense layer takes the features directly, so pictures must have that side (a multiple of 16);
+    without, the features are averaged to 6x6 and any picture works. With `norm="spectral"`, every
     layer has spectral norm instead of BN (Miyato et al., ICLR 2018).
     """
 
@@ -49,7 +49,7 @@ class Discriminator(nn.Module):
         self.dense = nn.ModuleList(spectral_norm(d) if norm == "spectral" else d for d in dense)
 
     def features(self, rgb_B3HW: Tensor) -> list[Tensor]:
-        """What each stride-2 convolution and its activation leave, from fine to coarse."""
+        """Return the activations of each stride-2 convolution, from fine to coarse."""
         if self.crop is not None and rgb_B3HW.shape[2:] != (self.crop, self.crop):
             raise ValueError(f"{tuple(rgb_B3HW.shape[2:])} came to a discriminator for {self.crop}")
         x, features = 2 * rgb_B3HW - 1, []
@@ -70,8 +70,8 @@ class Discriminator(nn.Module):
 class UNetDiscriminator(nn.Module):
     """A U-Net with spectral norm that judges each pixel: (B, 3, H, W) to (B, 1, H, W) logits.
 
-    Three times down by 2 and up again, skips added (as Wang et al., Real-ESRGAN, ICCV Workshops
-    2021); sides must be multiples of 8.
+    It goes down by 2 three times and up again, with skips added (as in Wang et al., Real-ESRGAN,
+    ICCV Workshops 2021); sides must be multiples of 8.
     """
 
     def __init__(self, width: int = 64) -> None:
@@ -91,7 +91,7 @@ class UNetDiscriminator(nn.Module):
         self.logits = nn.Conv2d(width, 1, 3, padding=1)
 
     def features(self, rgb_B3HW: Tensor) -> list[Tensor]:
-        """What each step down leaves, from fine to coarse."""
+        """Return the output of each step down, from fine to coarse."""
         x, features = functional.leaky_relu(self.head(2 * rgb_B3HW - 1), 0.2), []
         features.append(x)
         for convolution in self.down:

@@ -1,4 +1,4 @@
-"""Watches whether a run still makes pictures, and stops one that does not."""
+"""Checks that a run still makes pictures, and stops one that does not."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -10,27 +10,27 @@ from torch import Tensor
 from srstream.errors import SrstreamError
 
 WINDOW = 50
-"""Iterations that are judged together: batches differ, a collapse lasts."""
+"""Iterations that are judged together, because batches differ but a collapse lasts."""
 
 MIN_CONTRAST = 0.25
-"""A run ends below this share of the originals' deviation; a sound network keeps 0.9 and more."""
+"""A run stops below this share of the originals' deviation; a sound network keeps 0.9 or more."""
 
 MAX_DRIFT = 8 / 255
-"""A run ends where a plane's mean is off by this; a network that works stays within 1 / 255."""
+"""A run stops when a plane's mean is off by this; a working network stays within 1 / 255."""
 
 WARM_UP = 300
-"""Iterations before contrast and color are judged: a new network begins gray."""
+"""Iterations before contrast and color are judged, because a new network starts gray."""
 
 
 class TrainingCollapsedError(SrstreamError):
-    """The network in training came to make something that is no picture."""
+    """The network in training no longer makes pictures."""
 
 
 @dataclass
 class Guard:
-    """Watches a run's output; `check` raises before a spoilt state could be kept.
+    """Watches a run's output; `check` raises before a spoiled state can be saved.
 
-    NaN and infinity count at once. Grey collapse (contrast lost) and color drift (a plane's mean
+    NaN and infinity count at once. Gray collapse (contrast lost) and color drift (a plane's mean
     wanders off) are judged on the mean over a window of iterations.
     """
 
@@ -43,13 +43,13 @@ class Guard:
 
     @torch.no_grad()
     def see(self, made: Tensor, true: Tensor) -> None:
-        """One iteration's pictures, (B, planes, H, W) each."""
+        """Record one iteration's pictures, (B, planes, H, W) each."""
         self._num_seen += 1
         self._contrasts.append(float(made.std() / true.std().clamp(min=1e-4)))
         self._drifts.append((made.mean((0, 2, 3)) - true.mean((0, 2, 3))).cpu())
 
     def check(self, iteration: int, losses: dict[str, float]) -> None:
-        """Raises `TrainingCollapsedError` saying what is wrong and what to do."""
+        """Raise `TrainingCollapsedError` with the cause and a remedy."""
         for name, loss in losses.items():
             if loss != loss or abs(loss) == float("inf"):
                 raise TrainingCollapsedError(
@@ -60,22 +60,22 @@ class Guard:
         contrast = sum(self._contrasts) / len(self._contrasts)
         if contrast < MIN_CONTRAST:
             raise TrainingCollapsedError(
-                f"iteration {iteration}: the pictures have gone grey, with {contrast:.0%} of the "
+                f"iteration {iteration}: the pictures have gone gray, with {contrast:.0%} of the "
                 f"originals' contrast over {WINDOW} iterations. {_ADVICE}"
             )
         drift = torch.stack(list(self._drifts)).mean(0)
         worst = float(drift.abs().max())
         if worst > MAX_DRIFT:
             raise TrainingCollapsedError(
-                f"iteration {iteration}: the colours have drifted by {255 * worst:.1f} levels from "
+                f"iteration {iteration}: the colors have drifted by {255 * worst:.1f} levels from "
                 f"the originals' over {WINDOW} iterations. {_ADVICE}"
             )
 
 
 def check_finite(iteration: int, tensors: Mapping[str, Tensor]) -> None:
-    """Raises `TrainingCollapsedError` naming a tensor of the run's state that isn't finite.
+    """Raise `TrainingCollapsedError` naming a tensor of the run's state that isn't finite.
 
-    A step from a finite loss can still spoil the weights; that shows in the next loss only.
+    A step from a finite loss can still spoil the weights, which shows only in the next loss.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -85,6 +85,6 @@ def check_finite(iteration: int, tensors: Mapping[str, Tensor]) -> None:
 
 
 _ADVICE = (
-    "The run is stopped, and its folder holds the last good state. Go on from that in a new run "
+    "The run is stopped, and its folder holds the last good state. Start a new run from that "
     "with a lower learning_rate, or a lower adversarial_weight."
 )

@@ -1,4 +1,4 @@
-"""A run's clock, its stop signal, and what it writes down: `log.jsonl` and TensorBoard."""
+"""A run's clock, its stop signal, and its records: `log.jsonl` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOG_NAME, PANEL_DIR = "log.jsonl", "panels"
 
 
 class StopFlag:
-    """True once SIGTERM or SIGINT has come, so that the loop ends after its iteration."""
+    """A flag that SIGTERM or SIGINT sets, so that the loop ends after its iteration."""
 
     def __init__(self) -> None:
         self._stopped = False
@@ -51,7 +51,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "cpu": time.pr
 
 
 class Clock:
-    """Seconds since the last call."""
+    """Measures the seconds since the last call."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now, self._last = now, now()
@@ -62,7 +62,7 @@ class Clock:
 
 
 class Timer:
-    """Due once in every interval."""
+    """A timer that is due once per interval."""
 
     def __init__(self, interval_seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self._now, self._interval_seconds = now, interval_seconds
@@ -76,9 +76,9 @@ class Timer:
 
 
 class Journal:
-    """One JSON object per line with the run's progress in each; scalars and panels for TensorBoard.
+    """Writes one JSON line with the progress per event; scalars and panels go to TensorBoard.
 
-    A process that isn't the run's first one writes nothing.
+    A process other than the run's first writes nothing.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Journal:
                     self._writer.add_scalar(f"{event}/{name}", value, self._progress.iteration)
 
     def panel(self, picture_HW3: Picture) -> None:
-        """Keeps a picture of what the network makes, as a PNG file and for TensorBoard."""
+        """Save a picture of the network's output as a PNG file and for TensorBoard."""
         if self._is_silent:
             return
         folder = self._run_dir / PANEL_DIR
@@ -127,7 +127,7 @@ class Journal:
 
 
 def past_validations(run_dir: Path, iteration: int) -> list[dict[str, float]]:
-    """What `validate` lines of a run's log say, as far as `iteration`; a torn line says nothing."""
+    """Return the `validate` lines of a run's log up to `iteration`; torn lines are ignored."""
     path, found = run_dir / LOG_NAME, []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -141,7 +141,7 @@ def past_validations(run_dir: Path, iteration: int) -> list[dict[str, float]]:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as a person says it: `2 h 05 min`, `3 min 20 s`."""
+    """Return a duration in words: `2 h 05 min`, `3 min 20 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,4 +1,4 @@
-"""What the stages descend on, as functions of tensors.
+"""The loss functions of the stages.
 
 Pictures are (B, C, H, W), RGB or planes, about [0, 1]; logits have any shape, the batch first;
 features are lists of (B, C, H, W). Every loss is a scalar.
@@ -16,7 +16,7 @@ from torch.nn import functional
 Adversary = Literal["standard", "relativistic"]
 
 FEATURE_SCALE = 1 / 12.75
-"""Ledig et al. (CVPR 2017), section 3.2: VGG features so scaled give losses of the size of MSE."""
+"""Ledig et al. (CVPR 2017), section 3.2: VGG features scaled so that losses are as large as MSE."""
 
 LDL_WINDOW = 7
 
@@ -26,7 +26,7 @@ TEXTURE_OCTAVES, TEXTURE_WINDOW = 3, 8
 
 
 def content_loss(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
-    """Mean squared error of rescaled features, mean over the layers (Ledig et al., equation 5)."""
+    """Return the mean squared error of rescaled features over the layers (Ledig et al., eq. 5)."""
     errors = [
         functional.mse_loss(FEATURE_SCALE * m, FEATURE_SCALE * t)
         for m, t in zip(made, true, strict=True)
@@ -35,10 +35,10 @@ def content_loss(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
 
 
 def unit_content_loss(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
-    """Squared error of features brought to unit length at each place, mean over the layers.
+    """Return the squared error of features at unit length, averaged over the layers.
 
-    LPIPS without its learned weights (Zhang et al., CVPR 2018, equation 1): every depth counts
-    alike, and flat places count as much as edges with their larger features do.
+    It is LPIPS without its learned weights (Zhang et al., CVPR 2018, equation 1): all depths count
+    alike, and flat places count as much as edges, whose features are larger.
     """
     errors = [
         (functional.normalize(m.float(), dim=1) - functional.normalize(t.float(), dim=1))
@@ -51,10 +51,10 @@ def unit_content_loss(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
 
 
 def feature_matching_loss(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
-    """Mean absolute difference of a discriminator's features (Wang et al., CVPR 2018, equation 4).
+    """Return the mean absolute difference of a discriminator's features (Wang et al., CVPR 2018).
 
-    Each layer counts in proportion to its own size: it is divided by the true features' mean
-    magnitude.
+    The loss is their equation 4. Each layer is divided by the mean magnitude of its true features,
+    so that it counts in proportion to its own scale.
     """
     errors = [
         functional.l1_loss(m, t) / t.abs().mean().clamp(min=1e-6)
@@ -64,10 +64,10 @@ def feature_matching_loss(made: Sequence[Tensor], true: Sequence[Tensor]) -> Ten
 
 
 def discriminator_loss(real_logits: Tensor, made_logits: Tensor, adversary: Adversary) -> Tensor:
-    """Binary cross-entropy: real pictures are 1, made ones 0.
+    """Return the binary cross-entropy: real pictures are 1, made ones 0.
 
-    Relativistic average (Jolicoeur-Martineau, ICLR 2019; as in ESRGAN): a real picture is to be
-    more real than the made ones are on average, and the other way round.
+    Relativistic average (Jolicoeur-Martineau, ICLR 2019; as in ESRGAN): a real picture should be
+    more real than the average made one, and vice versa.
     """
     if adversary == "relativistic":
         real_logits, made_logits = (
@@ -78,7 +78,7 @@ def discriminator_loss(real_logits: Tensor, made_logits: Tensor, adversary: Adve
 
 
 def generator_loss(made_logits: Tensor, real_logits: Tensor, adversary: Adversary) -> Tensor:
-    """The generator's part: made pictures are to be taken for real (Ledig et al., equation 6)."""
+    """Return the generator's part: made pictures should pass for real (Ledig et al., eq. 6)."""
     if adversary == "standard":
         return _cross_entropy(made_logits, 1.0)
     made, real = made_logits - real_logits.mean(), real_logits - made_logits.mean()
@@ -86,10 +86,10 @@ def generator_loss(made_logits: Tensor, real_logits: Tensor, adversary: Adversar
 
 
 def ldl_loss(made: Tensor, steady: Tensor, real: Tensor) -> Tensor:
-    """Locally discriminative learning: mean absolute difference where there are artifacts.
+    """Return the loss of locally discriminative learning: absolute difference at artifacts.
 
-    A pixel's weight is the variance of the residual in 7x7 around it, times the fifth root of the
-    residual's variance over the picture, and nothing where the averaged network (`steady`) is
+    A pixel's weight is the variance of the residual in the surrounding 7x7, times the fifth root of
+    the residual's variance over the picture; it is zero where the averaged network (`steady`) is
     farther from the original than the one in training (Liang et al., CVPR 2022, equations 5 to 8).
     """
     residual = (real - made).abs().sum(1, keepdim=True)
@@ -102,10 +102,10 @@ def ldl_loss(made: Tensor, steady: Tensor, real: Tensor) -> Tensor:
 
 
 def grid_loss(made: Tensor, real: Tensor, scale: int) -> Tensor:
-    """Return how much of a `scale` x `scale` pattern a difference holds: what PixelShuffle leaves.
+    """Return the strength of PixelShuffle's `scale` x `scale` pattern in a difference.
 
-    The difference is taken apart into its phases, each averaged over `GRID_WINDOW` cells each way;
-    returned is the mean square of what a phase's mean lies off that of all phases.
+    The difference is split into its phases, each averaged over `GRID_WINDOW` cells each way; the
+    result is the mean square of each phase's deviation from the mean of all phases.
     """
     phases = functional.pixel_unshuffle(made - real, scale)
     means = functional.avg_pool2d(phases, GRID_WINDOW, stride=GRID_WINDOW // 2)
@@ -114,15 +114,15 @@ def grid_loss(made: Tensor, real: Tensor, scale: int) -> Tensor:
 
 
 def texture_loss(made: Tensor, real: Tensor) -> Tensor:
-    """Return how far the local strength of detail is off, but for the finest.
+    """Return the error in the local strength of detail, except for the finest.
 
-    Each channel is taken apart into octaves (a Laplacian pyramid by averages of 2x2); compared are
-    the root mean squares in windows of 8x8 samples of the second and third, by mean absolute
-    difference. (Nothing is known of the finest one, and strength there comes out as a mesh.) Where
-    detail lies within a window makes no difference, so that what cannot be known need not be drawn
-    faintly, as it is for a mean error's sake (such statistics: Portilla and Simoncelli, IJCV 2000;
-    as a loss, of features' Gram matrices: Sajjadi et al., EnhanceNet, ICCV 2017). Sides are
-    32 at least.
+    Each channel is split into octaves (a Laplacian pyramid by averages of 2x2); the root mean
+    squares of the second and third, in windows of 8x8 samples, are compared by mean absolute
+    difference. (Low resolution tells nothing about the finest octave, and strength there comes out
+    as a mesh.) The position of detail within a window makes no difference, so detail that cannot be
+    known need not be drawn faintly, as a mean error would demand (such statistics: Portilla and
+    Simoncelli, IJCV 2000; as a loss, of features' Gram matrices: Sajjadi et al., EnhanceNet, ICCV
+    2017). Sides must be at least 32.
     """
     differences = []
     made, real = functional.avg_pool2d(made, 2), functional.avg_pool2d(real, 2)
@@ -133,20 +133,20 @@ def texture_loss(made: Tensor, real: Tensor) -> Tensor:
 
 
 def _octave(x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """What is coarser, at half the size, and how strong the rest is in each window."""
+    """Return the coarser part, at half the size, and the strength of the rest in each window."""
     coarse = functional.avg_pool2d(x_BCHW, 2)
     fine = x_BCHW - functional.interpolate(coarse, x_BCHW.shape[2:], mode="bilinear")
     windows = functional.avg_pool2d(fine.square(), TEXTURE_WINDOW, stride=TEXTURE_WINDOW // 2)
-    return coarse, (windows + 1e-6).sqrt()  # a thousandth: a root's slope has no end at 0
+    return coarse, (windows + 1e-6).sqrt()  # a thousandth: the slope of a root is infinite at 0
 
 
 def steadiness_loss(
     sr_a: Tensor, sr_b: Tensor, offset: tuple[int, int], *, border: int = 0
 ) -> Tensor:
-    """Mean absolute difference of two views of one place (Eilertsen et al., CVPR 2019, eq. 3).
+    """Return the mean absolute difference of two views of one place (Eilertsen et al., CVPR 2019).
 
-    `sr_b` begins `offset` = (rows, columns) pixels farther into the picture than `sr_a`, and may be
-    smaller; `border` pixels at each side of what both show are left out.
+    `sr_b` starts `offset` = (rows, columns) pixels farther into the picture than `sr_a`, and may be
+    smaller; `border` pixels at each side of their overlap are left out. This is their equation 3.
     """
     rows, columns = offset
     shown_a = sr_a[:, :, rows:, columns:]
@@ -161,7 +161,7 @@ def _cross_entropy(logits: Tensor, label: float) -> Tensor:
 
 
 def _local_variance(x_B1HW: Tensor) -> Tensor:
-    """Unbiased, in `LDL_WINDOW` squared, edges mirrored."""
+    """Return the unbiased variance in windows of `LDL_WINDOW` squared, edges mirrored."""
     reach = LDL_WINDOW // 2
     padded = functional.pad(x_B1HW, [reach] * 4, mode="reflect")
     patches = functional.unfold(padded, LDL_WINDOW)

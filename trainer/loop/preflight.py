@@ -1,4 +1,4 @@
-"""Everything that would stop a run later, said before its first iteration."""
+"""Reports everything that would stop a run later, before its first iteration."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from trainer.config import AdversarialSection, TrainConfig
 from trainer.data.pairs import find_pictures, find_training_files
 
 CHECKPOINT_BYTES = 1 << 30
-"""Room for checkpoints: the paper's networks with their optimizers take a third of it, twice."""
+"""Room for checkpoints: one of the paper's networks takes a third, and two exist during a write."""
 
 
 def check_data(config: TrainConfig, data_dir: Path, validation_dir: Path | None) -> None:
-    """Raises `UsageError` naming the file, split, size or scale that is wrong.
+    """Raise `UsageError` naming the file, split, size or scale that is wrong.
 
-    A picture that can't be read, or is smaller than a patch, isn't an error here: those are named
-    and left out as long as others remain.
+    A picture that can't be read, or is smaller than a patch, isn't an error here: it is named and
+    left out as long as others remain.
     """
     pictures, _ = find_training_files(data_dir)
     if validation_dir is None:
@@ -40,11 +40,11 @@ def check_data(config: TrainConfig, data_dir: Path, validation_dir: Path | None)
 
 
 MIN_VALIDATION_SIDE = 48
-"""At a quarter of it 12 pixels are left, and SSIM's window is 11 wide."""
+"""A quarter of it is 12 pixels, and SSIM's window is 11 wide."""
 
 
 def check_room(run_dir: Path) -> None:
-    """`UsageError` where the disk can't hold the run's checkpoints."""
+    """Raise `UsageError` if the disk can't hold the run's checkpoints."""
     folder = run_dir
     while not folder.exists():
         folder = folder.parent
@@ -57,7 +57,7 @@ def check_room(run_dir: Path) -> None:
 
 
 def check_features(config: TrainConfig) -> None:
-    """Loads the feature network once, so that missing weights are told before the pictures."""
+    """Load the feature network once, to report missing weights before loading the pictures."""
     stage = config.adversarial
     if isinstance(stage, AdversarialSection) and stage.perceptual != "discriminator":
         from trainer.judge.features import feature_network

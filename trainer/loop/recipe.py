@@ -1,4 +1,4 @@
-"""A run in words: what its weight files and its card say of how they were made."""
+"""A description of a run, for its weight files and its card."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from trainer.state import Progress
 
 
 def recipe(config: TrainConfig, progress: Progress, base: str | None) -> str:
-    """One line: stages, lengths and settings, and that it is unfinished if it is."""
+    """Return one line: stages, lengths and settings, and whether the run is unfinished."""
     lengths = [*progress.behind, (progress.stage_iteration, progress.stage_seconds)]
     parts = [
         f"{losses(section)}, {iterations} iterations in {seconds / 3600:.2f} h{rates(section)}"
@@ -45,7 +45,7 @@ def recipe(config: TrainConfig, progress: Progress, base: str | None) -> str:
 
 
 def losses(section: StageSection) -> str:
-    """What a stage descends on."""
+    """Describe the losses of a stage."""
     steadiness = section.steadiness_weight
     steady = f" + {steadiness:g} steadiness" if steadiness else ""
     if section.colour_weight:
@@ -79,7 +79,7 @@ def rates(section: StageSection) -> str:
 
 
 def fraction_done(progress: Progress, section: StageSection) -> float:
-    """0 at the start of the stage, 1 and more at its end."""
+    """Return 0 at the start of the stage, 1 or more at its end."""
     if section.iterations is not None:
         return progress.stage_iteration / section.iterations
     assert section.hours is not None

@@ -1,7 +1,7 @@
-"""What one iteration does, in each stage of a run.
+"""The work of one iteration in each stage of a run.
 
-A stage owns its optimizers and what only it needs (discriminator, feature network). Each is given
-a batch and the learning rate's place on its cycle, and returns its losses by name.
+A stage owns its optimizers and anything only it needs (discriminator, feature network). Each step
+gets a batch and the position on the learning-rate cycle, and returns its losses by name.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from trainer.networks import TrainedNetwork, folded
 
 
 class Stage(Protocol):
-    """One of the run's stages, ready to go."""
+    """A stage of the run, ready to start."""
 
     modules: dict[str, nn.Module]
-    """Trained beside the network; part of a checkpoint."""
-    optimisers: dict[str, Optimizer]
+    """Modules trained alongside the network; they are part of a checkpoint."""
+    optimizers: dict[str, Optimizer]
 
     def step(
         self, batch: Batch, rate_factor: float, done: float
     ) -> tuple[dict[str, Tensor], Planes]:
-        """One iteration at `rate_factor` of the peak learning rates, `done` of the stage behind.
+        """Run one iteration at `rate_factor` of the peak rates, with `done` of the stage complete.
 
-        Returns the losses by name and what the network made, both detached.
+        Returns the losses by name and the network's output, both detached.
         """
         ...
 
@@ -52,7 +52,7 @@ class Stage(Protocol):
 def make_stage(
     section: StageSection, fabric: Fabric, network: TrainedNetwork, average: TrainedNetwork
 ) -> Stage:
-    """The stage that a section of the config describes."""
+    """Return the stage that a section of the config describes."""
     if isinstance(section, AdversarialSection):
         return AdversarialStage(section, fabric, network, average)
     assert isinstance(section, PixelSection)
@@ -60,14 +60,14 @@ def make_stage(
 
 
 class Knobbed(nn.Module):
-    """A weighted mean of folded weights that stay and of a network in training, as one network."""
+    """The weighted mean of fixed folded weights and a network in training, as one network."""
 
     def __init__(self, faithful: UpscalingStack | Generator, network: TrainedNetwork) -> None:
         super().__init__()
         self.faithful, self.network = faithful.requires_grad_(False), network
 
     def forward(self, lr_BCHW: Tensor, knob: float) -> Planes:
-        """What the mean makes: at 0 that of the weights that stay, at 1 of those in training."""
+        """Run the mean: at 0 it has the fixed weights, at 1 those in training."""
         assert isinstance(self.network, UpscalingStack | Generator)
         trained = folded_tensors(self.network)
         mean = {
@@ -81,7 +81,7 @@ class Knobbed(nn.Module):
 class PixelStage:
     """Fits the network to the originals, pixel by pixel.
 
-    With `sample_knob` what is fitted is its mean with the weights that it began with.
+    With `sample_knob`, it fits the network's mean with its initial weights instead.
     """
 
     def __init__(self, section: PixelSection, fabric: Fabric, network: TrainedNetwork) -> None:
@@ -94,14 +94,14 @@ class PixelStage:
                 raise ConfigError(f"[pixel] sample_knob: {network.spec.name!r} has no such knob")
             fitted = Knobbed(faithful, network)
             self.modules["faithful"] = faithful
-        self.network, optimiser = fabric.setup(fitted, adam(network, section))
-        self.optimisers = {"optimiser": cast(Optimizer, optimiser)}
+        self.network, optimizer = fabric.setup(fitted, adam(network, section))
+        self.optimizers = {"optimiser": cast(Optimizer, optimizer)}
 
     def step(
         self, batch: Batch, rate_factor: float, done: float
     ) -> tuple[dict[str, Tensor], Planes]:
-        section, optimiser = self.section, self.optimisers["optimiser"]
-        set_rate(optimiser, section.learning_rate * rate_factor)
+        section, optimizer = self.section, self.optimizers["optimiser"]
+        set_rate(optimizer, section.learning_rate * rate_factor)
         knob = () if batch.knob is None else (batch.knob,)
         sr = self.network(fast_layout(batch.lr_BCHW), *knob)
         distance = functional.l1_loss if section.loss == "l1" else functional.mse_loss
@@ -110,5 +110,5 @@ class PixelStage:
         if batch.shifted is not None:
             losses["steadiness"] = steadiness(self.network, sr, batch, *knob)
             total = total + section.steadiness_weight * losses["steadiness"]
-        descend(self.fabric, total, self.network, optimiser, section.clip_norm)
+        descend(self.fabric, total, self.network, optimizer, section.clip_norm)
         return detached(losses), tuple(planes.detach() for planes in sr)

@@ -1,4 +1,4 @@
-"""What every stage does in an iteration: losses on planes, the optimizer's step, memory layout."""
+"""The parts of an iteration that all stages share: plane losses, optimizer step, memory layout."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from trainer.loop.losses import steadiness_loss
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 STEADINESS_BORDER = 16
-"""High-resolution pixels left out at each side: the two crops end there at different places."""
+"""High-resolution pixels left out at each side, because the two crops end at different places."""
 
 
 def plane_loss(
     sr: Planes, hr: Planes, section: StageSection, distance: Distance = functional.l1_loss
 ) -> Tensor:
-    """The distance of the first plane group, and the section's share of that of color.
+    """Return the distance of the first plane group plus the weighted distance of color.
 
-    Color is the second group, or what the first one's U and V are where it is RGB.
+    Color is the second group, or U and V of the first one if it is RGB.
     """
     loss = distance(sr[0], hr[0])
     for made, true in zip(sr[1:], hr[1:], strict=True):
@@ -38,7 +38,7 @@ def plane_loss(
 
 
 def steadiness(network: nn.Module, sr: Planes, batch: Batch, *knob: float) -> Tensor:
-    """Return how far two views of the same place disagree, on the first plane group."""
+    """Return how much two views of the same place disagree, on the first plane group."""
     assert batch.shifted is not None
     again = network(fast_layout(batch.shifted.lr_BCHW), *knob)
     return steadiness_loss(sr[0], again[0], batch.shifted.offset, border=STEADINESS_BORDER)
@@ -49,23 +49,23 @@ def adam(network: nn.Module, section: StageSection) -> Adam:
     return Adam(trained, lr=section.learning_rate, betas=(section.beta1, section.beta2))
 
 
-def set_rate(optimiser: Optimizer, rate: float) -> None:
-    for group in optimiser.param_groups:
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def descend(
-    fabric: Fabric, loss: Tensor, module: nn.Module, optimiser: Optimizer, clip_norm: float
+    fabric: Fabric, loss: Tensor, module: nn.Module, optimizer: Optimizer, clip_norm: float
 ) -> None:
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
     if clip_norm:
-        fabric.clip_gradients(module, optimiser, max_norm=clip_norm, error_if_nonfinite=False)
-    optimiser.step()
+        fabric.clip_gradients(module, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+    optimizer.step()
 
 
 def fast_layout(x_BCHW: Tensor) -> Tensor:
-    """Channels last, the order that a CPU's convolutions work in: spares them the turning."""
+    """Convert to channels last, which a CPU's convolutions use, to avoid reordering."""
     return x_BCHW.contiguous(memory_format=torch.channels_last)
 
 

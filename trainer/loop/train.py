@@ -1,4 +1,4 @@
-"""A training run, read downward: setup, loop, checkpoint."""
+"""A training run, from top to bottom: setup, loop, checkpoint."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ BEST_NAME = "best.safetensors"
 
 Measures = dict[str, float]
 Validate = Callable[[TrainedNetwork], Measures]
-"""What the folded, averaged network reaches; `score`, if there is one, tells the best."""
+"""The scores of the folded, averaged network; `score`, if present, determines the best."""
 
 
 def train(
@@ -70,22 +70,22 @@ def train(
     should_stop: Callable[[list[Measures]], bool] | None = None,
     resume: bool = False,
 ) -> Progress:
-    """Runs the config's stages to their end, or until SIGTERM or SIGINT; leaves a checkpoint.
+    """Run the config's stages to the end, or until SIGTERM or SIGINT; leave a checkpoint.
 
     `run_dir` receives `checkpoint.safetensors`, `log.jsonl`, `tensorboard/`, and with `panel`
-    pictures of what the network makes. With `resume` the run goes on from the checkpoint there, if
+    pictures of the network's output. With `resume`, the run continues from the checkpoint there, if
     there is one; without, a checkpoint there is a `UsageError`. `should_stop` sees all validations
     so far and may end the run.
 
     Raises:
-        TrainingCollapsedError: no pictures come out any more; the checkpoint is the last good one.
+        TrainingCollapsedError: the output collapsed; the checkpoint is the last good one.
     """
     # --- setup -----------------------------------------------------------------------------
     checkpoint_path = run_dir / CHECKPOINT_NAME
     resumed = None
     if checkpoint_path.exists():
         if not resume:
-            raise UsageError(f"{checkpoint_path} exists; use --resume to go on from it")
+            raise UsageError(f"{checkpoint_path} exists; use --resume to continue from it")
         resumed = load_state(checkpoint_path)
         config = resumed_config(config, TrainConfig.model_validate(resumed[1]["config"]))
     stages, run = config.stages, config.run
@@ -96,7 +96,7 @@ def train(
 
     if config.samples_knob and base is None and not resumed:
         raise UsageError(
-            "sample_knob mixes the network with the weights that it goes on from; use --base"
+            "sample_knob mixes the network with the weights that it starts from; use --base"
         )
     names = [pair.name for pair in pairs]
     tones = config.data.augmentation
@@ -122,7 +122,7 @@ def train(
         if metadata["pictures"] != names:
             raise UsageError(f"{run_dir}: the pictures are no longer those that the run began with")
         modules = {"network": network, "average": average, **stage.modules}
-        restore(tensors, modules, stage.optimisers)
+        restore(tensors, modules, stage.optimizers)
         sampler.set_state(metadata["samplers"][fabric.global_rank])
 
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def train(
     def checkpoint() -> None:
         states = gathered(sampler.state())
         modules = {"network": network, "average": average, **stage.modules}
-        tensors = state_tensors(modules, stage.optimisers)
+        tensors = state_tensors(modules, stage.optimizers)
         check_finite(progress.iteration, tensors)
         if is_first:
             save_state(checkpoint_path, tensors, states, progress, header)
@@ -210,7 +210,7 @@ def train(
 
 
 def start_fabric(run: RunSection) -> Fabric:
-    """Devices, precision and processes: one of them, or as many as `torchrun` started."""
+    """Set up devices, precision and processes: one, or as many as `torchrun` started."""
     num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     fabric = Fabric(
         accelerator=run.accelerator,
@@ -224,7 +224,7 @@ def start_fabric(run: RunSection) -> Fabric:
 
 
 def precision_of(run: RunSection) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
-    """What the section asks for; for `auto`, bf16 where convolutions gain from it."""
+    """Return the section's precision; for `auto`, bf16 where convolutions gain from it."""
     if run.precision != "auto":
         return run.precision
     if run.accelerator != "cpu" and torch.cuda.is_available():
@@ -236,7 +236,7 @@ T = TypeVar("T")
 
 
 def agreed(value: T) -> T:
-    """The first process's value, so that all of them do the same."""
+    """Return the first process's value, so that all of them do the same."""
     if not torch.distributed.is_initialized():
         return value
     values = [value]
@@ -245,7 +245,7 @@ def agreed(value: T) -> T:
 
 
 def gathered(value: str) -> list[str]:
-    """Every process's value, in order of their ranks."""
+    """Return every process's value, in order of rank."""
     if not torch.distributed.is_initialized():
         return [value]
     values = [""] * torch.distributed.get_world_size()
@@ -254,9 +254,9 @@ def gathered(value: str) -> list[str]:
 
 
 def resumed_config(config: TrainConfig, begun_with: TrainConfig) -> TrainConfig:
-    """The config that a run goes on with: only its lengths and its housekeeping may be new.
+    """Return the config to resume a run with: only lengths and housekeeping may change.
 
-    A length that isn't given is the one that the run began with.
+    A length that isn't given stays as the run began.
     """
     changes = {"run": config.run}
     for name in ("pixel", "adversarial"):
@@ -272,16 +272,16 @@ def resumed_config(config: TrainConfig, begun_with: TrainConfig) -> TrainConfig:
     if config != allowed:
         raise UsageError(
             "the run began with another model, seed, data or stage settings; "
-            "go on with its own config, or start a new run in another folder"
+            "resume it with its own config, or start a new run in another folder"
         )
     return allowed
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, *, decay: float, iteration: int) -> None:
-    """Exponential moving average of the weights; short at first, so the start is forgotten.
+    """Update the exponential moving average; its window starts short, to forget the start.
 
-    What BN has counted (its running statistics) is averaged alike.
+    BN's running statistics are averaged alike.
     """
     decay = min(decay, (1 + iteration) / (10 + iteration))
     means, values = average.state_dict(), network.state_dict()
@@ -302,6 +302,6 @@ def rate_factor(done: float, section: StageSection) -> float:
 
 
 def time_left(progress: Progress, section: StageSection) -> str:
-    """Return the time left of the stage, at its pace so far."""
+    """Return the remaining time of the stage at its pace so far."""
     done = max(fraction_done(progress, section), 1e-9)
     return duration(progress.stage_seconds * max(1.0 - done, 0.0) / done)

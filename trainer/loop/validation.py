@@ -1,4 +1,4 @@
-"""What a run is measured by as it goes: PSNR on a set of pictures, and panels to look at."""
+"""The scores of a run in progress: PSNR on a set of pictures, and panels to look at."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from trainer.judge.evaluate import Enlarged, TestPicture, load_test_set, network
 from trainer.networks import TrainedNetwork
 
 PANEL_SIDE = 256
-"""Side of the crop of the original's middle, in pixels; three such stand side by side."""
+"""Side of the crop of the original's middle, in pixels; a panel has three side by side."""
 
 MAX_PANELS = 4
 
 
 class SetValidation:
-    """Measures a network on a folder of originals and paints what it makes of them."""
+    """Measures a network on a folder of originals and draws its output for them."""
 
     def __init__(self, folder: Path, scale: int) -> None:
         self.folder, self.scale = folder, scale
         self.pictures = load_test_set(folder, scale)
 
     def measure(self, network: TrainedNetwork) -> dict[str, float]:
-        """PSNR (also as `score`) and SSIM on luma, PSNR on chroma."""
+        """Return PSNR (also as `score`) and SSIM on luma, and PSNR on chroma."""
         reached = score(network_upscaler(network), self.pictures, self.scale)
         return {
             "score": reached.psnr_db,
@@ -35,7 +35,7 @@ class SetValidation:
         }
 
     def panel(self, network: TrainedNetwork) -> Picture:
-        """Low resolution | generated | original, a row for each of the first pictures."""
+        """Draw low resolution | generated | original, a row for each of the first pictures."""
         upscale = network_upscaler(network)
         rows = [
             _panel_row(picture, upscale(picture.lr), self.scale)
@@ -53,7 +53,7 @@ def _panel_row(picture: TestPicture, made: Enlarged, scale: int) -> Picture:
 
 
 def _middle(picture_HW3: Picture) -> Picture:
-    """Its middle of `PANEL_SIDE` squared, with black around where it is smaller."""
+    """Crop the middle, `PANEL_SIDE` squared, with black around smaller pictures."""
     top, left = (max(side - PANEL_SIDE, 0) // 2 for side in picture_HW3.shape[:2])
     cut = picture_HW3[top : top + PANEL_SIDE, left : left + PANEL_SIDE]
     panel = np.zeros((PANEL_SIDE, PANEL_SIDE, 3), np.uint8)

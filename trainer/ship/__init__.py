@@ -1,1 +1,1 @@
-"""What becomes of a run: exported weights, their card, their ranges for 8 bits, the report."""
+"""The products of a run: exported weights, their card, their int8 ranges and the report."""

@@ -1,4 +1,4 @@
-"""The ranges that a network's activations have on pictures, for running it in 8-bit integers."""
+"""Measures the ranges of a network's activations on pictures, for 8-bit integer inference."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ CROP = 512
 
 
 def calibrate(weights: Path, data_dir: Path) -> Path:
-    """Writes the ranges file beside `STEM.safetensors` and `STEM.onnx`; returns its path.
+    """Write the ranges file next to `STEM.safetensors` and `STEM.onnx`; return its path.
 
     Raises:
-        UsageError: no `.onnx` file is there, or the model is none that runs in 8 bits.
+        UsageError: there is no `.onnx` file, or the model does not run in 8 bits.
         WeightsError: the weights cannot be read.
     """
     graph = weights.with_suffix(".onnx")
@@ -43,16 +43,16 @@ def calibrate(weights: Path, data_dir: Path) -> Path:
 
 
 def sample_pictures(paths: Sequence[Path]) -> list[Picture]:
-    """The middles of up to `NUM_PICTURES` pictures, spread over all of them."""
+    """Return the middles of up to `NUM_PICTURES` pictures, spread over all of them."""
     step = max(1, -(-len(paths) // NUM_PICTURES))
     return [_middle(read_rgb(path)) for path in paths[::step]]
 
 
 def activation_ranges(network: Network, pictures: Sequence[Picture]) -> Ranges:
-    """The least and the largest value that comes into each convolution but the first.
+    """Return the smallest and the largest input of each convolution but the first.
 
     Raises:
-        UsageError: the network is no stack of convolutions.
+        UsageError: the network is not a stack of convolutions.
     """
     if not isinstance(network, UpscalingStack):
         raise UsageError(f"{network.spec.name} does not run in 8 bits; fast and balanced do")

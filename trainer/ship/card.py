@@ -14,7 +14,7 @@ LICENCES_NAME = "LICENSES.md"
 
 
 def picture_listing(data_dir: Path, pictures: list[str]) -> str:
-    """SHA-256 and path of every picture, as `sha256sum` writes and checks them."""
+    """Return the SHA-256 and path of every picture in the format of `sha256sum`."""
     lines = []
     for name in sources(pictures):
         path = data_dir / name
@@ -25,10 +25,10 @@ def picture_listing(data_dir: Path, pictures: list[str]) -> str:
 
 
 def data_groups(data_dir: Path, pictures: list[str]) -> list[tuple[str, int, str, str]]:
-    """(group, number of pictures, source, license) for each first-level folder trained on.
+    """Return (group, number of pictures, source, license) for each first-level folder trained on.
 
-    Source and license are those of the table in the data folder's `LICENSES.md`, if it has one
-    with the columns group, source and license.
+    Source and license come from the table in the data folder's `LICENSES.md`, if it has one with
+    the columns group, source and license.
     """
     stated = {}
     licences_path = data_dir / LICENCES_NAME
@@ -54,7 +54,7 @@ def model_card(
     hashes: dict[str, str],
     note: str = "",
 ) -> str:
-    """Markdown: what the weights are, how they were made, from what, and how good they are."""
+    """Return Markdown: what the weights are, how they were made, from what, and their scores."""
     stem = weights_stem(weights.spec.name, weight_set)
     groups = [
         [group, str(count), source, licence]
@@ -90,8 +90,8 @@ def model_card(
 _WHAT_FOR: dict[WeightSet, str] = {
     "faithful": "Faithful weights: fitted to the originals of clean low-resolution pictures.",
     "restore": "Restore weights, one end of `--restore`: fitted to the originals of low-resolution "
-    "video that codecs have damaged, going on from the faithful weights.",
-    "crisp": "Crisp weights, one end of `--detail`: trained against a discriminator, going on from "
+    "video that codecs have damaged, starting from the faithful weights.",
+    "crisp": "Crisp weights, one end of `--detail`: trained against a discriminator, starting from "
     "the faithful weights.",
 }
 
@@ -99,7 +99,7 @@ _WHAT_FOR: dict[WeightSet, str] = {
 def _what_it_is(spec: ModelSpec) -> str:
     planes = {
         "luma": "luma",
-        "yuv420": "native 4:2:0 (Y, and U and V brought to its grid, in; Y at 4x and U and V at "
+        "yuv420": "native 4:2:0 (Y, and U and V upsampled to its grid, in; Y at 4x and U and V at "
         "half of that out)",
         "rgb": "RGB",
     }[spec.color_form]
@@ -110,15 +110,15 @@ def _what_it_is(spec: ModelSpec) -> str:
     if isinstance(network, Stack):
         return (
             f"{spec.scale}x on {planes}: {len(network.widths) + 1} convolutions 3x3 of "
-            f"{max(network.widths)} channels with PReLU, nearest-neighbour anchor, PixelShuffle; "
-            f"{size}. Trained as edge-oriented re-parameterised blocks (ECBSR, Zhang et al., ACM "
+            f"{max(network.widths)} channels with PReLU, nearest-neighbor anchor, PixelShuffle; "
+            f"{size}. Trained as edge-oriented re-parameterized blocks (ECBSR, Zhang et al., ACM "
             "MM 2021) and folded. Input and output are code values / 255 in the video's own range."
         )
     given = "[-1, 1]" if network.signed_input else "[0, 1]"
     return (
         f"{spec.scale}x on {planes}: the SRGAN generator (Ledig et al., CVPR 2017) of "
         f"{network.num_blocks} residual blocks and {network.channels} channels, its BN folded; "
-        f"{size}. The network is given {given}, its tanh is brought to [0, 1]; stored as float16."
+        f"{size}. The network is given {given}, its tanh is mapped to [0, 1]; stored as float16."
     )
 
 
@@ -142,18 +142,18 @@ def _how_it_was_measured(spec: ModelSpec) -> str:
 
 
 def figures(reached: Score, baseline: Score) -> list[str]:
-    """One row of a table: number of pictures, PSNR and SSIM, and those of bicubic."""
+    """Return a table row: number of pictures, PSNR and SSIM, and those of bicubic."""
     both = [cell for s in (reached, baseline) for cell in (f"{s.psnr_db:.2f}", f"{s.ssim:.4f}")]
     return [str(reached.num_pictures), *both]
 
 
 def chroma_figures(reached: Score, baseline: Score) -> list[str]:
-    """The mean PSNR of U and V, and bicubic's."""
+    """Return the mean PSNR of U and V, and bicubic's."""
     return [f"{reached.chroma_psnr_db:.2f}", f"{baseline.chroma_psnr_db:.2f}"]
 
 
 def sources(pictures: list[str]) -> list[str]:
-    """The files behind the names of pairs: several may be of one, told apart after an `@`."""
+    """Return the files behind the names of pairs; an `@` separates pairs of the same file."""
     return sorted({name.split("@")[0] for name in pictures})
 
 

@@ -49,25 +49,25 @@ from trainer.ship.card import model_card, picture_listing
 from trainer.state import CHECKPOINT_NAME, Progress, load_state, part, write_atomically
 
 PARITY_TOLERANCE = 1e-4
-"""Largest difference between PyTorch and OpenVINO, on the scale 0 to 1."""
+"""Largest allowed difference between PyTorch and OpenVINO, on a scale of 0 to 1."""
 
 
 CLIP_CRFS = (18.0, 24.0, 30.0, 36.0)
 
 CLIP_FRAMES = 16
-"""Encoded together, of which four are measured."""
+"""Frames encoded together, of which four are measured."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has come to: its averaged weights, folded, and how they were made."""
+    """The state of a run: its averaged weights, folded, and how they were made."""
 
     config: TrainConfig
     progress: Progress
     pictures: list[str]
-    """Names of what was trained on: paths relative to the data folder."""
+    """Names of the training files: paths relative to the data folder."""
     base: str | None
-    """The recipe of the weights that it went on from."""
+    """The recipe of the weights that it started from."""
     network: TrainedNetwork
 
     def recipe(self) -> str:
@@ -75,7 +75,7 @@ class Run:
 
 
 def load_run(run_dir: Path) -> Run:
-    """The run's latest checkpoint; `UsageError` where there is none."""
+    """Load the run's latest checkpoint; `UsageError` if there is none."""
     path = run_dir / CHECKPOINT_NAME
     if not path.is_file():
         raise UsageError(f"{path} does not exist; has the run written its first checkpoint?")
@@ -100,15 +100,15 @@ def export(
     mix_share: float = 0.0,
     note: str = "",
 ) -> dict[str, tuple[Score, Score]]:
-    """Writes `STEM.onnx`, `.safetensors`, `.md` and `.pictures.txt`.
+    """Write `STEM.onnx`, `.safetensors`, `.md` and `.pictures.txt`.
 
-    Returns what the ONNX file reached on each test set, and on each clip at each of `CLIP_CRFS`,
-    measured through OpenVINO, beside what bicubic reaches. `mix_share` of what is written comes
-    from the weights `mix`, of a run that this one went on from or that began where it did (Wang et
-    al., "Deep Network Interpolation", CVPR 2019). `note` goes into the card.
+    Returns the scores of the ONNX file on each test set, and on each clip at each of `CLIP_CRFS`,
+    measured through OpenVINO, next to those of bicubic. `mix_share` of the written weights comes
+    from `mix`, the weights of a run that this one started from or that shares its starting point
+    (Wang et al., "Deep Network Interpolation", CVPR 2019). `note` goes into the card.
 
     Raises:
-        WeightsError: OpenVINO and PyTorch disagree, or `mix` is of another network.
+        WeightsError: OpenVINO and PyTorch disagree, or `mix` belongs to another network.
     """
     run = load_run(run_dir)
     weights = _weights_of(run, run_dir, mix, mix_share)
@@ -129,7 +129,7 @@ def export(
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     card = model_card(weights, weight_set, run.config, data_dir, run.pictures, scores, hashes, note)
     files[f"{stem}.md"] = card.encode()
-    # Bound to the graph by its hash; `srtrain calibrate` may write it anew, so no card has its own.
+    # Bound to the graph by its hash; `srtrain calibrate` may rewrite it, so no card lists its hash.
     if isinstance(network, UpscalingStack):
         seen = sample_pictures(find_pictures(data_dir))
         ranges = activation_ranges(network, seen)
@@ -140,7 +140,7 @@ def export(
 
 
 def _weights_of(run: Run, run_dir: Path, mix: Path | None, mix_share: float) -> Weights:
-    """The averaged weights of a run that an engine can run, rounded as they are written."""
+    """Return the averaged weights of a run that an engine can run, rounded as they are written."""
     if deviations := run.config.network.deviations():
         raise UsageError(
             f"{run_dir}: a network with [network] {', '.join(deviations)} is for comparisons and "
@@ -161,7 +161,7 @@ def _weights_of(run: Run, run_dir: Path, mix: Path | None, mix_share: float) -> 
 def _scores(
     upscale: Upscaler, test_sets: list[Path], clips: Sequence[Path]
 ) -> dict[str, tuple[Score, Score]]:
-    """What a network reaches on test sets, and on clips at each of `CLIP_CRFS`, beside bicubic."""
+    """Score a network on test sets, and on clips at each of `CLIP_CRFS`, next to bicubic."""
     bicubic = bicubic_upscaler(SCALE)
     scores = {}
     for folder in test_sets:
@@ -177,7 +177,7 @@ def _scores(
 
 
 def mixed(weights: Weights, others: Weights, share: float) -> Weights:
-    """The mean of two sets of weights of one network, `share` of it the others'."""
+    """Return the mean of two sets of weights of one network, with `share` of the others."""
     tensors = {
         name: ((1.0 - share) * tensor + share * others.tensors[name]).astype(np.float32)
         for name, tensor in weights.tensors.items()
@@ -187,13 +187,13 @@ def mixed(weights: Weights, others: Weights, share: float) -> Weights:
 
 
 def openvino_planes(onnx_bytes: bytes) -> PlaneFunction:
-    """The exported graph in OpenVINO, float32, picture by picture."""
+    """Run the exported graph in OpenVINO, float32, one picture at a time."""
     core = import_openvino().Core()
     return compiled_planes(core, core.read_model(onnx_bytes))
 
 
 def compiled_planes(core: Any, model: Any, precision: Precision = "float32") -> PlaneFunction:
-    """An OpenVINO network as a function; for int8 it must be quantized."""
+    """Return an OpenVINO network as a function; for int8 it must be quantized."""
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision]})
 
     def run(lr_1CHW: NDArray[np.float32]) -> list[NDArray[np.float32]]:
@@ -204,7 +204,7 @@ def compiled_planes(core: Any, model: Any, precision: Precision = "float32") -> 
 
 
 def check_parity(network: Network, run: PlaneFunction) -> float:
-    """The largest difference between both on a random picture of odd sides, on the scale 0 to 1."""
+    """Return the largest difference between both on a random odd-sized picture, scale 0 to 1."""
     spec: ModelSpec = network.spec
     shape = (1, spec.form.num_input_planes, 45, 67)
     lr_1CHW = np.random.default_rng(0).random(shape, np.float32)

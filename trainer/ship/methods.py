@@ -1,4 +1,4 @@
-"""Finds what enlarges by what a user names: models, runs, weight files, baselines."""
+"""Finds the upscaling method that a user names: a model, run, weight file or baseline."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def method_of(
     detail: float = 0.0,
     precision: Precision = "float32",
 ) -> Method:
-    """`bicubic`, a model's name, a run's folder, or a file: `.onnx`, `.safetensors`, `.npz`.
+    """Return the method for `bicubic`, a model's name, a run's folder or a file.
 
-    The knobs mix the sets of weights that ship with a model; of what it adds to bicubic `strength`
-    is taken.
+    Files are `.onnx`, `.safetensors` or `.npz`. The knobs mix the sets of weights that ship with a
+    model; `strength` scales what the model adds to bicubic.
 
     Raises:
-        UsageError, WeightsError: there is nothing of this name, or it is no such thing.
+        UsageError, WeightsError: nothing has this name, or it is not a method.
     """
     path = Path(name)
     if name == BICUBIC:

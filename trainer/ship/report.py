@@ -1,4 +1,4 @@
-"""The report of a fine-tuning: one HTML file that opens without a server or a network."""
+"""The report of a fine-tuning: one HTML file that opens without a server or network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CURVE_SIZE = (640, 220)
 
 @dataclass(frozen=True)
 class Report:
-    """All that it shows."""
+    """The contents of the report."""
 
     title: str
     verdict: str
@@ -43,7 +43,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of the plot, in its coordinates, with the range it stands for."""
+    """A line of the plot, in the plot's coordinates, with the range of its values."""
 
     points: str
     low: float
@@ -53,7 +53,7 @@ class Curve:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Renders it; replaces an older one at once."""
+    """Render the report, atomically replacing an older one."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -73,7 +73,7 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def curve(log_path: Path, event: str, name: str) -> Curve | None:
-    """What a run's log says of one figure over time; None with fewer than two points."""
+    """Return one figure of a run's log over time; None with fewer than two points."""
     points = []
     for line in log_path.read_text().splitlines():
         entry = json.loads(line)
@@ -91,7 +91,7 @@ def curve(log_path: Path, event: str, name: str) -> Curve | None:
 
 
 def _crops(picture: TestPicture, methods: Sequence[Method]) -> tuple[str, list[tuple[str, str]]]:
-    """The frame's name, and the same window of every version of it, as data URLs."""
+    """Return the frame's name, and the same window of every version of it, as data URLs."""
     height, width = picture.hr_HW3.shape[:2]
     nearest = cv2.resize(picture.lr.rgb_HW3, (width, height), interpolation=cv2.INTER_NEAREST)
     made = [(method.name, method.upscale(picture.lr).rgb_HW3()) for method in methods]
@@ -106,7 +106,7 @@ def _crops(picture: TestPicture, methods: Sequence[Method]) -> tuple[str, list[t
 
 
 def _place_of_difference(a_HW3: Picture, b_HW3: Picture) -> tuple[int, int]:
-    """Return where two versions differ most: the window that says most."""
+    """Return where two versions differ most, which is the most telling window."""
     difference = np.abs(a_HW3.astype(np.float32) - b_HW3).mean(axis=2)
     mean = cv2.boxFilter(difference, -1, (CROP, CROP), anchor=(0, 0))
     rows, columns = (max(side - CROP, 0) + 1 for side in difference.shape)
