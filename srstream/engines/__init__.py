@@ -1,1 +1,1 @@
-"""Engines, which run a network over tiles; `contract.py` says what they must do."""
+"""Engines, which run a network over tiles; `contract.py` defines what they must do."""

@@ -1,8 +1,8 @@
 """An engine that mixes its network's results with bicubic interpolation.
 
-A network sharpens. Where a source is soft or too damaged there is nothing to sharpen, and a smaller
-share of the network is nearer to the truth. Any engine can be wrapped. Tiles pass through it in 16
-bits, so that nothing is rounded to the source's depth before it is mixed.
+A network sharpens. If a source is soft or too damaged, there is nothing to sharpen, and a smaller
+share of the network is closer to the truth. Any engine can be wrapped. Tiles pass through it in
+16 bits, so that nothing is rounded to the source's depth before it is mixed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def softened(engine: Engine, strength: float) -> Engine:
 
 
 class SoftenedEngine:
-    """An `Engine` of which a share of `strength`, in [0, 1], is taken and the rest is bicubic."""
+    """An `Engine` whose results are a mixture: a share of `strength`, in [0, 1], and bicubic."""
 
     capabilities: Capabilities
 
@@ -122,7 +122,7 @@ class SoftenedSession:
         return convert_codes(mixed, deep, shallow)
 
     def _ranges(self, index: int) -> tuple[CodeRange, CodeRange]:
-        """The code ranges of a plane, at the session's depth and at the depth of the mixing."""
+        """Return the code ranges of a plane, at the session's depth and at the mixing depth."""
         full, is_chroma = self.format.full_range, index > 0
         shallow = code_range(self.format.bits, full, is_chroma=is_chroma)
         return shallow, code_range(MIXING_BITS, full, is_chroma=is_chroma)

@@ -1,10 +1,10 @@
-"""The cache of what engines have compiled, one file for each network, tile format and device.
+"""The cache of compiled networks, with one file for each network, tile format and device.
 
-A compiled network belongs to its weights, shapes and settings, to the versions of the libraries and
-to one kind of device; anywhere else it fails at best. Libraries do not notice damage either:
-OpenVINO loads a network with a flipped bit and reports nothing. So a file is used only if the key
-written in it is the one asked for, value by value, and its bytes have the checksum written beside
-the key. Otherwise the network is compiled again.
+A compiled network is tied to its weights, shapes and settings, to the versions of the libraries
+and to one kind of device; anywhere else it fails at best. Libraries do not notice damage either:
+OpenVINO loads a network with a flipped bit and reports nothing. So a file is used only if its key
+equals the requested one, value by value, and its bytes match the checksum next to the key.
+Otherwise the network is compiled again.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ MAGIC = b"srstream engine 1\n"
 SUFFIX = ".engine"
 
 MAX_FILES = 200
-"""Files that a folder keeps, so that pictures of all sizes do not fill the disk."""
+"""Maximum number of files in a folder, so that pictures of all sizes do not fill the disk."""
 
 Key = Mapping[str, str | int]
-"""What a network was compiled from and for, by name."""
+"""The inputs and the target of a compilation, by name."""
 
 
 class EngineCache:
-    """A folder of compiled networks. It is made when the first is kept.
+    """A folder of compiled networks. It is created when the first is saved.
 
     A file holds `MAGIC`, a line of JSON with the key and the SHA-256 of what follows, and the
     library's own form of the network.
 
     Args:
-        log_level: at which a network that cannot be kept is logged. Where compiling takes a moment,
-            the user need not know.
+        log_level: level at which a network that cannot be saved is logged. If compiling takes only
+            a moment, the user need not know.
     """
 
     def __init__(self, folder: Path, *, log_level: int = logging.WARNING) -> None:
         self.folder, self._log_level = folder, log_level
 
     def path(self, key: Key) -> Path:
-        """Return where the network of this key is kept."""
+        """Return the path for the network of this key."""
         digest = hashlib.sha256(_canonical(key).encode()).hexdigest()
         return self.folder / f"{key.get('model', 'engine')}-{digest[:24]}{SUFFIX}"
 
     def load(self, key: Key) -> bytes | None:
-        """The compiled network; None if there is none or the file is faulty, which is logged."""
+        """Return the compiled network; None if there is none or, which is logged, it is faulty."""
         path = self.path(key)
         try:
             content = path.read_bytes()
@@ -67,8 +67,8 @@ class EngineCache:
     def save(self, key: Key, compiled: bytes) -> None:
         """Keep a compiled network.
 
-        If the folder cannot be written to, it is compiled again the next time, and nothing else
-        happens.
+        If the folder cannot be written to, the network is compiled again the next time; nothing
+        else changes.
         """
         header = {"key": dict(key), "sha256": hashlib.sha256(compiled).hexdigest()}
         path = self.path(key)
@@ -84,7 +84,7 @@ class EngineCache:
         self.path(key).unlink(missing_ok=True)
 
     def get(self, key: Key, build: Callable[[], bytes]) -> bytes:
-        """The kept network, or one that is compiled now and kept."""
+        """Return the saved network, or compile one now and save it."""
         compiled = self.load(key)
         if compiled is None:
             compiled = build()
@@ -104,7 +104,7 @@ class EngineCache:
 
 
 class _FaultError(Exception):
-    """What is wrong with a cached file."""
+    """A defect of a cached file."""
 
 
 def _canonical(value: Mapping[str, object]) -> str:
@@ -112,7 +112,7 @@ def _canonical(value: Mapping[str, object]) -> str:
 
 
 def _checked(content: bytes, key: Key) -> bytes:
-    """The compiled network in a file that should hold this key's; `_FaultError` otherwise."""
+    """Return the compiled network in a file if it has this key, or raise `_FaultError`."""
     if not content.startswith(MAGIC):
         raise _FaultError("damaged, or not an engine of this version of srstream")
     line, separator, compiled = content[len(MAGIC) :].partition(b"\n")

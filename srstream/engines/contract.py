@@ -2,8 +2,8 @@
 
 A tile has one plane for each input plane of the model's color form, all (H, W) = (rows, columns) of
 the luma grid. A result has one plane for each output plane, (scale H, scale W); U and V of a
-`yuv420` model have half of Y's scale. All are codes of Y, U, V in the range of the file. The engine
-converts them to the values that the network expects (`TileFormat.to_network`) and back.
+`yuv420` model have half of Y's scale. All are codes of Y, U, V in the range of the file. The
+engine converts them to the values that the network expects (`TileFormat.to_network`) and back.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from srstream.models.table import COLOR_FORMS, ColorForm, ColorFormName
 Matrix = NDArray[np.float64]
 
 OnDone = Callable[[], None]
-"""Is called in any thread when a tile is done. It must return at once and raise nothing."""
+"""A callback that runs in any thread when a tile is done. It must return at once, never raise."""
 
 NETWORK_PEAK = 255.0
-"""Divisor of codes: networks on Y, U, V are trained on codes of 8 bits in limited range over it."""
+"""Divisor of codes: networks on Y, U, V are trained on 8-bit limited-range codes divided by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +39,18 @@ class Affine:
 
     @property
     def gains(self) -> Matrix | None:
-        """The gain of each plane, (n,); None if planes are mixed."""
+        """Return the gain of each plane, (n,); None if planes are mixed."""
         gains: Matrix = np.diag(self.mix).copy()
         return gains if np.array_equal(self.mix, np.diag(gains)) else None
 
     def inverse(self) -> Affine:
-        """The map that undoes this one."""
+        """Return the map that undoes this one."""
         gains = self.gains
         mix = np.linalg.inv(self.mix) if gains is None else np.diag(1.0 / gains)
         return Affine(np.asarray(mix, np.float64), -mix @ self.offset)
 
     def of_planes(self, first: int, num_planes: int) -> Affine:
-        """The map of some of the planes, which must not be mixed with the others."""
+        """Return the map of some of the planes, which must not be mixed with the others."""
         kept = slice(first, first + num_planes)
         return Affine(self.mix[kept, kept], self.offset[kept])
 
@@ -63,11 +63,11 @@ class Capabilities:
     """The engine's name in the table of engines."""
     device: str
     weights: Path
-    """The file of the network's weights, the first one if several are mixed."""
+    """The file of the network's weights; the first one if several are mixed."""
     weights_sha256: str
     """SHA-256 of everything that determines the weights."""
     color_form: ColorFormName
-    """Which planes go in and come out; see `COLOR_FORMS`."""
+    """Which planes are the input and the output; see `COLOR_FORMS`."""
     scale: int
     """Output luma samples per input sample, along each axis."""
     halo: int
@@ -90,11 +90,11 @@ class Capabilities:
     """Whether a sample depends on nothing beyond the halo, to the last bit. If not, it depends on
     its whole tile, and one sample in some ten thousand may round to the next code."""
     max_tile_side: int | None = None
-    """Most rows and columns of a tile; None for any number."""
+    """Maximum number of rows and of columns of a tile; None for any number."""
     mixes_sets: bool = False
-    """Whether the weights are a mixture of several sets, since a knob is turned."""
+    """Whether a knob is turned, so that the weights are a mixture of several sets."""
     is_deterministic: bool = True
-    """Whether the same tile always gives the same result, whatever runs beside it."""
+    """Whether the same tile always gives the same result, whatever runs at the same time."""
 
     @property
     def form(self) -> ColorForm:
@@ -120,7 +120,7 @@ class TileFormat:
         return np.dtype(np.uint8) if self.bits <= 8 else np.dtype(np.uint16)
 
     def to_network(self, color_form: ColorFormName) -> Affine:
-        """The map from codes to the values on which a network of this color form was trained.
+        """Return the map from codes to the values on which a network of this form was trained.
 
         These are R, G, B in [0, 1], or Y, U, V as codes of 8 bits in limited range, divided by 255.
         Nothing is clipped.
@@ -143,12 +143,12 @@ class TileFormat:
         )
 
     def from_network(self, color_form: ColorFormName) -> Affine:
-        """The map from a network's values to codes, neither rounded nor clamped."""
+        """Return the map from a network's values to codes, neither rounded nor clamped."""
         return self.to_network(color_form).inverse()
 
 
 def _columns(luma: CodeRange, chroma: CodeRange) -> tuple[Matrix, Matrix]:
-    """The zeros and the spans of Y, U, V."""
+    """Return the zeros and the spans of Y, U, V."""
     return (
         np.array([luma.zero, chroma.zero, chroma.zero]),
         np.array([luma.span, chroma.span, chroma.span]),
@@ -213,7 +213,7 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """A network on a device. Its sessions enlarge tiles."""
+    """A network on a device, whose sessions enlarge tiles."""
 
     capabilities: Capabilities
 
@@ -221,8 +221,8 @@ class Engine(Protocol):
         """Compile the network for tiles of this format.
 
         `on_done` is called for every tile, computed or failed, soon after its ticket's `is_done`
-        has turned true, even if nobody waits for the tile or submits another. So a caller that
-        waits for other things too need not poll.
+        has turned true, even if nobody waits for the tile or submits another. So a caller that also
+        waits for other things need not poll.
 
         Raises:
             EngineMemoryError: the device has too little memory for tiles of this size.
@@ -231,5 +231,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the engine holds. Its sessions must be closed before."""
+        """Free the engine's resources. Its sessions must be closed first."""
         ...

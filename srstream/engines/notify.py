@@ -12,14 +12,14 @@ from collections.abc import Callable
 from srstream.engines.contract import OnDone
 
 Wait = Callable[[], object]
-"""Returns or raises once a tile is done."""
+"""A function that returns or raises once a tile is done."""
 
 _LAST_TILE_SECONDS = 60.0
-"""How long the end of the program waits for a tile in the engine."""
+"""Maximum time for which the program's exit waits for a tile in the engine."""
 
 
 class DoneNotifier:
-    """A thread that waits for tiles in their order of submission and calls `on_done` after each.
+    """A thread that waits for tiles in order of submission and calls `on_done` after each.
 
     A callback in the runtime's own thread would need no thread, but it would hold up the next tile
     while it waits for Python's lock, and OpenVINO calls back for no tile that failed.
@@ -37,7 +37,7 @@ class DoneNotifier:
         self._waits.put(wait)
 
     def close(self) -> None:
-        """End the thread after the tiles that it waits for. Returns without waiting for them."""
+        """End the thread after its pending tiles. Returns without waiting for them."""
         self._waits.put(None)
 
 
@@ -56,10 +56,10 @@ _running: weakref.WeakKeyDictionary[threading.Thread, queue.SimpleQueue[Wait | N
 
 @atexit.register
 def _end_all() -> None:
-    """End the threads of sessions that were not closed, after an error for instance.
+    """End the threads of sessions that were not closed, for instance after an error.
 
-    When Python exits, it ends the threads that still run by unwinding their stacks; a runtime
-    written in C++ takes that for a fault and aborts the program.
+    At exit, Python ends the remaining threads by unwinding their stacks; a runtime written in C++
+    takes that for a fault and aborts the program.
     """
     for thread, waits in list(_running.items()):
         waits.put(None)

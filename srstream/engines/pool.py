@@ -1,7 +1,7 @@
 """Engines that several jobs share.
 
-Each job leases the pool for as long as it runs. Jobs that ask for the same engine with the same
-weights get the same one.
+Each job leases the pool while it runs. Jobs that ask for the same engine with the same weights
+share one.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ MAX_OPEN_ENGINES = 4
 
 
 class EnginePool:
-    """The open engines, by the settings and the model that they were opened for.
+    """The open engines, by their settings and model.
 
-    Any number of threads may use a pool. It keeps the engines used last open, up to
-    `MAX_OPEN_ENGINES`, so that the next job finds its weights loaded; an engine in use is never
+    Any number of threads may use a pool. It keeps up to `MAX_OPEN_ENGINES` of the most recently
+    used engines open, so that the next job finds its weights loaded; an engine in use is never
     closed.
 
     Args:
-        device: the device that the pool is for, such as `cpu` or `cuda:0`; `auto` lets each job's
-            settings decide.
+        device: the device of the pool, such as `cpu` or `cuda:0`; with `auto`, each job's settings
+            decide.
     """
 
     def __init__(self, device: str) -> None:
@@ -42,7 +42,7 @@ class EnginePool:
 
     @contextmanager
     def lease(self) -> Iterator[Lease]:
-        """Lend engines to one job: those that it opens stay open until the job ends."""
+        """Lend engines to one job; those that it opens stay open until the job ends."""
         lease = Lease(self)
         try:
             yield lease
@@ -55,7 +55,7 @@ class EnginePool:
     def open(self, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
         """Return the engine for a model and why it was chosen, and count one more user of it."""
         if config.name == "auto" and self._device != "auto":
-            # A named device must be used: without its engine the worker does not start.
+            # A named device is mandatory: without its engine the worker does not start.
             on_gpu = self._device.startswith("cuda")
             name = "tensorrt" if on_gpu else cpu_engine_name(config, spec.name)
             config = config.model_copy(update={"name": name})
@@ -79,7 +79,7 @@ class EnginePool:
 
 @dataclass(slots=True)
 class Lease:
-    """The engines that one job uses of a pool."""
+    """The engines of a pool that one job uses."""
 
     pool: EnginePool
     engines: list[Engine] = field(default_factory=list)

@@ -1,6 +1,6 @@
-"""PyTorch: the reference for the other engines. It runs on any device and is fast on none.
+"""PyTorch, the reference for the other engines: it runs on any device and is fast on none.
 
-The network is built from the `.safetensors` file beside the `.onnx` one. One thread computes the
+The network is built from the `.safetensors` file next to the `.onnx` file. One thread computes the
 tiles one after the other, in float32.
 """
 
@@ -21,11 +21,11 @@ from srstream.models.networks import FlatNetwork, Network, blended_network
 from srstream.models.table import ModelSpec
 
 LIVE_ACTIVATIONS = 4
-"""Feature maps of the widest layer that exist at once, PyTorch's scratch memory included."""
+"""Feature maps of the widest layer that exist at once, including PyTorch's scratch memory."""
 
 
 class PyTorchEngine:
-    """The model's network in PyTorch, on a CUDA device if there is one, otherwise on the CPU.
+    """The model's network in PyTorch, on a CUDA device if there is one, or else on the CPU.
 
     Raises:
         WeightsError: the weights are missing, cannot be read or aren't the model's.

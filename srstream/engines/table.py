@@ -14,10 +14,10 @@ from srstream.models.table import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class EngineEntry:
-    """Where an engine's class is, which package it needs and how to install that."""
+    """The location of an engine's class, the package it needs, and how to install that."""
 
     target: str
-    """Module and class, joined by a colon. The class takes what `open_engine` does but the name."""
+    """Module and class, joined by a colon. The class takes what `open_engine` takes but `name`."""
     package: str
     """The import name that must be installed."""
     install: str
@@ -47,11 +47,11 @@ ENGINES: dict[str, EngineEntry] = {
 }
 
 FASTER_IN_NCNN: dict[str, float] = {"balanced": 1.4}
-"""Models that `auto` takes ncnn for on a CPU, where it is installed: how many times as fast it was.
+"""Models for which `auto` prefers an installed ncnn on a CPU, with the measured speedup.
 
-Measured in float32 at 320x180 on one core with AVX-512, where all moves (docs/speed.md);
-`srstream bench` measures it again. `fast` was slower. `srgan` was 1.2 times as fast, for more than
-twice the memory: not worth it.
+Measured in float32 at 320x180 on one core with AVX-512, where everything moves (docs/speed.md);
+`srstream bench` repeats the measurement. `fast` was slower. `srgan` was 1.2 times as fast, which
+is not worth more than twice the memory.
 """
 
 WHY_CHOSEN = {
@@ -90,25 +90,25 @@ def open_engine(name: str, config: EngineConfig, model: ModelConfig, spec: Model
 
 
 def engine_name(config: EngineConfig, model: str) -> str:
-    """The name of the engine to use: for `auto` the one that runs the model fastest here."""
+    """Return the name of the engine to use; for `auto`, the fastest for the model here."""
     if config.name != "auto":
         return config.name
     return "tensorrt" if can_run("tensorrt") else cpu_engine_name(config, model)
 
 
 def cpu_engine_name(config: EngineConfig, model: str) -> str:
-    """The name of the engine that `auto` means on a CPU."""
+    """Return the name of the engine that `auto` means on a CPU."""
     faster = model in FASTER_IN_NCNN and config.precision == "float32"
     return "ncnn" if faster and can_run("ncnn") else "openvino"
 
 
 def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
-    """Open the engine that the settings ask for; return it with why it was chosen and its device.
+    """Open the engine that the settings request; return it with the reason and its device.
 
     `auto` means TensorRT if it is installed and there is a GPU; otherwise ncnn if it is installed
     and faster for the model (`FASTER_IN_NCNN`); otherwise OpenVINO on the CPU. PyTorch is the
-    reference and must be asked for by name. If a named engine is not available, that is an error;
-    no other takes its place.
+    reference and must be requested by name. If a named engine is not available, that is an error;
+    no other replaces it.
     """
     name = engine_name(config, spec.name)
     engine = open_engine(name, config, model, spec)
@@ -122,9 +122,9 @@ def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> 
 
 
 def can_run(name: str) -> bool:
-    """Return whether an engine's package is installed and the device that it needs is there.
+    """Return whether an engine's package is installed and its device is present.
 
-    PyTorch is imported only if the question is about TensorRT and that is installed.
+    PyTorch is imported only if the question is about TensorRT and TensorRT is installed.
     """
     if not is_installed(name):
         return False

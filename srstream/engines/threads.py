@@ -1,4 +1,4 @@
-"""Sessions for engines that compute a tile in one blocking call, which threads make."""
+"""Sessions for engines that compute a tile in one blocking call, which runs in a thread."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from srstream.errors import EngineError, first_line
 from srstream.frame import Plane
 
 Run = Callable[[Plane, TileFormat], list[Plane]]
-"""Computes the output planes of codes (planes, H, W). Is called from several threads at once."""
+"""A function that computes the output planes of codes (planes, H, W), from several threads."""
 
 
 def available_threads() -> int:
-    """The number of cores that this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

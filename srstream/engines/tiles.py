@@ -1,9 +1,9 @@
-"""How a picture is cut into tiles, and which part of each result is kept. Pure geometry.
+"""Cuts a picture into tiles and decides which part of each result is kept; pure geometry.
 
-All tiles of a grid have one shape and lie wholly inside the picture; those at the right and at the
-bottom are shifted inward. So the network pads with zeros exactly where the picture ends. Nowhere
-else is there a border within the receptive field of a pixel that is kept, and the result is that of
-the whole picture, bit for bit.
+All tiles of a grid have one shape and lie wholly inside the picture; those at the right and bottom
+are shifted inward. So the network pads with zeros exactly where the picture ends. No other border
+lies within the receptive field of a kept pixel, so the result equals that of the whole picture,
+bit for bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 PREFERRED_TILE_PIXELS = 540 * 960
 """Largest tile to use. Measured with OpenVINO on two cores (`fast`), the time per pixel hardly
 depends on the tile's shape from 64x64 to 1080x1920, so the tiles with the fewest halo pixels are
-best; above this size the time begins to rise."""
+best; above this size the time starts to rise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Rectangle:
     right: int
 
     def window(self, height: int, width: int, halo: int) -> Rectangle:
-        """The input that the network needs for it: with the halo, cut to the picture."""
+        """Return the input that the network needs for it: with the halo, cut to the picture."""
         return Rectangle(
             max(self.top - halo, 0),
             max(self.left - halo, 0),
@@ -43,7 +43,7 @@ class Rectangle:
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
     def scaled(self, scale: int, *, within: Rectangle | None = None) -> tuple[slice, slice]:
-        """Its place in the enlarged picture, or in the enlarged `within`."""
+        """Return its place in the enlarged picture, or in the enlarged `within`."""
         top, left = (0, 0) if within is None else (within.top, within.left)
         return (
             slice((self.top - top) * scale, (self.bottom - top) * scale),
@@ -55,7 +55,7 @@ class Rectangle:
 class Tile:
     """A window of the picture and the part of it whose result is kept, in input pixels.
 
-    `top` and `left` say where the window starts. `keep_*` are the bounds of the kept part in the
+    `top` and `left` are the position of the window. `keep_*` are the bounds of the kept part in the
     picture, ends excluded.
     """
 
@@ -68,22 +68,22 @@ class Tile:
 
     @property
     def kept(self) -> Rectangle:
-        """The kept part as a rectangle of the picture."""
+        """Return the kept part as a rectangle of the picture."""
         return Rectangle(self.keep_top, self.keep_left, self.keep_bottom, self.keep_right)
 
     def window(self, shape: tuple[int, int]) -> Rectangle:
-        """The network's input, for tiles of this shape."""
+        """Return the network's input, for tiles of this shape."""
         return Rectangle(self.top, self.left, self.top + shape[0], self.left + shape[1])
 
     def kept_in_picture(self, scale: int) -> tuple[slice, slice]:
-        """The place of the kept part in the enlarged picture."""
+        """Return the place of the kept part in the enlarged picture."""
         return (
             slice(self.keep_top * scale, self.keep_bottom * scale),
             slice(self.keep_left * scale, self.keep_right * scale),
         )
 
     def kept_in_result(self, scale: int) -> tuple[slice, slice]:
-        """The place of the kept part in the tile's own result."""
+        """Return the place of the kept part in the tile's own result."""
         return (
             slice((self.keep_top - self.top) * scale, (self.keep_bottom - self.top) * scale),
             slice((self.keep_left - self.left) * scale, (self.keep_right - self.left) * scale),
@@ -121,7 +121,7 @@ class TileGrid:
         return self.tile_shape == (self.height, self.width)
 
     def tiles(self) -> list[Tile]:
-        """The tiles in reading order. Their kept parts cover every pixel once."""
+        """Return the tiles in reading order. Their kept parts cover every pixel once."""
         rows = _spans(self.height, self.tile_rows, self.halo)
         columns = _spans(self.width, self.tile_cols, self.halo)
         return [
@@ -132,7 +132,7 @@ class TileGrid:
 
 
 def _spans(length: int, tile: int, halo: int) -> list[tuple[int, int, int]]:
-    """The tiles along one axis as (start, keep from, keep to)."""
+    """Return the tiles along one axis as (start, keep from, keep to)."""
     spans = []
     kept = 0
     while kept < length:
@@ -155,8 +155,8 @@ def choose_tiles(
     """Choose a grid: the whole picture if it is small, otherwise few and nearly square tiles.
 
     `max_memory_bytes` bounds the working memory of *one* tile in the engine, and `max_side` its
-    rows and columns. If the bounds leave nothing of a tile but its halo, the smallest tile that has
-    a kept part is used all the same.
+    rows and columns. If the bounds leave only the halo of a tile, the smallest tile with a kept
+    part is used anyway.
     """
     most_pixels = PREFERRED_TILE_PIXELS
     if max_memory_bytes is not None:
@@ -182,5 +182,5 @@ def choose_tiles(
 
 
 def _tile_side(length: int, num_tiles: int, halo: int) -> int:
-    """The shortest side with which `num_tiles` tiles cover `length`."""
+    """Return the shortest side with which `num_tiles` tiles cover `length`."""
     return -(-(length + 2 * halo * (num_tiles - 1)) // num_tiles)

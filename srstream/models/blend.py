@@ -1,4 +1,4 @@
-"""The two knobs: which weight files an engine mixes, and in which shares.
+"""The two knobs, which decide what weight files an engine mixes, and in what shares.
 
 All sets of a model's weights have the same shapes, so the weighted mean of their tensors is a
 network between them (Wang et al., "Deep Network Interpolation", CVPR 2019). It is computed once,
@@ -33,12 +33,12 @@ class Blend:
 
     @property
     def path(self) -> Path:
-        """The path of the first file, by which the weights are named."""
+        """Return the path of the first file, which names the weights."""
         return self.files[0].path
 
     @property
     def mixes_sets(self) -> bool:
-        """Whether several sets are mixed, since a knob is turned."""
+        """Whether a knob is turned, so that several sets are mixed."""
         return len(self.files) > 1
 
     @property
@@ -52,7 +52,7 @@ class Blend:
 
 
 def blend_of(model: ModelConfig, spec: ModelSpec) -> Blend:
-    """Read the files for the knobs' values. An `auto` that was not resolved counts as 0.
+    """Read the files for the knobs' values. An unresolved `auto` counts as 0.
 
     Raises:
         UsageError: a knob is turned, but the model has no such weights, or the weights are the

@@ -1,4 +1,4 @@
-"""Weight files, `.safetensors`: the tensors of a network and a header that says how they were made.
+"""Weight files, `.safetensors`: a network's tensors, and a header that says how they were made.
 
 The tensors are those of the folded network, under the names of its PyTorch module: convolutions
 (out, in, k, k) with a bias (out,), and PReLU slopes (channels,). They are float32 in memory; a file
@@ -45,7 +45,7 @@ class Weights:
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """The shapes of the folded network's tensors by name."""
+    """Return the shapes of the folded network's tensors by name."""
     if isinstance(spec.network, Stack):
         return _stack_shapes(spec, spec.network)
     return _generator_shapes(spec, spec.network)
@@ -101,7 +101,7 @@ def check_tensors(spec: ModelSpec, tensors: Tensors, origin: str) -> None:
 
 
 def safetensors_bytes(weights: Weights, *, half: bool = False) -> bytes:
-    """Make the content of a `.safetensors` file; with `half` it stores float16."""
+    """Return the content of a `.safetensors` file; with `half` it stores float16."""
     check_tensors(weights.spec, weights.tensors, "weights to save")
     dtype = np.float16 if half else np.float32
     contiguous = {
@@ -159,7 +159,7 @@ def load_weights(path: Path, expected: ModelSpec | None = None) -> Weights:
 
 
 def blended_weights(blend: Blend, spec: ModelSpec) -> Weights:
-    """Blend folded weights from the `.safetensors` files beside the blend's `.onnx` files.
+    """Blend folded weights from the `.safetensors` files next to the blend's `.onnx` files.
 
     Raises:
         WeightsError: the weights are missing, cannot be read, or belong to another model.

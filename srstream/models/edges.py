@@ -1,8 +1,8 @@
-"""How far from a picture's edges the zeros show with which a network's convolutions pad.
+"""Measures how far from a picture's edges the zero padding of a network's convolutions shows.
 
-Near an edge a flat picture is not flat to a network: beyond the edge are zeros, which are another
-color. The effect fades long before the end of the halo. So pictures are extended by a few of their
-outermost samples, which are cut off again, as many as it takes for the rest to be invisible.
+Near an edge a flat picture is not flat to a network: beyond the edge are zeros, a different color.
+The effect fades long before the end of the halo. So pictures are extended by repeating as many of
+their outermost samples as make the remaining effect invisible; these are cut off again.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from srstream.models.flat_correction import LEVEL, GraphTensors, graph_tensors
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 
 UNSEEN = 0.15 * LEVEL
-"""Largest effect on a gray that may remain at one edge. Where two edges meet it may be twice that,
-which is less than rounding."""
+"""Largest effect on a gray that may remain at one edge. Where two edges meet it may be twice as
+large, which is still less than rounding."""
 
 Values = NDArray[np.float32]
 
 
 def border_of(weights: Weights) -> int:
-    """The number of samples by which pictures must be extended on each side."""
+    """Return the number of samples by which pictures must be extended on each side."""
     return border_of_graph(weights.spec, graph_tensors(weights))
 
 
 def border_of_graph(spec: ModelSpec, tensors: GraphTensors) -> int:
-    """See `border_of`; this takes the tensors in a graph's form."""
+    """Do the same as `border_of` for tensors in a graph's form."""
     side = 2 * spec.halo + 1
     widest = 0
     for shape in ((side, 1), (1, side)):
@@ -42,7 +42,7 @@ def border_of_graph(spec: ModelSpec, tensors: GraphTensors) -> int:
 
 
 def _grays(spec: ModelSpec) -> Values:
-    """Grays between black and white, (n, planes)."""
+    """Return grays between black and white, (n, planes)."""
     if spec.color_form == "luma":
         return np.linspace(16 / 255, 235 / 255, 33, dtype=np.float32)[:, None]
     if spec.color_form == "rgb":
@@ -53,9 +53,9 @@ def _grays(spec: ModelSpec) -> Values:
 
 
 def _response(spec: ModelSpec, tensors: GraphTensors, x: Values) -> Values:
-    """A network's response to pictures (n, planes, H, W) by phase, (n, channels, H, W).
+    """Return a network's response to pictures (n, planes, H, W) by phase, (n, channels, H, W).
 
-    Along an axis of one sample the picture repeats without end; along the other it ends in zeros.
+    Along an axis of one sample the picture repeats endlessly; along the other it ends in zeros.
     """
     network = spec.network
     if isinstance(network, Stack):

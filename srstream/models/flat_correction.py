@@ -2,16 +2,16 @@
 
 A convolution of a constant is the constant times the sum of the kernel's taps. So away from the
 edges, a network's response to a flat picture of color v is that of its *twin* to v: the same
-network with one number in the place of each kernel, which is a function of a single sample. The
+network with one number in place of each kernel, which is a function of a single sample. The
 twin has one value for each phase, that is, for each of the samples into which a sample is enlarged.
 These values need not be v: mixtures of two sets of weights that are each flat draw lines of up to
 two levels.
 
-A network to which v - twin(v) is added, where v is each sample's own input, is flat wherever its
-input is, whatever its weights are. The correction depends on no other sample, so halos, tiles and
-reuse stay as they are.
+If v - twin(v) is added to a network, where v is each sample's own input, the network is flat
+wherever its input is, whatever its weights are. The correction depends on no other sample, so
+halos, tiles and reuse stay unchanged.
 
-The twin of a network on one plane is a function of one number. It is replaced by straight lines
+The twin of a network on one plane is a function of one number. It is approximated by straight lines
 between knots.
 """
 
@@ -30,7 +30,7 @@ from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 
 Array = NDArray[np.float32]
 GraphTensors = Mapping[str, Array]
-"""A network's tensors as they are in the graphs of engines; see `graph_tensors`."""
+"""A network's tensors in the form that engines' graphs use; see `graph_tensors`."""
 
 LEVEL = 1 / 255
 NEGLIGIBLE = 0.1 * LEVEL
@@ -47,10 +47,10 @@ X = TypeVar("X")
 
 
 class Ops(Protocol[X]):
-    """The operations of which functions of one sample consist, for one engine."""
+    """The operations that make up functions of one sample, for one engine."""
 
     def dense(self, x: X, kernel: Array, bias: Array) -> X:
-        """A 1x1 convolution: `kernel` (out, in) times the channels, plus `bias` (out,)."""
+        """Apply a 1x1 convolution: `kernel` (out, in) times the channels, plus `bias` (out,)."""
         ...
 
     def prelu(self, x: X, slopes: Array) -> X: ...
@@ -60,30 +60,30 @@ class Ops(Protocol[X]):
     def add(self, x: X, y: X) -> X: ...
 
     def twice(self, x: X) -> tuple[X, X]:
-        """The value twice, for graphs in which each value has one reader."""
+        """Return the value twice, for graphs in which each value has one reader."""
         ...
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What is added to a network's output; it is a function of each sample alone."""
+    """A function of each sample alone that is added to a network's output."""
 
     apply: Callable[[Ops[Any], Any], Any]
-    """Maps the network's input planes to the channels before the PixelShuffle of each group."""
+    """The function from the network's input planes to each group's channels before PixelShuffle."""
 
     def values(self, colors: NDArray[np.floating]) -> NDArray[np.float64]:
-        """The correction of colors (n, planes) as (n, channels)."""
+        """Return the correction of colors (n, planes) as (n, channels)."""
         made: NDArray[np.float64] = self.apply(_NumpyOps(), colors.astype(np.float64))
         return made
 
 
 def correction_of(weights: Weights) -> Correction | None:
-    """The correction of a network; None if the network is flat by itself."""
+    """Return the correction of a network; None if the network is flat by itself."""
     return correction_of_graph(weights.spec, graph_tensors(weights))
 
 
 def correction_of_graph(spec: ModelSpec, tensors: GraphTensors) -> Correction | None:
-    """See `correction_of`; this takes the tensors in a graph's form."""
+    """Do the same as `correction_of` for tensors in a graph's form."""
     twin = (
         _stack_twin(spec, spec.network, tensors)
         if isinstance(spec.network, Stack)
@@ -95,7 +95,7 @@ def correction_of_graph(spec: ModelSpec, tensors: GraphTensors) -> Correction | 
 
 
 def graph_tensors(weights: Weights) -> GraphTensors:
-    """Tensors in a graph's form: a generator's tail comes before the last PixelShuffle.
+    """Return tensors in a graph's form: a generator's tail comes before the last PixelShuffle.
 
     The activation before it has a slope for each channel.
     """
@@ -108,7 +108,7 @@ def graph_tensors(weights: Weights) -> GraphTensors:
 
 
 def graph_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """The shapes of `graph_tensors` by name."""
+    """Return the shapes of `graph_tensors` by name."""
     shapes = expected_shapes(spec)
     if isinstance(spec.network, ResidualGenerator):
         planes, wide = spec.form.num_input_planes, spec.network.channels
@@ -119,7 +119,7 @@ def graph_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def _stack_twin(spec: ModelSpec, network: Stack, tensors: GraphTensors) -> Correction:
-    """The negated response of a stack. The anchor is v itself, so it cancels out."""
+    """Return the negated response of a stack. The anchor is v itself, so it cancels out."""
     last = len(network.widths)
 
     def apply(ops: Ops[X], x: X) -> X:
@@ -135,7 +135,7 @@ def _stack_twin(spec: ModelSpec, network: Stack, tensors: GraphTensors) -> Corre
 def _generator_twin(
     spec: ModelSpec, network: ResidualGenerator, tensors: GraphTensors
 ) -> Correction:
-    """The input minus the response of a generator.
+    """Return the input minus the response of a generator.
 
     After the first PixelShuffle a flat picture repeats every two samples each way, so a convolution
     is a matrix from the four samples of a cell to four.
@@ -175,13 +175,13 @@ def _generator_twin(
 
 
 def _summed(tensors: GraphTensors, name: str) -> tuple[Array, Array]:
-    """A convolution's matrix (out, in) for constant channels, and its bias."""
+    """Return a convolution's matrix (out, in) for constant channels, and its bias."""
     kernel = tensors[f"{name}.weight"].astype(np.float64).sum(axis=(2, 3))
     return kernel.astype(np.float32), tensors[f"{name}.bias"]
 
 
 def _over_cells(tensors: GraphTensors, name: str) -> tuple[Array, Array]:
-    """A convolution's matrix for pictures that repeat every two samples each way, and its bias.
+    """Return a convolution's matrix and bias for pictures that repeat every two samples each way.
 
     They are (4 out, 4 in) and (4 out,); each channel has its cell's four samples in succession.
     """
@@ -196,7 +196,7 @@ def _over_cells(tensors: GraphTensors, name: str) -> tuple[Array, Array]:
 
 
 def _colors(spec: ModelSpec) -> NDArray[np.float64]:
-    """The colors on which a network is tested, (n, planes): grays and a coarse grid of the rest."""
+    """Return the colors to test a network on, (n, planes): grays and a coarse grid of the rest."""
     if spec.color_form == "luma":
         return np.linspace(0.0, LARGEST, 1025)[:, None]
     grays = np.linspace(0.0, LARGEST, 33)

@@ -59,7 +59,7 @@ class EdgeBlock(nn.Module):
             nn.init.zeros_(cast(Tensor, self.plain.bias)).requires_grad_(False)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """The 3x3 kernel (out, in, 3, 3) and bias (out,) that equal all branches together."""
+        """Return the kernel (out, in, 3, 3) and bias (out,) that equal all branches together."""
         through_middle = torch.einsum(
             "omhw,mi->oihw", self.squeeze.weight, self.expand.weight[:, :, 0, 0]
         )
@@ -199,7 +199,7 @@ class Generator(nn.Module):
         return (0.5 * (torch.tanh(self.tail(x)) + 1.0),)
 
     def features(self, lr_BCHW: Tensor) -> Tensor:
-        """The output of head, blocks and long skip, (B, channels, H, W)."""
+        """Return the output of head, blocks and long skip, (B, channels, H, W)."""
         start = self.head_activation(self.head(2 * lr_BCHW - 1 if self.signed_input else lr_BCHW))
         x = start
         for block in self.blocks:
@@ -280,12 +280,12 @@ def network_to_tune(weights: Weights, *, flat: bool = False) -> Network:
 
 
 def edge_blocks(network: UpscalingStack) -> list[EdgeBlock]:
-    """The re-parameterized convolutions of a network in training, in order."""
+    """Return the re-parameterized convolutions of a network in training, in order."""
     return [cast(EdgeBlock, block) for block in network.convolutions]
 
 
 def plain_network(spec: ModelSpec) -> Network:
-    """Make the folded network, which has plain convolutions only. It is what ships and runs."""
+    """Make the folded network, which has only plain convolutions. It is what ships and runs."""
     if isinstance(spec.network, ResidualGenerator):
         return Generator(spec, batch_norm=False)
     return UpscalingStack(spec, reparameterized=False)
@@ -300,7 +300,7 @@ def fold(network: Network) -> Network:
 
 
 def folded_tensors(network: Network) -> dict[str, Tensor]:
-    """The plain network's tensors by name. Gradients pass through them to the trained tensors."""
+    """Return the plain network's tensors by name, with gradients to the trained tensors."""
     if isinstance(network, Generator):
         return _folded_norms(network)
     tensors: dict[str, Tensor] = {
@@ -313,7 +313,7 @@ def folded_tensors(network: Network) -> dict[str, Tensor]:
 
 
 def _folded_norms(network: Generator) -> dict[str, Tensor]:
-    """The state with each BN merged into the convolution before it."""
+    """Return the state with each BN merged into the convolution before it."""
     trained = network.state_dict(keep_vars=True)
     state = {name: value for name, value in trained.items() if "_norm." not in name}
     for name, module in network.named_modules():
@@ -329,7 +329,7 @@ def _folded_norms(network: Generator) -> dict[str, Tensor]:
 
 
 def network_tensors(plain: Network) -> Tensors:
-    """A folded network's tensors as float32 arrays, by their names in weight files."""
+    """Return a folded network's tensors as float32 arrays, by their names in weight files."""
     state = plain.state_dict()
     return {name: value.detach().cpu().numpy().copy() for name, value in state.items()}
 
@@ -374,7 +374,7 @@ class FlatNetwork(nn.Module):
 
 
 class _TorchOps:
-    """The operations of `models.flat.Ops` that need no weights, on (B, channels, H, W)."""
+    """The weightless operations of `models.flat_correction.Ops`, on (B, channels, H, W)."""
 
     def tanh(self, x: Tensor) -> Tensor:
         return torch.tanh(x)

@@ -76,7 +76,7 @@ class _Graph:
 def onnx_model(weights: Weights, *, half: bool = False) -> onnx.ModelProto:
     """Make the network's graph, with metadata and checked by `onnx.checker`.
 
-    With `half` the weights are stored as float16; everything is computed in float32 all the same.
+    With `half`, the weights are stored as float16, but everything is still computed in float32.
     """
     spec = weights.spec
     check_tensors(spec, weights.tensors, "weights to export")

@@ -1,7 +1,7 @@
-"""The registry of the user's own models: weights that are found by name, like those that ship.
+"""The registry of the user's own models: weights found by name, like those that ship.
 
 A registered model consists of three files in the registry's folder, `NAME.onnx`, `NAME.safetensors`
-and `NAME.json`. The last one is written last and removed first: without it the model does not
+and `NAME.json`. The last one is written last and removed first: without it, the model does not
 exist.
 """
 
@@ -23,7 +23,7 @@ from srstream.files import write_whole
 from srstream.models.table import MODELS, available_models
 
 REGISTRY_VARIABLE = "SRSTREAM_MODELS"
-"""Environment variable that names another folder for the registry, such as that of a service."""
+"""Environment variable that names another folder for the registry, such as a service's."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
@@ -53,7 +53,7 @@ class RegisteredModel:
 
 
 def registry_dir() -> Path:
-    """The folder of registered models: `SRSTREAM_MODELS`, or one in the user's data folder."""
+    """Return the registry's folder: `SRSTREAM_MODELS`, or one in the user's data folder."""
     return Path(os.environ.get(REGISTRY_VARIABLE) or Path(user_data_dir("srstream")) / "models")
 
 
@@ -106,13 +106,13 @@ def add_model(source: Path, name: str | None = None, *, replace: bool = False) -
 
 
 def registered_models() -> list[RegisteredModel]:
-    """All registered models by name, without those that cannot be read."""
+    """Return all registered models by name, without those that cannot be read."""
     found = (find_model(path.stem) for path in sorted(registry_dir().glob("*.json")))
     return [model for model in found if model is not None]
 
 
 def find_model(name: str) -> RegisteredModel | None:
-    """The registered model of this name, or None."""
+    """Return the registered model of this name, or None."""
     if not _NAME.fullmatch(name):
         return None
     try:
@@ -139,7 +139,7 @@ def remove_model(name: str) -> RegisteredModel:
 
 
 def resolved(model: ModelConfig) -> ModelConfig:
-    """Replace a registered name in the settings by its network and its weights.
+    """Replace a registered name in the settings with its network and its weights.
 
     Raises:
         UsageError: there are no weights of this name, or the settings name other weights too.

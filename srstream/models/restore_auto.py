@@ -1,7 +1,7 @@
 """The rules of `--restore auto`, which choose a position of the knob for a source.
 
-Two signals decide: how hard the source was compressed, and how soft its pictures are. The clips on
-which the rules were fitted are not those on which they are judged (docs/evaluation.md).
+Two signals decide: how hard the source was compressed, and how soft its pictures are. The rules
+are fitted to and judged on different clips (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from dataclasses import dataclass
 import numpy as np
 
 LEAST_SLOPE = 0.25
-"""Levels that are added to a slope, so that a flat picture counts as soft instead of as 0 / 0."""
+"""Levels added to a slope, so that a flat picture counts as soft instead of as 0 / 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """The detail of a few frames: root mean squares along rows and columns, in levels of 255."""
+    """The detail of a few frames as root mean squares along rows and columns, in levels of 255."""
 
     slope: float
-    """Of the difference between the samples before and after, which all detail contributes to."""
+    """The difference between the previous and the next sample, to which all detail contributes."""
     curvature: float
-    """Of the second difference: the finest detail, which blur and hard compression remove."""
+    """The second difference: the finest detail, which blur and hard compression remove."""
 
     @property
     def sharpness(self) -> float:
-        """Curvature divided by slope: near 0 for ramps and blur, 1 for steps, 1.7 for noise."""
+        """Return curvature over slope: near 0 for ramps and blur, 1 for steps, 1.7 for noise."""
         return self.curvature / (self.slope + LEAST_SLOPE)
 
     def octaves_over(self, quantizer: float) -> float:
-        """The ratio of the curvature to the step of a quantizer on x264's scale, as log2.
+        """Return the ratio of the curvature to the step of a quantizer on x264's scale, as log2.
 
         H.264's step is 0.625 at 0 and doubles with every 6.
         """
@@ -48,20 +48,20 @@ class RestoreRule:
     knob_by_quantizer: Line
     """The knob by x264's quantizer: the harder the compression, the more there is to restore."""
     knob_by_sharpness: Line
-    """The knob by `Detail.sharpness`: what the faithful weights add to a soft source is wrong. The
+    """The knob by `Detail.sharpness`: what faithful weights add to a soft source is wrong. The
     larger of both values is used."""
     sharper_per_quantizer: float
-    """Added to the sharpness for each step of the quantizer above `MIDDLE_QUANTIZER`, in
-    `knob_by_sharpness` only."""
+    """An addition to the sharpness for each step of the quantizer above `MIDDLE_QUANTIZER`, only in
+    `knob_by_sharpness`."""
     strength_by_sharpness: Line
     """The strength by `Detail.sharpness`."""
     strength_by_octaves: Line
-    """The strength by `Detail.octaves_over` the quantizer, the detail that it left. The smaller of
-    both values is used."""
+    """The strength by `Detail.octaves_over` the quantizer, which is the detail that it left. The
+    smaller of both values is used."""
 
 
 MIDDLE_QUANTIZER, MOST_BESIDE = 25.0, 10.0
-"""The middle of the quantizers, and the largest distance from it for which the sharpness is
+"""The middle of the quantizers, and the largest distance from it at which the sharpness is
 adjusted."""
 
 RESTORE_RULES: dict[str, RestoreRule] = {
@@ -93,8 +93,8 @@ RESTORE_RULES: dict[str, RestoreRule] = {
         strength_by_octaves=((-3.65, 0.24), (-2.1, 1.0)),
     ),
 }  # fmt: skip
-"""The rules by model. Those of `fast` and `balanced` lie between two fits: one to the footage as it
-is and a little blurred, and one with more of it blurred. On soft sources `fast` has a lower
+"""The rules by model. Those of `fast` and `balanced` lie between two fits: one to the footage
+unchanged or slightly blurred, and one with more of it blurred. On soft sources `fast` has a lower
 strength than in either. The rule of `srgan` is the first fit."""
 
 
@@ -104,11 +104,11 @@ class Restoration:
 
     restore: float
     strength: float
-    """The share of what the network adds to bicubic."""
+    """The share of the network's addition to bicubic."""
 
 
 def restoration_for(quantizer: float, detail: Detail, model: str) -> Restoration:
-    """Choose by the quantizer, on x264's scale, and the detail that is left.
+    """Choose from the quantizer, on x264's scale, and the remaining detail.
 
     A model without a rule of its own is treated like `fast`.
     """
@@ -126,7 +126,7 @@ def restoration_by(rule: RestoreRule, quantizer: float, detail: Detail) -> Resto
 
 
 def at(line: Line, x: float) -> float:
-    """The line's y at x."""
+    """Return the line's y at x."""
     xs, ys = zip(*line, strict=True)
     return float(np.interp(x, xs, ys))
 

@@ -1,4 +1,4 @@
-"""A generator's last convolution rewritten to come before its last PixelShuffle, for engines."""
+"""Moves a generator's last convolution before its last PixelShuffle, for engines."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ ColorFormName = Literal["luma", "yuv420", "rgb"]
 
 WeightSet = Literal["faithful", "restore", "crisp"]
 """The sets of a model's weights. They are trained with a pixel loss on clean low resolution, with a
-pixel loss on compressed low resolution, and adversarially. All have the same shapes, and the second
-and third are tuned from the first, so that blends of them work too."""
+pixel loss on compressed low resolution, and adversarially. All have the same shapes, and the
+second and third are tuned from the first, so that blends of them work too."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class PlaneGroup:
 
     @property
     def num_channels(self) -> int:
-        """The number of channels before the group's PixelShuffle."""
+        """Return the number of channels before the group's PixelShuffle."""
         return self.num_planes * self.scale**2
 
 
 @dataclass(frozen=True)
 class ColorForm:
-    """The planes that go into a network and those that come out, in order."""
+    """The input and output planes of a network, in order."""
 
     num_input_planes: int
     """All have the size of the luma plane; chroma is resampled to it."""
@@ -41,7 +41,7 @@ class ColorForm:
 
     @property
     def anchor_planes(self) -> list[int]:
-        """The input plane that each channel before the PixelShuffle refines."""
+        """Return the input plane that each channel before the PixelShuffle refines."""
         planes, first = [], 0
         for group in self.outputs:
             for plane in range(first, first + group.num_planes):
@@ -72,11 +72,11 @@ class Stack:
 
     @property
     def activation_channels(self) -> int:
-        """Channels of the largest feature map, in terms of the input's size."""
+        """Return the channels of the largest feature map, relative to the input's size."""
         return max(self.widths)
 
     def layer_channels(self, form: ColorForm) -> list[tuple[int, int]]:
-        """The channels (in, out) of every 3x3 convolution, in order."""
+        """Return the channels (in, out) of every 3x3 convolution, in order."""
         num_out = sum(group.num_channels for group in form.outputs)
         widths = (form.num_input_planes, *self.widths, num_out)
         return list(pairwise(widths))
@@ -96,16 +96,16 @@ class ResidualGenerator:
 
     @property
     def halo(self) -> int:
-        """4 for the 9x9 input, 2 a block, 2 for two more 3x3, and 0.5 + 1 for the upsampling."""
+        """Return 4 for the 9x9 input, 2 per block, 2 for two more 3x3, 0.5 + 1 for upsampling."""
         return 4 + 2 * self.num_blocks + 2 + 2
 
     @property
     def activation_channels(self) -> int:
-        """Channels before the second PixelShuffle, four times as many at twice the size."""
+        """Return channels before the second PixelShuffle: four times as many, twice the size."""
         return 16 * self.channels
 
     def macs_per_pixel(self, form: ColorForm) -> int:
-        """Multiply-accumulates as the paper draws it: the last 9x9 runs on 16 times the pixels."""
+        """Return multiply-accumulates in the paper's order: the last 9x9 sees 16x the pixels."""
         wide = self.channels**2
         ends = 81 * self.channels * form.num_input_planes * (1 + 16)
         return ends + 9 * wide * (2 * self.num_blocks + 1 + 4 + 4 * 4)
@@ -149,30 +149,30 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def model_spec(name: str) -> ModelSpec:
-    """The table's entry, or `UsageError` with the names of all models."""
+    """Return the table's entry, or raise `UsageError` with the names of all models."""
     if name not in MODELS:
         raise UsageError(f"no model is called {name!r}; there are: {', '.join(MODELS)}")
     return MODELS[name]
 
 
 def weights_stem(name: str, weight_set: WeightSet = "faithful") -> str:
-    """The name of a set's files without their suffix."""
+    """Return the name of a set's files without their suffix."""
     return name if weight_set == "faithful" else f"{name}.{weight_set}"
 
 
 def available_models() -> list[str]:
-    """The names of the models whose ONNX weights are installed, in the table's order."""
+    """Return the names of the models whose ONNX weights are installed, in the table's order."""
     return [name for name in MODELS if (WEIGHTS_DIR / f"{name}.onnx").is_file()]
 
 
 def available_sets(name: str) -> list[WeightSet]:
-    """The sets of a model's weights that are installed."""
+    """Return the sets of a model's weights that are installed."""
     sets: tuple[WeightSet, ...] = get_args(WeightSet)
     return [s for s in sets if (WEIGHTS_DIR / f"{weights_stem(name, s)}.onnx").is_file()]
 
 
 def weights_path(name: str, suffix: str = ".onnx", weight_set: WeightSet = "faithful") -> Path:
-    """The path of a shipped weight file (`.onnx` or `.safetensors`).
+    """Return the path of a shipped weight file (`.onnx` or `.safetensors`).
 
     Raises:
         WeightsError: it is not installed.

@@ -33,8 +33,8 @@ from srstream.models.edges import border_of
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 
 LIVE_ACTIVATIONS = {Stack: 15, ResidualGenerator: 6}
-"""Feature maps of the widest layer that exist at once, with those transformed for Winograd's method
-and those that ncnn keeps for the next tile. Measured: 14 and 4.5."""
+"""Feature maps of the widest layer that exist at once, including those transformed for Winograd's
+method and those that ncnn keeps for the next tile. Measured: 14 and 4.5."""
 
 LESS_EXACT = (
     "use_winograd63_convolution",  # no faster than the smaller transforms, five times their error
@@ -51,7 +51,7 @@ Floats = NDArray[np.float32]
 
 
 class NcnnEngine:
-    """The model's network in ncnn, on the first GPU with Vulkan or otherwise on the CPU.
+    """The model's network in ncnn, on the first GPU with Vulkan, or else on the CPU.
 
     `software_vulkan` also allows a Vulkan device that is emulated on a CPU; it is slow and meant
     for tests.
@@ -143,7 +143,7 @@ class NcnnEngine:
 
 
 def vulkan_device(ncnn: Any, *, software: bool = False) -> int | None:
-    """The number of the first GPU that Vulkan lists, with `software` that of the first device."""
+    """Return the number of the first GPU in Vulkan's list; with `software`, of the first device."""
     try:
         ctypes.CDLL("libvulkan.so.1")  # without it, ncnn prints eight complaints
     except OSError:

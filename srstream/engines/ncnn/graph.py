@@ -47,7 +47,7 @@ class _Graph:
         outputs: list[str],
         settings: dict[int, float] | None = None,
     ) -> str:
-        """Add a layer that is named after its first output, and return that."""
+        """Add a layer named after its first output, and return that name."""
         words = [kind, outputs[0], str(len(inputs)), str(len(outputs)), *inputs, *outputs]
         words += [f"{key}={value}" for key, value in (settings or {}).items()]
         self.layers.append(" ".join(words))
@@ -66,7 +66,7 @@ class _Graph:
         """Add a convolution that keeps the size, with the tensors of that name or those given."""
         kernel = self.tensors[f"{name}.weight"] if kernel is None else kernel
         bias = self.tensors[f"{name}.bias"] if bias is None else bias
-        self.weights += bytes(4)  # the flag for weights that are not compressed
+        self.weights += bytes(4)  # the flag for uncompressed weights
         self._store(kernel)
         self._store(bias)
         num_out, _, side, _ = kernel.shape
@@ -83,7 +83,7 @@ class _Graph:
         return self.layer("PReLU", [x], [name], {0: slopes.size})
 
     def twice(self, x: str) -> tuple[str, str]:
-        """Split a blob in two, since each blob may have one reader."""
+        """Split a blob in two, since each blob can have only one reader."""
         first, second = f"{x}.first", f"{x}.second"
         self.layer("Split", [x], [first, second])
         return first, second
@@ -137,7 +137,7 @@ def ncnn_network(weights: Weights) -> tuple[str, bytes]:
 
 
 class _FlatOps:
-    """The operations of `models.flat.Ops` as layers."""
+    """The operations of `models.flat_correction.Ops` as layers."""
 
     def __init__(self, graph: _Graph) -> None:
         self._graph = graph

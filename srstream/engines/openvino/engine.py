@@ -1,7 +1,7 @@
-"""OpenVINO on the CPU: integer planes in, integer planes out, nothing in float on Python's side.
+"""OpenVINO on the CPU: integer planes in, integer planes out, no float arithmetic in Python.
 
-Measured on two cores with a network of 8 layers of 16 at 320x180: two streams of one thread are
-1.05 to 1.2 times as fast as one of two.
+Measured on two cores with a network of 8 layers of 16 at 320x180: two streams of one thread each
+are 1.05 to 1.2 times as fast as one stream of two.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from srstream.models.table import ModelSpec
 logger = logging.getLogger(__name__)
 
 GRAPH_FORMAT = 6
-"""Version of the graph around the network. Raise it with every change, so that cached graphs of the
-old kind are no longer used."""
+"""Version of the graph around the network. Raise it with every change, so that old cached graphs
+are no longer used."""
 
 HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
-"""OpenVINO's names of the precisions. What int8 does not quantize is computed in float32."""
+"""OpenVINO's names of the precisions. Layers that int8 does not quantize run in float32."""
 
 LIVE_ACTIVATIONS = 4
-"""Most feature maps that exist at once: input, output, quantized codes, and slack."""
+"""Maximum number of feature maps at once: input, output, quantized codes, and slack."""
 
 
 class OpenVinoEngine:
@@ -96,7 +96,7 @@ class OpenVinoEngine:
             num_streams=num_threads,
             num_threads=num_threads,
             precision=config.precision,
-            # The order in which an RGB network's 9x9 convolutions add up depends on the shape.
+            # An RGB network's 9x9 convolutions add up in an order that depends on the shape.
             takes_any_shape=spec.color_form != "rgb",
         )
 
@@ -134,7 +134,7 @@ class OpenVinoEngine:
         """Do nothing: the object itself holds all memory."""
 
     def _precisions(self) -> set[str]:
-        """The precisions in which the processor computes at full speed."""
+        """Return the precisions in which the processor computes at full speed."""
         names = {"FP32": "float32", "BF16": "bfloat16", "INT8": "int8"}
         can = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return {names[name] for name in can if name in names}
@@ -158,7 +158,7 @@ class OpenVinoEngine:
             ) from error
 
     def _from_cache(self, key: Key, options: dict[str, str]) -> Any | None:
-        """The compiled graph; None if there is none that OpenVINO accepts."""
+        """Return the compiled graph; None if there is none that OpenVINO accepts."""
         content = self._cache.load(key)
         if content is None:
             return None

@@ -16,9 +16,9 @@ Array = NDArray[np.float32]
 
 
 def tensors_of(spec: ModelSpec, constants: Mapping[str, Any]) -> GraphTensors | None:
-    """The network's tensors by name, taken from its graph's constants.
+    """Return the network's tensors by name, taken from its graph's constants.
 
-    None for graphs that `srtrain` did not write, whose structure is unknown.
+    The result is None for graphs that `srtrain` did not write, whose structure is unknown.
     """
     tensors = {}
     for name, shape in graph_shapes(spec).items():
@@ -55,7 +55,7 @@ def make_flat(network: Any, spec: ModelSpec, correction: Correction) -> None:
 
 
 def repeat_anchor(network: Any) -> None:
-    """Replace the convolution that repeats the anchor's planes by an operation that copies them.
+    """Replace the convolution that repeats the anchor's planes with an operation that copies them.
 
     A lower precision is applied to convolutions, and the anchor is the picture itself: it would
     lose up to a level in bfloat16.
@@ -79,7 +79,7 @@ def is_pixel_shuffle(node: Any, scale: int) -> bool:
 
 
 class _OpenVinoOps:
-    """The operations of `models.flat.Ops` as nodes of an OpenVINO graph."""
+    """The operations of `models.flat_correction.Ops` as nodes of an OpenVINO graph."""
 
     def __init__(self, ops: Any) -> None:
         self._ops = ops

@@ -1,4 +1,4 @@
-"""The graphs that OpenVINO runs: a float network, and codes in and out around it.
+"""The graphs that OpenVINO runs: a float network, wrapped to take and return codes.
 
 Measured on two cores with a network of 8 layers of 16 at 320x180: ending the graph before the
 network's PixelShuffle, with the codes rounded there, and shuffling bytes in numpy (0.25 ms) is 1.06
@@ -23,10 +23,10 @@ from srstream.models.table import COLOR_FORMS, ColorFormName, ModelSpec
 
 
 def engine_network(core: Any, blend: Blend, spec: ModelSpec, ranges: Ranges | None = None) -> Any:
-    """Build the float network as the engine runs it.
+    """Build the float network that the engine runs.
 
-    Its files are blended, it is quantized to 8 bits if `ranges` are given, and what is flat in the
-    input stays flat (`models/flat_correction.py`).
+    Its files are blended, it is quantized to 8 bits if `ranges` are given, and flat input stays
+    flat (`models/flat_correction.py`).
 
     Raises:
         WeightsError: a file is not an ONNX graph, or the files belong to different networks.
@@ -82,7 +82,7 @@ def _read_network(core: Any, file: WeightFile) -> Any:
 
 
 def constants_of(network: Any) -> dict[str, Any]:
-    """The floating-point constants by their names in the ONNX file."""
+    """Return the floating-point constants by their names in the ONNX file."""
     return {
         node.get_friendly_name(): node
         for node in network.get_ops()
@@ -91,11 +91,11 @@ def constants_of(network: Any) -> dict[str, Any]:
 
 
 def integer_graph(openvino: Any, network: Any, tile: TileFormat, color_form: ColorFormName) -> Any:
-    """Wrap a float network so that codes go in and come out.
+    """Wrap a float network to take and return codes.
 
     The input is (1, planes, H, W), u8 or u16; H and W stay open for tiles of any shape. There is an
-    output for each plane group. If the group ends with a PixelShuffle and no RGB is to be
-    converted, the output is (1, H, W, channels), the codes before that shuffle; otherwise it is
+    output for each plane group. If the group ends with a PixelShuffle and RGB needs no conversion,
+    the output is (1, H, W, channels), the codes before that shuffle; otherwise it is
     (1, planes, sH, sW). Outputs have the input's type, or i32 for tiles of any shape.
     """
     ops = importlib.import_module("openvino.opset13")
@@ -121,7 +121,7 @@ def integer_graph(openvino: Any, network: Any, tile: TileFormat, color_form: Col
             raise RuntimeError(f"an output has the shape {result.get_partial_shape()}")
         group_to_codes = to_codes.of_planes(first, group.num_planes)
         first += group.num_planes
-        # An operation on each plane alone may come before the shuffle.
+        # An operation that treats each plane separately may precede the shuffle.
         ends_with_shuffle = group_to_codes.gains is not None and is_pixel_shuffle(
             result.get_node(), group.scale
         )
@@ -130,8 +130,8 @@ def integer_graph(openvino: Any, network: Any, tile: TileFormat, color_form: Col
             result = result.get_node().input_value(0)
         mapped = _mapped(ops, result, group_to_codes, repeat)
         rounded = ops.clamp(ops.round(mapped, "half_to_even"), 0.0, float(2**tile.bits - 1))
-        # With an open shape, OpenVINO's conversion to 8 or 16 bits takes a tenth of the whole time
-        # and that to 32 bits none; the session converts them to codes.
+        # With an open shape, OpenVINO's conversion to 8 or 16 bits takes a tenth of the total time,
+        # and that to 32 bits takes none; the session then converts to codes.
         converted = ops.convert(rounded, integer if tile.shape else openvino.Type.i32)
         if ends_with_shuffle:
             converted = ops.transpose(converted, ops.constant(np.array([0, 2, 3, 1], np.int32)))
@@ -140,7 +140,7 @@ def integer_graph(openvino: Any, network: Any, tile: TileFormat, color_form: Col
 
 
 def _mapped(ops: Any, planes: Any, affine: Affine, repeat: int = 1) -> Any:
-    """Apply an affine map by constants: gains or a 1x1 convolution, and an offset.
+    """Apply an affine map as constants: gains or a 1x1 convolution, and an offset.
 
     `repeat` is the number of successive channels of each plane.
     """
@@ -156,7 +156,7 @@ def _mapped(ops: Any, planes: Any, affine: Affine, repeat: int = 1) -> Any:
 
 
 def _column(ops: Any, values: Matrix, repeat: int) -> Any:
-    """A constant for each channel, or a single one if all are equal."""
+    """Return a constant for each channel, or a single one if all are equal."""
     if (values == values[0]).all():
         return ops.constant(np.array(values[0], np.float32))
     return ops.constant(np.repeat(values, repeat).astype(np.float32)[None, :, None, None])

@@ -1,9 +1,9 @@
 """Quantization of a network's inner convolutions to 8-bit integers, for OpenVINO.
 
-Weights are quantized symmetrically for each channel, and activations by the ranges that they had on
-pictures (`STEM.int8.json` beside the `.onnx` file, written by `srtrain calibrate`). The first
+Weights are quantized symmetrically for each channel, and activations by the ranges measured on
+pictures (`STEM.int8.json` next to the `.onnx` file, written by `srtrain calibrate`). The first
 convolution and the sum with the anchor stay in float: they take 5 % of the time, and quantizing
-them would cost three times the quality that quantizing all the rest costs.
+them would cost three times as much quality as quantizing all the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from srstream.errors import EngineError
 from srstream.models.blend import Blend, WeightFile
 
 Ranges = dict[str, tuple[float, float]]
-"""The least and the largest input value of each quantized convolution, by its name."""
+"""The smallest and the largest input value of each quantized convolution, by name."""
 
 SUFFIX = ".int8.json"
 
@@ -28,7 +28,7 @@ WEIGHT_LEVELS, ACTIVATION_LEVELS = 255, 256
 
 
 def ranges_path(weights: Path) -> Path:
-    """The path of the ranges of a weight file."""
+    """Return the path of the ranges of a weight file."""
     return weights.with_suffix(SUFFIX)
 
 
@@ -36,7 +36,7 @@ def ranges_of(blend: Blend) -> Ranges:
     """Read ranges that are wide enough for every file of a blend.
 
     Raises:
-        EngineError: a file has no ranges, or those of other weights.
+        EngineError: a file has no ranges, or ranges of other weights.
     """
     found = [_read(file) for file in blend.files]
     return {
@@ -46,7 +46,7 @@ def ranges_of(blend: Blend) -> Ranges:
 
 
 def ranges_json(onnx_content: bytes, ranges: Ranges, num_pictures: int) -> str:
-    """Make the content of a ranges file."""
+    """Return the content of a ranges file."""
     stated = {
         "onnx_sha256": hashlib.sha256(onnx_content).hexdigest(),
         "num_pictures": num_pictures,

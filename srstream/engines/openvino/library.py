@@ -1,4 +1,4 @@
-"""The `openvino` package, imported without its telemetry, and its messages in one line."""
+"""The `openvino` package, imported without its telemetry, and its messages on one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def import_openvino() -> Any:
 @contextlib.contextmanager
 def _hidden_module(name: str) -> Iterator[None]:
     loaded = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]  # Python's way to make an import fail
+    sys.modules[name] = None  # type: ignore[assignment]  # makes the import fail
     try:
         yield
     finally:
@@ -36,6 +36,6 @@ def _hidden_module(name: str) -> Iterator[None]:
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an OpenVINO message that is not empty, which says what is wrong."""
+    """Return the last nonblank line of an OpenVINO message, which states the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""A session of OpenVINO: its requests, and the planes that are taken out of them."""
+"""A session of OpenVINO: its requests, and the output planes taken from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from srstream.models.table import PlaneGroup
 
 
 def shuffled_planes(codes_HWC: Plane, group: PlaneGroup) -> list[Plane]:
-    """Shuffle the codes (H, W, channels) of a plane group to its planes."""
+    """Shuffle the codes (H, W, channels) of a plane group into its planes."""
     step = group.scale**2
     return [
         pixel_shuffle(codes_HWC[..., first : first + step], group.scale)
@@ -28,7 +28,7 @@ def shuffled_planes(codes_HWC: Plane, group: PlaneGroup) -> list[Plane]:
 
 
 def pixel_shuffle(codes_HWC: Plane, scale: int) -> Plane:
-    """Shuffle (H, W, scale**2) to (scale H, scale W).
+    """Shuffle (H, W, scale**2) into (scale H, scale W).
 
     Channel scale * i + j goes to row i and column j of a cell. The `scale` codes of a cell's row
     move at once, as one wide integer if there is one of that size.
@@ -46,7 +46,7 @@ def pixel_shuffle(codes_HWC: Plane, scale: int) -> Plane:
 
 
 class OpenVinoTicket:
-    """One tile in the engine: it holds a request until that is done, and then the result."""
+    """One tile in the engine. It holds a request until that is done, and then the result."""
 
     def __init__(self, request: Any, shape: tuple[int, ...]) -> None:
         self.request = request
@@ -68,7 +68,7 @@ class OpenVinoTicket:
 
 
 class OpenVinoSession:
-    """A `Session` with one request for each stream, and one more."""
+    """A `Session` with one request for each stream, plus one."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class OpenVinoSession:
     ) -> None:
         self.format = tile
         self.form = capabilities.form
-        self.num_in_flight = capabilities.num_streams + 1  # one tile waits, so that no stream does
+        self.num_in_flight = capabilities.num_streams + 1  # one tile waits, so that no stream idles
         self._idle = [compiled.create_infer_request() for _ in range(self.num_in_flight)]
         self._in_flight: deque[OpenVinoTicket] = deque()
         self._compiled = compiled
@@ -133,7 +133,7 @@ class OpenVinoSession:
             self._notifier = None
 
     def _collect(self, ticket: OpenVinoTicket) -> None:
-        """Wait for a tile, take its result out of the request, and free that for the next tile."""
+        """Wait for a tile, take its result from the request, and free that for the next tile."""
         request, ticket.request = ticket.request, None
         self._in_flight.remove(ticket)
         self._idle.append(request)

@@ -1,4 +1,4 @@
-"""Building TensorRT's engine from a network with torch-tensorrt. It needs the libraries but no GPU.
+"""Builds TensorRT's engine from a network with torch-tensorrt, which needs no GPU.
 
 The module itself is in half precision: torch-tensorrt ignores `enabled_precisions` without a
 warning and would build float32. `require_full_compilation` makes a layer that TensorRT does not
@@ -21,11 +21,11 @@ from srstream.errors import EngineError, first_line
 from srstream.models.networks import FlatNetwork, Network
 
 MIN_SIDE = 8
-"""Rows and columns of the smallest tile. Smaller pictures are for the engines on CPUs."""
+"""Rows and columns of the smallest tile. Smaller pictures are left to the CPU engines."""
 
 TRACED_SHAPE = (24, 40)
-"""Shape of the example with which the export is traced. The tracer treats some sides, such as 1, as
-special; these are not among them."""
+"""Shape of the example with which the export is traced. The tracer treats some sides, such as 1,
+specially; these are not among them."""
 
 
 def import_torch_tensorrt() -> ModuleType:
@@ -56,7 +56,7 @@ def exported(network: Network | FlatNetwork, max_side: int) -> ExportedProgram:
 
 
 def tensorrt_input(network: Network | FlatNetwork, max_side: int) -> Any:
-    """The range of input shapes for which the engine is built."""
+    """Return the range of input shapes for which the engine is built."""
     planes = network.spec.form.num_input_planes
     return import_torch_tensorrt().Input(
         min_shape=(1, planes, MIN_SIDE, MIN_SIDE),
@@ -79,7 +79,7 @@ def build_engine(network: Network | FlatNetwork, max_side: int) -> bytes:
             arg_inputs=[tensorrt_input(network, max_side)],
             require_full_compilation=True,
         )
-    except Exception as error:  # torch-tensorrt raises whatever its layers do
+    except Exception as error:  # torch-tensorrt raises any exception of its layers
         raise EngineError(
             f"TensorRT cannot build {network.spec.name!r} for tiles of up to "
             f"{max_side}x{max_side} ({first_line(error)})"
@@ -90,7 +90,7 @@ def build_engine(network: Network | FlatNetwork, max_side: int) -> bytes:
 
 
 def versions() -> dict[str, str]:
-    """The versions of all libraries that determine what an engine is."""
+    """Return the versions of all libraries that determine an engine."""
     import_torch_tensorrt()
     import tensorrt
     import torch_tensorrt

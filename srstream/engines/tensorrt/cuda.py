@@ -25,7 +25,7 @@ class CudaDevice:
         return torch.cuda.Stream(self.device)
 
     def event(self) -> torch.cuda.Event:
-        # With `blocking` a waiting thread sleeps; otherwise it would keep a core busy.
+        # With `blocking`, a waiting thread sleeps; otherwise it would keep a core busy.
         return torch.cuda.Event(blocking=True)
 
     def pinned(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Tensor:
@@ -58,4 +58,4 @@ class CudaDevice:
         try:
             torch.cuda.synchronize(self.device)
         except RuntimeError:
-            return  # the error is raised where the result of its tile is asked for
+            return  # `result` raises the error for its tile

@@ -32,7 +32,7 @@ from srstream.models.networks import blended_network
 from srstream.models.table import ColorForm, ModelSpec
 
 SIDES = (768, 544, 384, 272, 192, 136)
-"""Longest sides for which engines are built; each has half the area of the one before."""
+"""Longest sides for which engines are built; each has half the area of the previous one."""
 
 FLAT_FORMAT = 1
 """Version of `models/flat_correction.py` around the network. Raise it with every change."""
@@ -102,7 +102,7 @@ class TensorRtEngine:
         )
 
     def open_session(self, tile: TileFormat, on_done: OnDone | None = None) -> RingSession:
-        """See `Engine.open_session`. The first of a size takes seconds to minutes to build."""
+        """See `Engine.open_session`. The first one of a size takes seconds to minutes to build."""
         if tile.shape is None or min(tile.shape) < MIN_SIDE or max(tile.shape) > SIDES[0]:
             raise EngineError(
                 f"engine 'tensorrt' takes tiles of {MIN_SIDE} to {SIDES[0]} rows and columns, "
@@ -120,7 +120,7 @@ class TensorRtEngine:
             ) from error
 
     def close(self) -> None:
-        """Free the engines and the device memory that PyTorch keeps."""
+        """Free the engines and PyTorch's cached device memory."""
         self._built.clear()
         torch.cuda.empty_cache()
 
@@ -163,7 +163,7 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def longest_side(free_bytes: int, bytes_per_pixel: int) -> int:
-    """The longest side for which a square tile's activations fit, or the shortest side."""
+    """Return the longest side for which a square tile's activations fit, or the shortest side."""
     fitting = [
         side for side in SIDES if side**2 * bytes_per_pixel <= SHARE_OF_FREE_MEMORY * free_bytes
     ]
@@ -237,7 +237,7 @@ class RingSession:
         self._ring = Ring(device, shape_in, shapes_out, tile.dtype, execute, NUM_SLOTS, on_done)
 
     def warm_up(self) -> None:
-        """Run a tile of zeros, so that all that a first tile allocates is allocated now."""
+        """Run a tile of zeros, so that everything a first tile allocates is allocated now."""
         assert self.format.shape is not None
         black = np.zeros(self.format.shape, self.format.dtype)
         self.result(self.submit([black] * self._form.num_input_planes))

@@ -1,7 +1,7 @@
-"""The program on a device's compute stream: a network in half precision, with codes in and out.
+"""The program on a device's compute stream: a half-precision network that takes and returns codes.
 
-Codes are uploaded and downloaded as they are, one or two bytes a sample. The device scales them,
-converts colors and rounds in float32; the network in between computes in float16.
+Codes are transferred unchanged, with one or two bytes a sample. The device scales them, converts
+colors and rounds in float32; the network in between computes in float16.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from srstream.engines.contract import Affine, TileFormat
 from srstream.models.table import COLOR_FORMS, ColorFormName
 
 HalfNetwork = Callable[[Tensor], Sequence[Tensor]]
-"""Maps (1, planes, H, W) float16 to a tensor of this kind for each group of output planes."""
+"""A function from (1, planes, H, W) float16 to such a tensor for each group of output planes."""
 
 
 class TileProgram:

@@ -1,4 +1,4 @@
-"""Upload, compute and download of successive tiles at the same time, on three streams of a device.
+"""Simultaneous upload, compute and download of successive tiles, on three streams of a device.
 
 Slots are used in turn. Each has a pinned input and a pinned output on the host, an input and an
 output on the device, and three events:
@@ -7,9 +7,9 @@ output on the device, and three events:
     pinned input | copy, `up`    | wait `up`, run,   | wait `ran`,     | wait `down`, copy out
                  |               | record `ran`      | copy, `down`    |
 
-A slot is used again only after the host has seen its `down`. All reads and writes of its last use
-come before that event, so nothing is overwritten that is still read. A stream works in order.
-Between streams, and toward the host, only the events establish an order.
+A slot is reused only after the host has seen its `down` event. All reads and writes of its last
+use come before that event, so nothing is overwritten while it is still read. Within a stream, work
+runs in order. Between streams, and toward the host, only the events establish an order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Array = NDArray[Any]
 
 
 class Device(Protocol):
-    """The operations that the ring needs of a device.
+    """The operations that the ring needs from a device.
 
     Only the device knows the types of its streams, events and buffers.
     """
@@ -46,7 +46,7 @@ class Device(Protocol):
     def event(self) -> Any: ...
 
     def pinned(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Any:
-        """Allocate host memory from and to which the device copies by itself."""
+        """Allocate host memory that the device can copy from and to on its own."""
         ...
 
     def buffer(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Any:
@@ -54,7 +54,7 @@ class Device(Protocol):
         ...
 
     def array(self, pinned: Any) -> Array:
-        """Pinned memory as a numpy array of the host."""
+        """Return pinned memory as a numpy array of the host."""
         ...
 
     def copy(self, target: Any, source: Any, stream: Any) -> None:
@@ -66,22 +66,22 @@ class Device(Protocol):
         ...
 
     def wait(self, stream: Any, event: Any) -> None:
-        """Make what is queued in a stream from now on wait for the event as last recorded."""
+        """Make everything queued in a stream from now on wait for the event as last recorded."""
         ...
 
     def has_happened(self, event: Any) -> bool: ...
 
     def synchronize(self, event: Any) -> None:
-        """Wait for an event in any thread of the host, and raise an error that came before it."""
+        """Wait for an event in any thread of the host, and raise any error from before it."""
         ...
 
     def synchronize_all(self) -> None:
-        """Wait for everything on all streams, and raise nothing."""
+        """Wait for everything on all streams, and never raise."""
         ...
 
 
 Execute = Callable[[Any, Sequence[Any], Any], None]
-"""Queues the network in a stream; takes the input buffer, the output buffers and the stream."""
+"""A function that queues the network in a stream, given input buffer, output buffers and stream."""
 
 
 class RingTicket:
@@ -184,7 +184,7 @@ class Ring:
                 device.copy(target, source, self._download)
             device.record(slot.down, self._download)
         except Exception as error:
-            # The part of the tile that was queued may still use the slot.
+            # The queued part of the tile may still use the slot.
             device.synchronize_all()
             self._idle.append(slot)
             raise EngineError(f"the device did not accept a tile ({first_line(error)})") from error
@@ -195,10 +195,10 @@ class Ring:
         return ticket
 
     def result(self, ticket: RingTicket) -> tuple[Plane, ...]:
-        """Wait for a tile and return its planes. Each tile may be asked for once.
+        """Wait for a tile and return its planes. Each tile can be requested once.
 
         Raises:
-            EngineError: the tile failed on the device, or was asked for before.
+            EngineError: the tile failed on the device, or was already requested.
         """
         if ticket.slot is not None:
             self._take(ticket)
