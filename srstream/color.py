@@ -43,7 +43,7 @@ LEFT, CENTER, TOP_LEFT, TOP, BOTTOM_LEFT, BOTTOM = 1, 2, 3, 4, 5, 6
 
 
 def rgb_to_yuv_matrix(matrix: int) -> Matrix:
-    """The (3, 3) matrix from R'G'B' in [0, 1] to Y' in [0, 1] and two differences in [-0.5, 0.5].
+    """Return the (3, 3) matrix from R'G'B' in [0, 1] to Y' in [0, 1], U and V in [-0.5, 0.5].
 
     It follows H.273 equations 38 to 40, and for YCgCo 57 to 59, in the order Y, Cg, Co. An
     unspecified matrix counts as BT.601.
@@ -88,7 +88,7 @@ def is_full_range(color: ColorSpec, layout: PlaneLayout) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CodeRange:
-    """How values are written as codes: `zero` plus the value times `span`.
+    """The code range of a plane: a code is `zero` plus the value times `span`.
 
     Values of luma, alpha, R, G and B lie in [0, 1], those of chroma in [-0.5, 0.5].
     """
@@ -102,7 +102,7 @@ class CodeRange:
 
 
 def code_range(bits: int, full_range: bool, *, is_chroma: bool = False) -> CodeRange:
-    """The codes of `bits` by H.273 equations 20 to 37."""
+    """Return the range of codes of `bits` by H.273 equations 20 to 37."""
     peak = (1 << bits) - 1
     unit = 1 << (bits - 8)
     if full_range:
@@ -115,7 +115,7 @@ def code_range(bits: int, full_range: bool, *, is_chroma: bool = False) -> CodeR
 
 
 def convert_codes(plane_HW: Plane, source: CodeRange, target: CodeRange) -> Plane:
-    """Write the same values in other codes, rounded half to even and clamped.
+    """Express the same values in other codes, rounded half to even and clamped.
 
     Between two depths of limited range this is a shift by whole bits.
     """
@@ -150,7 +150,7 @@ def rgb_to_yuv444(
 ) -> tuple[Plane, Plane, Plane]:
     """Convert G, B, R codes of `bits` to Y, U, V of 16 bits in full range, (H, W) each.
 
-    The way there and back is exact up to 12 bits; codes of 16 bits come back within two.
+    The round trip is exact up to 12 bits; codes of 16 bits come back within two.
     """
     source, luma = code_range(bits, full_range), code_range(16, True)
     chroma = code_range(16, True, is_chroma=True)
@@ -179,8 +179,8 @@ def with_matrix(
     """Convert Y, U, V of a picture described by `color` to another matrix, in 16 bits.
 
     Range, siting and the size of the planes stay the same; an alpha plane is converted to 16 bits.
-    Gray is gray in any matrix, so the new U and V depend on U and V alone. The new Y depends on all
-    three, U and V resampled to its grid.
+    Gray is gray in any matrix, so the new U and V depend only on U and V. The new Y depends on all
+    three, with U and V resampled to its grid.
 
     Raises:
         RefusedError: one of the matrices has no RGB conversion; see `rgb_to_yuv_matrix`.
@@ -229,7 +229,7 @@ def _mix_planes(
 
 
 def chroma_shift(layout: PlaneLayout, color: ColorSpec) -> tuple[float, float]:
-    """The position (x, y) of chroma sample (0, 0), in luma samples from luma sample (0, 0).
+    """Return the position (x, y) of chroma sample (0, 0), in luma samples from luma sample (0, 0).
 
     Unspecified siting means left (MPEG-2, H.264, HEVC) in limited range and center (JPEG) in full
     range.
@@ -248,7 +248,7 @@ def chroma_shift(layout: PlaneLayout, color: ColorSpec) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Where new samples lie along an axis: sample j at `j * step + offset` of the old ones."""
+    """Positions of new samples along an axis: sample j at `j * step + offset` of the old ones."""
 
     step: float
     offset: float
@@ -264,7 +264,7 @@ class Sampling:
         stride_out: int = 1,
         shift_out: float = 0.0,
     ) -> Sampling:
-        """The sampling between pictures of `num_in` and `num_out` *luma* samples along this axis.
+        """Return the sampling from `num_in` to `num_out` *luma* samples along this axis.
 
         Both pictures cover the same extent. `stride` is the distance between a plane's samples and
         `shift` the position of the first, in luma samples of its picture: 2 and 0 for left-sited
@@ -326,7 +326,7 @@ def with_local_mean(made_HW: Plane | Matrix, source_HW: Plane | Matrix) -> Float
 
 
 def _transposed(plane: Any) -> Any:
-    """The transposed plane, contiguous; several times as fast as a copy by numpy."""
+    """Return the transposed plane, contiguous; this is several times as fast as a numpy copy."""
     return cv2.transpose(plane)
 
 
@@ -361,7 +361,7 @@ def _upscale_rows(plane_HW: FloatPlane, num_out: int, factor: int, offset: float
 
 @lru_cache(maxsize=64)
 def _phase_kernels(factor: int, offset: float) -> list[FloatPlane]:
-    """One kernel (2 reach + 1, 1) for each phase, centered on the input row."""
+    """Return one kernel (2 reach + 1, 1) for each phase, centered on the input row."""
     kernels = []
     for phase in range(factor):
         position = phase / factor + offset
@@ -375,7 +375,7 @@ def _phase_kernels(factor: int, offset: float) -> list[FloatPlane]:
 def _row_weights(
     num_in: int, num_out: int, sampling: Sampling
 ) -> tuple[npt.NDArray[np.intp], FloatPlane]:
-    """Source rows and their weights, (taps, num_out) each."""
+    """Return source rows and their weights, (taps, num_out) each."""
     stretch = max(1.0, sampling.step)
     center = np.arange(num_out) * sampling.step + sampling.offset
     num_taps = int(np.ceil(4 * stretch))
@@ -387,7 +387,7 @@ def _row_weights(
 
 
 def cubic_kernel(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The cubic convolution kernel with a = -0.5 at a distance in samples, also named Catmull-Rom.
+    """Return the Catmull-Rom kernel (cubic convolution, a = -0.5) at a distance in samples.
 
     R. G. Keys, "Cubic Convolution Interpolation for Digital Image Processing", IEEE Transactions
     on Acoustics, Speech, and Signal Processing 29(6), 1981, equation 15.
@@ -401,7 +401,7 @@ def cubic_kernel(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def black_planes(
     layout: PlaneLayout, color: ColorSpec, width: int, height: int
 ) -> tuple[Plane, ...]:
-    """The planes of an opaque black picture."""
+    """Return the planes of an opaque black picture."""
     full_range = is_full_range(color, layout)
     luma = code_range(layout.bits, full_range)
     chroma = code_range(layout.bits, full_range, is_chroma=True)

@@ -12,7 +12,7 @@ class SrstreamError(Exception):
 
 
 class UsageError(SrstreamError):
-    """The request makes no sense: a bad option, a missing input, or an output that exists."""
+    """The request is invalid: a bad option, a missing input, or an existing output."""
 
     exit_code = 2
 
@@ -22,7 +22,7 @@ class ConfigError(UsageError):
 
 
 class RefusedError(UsageError):
-    """The request makes sense but cannot be fulfilled; it is refused before any work is done."""
+    """The request is valid but cannot be fulfilled; it is refused before any work is done."""
 
 
 class BusyError(RefusedError):
@@ -88,7 +88,7 @@ class DiskFullError(JobError):
 
 
 class StalledError(JobError):
-    """The job makes no progress any more; it can be resumed."""
+    """The job no longer makes progress; it can be resumed."""
 
 
 class InterruptedJobError(JobError):
@@ -98,21 +98,21 @@ class InterruptedJobError(JobError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text that is not blank; the error's class if there is none."""
+    """Return the first nonblank line of an error's text, or the error's class if there is none."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def error_named(name: str) -> type[SrstreamError] | None:
-    """Return the error class of this name, None if there is none."""
+    """Return the error class of this name, or None."""
     found = globals().get(name)
     return found if isinstance(found, type) and issubclass(found, SrstreamError) else None
 
 
 def error_to_wire(error: BaseException) -> tuple[str, str]:
-    """Return an error as another process can read it: its class's name and its text."""
+    """Return an error in a form that another process can read: its class's name and its text."""
     return type(error).__name__, str(error)
 
 
 def error_from_wire(kind: str, text: str, otherwise: type[SrstreamError]) -> SrstreamError:
-    """Return the error that another process reported; of class `otherwise` if it has no `kind`."""
+    """Return the error that another process reported; `otherwise` if `kind` is unknown."""
     return (error_named(kind) or otherwise)(text)

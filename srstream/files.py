@@ -1,4 +1,4 @@
-"""Atomic, durable writes, locks, and the limits of a file system."""
+"""Atomic, durable writes, locks, and file system limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 def fsync_path(path: Path) -> None:
-    """Force a file or a folder to the disk."""
+    """Force a file or a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -31,16 +31,16 @@ def write_whole(
     owner: tuple[int, int] | None = None,
     partial: Path | None = None,
 ) -> None:
-    """Write a file so that its name only ever stands for the whole content, even after a crash.
+    """Write a file so that its name always stands for complete content, even after a crash.
 
-    The content is written to a temporary file in the same folder, forced to the disk, and given
-    its name. If that fails, for instance on a full disk, the temporary file is deleted.
+    The content is written to a temporary file in the same folder, forced to disk, and renamed. If
+    that fails, for instance on a full disk, the temporary file is deleted.
 
     Args:
-        mode: exact permissions; None: those that the umask leaves of 0o666.
+        mode: exact permissions; None: 0o666 less the umask.
         owner: user and group; None: this process's.
-        partial: name of the temporary file where only one process writes `path`: what a kill left
-            behind is overwritten the next time. None: a name of which there is no file yet.
+        partial: name of the temporary file, if only one process writes `path`; the next write
+            overwrites what a kill left behind. None: an unused name.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is False; nothing is changed.
@@ -78,12 +78,12 @@ def give_name(
 ) -> None:
     """Rename a finished file; readers see the old file, or none, until they see this one.
 
-    Without `overwrite` the name is given by a hard link, since a rename replaces what is there.
+    Without `overwrite` the file is named by a hard link, since a rename replaces an existing file.
     Some file systems (FAT, some network shares) have no hard links. There the name is looked up
     first, and a file that appears between the look-up and the rename is replaced.
 
     Args:
-        source_folder, target_folder: descriptors that relative names are resolved against.
+        source_folder, target_folder: descriptors against which relative names are resolved.
 
     Raises:
         FileExistsError: the name is taken and `overwrite` is False; nothing is changed.
@@ -109,7 +109,7 @@ def give_name(
 
 
 def take_lock(file: int | IO[bytes]) -> bool:
-    """Take the exclusive lock of an open file; False if another process holds it.
+    """Take the exclusive lock of an open file; return False if another process holds it.
 
     The lock is released when the file is closed or the process ends.
     """

@@ -24,11 +24,11 @@ Kind = Literal["yuv", "rgb", "gray"]
 MAX_PLANES = 4
 
 MAX_HEADER_BYTES = 4096
-"""Largest header of a frame on the wire. The longest that is ever written is a tenth of it."""
+"""Largest header of a frame on the wire, ten times the longest that is ever written."""
 
 MAX_SIDE = 1 << 20
-"""Most rows or columns of a frame on the wire. No codec allows more, and the size of a plane cannot
-overflow."""
+"""Maximum number of rows or columns of a frame on the wire. No codec allows more, and the size of a
+plane cannot overflow."""
 
 _INT64_MAX = (1 << 63) - 1
 _INT32_MAX = (1 << 31) - 1
@@ -59,7 +59,7 @@ class ColorSpec:
 
 @dataclass(frozen=True, slots=True)
 class PlaneLayout:
-    """Which planes a frame has, and how their samples are stored.
+    """The planes of a frame and the storage of their samples.
 
     The planes of `kind` yuv are Y, U, V; of rgb G, B, R (libav's planar order); of gray Y alone. An
     alpha plane comes last, at luma size. Chroma planes measure ceil(W / 2**log2_chroma_w) by
@@ -81,13 +81,13 @@ class PlaneLayout:
         return np.dtype(np.uint8 if self.bits <= 8 else np.uint16)
 
     def plane_shape(self, index: int, width: int, height: int) -> tuple[int, int]:
-        """(rows, columns) of plane `index` of a picture of `width` x `height`."""
+        """Return (rows, columns) of plane `index` of a picture of `width` x `height`."""
         if self.kind == "yuv" and index in (1, 2):
             return -(-height >> self.log2_chroma_h), -(-width >> self.log2_chroma_w)
         return height, width
 
     def frame_bytes(self, width: int, height: int) -> int:
-        """Bytes of all planes of one frame."""
+        """Return the bytes of all planes of one frame."""
         samples = 0
         for index in range(self.num_planes):
             rows, columns = self.plane_shape(index, width, height)
@@ -128,7 +128,7 @@ class Frame:
     def with_planes(
         self, planes: Sequence[Plane], width: int, height: int, layout: PlaneLayout | None = None
     ) -> Frame:
-        """A frame with these planes at the same time."""
+        """Return a frame with these planes at the same time."""
         return replace(
             self, planes=tuple(planes), width=width, height=height, layout=layout or self.layout
         )
@@ -152,7 +152,7 @@ class FrameForm:
         return self.layout.frame_bytes(self.width, self.height)
 
     def scaled(self, scale: int) -> FrameForm:
-        """The same form with `scale` times as many rows and columns."""
+        """Return the same form with `scale` times as many rows and columns."""
         return replace(self, width=self.width * scale, height=self.height * scale)
 
 

@@ -1,4 +1,4 @@
-"""The one rule for names of outputs: `INPUT_4x` beside the input, `INPUT_720p` for a height."""
+"""The rule for output names: `INPUT_4x` next to the input, `INPUT_720p` for a height."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from srstream.config import ScaleConfig
 NATIVE_SCALE = 4
 
 KEPT_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
-"""Suffixes that an output keeps where it is named before anybody has opened the input."""
+"""Suffixes that an output keeps if it is named before the input has been opened."""
 
 
 def mark_of(scaling: ScaleConfig) -> str:
-    """Return what marks an output of this size: `4x`, `2.5x`, `720p`."""
+    """Return the marker of an output of this size: `4x`, `2.5x`, `720p`."""
     if scaling.height is not None:
         return f"{scaling.height}p"
     return f"{round(scaling.scale or NATIVE_SCALE, 2):g}x"
 
 
 def marked(path: Path, scaling: ScaleConfig, suffix: str | None = None) -> Path:
-    """Return the name of an output beside `path`; `suffix` replaces that of the input."""
+    """Return the name of an output next to `path`; `suffix` replaces that of the input."""
     ending = path.suffix if suffix is None else suffix
     return path.with_name(f"{path.stem}_{mark_of(scaling)}{ending}")
 
 
 def unopened_output(source: Path, scaling: ScaleConfig) -> Path:
-    """Return the name of an output by the input's name alone: `.mkv` unless the suffix is kept."""
+    """Return an output's name from the input's name alone: `.mkv` unless the suffix is kept."""
     suffix = source.suffix if source.suffix.lower() in KEPT_SUFFIXES else ".mkv"
     return marked(source, scaling, suffix)
 

@@ -1,7 +1,7 @@
-"""Measures of quality: PSNR and SSIM of pictures, and how steady a video is.
+"""Quality measures: PSNR and SSIM of pictures, and the temporal stability of a video.
 
-PSNR and SSIM are those of the super-resolution literature. Pictures are (H, W) or (H, W, 3) arrays
-on the scale 0 to 255, uint8 or float; videos are sequences of luma planes.
+PSNR and SSIM follow the super-resolution literature. Pictures are (H, W) or (H, W, 3) arrays on a
+scale of 0 to 255, uint8 or float; videos are sequences of luma planes.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def shave(picture: Picture, border: int) -> Picture:
 
 
 def psnr(a: Picture, b: Picture, border: int = 0) -> float:
-    """The peak signal-to-noise ratio in dB, 10 log10(255^2 / mean squared error); inf if equal."""
+    """Return the PSNR in dB, 10 log10(255^2 / mean squared error); inf for equal pictures."""
     _require_same_shape(a, b)
     difference = shave(a, border).astype(np.float64) - shave(b, border).astype(np.float64)
     mean_squared_error = float(np.mean(difference**2))
@@ -46,7 +46,7 @@ def psnr(a: Picture, b: Picture, border: int = 0) -> float:
 
 
 def ssim(a: Picture, b: Picture, border: int = 0) -> float:
-    """The structural similarity of two planes, in [-1, 1].
+    """Return the structural similarity of two planes, in [-1, 1].
 
     Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE
     TIP 2004, as the authors' MATLAB code computes it: with an 11x11 Gaussian window of sigma 1.5,
@@ -68,13 +68,13 @@ def ssim(a: Picture, b: Picture, border: int = 0) -> float:
 
 
 STILL = 1.5
-"""Largest change between two frames, in levels after a blur, of a place that counts as still."""
+"""Largest change between two frames, in levels after a blur, for a place to count as still."""
 
 
 def static_flicker(made: Sequence[Plane], true: Sequence[Plane]) -> float:
-    """Return how much more than its original a video changes where that is still, in levels.
+    """Return how much more a video changes than its original where that is still, in levels.
 
-    It is the mean absolute difference between neighboring frames there, minus that of the original;
+    It is the mean absolute difference between consecutive frames there, minus that of the original;
     NaN if nothing is still.
     """
     excess, weight = 0.0, 0
@@ -88,7 +88,7 @@ def static_flicker(made: Sequence[Plane], true: Sequence[Plane]) -> float:
 
 
 def warping_error(made: Sequence[Plane], true: Sequence[Plane]) -> float:
-    """Return how much neighboring frames differ after motion compensation, in levels.
+    """Return how much consecutive frames differ after motion compensation, in levels.
 
     It is the root of the mean squared difference between a frame and the next one, warped back by
     the optical flow of the *original* (OpenCV's DIS). Only pixels count where that flow predicts

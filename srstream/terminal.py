@@ -1,4 +1,4 @@
-"""Safe text on a terminal: names, tags and errors are shown as they are and have no effect.
+"""Safe text on a terminal: names, tags and errors are shown literally and have no effect.
 
 Everything that a command prints goes through this module. Names, tags and error texts come from
 elsewhere. They may contain Rich's markup (`[red]`), its emoji (`:smile:`), or control characters
@@ -26,7 +26,7 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def visible(text: str) -> str:
-    r"""Make one line of a text, with characters that have an effect spelled, such as `\x1b`."""
+    r"""Make one line of a text, escaping characters that have an effect, such as `\x1b`."""
     return _ACTIVE.sub(_spelled, text)
 
 
@@ -55,7 +55,7 @@ def show_json(text: str) -> None:
 def run_app(app: typer.Typer) -> NoReturn:
     """Run a command line and exit with its code.
 
-    The parser's errors quote arguments, which may be names of files, so they are made visible too.
+    The parser's errors quote arguments, which may be file names, so they are made visible too.
     """
     try:
         sys.exit(app(standalone_mode=False) or 0)
@@ -68,11 +68,11 @@ def run_app(app: typer.Typer) -> NoReturn:
 
 
 _ParseError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-"""The base of the parser's errors, in the parser that Typer brings along or in Click."""
+"""The base of the parser's errors, in the parser bundled with Typer or in Click."""
 
 
 class _PlainConsole(Console):
-    """A console that prints every string, also in the cells of a table, as one plain line."""
+    """A console that prints every string, even in table cells, as one plain line."""
 
     def render_str(self, text: str, **how: Any) -> Text:
         kept = {name: how[name] for name in ("justify", "overflow") if how.get(name) is not None}
@@ -80,7 +80,7 @@ class _PlainConsole(Console):
 
 
 def plain_console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """Make a console for progress bars and tables; every string that it prints is one line."""
+    """Make a console for progress bars and tables, on which every string is one line."""
     return _PlainConsole(
         stderr=stderr,
         width=width,

@@ -1,13 +1,13 @@
-"""How a source frame becomes network input, and how network output becomes an output frame.
+"""Converts source frames to network input, and network output to output frames.
 
-The composer converts between layouts, ranges and depths and resamples chroma and alpha. It runs no
-engine and keeps no order: `enhancer.py` does both.
+The composer converts between layouts, ranges and depths and resamples chroma and alpha. It neither
+runs an engine nor keeps frames in order: `enhancer.py` does both.
 
-Luma goes through the network, and so does an alpha plane that is not opaque, unless the weights mix
-several sets: those repair compression or invent texture, which alpha must not get, so bicubic
-interpolation enlarges it. A luma model leaves U and V to bicubic interpolation. Other models are
-given U and V on the luma grid, and what they return is moved to where the output's chroma samples
-sit. RGB is converted to 16-bit Y, U, V and back.
+Luma goes through the network, and so does an alpha plane that is not opaque, unless the weights
+mix several sets: those repair compression or invent texture, which alpha must not get, so bicubic
+interpolation enlarges it. A luma model leaves U and V to bicubic interpolation. Other models get
+U and V on the luma grid, and their output is moved to the positions of the output's chroma
+samples. RGB is converted to 16-bit Y, U, V and back.
 """
 
 from __future__ import annotations
@@ -45,44 +45,44 @@ from srstream.frame import ColorSpec, Frame, FrameForm, Plane, PlaneLayout
 Resample = Callable[[Any, tuple[int, int], Sampling, Sampling, int], Plane]
 
 MAX_MEAN_CHANGE = 0.08
-"""Largest change of a frame's mean luma, as a share of the code range, that is believed outright.
+"""Largest change of a frame's mean luma, as a share of the code range, that is always accepted.
 
-A network that works stays within a tenth of it, unless every pixel differs from its neighbors; so
-half of the frame's own detail is allowed on top."""
+A working network stays within a tenth of it, unless every pixel differs from its neighbors; so
+half of the frame's own detail is allowed in addition."""
 
 RGB_BITS = 16
 RGB_LAYOUT = PlaneLayout("yuv", RGB_BITS)
 RGB_COLOR = ColorSpec(matrix=BT601, full_range=True)
-"""The form to which RGB frames are converted for enlarging. Any matrix would do; networks on luma
+"""The form to which RGB frames are converted for enlarging. Any matrix would work; networks on luma
 were trained on BT.601."""
 
 
 @dataclass(slots=True)
 class Picture:
-    """A source frame in the form in which it is enlarged, and what is kept of it until then."""
+    """A source frame in the form in which it is enlarged, and its parts that wait until then."""
 
     frame: Frame
     planes: tuple[Plane, ...]
-    """The planes to enlarge; Y, U, V where the frame is RGB."""
+    """The planes to enlarge; Y, U, V if the frame is RGB."""
     layout: PlaneLayout
     color: ColorSpec
     placing: Placing
     inputs: dict[int, list[Plane]] = field(default_factory=dict)
-    """The network's input by plane, luma (0) or alpha, if the network makes chroma; with U and V
-    on the luma grid."""
+    """The network's input for each plane, luma (0) or alpha, if the network makes chroma; it
+    includes U and V on the luma grid."""
     chroma: list[Plane] = field(default_factory=list)
     """U and V of the output, if they are made by bicubic interpolation."""
 
 
 class Composer:
-    """Makes network input of source frames, and output frames of what the network returns.
+    """Makes network input from source frames, and output frames from the network's results.
 
     Args:
         can: the capabilities of the engine that enlarges the planes.
-        source: the form of the frames to come; a frame of this size and pixel shape fills the
+        source: the form of the incoming frames; a frame of this size and pixel shape fills the
             output.
-        output: the form of every frame that goes out.
-        reuses_chroma: whether interpolated chroma that did not change is kept from frame to frame.
+        output: the form of every outgoing frame.
+        reuses_chroma: whether unchanged interpolated chroma is kept from frame to frame.
 
     Raises:
         RefusedError: the output's layout cannot be made from the source's, or the model works in
@@ -128,10 +128,10 @@ class Composer:
         return Picture(frame, tuple(planes), layout, RGB_COLOR, placing)
 
     def _with_matrix_of_output(self, frame: Frame) -> Frame:
-        """Convert a frame whose matrix is not the output's to that matrix, in 16 bits.
+        """Convert a frame to the output's matrix if its own differs, in 16 bits.
 
-        Some videos change their matrix midway. A frame that cannot be converted is returned as it
-        is; the decoder has reported it.
+        Some videos change their matrix midway. A frame that cannot be converted is returned
+        unchanged, since the decoder has reported it.
         """
         old, new = frame.color.matrix, self._output.color.matrix
         is_yuv = frame.layout.kind == self._output.layout.kind == "yuv"
@@ -145,7 +145,7 @@ class Composer:
         return RGB_COLOR.matrix if self._output.layout.kind == "rgb" else self._output.color.matrix
 
     def _keeps_rgb_range(self, frame: Frame) -> bool:
-        """Return whether RGB comes out in the range of the source.
+        """Return whether RGB is output in the range of the source.
 
         If so, codes are converted as if they were full range, which keeps those outside the range.
         """
@@ -155,7 +155,7 @@ class Composer:
         )
 
     def planes_to_enlarge(self, picture: Picture) -> list[int]:
-        """Indices of the planes for the network: luma, and alpha if the network enlarges it."""
+        """Return indices of the network's planes: luma, and alpha if the network enlarges it."""
         if self._can.mixes_sets or not self._shows_alpha(picture):
             return [0]
         return [0, picture.layout.num_planes - 1]
@@ -167,13 +167,13 @@ class Composer:
         return int(picture.planes[-1].min()) < (1 << picture.layout.bits) - 1
 
     def input_bits(self, picture: Picture) -> int:
-        """The depth of the network's codes: the greater of the picture's and the output's."""
+        """Return the depth of the network's codes: the larger of the picture's and the output's."""
         return max(picture.layout.bits, self._output.layout.bits)
 
     def input_planes(self, picture: Picture, index: int) -> list[Plane]:
-        """The network's input for a plane: itself, and U and V on its grid if the model wants them.
+        """Return the network's input for a plane: the plane, with U and V if the model needs them.
 
-        Alpha and gray go with neutral U and V.
+        Alpha and gray are combined with neutral U and V.
         """
         bits = self.input_bits(picture)
         plane = _deepened(picture.planes[index], picture.layout, picture.color, bits, index)
@@ -201,7 +201,7 @@ class Composer:
         return index != 0 or is_full_range(picture.color, picture.layout)
 
     def tile_format(self, picture: Picture, index: int, shape: tuple[int, int]) -> TileFormat:
-        """The format of a plane's tiles of `shape` (rows, columns)."""
+        """Return the format of a plane's tiles of `shape` (rows, columns)."""
         tile = TileFormat(
             shape, self.input_bits(picture), full_range=self._is_full_range(picture, index)
         )
@@ -231,10 +231,10 @@ class Composer:
         picture.chroma = self._placed_chroma(picture, planes, bits, luma_shape, strides, shifts)
 
     def compose(self, picture: Picture, made: Mapping[int, Sequence[Plane]]) -> Frame:
-        """Make the output frame of what the network returned for each of `planes_to_enlarge`.
+        """Make the output frame from the network's results for each of `planes_to_enlarge`.
 
         Raises:
-            EngineError: the frame's mean luma is not that of the source.
+            EngineError: the frame's mean luma differs from the source's.
         """
         self._check_mean(picture, made[0][0])
         output = self._output
@@ -247,13 +247,13 @@ class Composer:
         return self.output_frame(picture, letterboxed(planes, picture.placing, output))
 
     def output_frame(self, picture: Picture, planes: Sequence[Plane]) -> Frame:
-        """The output frame of these planes, at the time of the picture's frame."""
+        """Return the output frame of these planes, at the time of the picture's frame."""
         output = self._output
         frame = picture.frame.with_planes(planes, output.width, output.height, output.layout)
         return replace(frame, color=output.color, sample_aspect_ratio=None)
 
     def _check_mean(self, picture: Picture, luma: Plane) -> None:
-        """A cheap guard against an engine that returns black, noise or another frame's picture."""
+        """Raise `EngineError` if an engine returns black, noise or another frame; a cheap check."""
         layout = picture.layout
         before = cv2.mean(picture.planes[0])[0] / ((1 << layout.bits) - 1)
         after = cv2.mean(luma)[0] / ((1 << self.input_bits(picture)) - 1)
@@ -267,7 +267,7 @@ class Composer:
             )
 
     def _fitted(self, picture: Picture, made: Mapping[int, Sequence[Plane]], index: int) -> Plane:
-        """An enlarged luma or alpha plane at the size and in the codes of the output.
+        """Return an enlarged luma or alpha plane at the size and in the codes of the output.
 
         The luma of RGB stays in 16 bits.
         """
@@ -301,14 +301,14 @@ class Composer:
     def _chroma_of_model(
         self, picture: Picture, made: Mapping[int, Sequence[Plane]]
     ) -> list[Plane]:
-        """U and V of the output from those that the network made."""
+        """Return U and V of the output from those that the network made."""
         if self._output.layout.kind == "gray":
             return []
         if picture.layout.kind == "gray":
             return self._neutral_chroma(picture)
         y, u, v = made[0]
         stride = y.shape[1] // u.shape[1]
-        middle = (stride - 1) / 2  # where models site chroma, see COLOR_FORMS
+        middle = (stride - 1) / 2  # the chroma siting of models, see COLOR_FORMS
         planes = [
             with_local_mean(enlarged, source)
             for enlarged, source in zip((u, v), picture.inputs[0][1:], strict=True)
@@ -331,7 +331,7 @@ class Composer:
         return [neutral, neutral.copy()]
 
     def _chroma_layout(self) -> PlaneLayout:
-        """The layout of the output's chroma, before it is converted to RGB."""
+        """Return the layout of the output's chroma, before it is converted to RGB."""
         return RGB_LAYOUT if self._output.layout.kind == "rgb" else self._output.layout
 
     def _placed_chroma(
@@ -343,7 +343,7 @@ class Composer:
         strides: tuple[int, int],
         shifts: tuple[float, float],
     ) -> list[Plane]:
-        """Chroma planes resampled to where the output's samples sit, in its codes.
+        """Resample chroma planes to the positions of the output's samples, in its codes.
 
         Args:
             luma_shape: (rows, columns) of the luma plane that they belong to.
@@ -378,7 +378,7 @@ class Composer:
         ]
 
     def _chroma_resamplers(self) -> list[Resample]:
-        """For U and V; interpolated chroma that did not change is not made again."""
+        """Return resamplers for U and V; unchanged interpolated chroma is not made again."""
         if self.makes_chroma or not self._reuses_chroma:
             return [resample_plane] * 2
         return [memory.resample for memory in self._chroma_memories]
@@ -394,10 +394,10 @@ class Composer:
         )
 
     def _alpha(self, picture: Picture, made: Mapping[int, Sequence[Plane]]) -> Plane:
-        """The output's alpha: opaque if the source has none.
+        """Return the output's alpha, which is opaque if the source has none.
 
         No sample leaves the range of the nearest source sample and its eight neighbors, so
-        transparent and opaque areas stay what they are.
+        transparent and opaque areas are preserved.
         """
         shape = picture.placing.height, picture.placing.width
         layout = self._output.layout
@@ -431,13 +431,13 @@ def _check_kinds(source: PlaneLayout, output: PlaneLayout) -> None:
 
 
 def _detail(plane: Plane, bits: int) -> float:
-    """Mean distance of a plane from its own blur, as a share of the code range."""
+    """Return the mean distance of a plane from its own blur, as a share of the code range."""
     distance = cv2.absdiff(plane, cv2.blur(plane, (3, 3)))
     return float(cv2.mean(distance)[0]) / ((1 << bits) - 1)
 
 
 def _deepened(plane: Plane, layout: PlaneLayout, color: ColorSpec, bits: int, index: int) -> Plane:
-    """Plane `index` of a `layout` picture at a depth of `bits`, in the same range."""
+    """Convert plane `index` of a `layout` picture to a depth of `bits`, in the same range."""
     is_alpha = layout.has_alpha and index == layout.num_planes - 1
     is_chroma = layout.kind == "yuv" and index in (1, 2)
     full_range = is_alpha or is_full_range(color, layout)

@@ -1,8 +1,8 @@
-"""The stage that enlarges frames: it cuts them into tiles, keeps the engine busy and the order.
+"""The stage that enlarges frames: it tiles them, keeps the engine busy and the frames in order.
 
-What a tile is made of and what becomes of the results is the composer's work (`composer.py`). It is
-done while the engine works on the next tiles. Of a frame that resembles the last one, only the
-rectangles that changed are computed (`patches.py`).
+The composer makes the tiles' input and processes their results (`composer.py`), while the engine
+works on the next tiles. If a frame resembles the previous one, only the rectangles that changed
+are computed (`patches.py`).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from srstream.frame import Frame, FrameForm, Plane
 logger = logging.getLogger(__name__)
 
 MAX_OPEN_SESSIONS = 4
-"""Sessions that are kept open for a stream whose frames change their size back and forth."""
+"""Sessions kept open for a stream whose frames change their size back and forth."""
 
 NO_REUSE = ReuseConfig(enabled=False)
 
 RESERVED_BYTES = 512 << 20
-"""Part of a job's memory that is not for tiles: interpreter, libraries, decoder, encoder, frames
-under way."""
+"""The part of a job's memory that is not for tiles: interpreter, libraries, decoder, encoder,
+frames in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,12 @@ class _Whole:
 
 @dataclass(frozen=True, slots=True)
 class _QueuedTile:
-    """A tile for which the engine has no room yet."""
+    """A tile for which the engine does not have room yet."""
 
     job: _FrameJob
     index: int
     planes: Sequence[Plane]
-    """The network's input, of which the tile is a part."""
+    """The network's input that contains the tile."""
     tile_format: TileFormat
     what: _Whole | Patch
 
@@ -77,12 +77,12 @@ class _FrameJob:
 
     picture: Picture
     enlarged: dict[int, list[Plane]] = field(default_factory=dict)
-    """What the engine made of luma (0), with U and V if the model makes them, and of alpha; with
-    what was added around the picture (`Capabilities.border`)."""
+    """The engine's output for luma (0), with U and V if the model makes them, and for alpha; it
+    includes the samples added around the picture (`Capabilities.border`)."""
     parts: dict[int, list[Part]] = field(default_factory=dict)
-    """What was computed anew of planes that are otherwise the last frame's."""
+    """The recomputed parts of planes that otherwise equal the last frame's."""
     repeats_last: bool = False
-    """Whether every sample is the last frame's, so that the result is too."""
+    """Whether every sample equals the last frame's, so that the result does too."""
     num_tiles_left: int = 0
 
 
@@ -90,13 +90,13 @@ class Enhancer:
     """A `Stage` that enlarges frames with a network.
 
     Args:
-        source: the form of the frames to come; a frame of this size and pixel shape fills the
+        source: the form of the incoming frames; a frame of this size and pixel shape fills the
             output. Others keep their shape, with black around them.
-        output: the form of every frame that goes out.
+        output: the form of every outgoing frame.
         max_memory_bytes: the memory that the whole job may use; it bounds the size of tiles.
-        reuse: whether parts that did not change since the last frame are computed again.
-        on_done: is called from any thread whenever the engine has done a tile: `collect` may then
-            have frames, and `has_room` another answer.
+        reuse: whether results of parts that did not change since the last frame are reused.
+        on_done: called from any thread whenever the engine has done a tile: `collect` may then have
+            frames, and `has_room` may have changed.
 
     Raises:
         RefusedError: the output's layout cannot be made from the source's, or the model works in
@@ -125,9 +125,9 @@ class Enhancer:
         self._last_enlarged: dict[int, list[Plane]] = {}
         self._last_output: Frame | None = None
         self.num_pixels = 0
-        """Input pixels to enlarge so far, of all planes, with those added at the edges."""
+        """Input pixels to enlarge so far, over all planes, including those added at the edges."""
         self.num_pixels_computed = 0
-        """Input pixels that the engine was given so far, halos included."""
+        """Input pixels that the engine has received so far, halos included."""
 
     def _use(self, engine: Engine) -> None:
         can = engine.capabilities
@@ -135,19 +135,19 @@ class Enhancer:
         self._finder = PatchFinder(can, self._reuse)
         self._engine = engine
         self._scales = [group.scale for group in can.form.outputs for _ in range(group.num_planes)]
-        """Of each plane that the engine makes."""
+        """The output scales of each plane that the engine makes."""
         self._max_tile_bytes = self._memory_for_a_tile()
         self._max_tile_side = can.max_tile_side
 
     def replace_engine(self, engine: Engine) -> list[Frame]:
-        """Change to another engine between two frames; return the frames that were under way.
+        """Change to another engine between two frames; return the frames that were in flight.
 
         The frames pushed so far are made by the old engine alone, those pushed from now on by the
-        new one. The caller closes the old engine. Open the new one beforehand, so that no frame
-        waits for it.
+        new one. The caller closes the old engine. Open the new one beforehand, so that no frame has
+        to wait for it.
 
         Raises:
-            RefusedError: the new engine enlarges by another factor; the old one stays in use.
+            RefusedError: the new engine has another scale; the old one stays in use.
         """
         scale = self._engine.capabilities.scale
         if engine.capabilities.scale != scale:
@@ -169,7 +169,7 @@ class Enhancer:
         return not self._tiles or len(self._tiles) < self._tiles[-1].session.num_in_flight
 
     def push(self, frame: Frame) -> list[Frame]:
-        """See `Stage.push`. `collect` or `drain` submits tiles for which there is no room yet."""
+        """See `Stage.push`. `collect` or `drain` submits the tiles that do not fit yet."""
         while not self.has_room():
             self._collect()
             self._feed()
@@ -206,7 +206,7 @@ class Enhancer:
         self._last_pushed = None
 
     def close(self) -> None:
-        """Drop the frames under way and close the engine's sessions, but not the engine."""
+        """Drop the frames in flight and close the engine's sessions, but not the engine."""
         self._tiles.clear()
         self._queued_tiles.clear()
         self._jobs.clear()
@@ -236,7 +236,7 @@ class Enhancer:
         )
 
     def _submit(self, job: _FrameJob) -> None:
-        """Give the engine the tiles of a frame."""
+        """Submit the tiles of a frame to the engine."""
         picture, composer = job.picture, self._composer
         if job.repeats_last:
             for index in composer.planes_to_enlarge(picture):
@@ -263,10 +263,10 @@ class Enhancer:
             self._feed()
 
     def _grid(self, job: _FrameJob, index: int) -> tuple[TileGrid, TileFormat]:
-        """The tiles of a frame's plane and their format, for which a session is open.
+        """Return the tiles of a frame's plane and their format, for which a session is open.
 
-        If the device has no memory for them, tiles are halved from then on. It is an error only if
-        the smallest do not fit either.
+        If the device has no memory for them, tiles are halved from then on. This fails only if even
+        the smallest do not fit.
         """
         while True:
             can = self._engine.capabilities
@@ -312,7 +312,7 @@ class Enhancer:
             self._tiles.append(_SubmittedTile(session, ticket, tile.job, tile.index, tile.what))
 
     def _continued(self, plane: Plane) -> Plane:
-        """The plane with its outermost samples repeated around it, as many as the network needs."""
+        """Return the plane with its outermost samples repeated as often as the network needs."""
         border = self._engine.capabilities.border
         if not border:
             return plane
@@ -321,7 +321,7 @@ class Enhancer:
         return made
 
     def _cut(self, planes: list[Plane]) -> list[Plane]:
-        """The engine's planes without what it made of the repeated samples."""
+        """Return the engine's planes without the enlarged repeated samples."""
         border = self._engine.capabilities.border
         if not border:
             return planes
@@ -360,7 +360,7 @@ class Enhancer:
             whole[tile.kept_in_picture(scale)] = part[tile.kept_in_result(scale)]
 
     def _complete(self) -> list[Frame]:
-        """Take the frames of which no tile is left, in order."""
+        """Take the frames that have no tiles left, in order."""
         frames = []
         while self._jobs and not self._jobs[0].num_tiles_left:
             job = self._jobs.popleft()

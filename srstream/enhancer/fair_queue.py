@@ -1,9 +1,9 @@
 """Turns for jobs that share an engine: each gets its share of the engine's time, none is starved.
 
 The turns follow start-time fair queueing (Goyal, Vin and Cheng, 1997) on measured time. Every
-member has a clock that runs faster the lower its weight, and of the members that wait, the one
-whose clock is farthest behind goes first. A newcomer starts at the others' time, so a member saves
-nothing up by idling.
+member has a clock that runs faster the lower its weight, and of the waiting members, the one whose
+clock is farthest behind goes first. A newcomer starts at the others' time, so idling does not
+save up any time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Member:
         self.clock = 0.0
         self.is_waiting = False
         self.call: Callable[[], None] = _nothing
-        """Is called, from any thread, when this member waits and its turn has come."""
+        """A callback, from any thread, for when this member waits and its turn has come."""
         self._since: float | None = None
 
     def weigh(self, priority: int) -> None:
@@ -50,7 +50,7 @@ class Member:
             self.end_turn()
 
     def try_turn(self) -> bool:
-        """Take the turn if it is this member's; otherwise wait in line and be called then.
+        """Take the turn if it is this member's; otherwise line up and be called when it comes.
 
         A member in line holds up those behind it until it has come back and taken its turn.
         """
@@ -140,7 +140,7 @@ class SharedStage:
     cost is the time for which the job kept the engine busy.
 
     Args:
-        wake: is called, from any thread, when the job's turn has come.
+        wake: called, from any thread, when the job's turn has come.
     """
 
     def __init__(self, stage: Stage, member: Member, wake: Callable[[], None]) -> None:
@@ -188,8 +188,8 @@ class WaitingStage:
     """A stage whose caller waits for its turn, in a thread that does nothing else.
 
     Args:
-        turn: is entered while frames are computed, such as `Member.turn`.
-        on_close: is called after the stage is closed.
+        turn: entered while frames are computed, such as `Member.turn`.
+        on_close: called after the stage is closed.
     """
 
     def __init__(
@@ -227,4 +227,4 @@ class WaitingStage:
 
 
 def _nothing() -> None:
-    """The call of a member that nothing waits for."""
+    """Do nothing, for a member that nothing waits for."""

@@ -1,4 +1,4 @@
-"""Where in the output a frame goes: all of it, or a rectangle with black around it."""
+"""Places a frame in the output: it fills all of it, or a rectangle with black around it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Placing:
 
 
 def placing_of(frame: Frame, source: FrameForm, output: FrameForm) -> Placing:
-    """The largest rectangle that keeps the frame's shape, centered on the output's chroma grid.
+    """Return the largest rectangle that keeps the frame's shape, centered on the chroma grid.
 
     A frame of the source's size and pixel shape fills the output.
     """
@@ -49,7 +49,7 @@ def _on_grid(side: float, step: int, largest: int) -> int:
 
 
 def letterboxed(planes: Sequence[Plane], placing: Placing, output: FrameForm) -> list[Plane]:
-    """Planes of an output frame: these at their place, and black around them."""
+    """Return the planes of an output frame: these at their place, with black around them."""
     if (placing.width, placing.height) == (output.width, output.height):
         return list(planes)
     layout = output.layout

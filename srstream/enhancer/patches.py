@@ -1,6 +1,6 @@
-"""Which parts of a frame's planes are computed anew, and how they are put into the last result.
+"""Chooses the parts of a frame's planes to compute again, and inserts them into the last result.
 
-`reuse.py` compares a frame with the last one; here its answer is fitted to what the engine can do.
+`reuse.py` compares a frame with the last one; this module adapts its answer to the engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from srstream.frame import Plane
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """A rectangle of a plane to compute, and the window around it that the network is given."""
+    """A rectangle of a plane to compute, and the surrounding window that is the network's input."""
 
     rectangle: Rectangle
     window: Rectangle
@@ -25,14 +25,14 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A patch and what the network made of its window."""
+    """A patch and the network's output for its window."""
 
     patch: Patch
     result: tuple[Plane, ...]
 
 
 class PatchFinder:
-    """Finds the patches of each frame, by what it remembers of the frame before.
+    """Finds the patches of each frame by comparison with the frame before.
 
     Args:
         can: the capabilities of the engine that computes the patches.
@@ -47,16 +47,16 @@ class PatchFinder:
 
     @property
     def takes_any_shape(self) -> bool:
-        """Whether patches are computed alone, in sessions for tiles of any shape.
+        """Whether patches are computed individually, in sessions for tiles of any shape.
 
         If not, they are tiles of the frame's grid: either the engine takes no other shapes, or the
-        result would not be that of the whole tile.
+        result would differ from that of the whole tile.
         """
         can = self._can
         return can.takes_any_shape and (can.tiles_are_exact or self._config.threshold > 0)
 
     def next_frame(self) -> None:
-        """Begin a frame. What is remembered of planes that the last one lacked is dropped."""
+        """Begin a frame, and forget planes that the last one lacked."""
         self._last, self._memories = self._memories, {}
 
     def forget(self) -> None:
@@ -66,7 +66,7 @@ class PatchFinder:
     def patches(
         self, index: int, planes: Sequence[Plane], grid: TileGrid, tile_format: TileFormat
     ) -> list[Patch] | None:
-        """The patches of the network's input for plane `index`; None if all of it is computed.
+        """Return the patches of the input for plane `index`; None if all of it is computed.
 
         The input is remembered for the next frame.
         """
@@ -113,7 +113,7 @@ class PatchFinder:
 
 
 def patched(last: list[Plane], parts: Sequence[Part], scales: Sequence[int]) -> list[Plane]:
-    """The last frame's enlarged planes with the parts in their place; `scales` is one a plane."""
+    """Insert the parts into the last frame's enlarged planes; `scales` has one entry a plane."""
     if not parts:
         return last
     planes = [plane.copy() for plane in last]

@@ -1,9 +1,8 @@
-"""Which parts of a frame have changed and must be computed anew. Pure geometry.
+"""Finds the parts of a frame that have changed and must be computed again; pure geometry.
 
-A frame is a grid of small cells. A network's output for a cell depends on the input of the cell and
-of a halo around it, and on nothing else. If neither differs from the input of the stored output,
-that output is still right. The other cells are covered by a few rectangles, each of which costs its
-halo once.
+A frame is a grid of small cells. A network's output for a cell depends only on the input of the
+cell and of a halo around it. If both equal the input of the stored output, that output is still
+valid. The other cells are covered by a few rectangles, each of which costs its halo once.
 """
 
 from __future__ import annotations
@@ -22,32 +21,32 @@ from srstream.engines.tiles import Rectangle
 from srstream.frame import Plane
 
 CELL = 8
-"""Side of a cell in input pixels. Small cells follow the changes closely: of compressed footage
+"""Side of a cell in input pixels. Small cells follow the changes closely: on compressed footage
 (320x180, H.264 at CRF 23 and 30) 8 leaves less to compute than 16 or 32."""
 
 MAX_CELLS = 48 * 48
-"""Most cells of a frame. Larger frames have larger cells, so that covering them takes no longer."""
+"""Maximum number of cells of a frame. Larger frames have larger cells, so covering is no slower."""
 
 RECTANGLE_PIXELS = 1200
 """An engine's fixed cost for a tile, in pixels (measured with OpenVINO on `fast`)."""
 
 NEW_SHAPE_PIXELS = 800
 """Pixels by which a window may grow to a shape that the engine knows. The first tile of a shape
-costs OpenVINO the time of 3000 pixels, but a known shape serves later windows too."""
+costs OpenVINO the time of 3000 pixels, but a known shape also serves later windows."""
 
 MAX_KNOWN_SHAPES = 256
 
 MAX_BOXES = 48
-"""Most boxes whose merging is considered pair by pair."""
+"""Maximum number of boxes whose merging is considered pair by pair."""
 
 MOSTLY_CHANGED = 0.7
-"""Share of changed cells above which no cover can pay, so that none is looked for."""
+"""Share of changed cells above which no cover can pay off, so that none is sought."""
 
 WORTHWHILE = 0.9
 """Share of the whole frame's cost above which a cover is not worthwhile."""
 
 REST = 1
-"""Frames for which no cover is looked for after one whose cover cost too much; most are like it."""
+"""Frames for which no cover is sought after one that cost too much, since most are like it."""
 
 Mask = NDArray[np.bool_]
 
@@ -71,7 +70,7 @@ class CellGrid:
     def changed(self, difference: Mask) -> Mask:
         """Return whether anything differs in each cell or its halo, (rows, columns) of cells.
 
-        `difference` (H, W) says which pixels differ.
+        `difference` (H, W) marks the pixels that differ.
         """
         sums = cv2.integral(difference.view(np.uint8))
         tops, bottoms = self._reach(self.height)
@@ -85,7 +84,7 @@ class CellGrid:
         return np.asarray(inside > 0)
 
     def cover(self, changed: Mask, max_pixels: int) -> list[Rectangle] | None:
-        """Rectangles that contain all changed cells; None if the whole frame is as cheap.
+        """Return rectangles that contain all changed cells; None if the whole frame is as cheap.
 
         `max_pixels` bounds each rectangle with its halo.
         """
@@ -107,13 +106,13 @@ class CellGrid:
         return bool(changed[rows, columns].any())
 
     def _reach(self, length: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """The begin and the end of each cell's halo along one axis."""
+        """Return the start and the end of each cell's halo along one axis."""
         starts = np.arange(0, length, self.side)
         ends = np.minimum(starts + self.side + self.halo, length)
         return np.maximum(starts - self.halo, 0), ends
 
     def _few_boxes(self, changed: Mask) -> NDArray[np.int64]:
-        """Boxes that contain all changed cells, of coarser cells if there are too many."""
+        """Return boxes that contain all changed cells, of coarser cells if there are too many."""
         factor = 1
         boxes = _runs(changed)
         while len(boxes) > MAX_BOXES:
@@ -126,13 +125,13 @@ class CellGrid:
         return np.minimum(boxes, np.tile(changed.shape, 2))
 
     def windows(self, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The network's input for boxes (n, 4) of cells, in pixels."""
+        """Return the network's input for boxes (n, 4) of cells, in pixels."""
         starts = np.maximum(boxes[:, :2] * self.side - self.halo, 0)
         ends = np.minimum(boxes[:, 2:] * self.side + self.halo, (self.height, self.width))
         return np.concatenate([starts, ends], axis=1)
 
     def trimmed(self, rectangle: Rectangle, difference: Mask) -> Rectangle | None:
-        """The smallest part of a rectangle that contains all changes; None if nothing changes."""
+        """Return the smallest part of a rectangle with all its changes; None if nothing changes."""
         window = rectangle.window(self.height, self.width, self.halo)
         seen = difference[window.slices]
         rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
@@ -172,7 +171,7 @@ class CellGrid:
 
 
 def _runs(changed: Mask) -> NDArray[np.int64]:
-    """Boxes (top, left, bottom, right) of changed cells: runs in rows, equal runs joined."""
+    """Return boxes (top, left, bottom, right) of changed cells: runs in rows, equal runs joined."""
     edges = np.diff(changed.astype(np.int8), axis=1, prepend=0, append=0)
     rows, lefts = (indices.tolist() for indices in np.nonzero(edges == 1))
     _, rights = (indices.tolist() for indices in np.nonzero(edges == -1))
@@ -189,10 +188,10 @@ def _runs(changed: Mask) -> NDArray[np.int64]:
 
 
 def _merged(boxes: NDArray[np.int64], grid: CellGrid) -> NDArray[np.int64]:
-    """Merge boxes: two become the box around both while that costs less, the best pair first."""
-    # With edges as (-top, -left, bottom, right), the greater of each are the edges of the box
-    # around both. That is true of cells and also of windows, as cutting at the picture's edge
-    # keeps the order.
+    """Merge boxes: two become their bounding box while that costs less, the best pair first."""
+    # With edges as (-top, -left, bottom, right), the elementwise maximum is the bounding box of two
+    # boxes. That holds for cells and also for windows, as clipping at the picture's edge keeps the
+    # order.
     signs = np.array([[-1], [-1], [1], [1]])
     cells = boxes.T * signs
     windows = grid.windows(boxes).T * signs
@@ -218,16 +217,16 @@ def _merged(boxes: NDArray[np.int64], grid: CellGrid) -> NDArray[np.int64]:
 
 
 def _cost(edges: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The cost in pixels of windows given as edges (-top, -left, bottom, right), (4, ...)."""
+    """Return the cost in pixels of windows with edges (-top, -left, bottom, right), (4, ...)."""
     return np.asarray((edges[0] + edges[2]) * (edges[1] + edges[3]) + RECTANGLE_PIXELS)
 
 
 class Memory:
     """The inputs from which a plane's stored output was computed.
 
-    With a `threshold` of 0 these are the last frame's planes. With a higher one each cell keeps its
-    own input, halo included, so that errors never add up: a cell is computed anew as soon as any
-    sample on which it depends differs by more than the threshold from that input.
+    With a `threshold` of 0 these are the last frame's planes. With a higher one, each cell keeps
+    its own input, halo included, so that errors never add up: a cell is computed again as soon as
+    any sample on which it depends differs by more than the threshold from that input.
     """
 
     def __init__(self, grid: CellGrid, threshold: int) -> None:
@@ -257,7 +256,7 @@ class Memory:
         return np.asarray(np.max(apart, axis=0) > self.threshold)
 
     def to_compute(self, planes: Sequence[Plane], max_pixels: int) -> list[Rectangle] | None:
-        """Rectangles that contain all that changed; None for the whole planes."""
+        """Return rectangles that contain all changes; None for the whole planes."""
         if self._rest:
             self._rest -= 1
             return None
@@ -309,15 +308,15 @@ class Memory:
 
 
 class KnownShapes:
-    """The shapes of the windows that an engine was given; the first of a shape takes longer."""
+    """The shapes of the windows that an engine has seen; the first of a shape takes longer."""
 
     def __init__(self) -> None:
         self._shapes: deque[tuple[int, int]] = deque(maxlen=MAX_KNOWN_SHAPES)
 
     def fitted(self, window: Rectangle, height: int, width: int) -> Rectangle:
-        """A window of a known shape around this one, or this one if that costs less.
+        """Return a window of a known shape around this one, or this one if that costs less.
 
-        It lies inside the picture of `height` x `width`.
+        The window lies inside the picture of `height` x `width`.
         """
         rows, columns = window.bottom - window.top, window.right - window.left
         fitting = [
@@ -367,7 +366,7 @@ class ResampledPlane:
         factor = shape[0] // height
         if (factor * height, factor * plane.shape[1]) != shape or factor * rows.step != 1:
             return resample_plane(plane, shape, rows, columns, peak)
-        # An output row depends on two input rows each way from its position, which the offset
+        # An output row depends on two input rows on each side of its position, which the offset
         # moves away from its own input row.
         reach = 3 + math.ceil(abs(rows.offset))
         first, end = max(int(changed[0]) - reach, 0), min(int(changed[-1]) + 1 + reach, height)

@@ -1,4 +1,4 @@
-"""The contract between what enlarges frames and the loops that drive it."""
+"""The contract between the stage that enlarges frames and the loops that drive it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from srstream.frame import Frame, FrameForm
 
 
 class Stage(Protocol):
-    """Enlarges frames: one comes out for each one that goes in, in the same order.
+    """Enlarges frames: each frame that goes in yields one, in the same order.
 
     One thread drives a stage. A loop that also waits for other things asks `has_room`, pushes and
-    collects, and waits for nothing; whoever makes the stage tells it when to look again. A caller
-    that has nothing else to do pushes and drains.
+    collects, and never blocks; the maker of the stage tells the loop when to look again. A caller
+    with nothing else to do pushes and drains.
     """
 
     @property
@@ -30,7 +30,7 @@ class Stage(Protocol):
     def push(self, frame: Frame) -> list[Frame]:
         """Begin a frame, and return the frames that are complete by now.
 
-        Waits for tiles of earlier frames if `has_room` says no.
+        This waits for tiles of earlier frames if `has_room` is False.
 
         Raises:
             EngineError: the engine failed, or a frame came out of it wrong.
@@ -46,7 +46,7 @@ class Stage(Protocol):
         ...
 
     def drain(self) -> list[Frame]:
-        """Wait for the frames under way and return them. More may be pushed afterwards.
+        """Wait for the frames in flight and return them. More may be pushed afterwards.
 
         Raises:
             EngineError: the engine failed, or a frame came out of it wrong.
@@ -54,9 +54,9 @@ class Stage(Protocol):
         ...
 
     def forget(self) -> None:
-        """Compute the next frame as a whole, so that it depends on no frame before it."""
+        """Compute the next frame as a whole, so that it does not depend on any frame before it."""
         ...
 
     def close(self) -> None:
-        """Drop the frames under way and free what the stage has opened."""
+        """Drop the frames in flight and free what the stage has opened."""
         ...

@@ -1,6 +1,6 @@
-"""A before/after picture: the source by bicubic on the left, the output on the right.
+"""A before/after picture: the bicubically enlarged source on the left, the output on the right.
 
-For looking at; the figures are `verify`'s.
+It is for viewing; `verify` gives the figures.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SEEK_MARGIN_SECONDS = 2
 _INK, _PAPER = (235, 235, 235), (24, 24, 24)
 _MAX_PIXELS = 16384 * 16384
 _ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-# ITU-T H.273's matrix coefficients, and libswscale's numbers for them.
+# The matrix coefficients of ITU-T H.273, and libswscale's numbers for them.
 _BT601 = 6
 _SWSCALE_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 
@@ -61,11 +61,11 @@ def side_by_side(
 ) -> None:
     """Write `picture` (PNG): the same crop of `source`, enlarged bicubically, and of `output`.
 
-    The crop is the one in which the output has most detail beyond bicubic. The two must share a
-    clock: an excerpt made with `--start` begins anew at 0 and is no match for its source.
+    The crop is the one in which the output has the most detail beyond bicubic. The two must share a
+    clock: an excerpt made with `--start` starts again at 0 and does not match its source.
 
     Args:
-        at_seconds: moment on the output's clock; None looks at five moments and takes the best.
+        at_seconds: moment on the output's clock; None tries five moments and takes the best.
 
     Raises:
         UsageError: a file is missing.
@@ -92,7 +92,7 @@ def _moments(output: Path) -> list[float]:
 
 
 def _enhanced_stream(output: Path, container: InputContainer) -> VideoStream:
-    """The largest video: further video streams are copied and stay as small as they were."""
+    """Return the largest video stream: others are copied and keep their size."""
     videos = [stream for stream in container.streams.video if not is_picture(stream)]
     if not videos:
         raise MediaError(sentence(output, "holds no video", advice="Name an enhanced file."))
@@ -100,7 +100,7 @@ def _enhanced_stream(output: Path, container: InputContainer) -> VideoStream:
 
 
 def _pair(source: Path, video: VideoInfo, output: Path, moment: float) -> tuple[Rgb, Rgb]:
-    """The frames of both at one moment, at the output's size: bicubic, enhanced."""
+    """Return the frames of both at one moment, at the output's size: bicubic, enhanced."""
     with open_source(output, _MAX_PIXELS) as container:
         stream = _enhanced_stream(output, container)
         seconds, after = _frame_at(output, container, stream, moment)
@@ -123,13 +123,13 @@ def _pair(source: Path, video: VideoInfo, output: Path, moment: float) -> tuple[
 def _frame_at(
     path: Path, container: InputContainer, stream: VideoStream, seconds: float
 ) -> tuple[float, VideoFrame]:
-    """(its time, the frame) nearest to `seconds`; `container` is fresh."""
+    """Return (its time, the frame) nearest to `seconds`; `container` must be fresh."""
     time_base = stream.time_base
-    # A palette comes once, with a packet that a search would leave out.
+    # A palette comes once, in a packet that a seek would skip.
     has_palette = stream.codec_context.pix_fmt == "pal8"
     if time_base and has_timestamps(container) and container.duration and not has_palette:
         with libav_errors(path, "cannot be searched", seconds):
-            # libav searches by decode time, which may lie before the time of display.
+            # libav seeks by decode time, which may precede the display time.
             wanted = int((seconds - SEEK_MARGIN_SECONDS) / time_base)
             container.seek(max(wanted, stream.start_time or 0), stream=stream)
     decoder = open_decoder(stream, _MAX_PIXELS)
@@ -141,7 +141,7 @@ def _frame_at(
                 continue
             for frame in decoder.decode(packet):
                 time = num_frames / float(stream.average_rate or 25)
-                # The decoder's last frames, which a flush brings, carry no time base of their own.
+                # The decoder's last frames, returned by a flush, have no time base.
                 if frame.pts is not None and time_base is not None:
                     time = float(frame.pts * time_base)
                 num_frames += 1
@@ -172,7 +172,7 @@ def _upright_rgb(frame: VideoFrame, default: ColorSpec, crop: Crop = WHOLE) -> R
 
 
 def _richest_crop(bicubic: Rgb, enhanced: Rgb) -> tuple[float, Rgb, Rgb]:
-    """(gain, crop, crop) where the mean absolute Laplacian of the luma gains most."""
+    """Return (gain, crop, crop) where the luma's mean absolute Laplacian gains most."""
     gain_HW = _detail(enhanced) - _detail(bicubic)
     height, width = gain_HW.shape
     rows, columns = min(CROP_HEIGHT, height), min(CROP_WIDTH, width)
@@ -190,7 +190,7 @@ def _detail(picture: Rgb) -> npt.NDArray[np.float32]:
 
 
 def _sheet(bicubic: Rgb, enhanced: Rgb) -> Rgb:
-    """Both crops, magnified without smoothing, under a strip with their names."""
+    """Draw both crops, magnified without smoothing, under a strip with their names."""
     gap = np.full((bicubic.shape[0] * MAGNIFICATION + STRIP_HEIGHT, GAP, 3), _PAPER, np.uint8)
     halves = _labelled(bicubic, "bicubic"), gap, _labelled(enhanced, "srstream")
     return np.concatenate(halves, axis=1)
@@ -205,7 +205,7 @@ def _labelled(crop: Rgb, label: str) -> Rgb:
 
 def main(
     source: Annotated[Path, typer.Argument(help="The original.")],
-    output: Annotated[Path, typer.Argument(help="What `srstream enhance` made of it.")],
+    output: Annotated[Path, typer.Argument(help="The output of `srstream enhance`.")],
     picture: Annotated[Path, typer.Argument(help="The PNG to write.")],
     at: Annotated[
         float | None, typer.Option("--at", help="Moment in seconds; the best of five if not given.")

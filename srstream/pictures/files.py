@@ -1,8 +1,8 @@
-"""Picture files: what their headers say, their pixels, and the metadata that goes along.
+"""Picture files: their headers, their pixels, and their metadata.
 
-OpenCV decodes and encodes. It doesn't carry all metadata over (it loses a PNG's XMP, text and
-resolution, a JPEG's comment and IPTC), so for a picture that keeps its format the chunks
-themselves are moved, byte for byte. Pixels are never rotated: the EXIF orientation is kept.
+OpenCV decodes and encodes. It doesn't keep all metadata (it loses a PNG's XMP, text and resolution,
+a JPEG's comment and IPTC), so if a picture keeps its format, the metadata chunks are copied byte
+for byte. Pixels are never rotated: the EXIF orientation is kept.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ LOSSLESS_WEBP = [cv2.IMWRITE_WEBP_QUALITY, 101]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_KEPT = {b"cHRM", b"gAMA", b"iCCP", b"sRGB", b"cICP", b"mDCV", b"cLLI"}
 PNG_KEPT |= {b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"pHYs", b"tIME"}
-"""What describes the picture and doesn't depend on its size or palette."""
+"""Chunks that describe the picture independently of its size and palette."""
 
 PNG_GREY_ALPHA = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is known of a picture before it is decoded."""
+    """The properties of a picture that are known before it is decoded."""
 
     format: Format
     width: int
@@ -64,7 +64,7 @@ class Header:
     is_grey: bool = False
     is_lossless: bool = True
     refusal: str = ""
-    """Why it can't be enhanced as it is; empty if it can."""
+    """Why it can't be enhanced; empty if it can."""
 
 
 class Samples(NamedTuple):
@@ -76,10 +76,10 @@ class Samples(NamedTuple):
 
 
 def read_header(path: Path, content: bytes) -> Header:
-    """Format and size, from the first bytes, by content and not by name.
+    """Read format and size from the first bytes; the name does not matter.
 
     Raises:
-        MediaError: no picture of a known kind, damaged or cut off.
+        MediaError: the picture is of an unknown kind, damaged or truncated.
     """
     try:
         header = _header(content)
@@ -98,7 +98,7 @@ def _header(content: bytes) -> Header | None:
     if content.startswith(PNG_SIGNATURE):
         width, height = struct.unpack_from(">II", content, 16)
         is_animated = _num_png_frames(_png_chunks(content)) > 1
-        refusal = "is an animated PNG, which becomes a video and no picture" if is_animated else ""
+        refusal = "is an animated PNG, which becomes a video, not a picture" if is_animated else ""
         return Header("png", width, height, content[25] in (0, PNG_GREY_ALPHA), refusal=refusal)
     if content.startswith(b"\xff\xd8\xff"):
         return _jpeg_header(content)
@@ -138,25 +138,25 @@ def _webp_header(content: bytes) -> Header:
 
 
 def is_animated_png(path: Path) -> bool:
-    """Return whether a file is a PNG of several frames; only the heads of its chunks are read."""
+    """Return whether a file is a PNG of several frames; this reads only the heads of its chunks."""
     try:
         with path.open("rb") as file:
             if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
                 return False
             return _num_png_frames(_png_chunk_heads(file)) > 1
     except OSError:
-        return False  # Whoever reads all of it says why it cannot be read.
+        return False  # Reading the whole file later reports why it cannot be read.
 
 
 def _png_chunk_heads(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, the chunk's first bytes) of each chunk."""
+    """Yield (kind, the chunk's first bytes) of each chunk."""
     while len(head := file.read(12)) == 12:
         yield head[4:8], head
         file.seek(int.from_bytes(head[:4], "big"), os.SEEK_CUR)
 
 
 def _num_png_frames(chunks: Iterator[tuple[bytes, bytes]]) -> int:
-    """What acTL says, which stands before the picture (PNG, third edition, 11.3.6.1); else 1."""
+    """Return acTL's count, which precedes the picture (PNG, third edition, 11.3.6.1), or else 1."""
     for kind, chunk in chunks:
         if kind == b"acTL":
             return int.from_bytes(chunk[8:12], "big")
@@ -166,7 +166,7 @@ def _num_png_frames(chunks: Iterator[tuple[bytes, bytes]]) -> int:
 
 
 def _is_cut_off(content: bytes, form: Format) -> bool:
-    """Decoders fill what is missing with gray and say nothing."""
+    """Return whether the end is missing, which decoders silently fill with gray."""
     if form == "png":
         return b"IEND" not in content[-64:] and b"IEND" not in {k for k, _ in _png_chunks(content)}
     if form == "jpeg":
@@ -176,7 +176,7 @@ def _is_cut_off(content: bytes, form: Format) -> bool:
 
 
 def decode(path: Path, content: bytes) -> Samples:
-    """The pixels as they are stored, not rotated; a palette becomes colors.
+    """Return the pixels as they are stored, not rotated; a palette becomes colors.
 
     Raises:
         MediaError: OpenCV can't decode it.
@@ -194,7 +194,7 @@ def decode(path: Path, content: bytes) -> Samples:
 
 
 def encode(pixels: Any, form: Format, source: bytes, header: Header, samples: Samples) -> bytes:
-    """A picture file of `pixels` with the metadata of the `source` file.
+    """Return a picture file of `pixels` with the metadata of the `source` file.
 
     Raises:
         RefusedError: the format can't hold a picture of this size or kind.
@@ -225,7 +225,7 @@ def encode(pixels: Any, form: Format, source: bytes, header: Header, samples: Sa
 
 
 def check_holds(form: Format, width: int, height: int, has_alpha: bool) -> None:
-    """Raises `RefusedError` if a format can't hold such a picture."""
+    """Raise `RefusedError` if a format can't hold such a picture."""
     if max(width, height) > MAX_SIDE[form]:
         raise RefusedError(
             f"an output of {width}x{height} is too large for {form} (at most {MAX_SIDE[form]} "
@@ -236,7 +236,7 @@ def check_holds(form: Format, width: int, height: int, has_alpha: bool) -> None:
 
 
 def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, whole chunk) of each chunk that is wholly there."""
+    """Yield (kind, whole chunk) of each complete chunk."""
     position = len(PNG_SIGNATURE)
     while position + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, position)
@@ -248,7 +248,7 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _with_png_metadata(encoded: bytes, source: bytes) -> bytes:
-    """The kept chunks of the source right after IHDR; those with a wrong checksum are left out."""
+    """Insert the source's kept chunks after IHDR, except those with a wrong checksum."""
     kept = b"".join(
         chunk
         for kind, chunk in _png_chunks(source)
@@ -259,7 +259,7 @@ def _with_png_metadata(encoded: bytes, source: bytes) -> bytes:
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, whole segment) of those before the first scan."""
+    """Yield (marker, whole segment) of those before the first scan."""
     position = 2
     while position + 4 <= len(content):
         if content[position] != 0xFF:
@@ -277,7 +277,7 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _with_jpeg_metadata(encoded: bytes, source: bytes) -> bytes:
-    """EXIF, XMP, ICC, IPTC, comments; the resolution too, but no preview of another size."""
+    """Copy EXIF, XMP, ICC, IPTC, comments and resolution, but no preview of another size."""
     kept = [segment for marker, segment in _jpeg_segments(source) if _is_metadata(marker, segment)]
     jfif = [s for marker, s in _jpeg_segments(source) if marker == 0xE0 and s[4:9] == b"JFIF\0"]
     start = 2

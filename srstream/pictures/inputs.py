@@ -1,4 +1,4 @@
-"""Finds which files a job of pictures takes: one, a folder's, or those that a pattern matches."""
+"""Finds the files of a picture job: one file, a folder's, or those that match a pattern."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from srstream.pictures import files as picture_files
 from srstream.pictures.files import SUFFIXES
 
 ANIMATED_SUFFIXES = frozenset({".gif", ".apng"})
-"""Names of animations that are never taken for a still picture."""
+"""Suffixes of animations that are never taken for a still picture."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A file that a folder or a pattern holds and that is not enhanced."""
+    """A file that matches a folder or pattern but is not enhanced."""
 
     path: Path
     reason: str
 
     def as_json(self) -> dict[str, Any]:
-        """One entry of `srstream plan --json`."""
+        """Return an entry of `srstream plan --json`."""
         return {
             "schema": "srstream.picture-plan/1",
             "input": str(self.path),
@@ -40,7 +40,7 @@ def is_picture(path: Path) -> bool:
 def is_picture_input(source: Path) -> bool:
     """Return whether an input means pictures: a file, a folder, or a pattern such as `*.png`.
 
-    An animated picture by itself is a video; in a folder or a pattern it may stand among pictures.
+    A single animated picture is a video; in a folder or a pattern it may be among pictures.
     """
     if source.is_dir():
         return True
@@ -50,14 +50,14 @@ def is_picture_input(source: Path) -> bool:
 
 
 def is_animated(path: Path) -> bool:
-    """Return whether a file is an animation that is enhanced as a video: a GIF, an animated PNG."""
+    """Return whether a file is an animation to enhance as a video: a GIF, an animated PNG."""
     return path.suffix.lower() in ANIMATED_SUFFIXES or (
         is_picture(path) and picture_files.is_animated_png(path)
     )
 
 
 def expand_inputs(source: Path) -> list[Path]:
-    """The pictures that an input means, animated ones too, sorted by name.
+    """Return the pictures that an input means, animated ones too, sorted by name.
 
     Raises:
         UsageError: there is none.
@@ -81,7 +81,7 @@ def expand_inputs(source: Path) -> list[Path]:
 
 
 def left_out(source: Path) -> list[LeftOut]:
-    """What a folder or a pattern holds besides pictures, but for hidden files; sorted by name."""
+    """Return the other files of a folder or pattern, except hidden ones, sorted by name."""
     if source.is_dir():
         found = [path for path in source.iterdir() if not path.name.startswith(".")]
     elif source.exists() or not glob.has_magic(str(source)):

@@ -1,4 +1,4 @@
-"""Pictures in, pictures out: one file, a folder or a pattern, each by itself, none overwritten."""
+"""Jobs of pictures: one file, a folder or a pattern; each is independent, none overwrites."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from srstream.pictures.files import SUFFIXES, Header, Samples
 from srstream.pictures.inputs import expand_inputs, is_animated, is_picture
 
 WORKING_BYTES_PER_PIXEL = 18
-"""Bytes for each pixel of the output: Y, U and V of 16 bits, one of them in float while it is
+"""Bytes for each pixel of the output: 16-bit Y, U and V, one of them in float while it is
 resampled, and RGB."""
 
 
 @dataclass(frozen=True, slots=True)
 class PicturePlan:
-    """What becomes of one picture."""
+    """The plan for one picture."""
 
     source: Path
     destination: Path
@@ -60,16 +60,16 @@ class PicturePlan:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the source."""
+        """Return (width, height) of the source."""
         return self.header.width, self.header.height
 
     @property
     def output_size(self) -> tuple[int, int]:
-        """(width, height) of the output."""
+        """Return (width, height) of the output."""
         return self.width, self.height
 
     def as_json(self) -> dict[str, Any]:
-        """One entry of `srstream plan --json`."""
+        """Return an entry of `srstream plan --json`."""
         return {
             "schema": "srstream.picture-plan/1",
             "input": str(self.source),
@@ -81,7 +81,7 @@ class PicturePlan:
 
 @dataclass(frozen=True, slots=True)
 class AnimationPlan:
-    """What becomes of one animated picture: a video."""
+    """The plan for one animated picture, which becomes a video."""
 
     source: Path
     destination: Path
@@ -89,7 +89,7 @@ class AnimationPlan:
     output_size: tuple[int, int]
 
     def as_json(self) -> dict[str, Any]:
-        """One entry of `srstream plan --json`."""
+        """Return an entry of `srstream plan --json`."""
         return {
             "schema": "srstream.picture-plan/1",
             "input": str(self.source),
@@ -102,14 +102,14 @@ class AnimationPlan:
 
 @dataclass(frozen=True, slots=True)
 class PictureResult:
-    """How one picture ended: written, or the reason why not."""
+    """The result of one picture: written, or the reason why not."""
 
     source: Path
     destination: Path | None
     error: SrstreamError | None = None
 
     def as_event(self) -> dict[str, Any]:
-        """One line of `--json`."""
+        """Return a line of `--json`."""
         return {
             "schema": SCHEMA,
             "event": "picture",
@@ -127,17 +127,17 @@ def enhance_pictures(
     overwrite: bool = False,
     on_event: OnEvent = ignore,
 ) -> Iterator[PictureResult]:
-    """Enhances every picture of an input; one that fails doesn't stop the others.
+    """Enhance every picture of an input; one that fails doesn't stop the others.
 
     Args:
-        output: a file for one picture, a folder for several. None: `<stem>_4x` beside one picture,
-            the folder `<folder>_4x` beside the folder of several, with the names they have; the
-            videos that animated ones become end differently.
-        on_event: called with what happens while an animated picture is enhanced.
+        output: a file for one picture, a folder for several. None: `<stem>_4x` next to one picture,
+            the folder `<folder>_4x` next to the folder of several, with the same names; only videos
+            from animated pictures get another suffix.
+        on_event: called with events while an animated picture is enhanced.
 
     Raises:
         UsageError: the input means no picture, or `output` is a file and there are several.
-        EngineError, WeightsError: nothing can be enhanced at all.
+        EngineError, WeightsError: no picture can be enhanced.
     """
     sources = expand_inputs(source)
     targets = _destinations(source, sources, output, config)
@@ -164,7 +164,7 @@ def enhance_pictures(
 def plan_pictures(
     source: Path, output: Path | None, config: JobConfig
 ) -> list[PicturePlan | AnimationPlan]:
-    """What `enhance_pictures` would do, picture by picture; refuses what it would refuse.
+    """Plan each picture without enhancing it, with the same refusals as `enhance_pictures`.
 
     Raises:
         SrstreamError: the first picture that cannot work, and why.
@@ -181,10 +181,10 @@ def plan_pictures(
 
 
 def plan_animation(source: Path, destination: Path, config: JobConfig) -> AnimationPlan:
-    """Sizes of an animated picture and of the video that it becomes.
+    """Return the sizes of an animated picture and of the video that it becomes.
 
     Raises:
-        SrstreamError: it cannot be read or enhanced.
+        SrstreamError: the picture cannot be read or enhanced.
     """
     info = probe(source, config.source)
     size = output_size(
@@ -198,10 +198,10 @@ def plan_animation(source: Path, destination: Path, config: JobConfig) -> Animat
 def _destinations(
     source: Path, sources: list[Path], output: Path | None, config: JobConfig
 ) -> list[Path]:
-    """Return where each of the pictures goes.
+    """Return the destination of each picture.
 
     Raises:
-        UsageError: `output` cannot be what they become, or two would become the same file.
+        UsageError: `output` does not suit the results, or two would be written to the same file.
     """
     several = source.is_dir() or (glob.has_magic(str(source)) and not source.exists())
     if several and output is not None and not output.is_dir():
@@ -240,16 +240,16 @@ def _video_suffix(path: Path, config: JobConfig) -> str:
         info = probe(path, config.source)
         return plan_output(info, config, None, (info.video.width, info.video.height)).path.suffix
     except SrstreamError:
-        return ".mp4"  # It is refused when its turn comes.
+        return ".mp4"  # The picture is refused when its turn comes.
 
 
 def plan_picture(source: Path, destination: Path, config: JobConfig) -> PicturePlan:
-    """Reads the header and refuses what can't work, before anything is decoded.
+    """Read the header and refuse what can't work, before anything is decoded.
 
     Raises:
-        MediaError: the file can't be read or is no picture.
-        RefusedError: too large, animated, or not to be held by the destination's format.
-        UsageError: the destination's name is no picture's, or it is the source itself.
+        MediaError: the file can't be read or is not a picture.
+        RefusedError: it is too large, animated, or does not fit the destination's format.
+        UsageError: the destination's name is not a picture's, or it is the source itself.
     """
     if not is_picture(destination):
         raise UsageError(
@@ -288,13 +288,13 @@ def enhance_picture(
     overwrite: bool = False,
     engine: Engine | None = None,
 ) -> PictureResult:
-    """Enhances one picture; the destination appears complete or not at all.
+    """Enhance one picture; the destination appears complete or not at all.
 
     Args:
         engine: None opens the one that `config` asks for.
 
     Raises:
-        UsageError: the destination exists and `overwrite` wasn't asked for.
+        UsageError: the destination exists and `overwrite` is False.
         MediaError, RefusedError, EngineError, EncodeError: as their names say.
     """
     if destination.exists() and not overwrite:
@@ -359,7 +359,7 @@ def _frame(plan: PicturePlan, pixels: Any) -> Frame:
 
 
 def _interleaved(frame: Frame) -> Any:
-    """(H, W), (H, W, 3) BGR or (H, W, 4) BGRA, as OpenCV writes it; it knows no gray with alpha."""
+    """Return (H, W), (H, W, 3) BGR or (H, W, 4) BGRA for OpenCV, which has no gray with alpha."""
     if frame.layout.kind == "rgb":
         green, blue, red, *alpha = frame.planes
         return cv2.merge([blue, green, red, *alpha])
@@ -375,7 +375,7 @@ def _read(path: Path) -> bytes:
 
 
 def _available_bytes() -> int:
-    """Memory that is free or can be freed."""
+    """Return the memory that is free or can be freed."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
