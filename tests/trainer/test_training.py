@@ -1,8 +1,6 @@
 """Training runs: real ones, tiny, in processes of their own where they are killed."""
 
-import hashlib
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -14,88 +12,22 @@ import numpy as np
 import pytest
 import torch
 
-from research.sparse import load_sparse_config
-from srstream.errors import ConfigError, UsageError, WeightsError
+from srstream.errors import UsageError, WeightsError
 from srstream.models.checkpoint import load_weights
 from srstream.models.networks import network_from_weights
-from srstream.models.table import (
-    MODELS,
-    WEIGHTS_DIR,
-    available_models,
-    available_sets,
-    weights_path,
-    weights_stem,
-)
+from srstream.models.table import MODELS, weights_path
 from tests.support.paths import REPOSITORY
-from tests.support.training_data import data_folder
+from tests.support.training import KNOB, TINY_RUN, config_of, generator_config
 from trainer.cli import evaluate
-from trainer.config import DataSection, NetworkSection, PixelSection, TrainConfig, load_config
-from trainer.data.codec import x264_at
-from trainer.data.degrade import bicubic_resize
-from trainer.data.pairs import PatchSampler, find_pictures, load_pairs, read_rgb
-from trainer.judge.clipset import automatic_restore, load_test_clip
-from trainer.judge.evaluate import bicubic_upscaler, load_test_set, score
+from trainer.config import PixelSection, load_config
+from trainer.judge.evaluate import load_test_set
 from trainer.loop.guards import TrainingCollapsedError
-from trainer.loop.train import BEST_NAME, rate_factor, resumed_config
+from trainer.loop.train import BEST_NAME
 from trainer.networks import load_base, new_network, spec_of
 from trainer.run import start_run
 from trainer.ship.export import export, load_run
 from trainer.ship.methods import method_of
 from trainer.state import CHECKPOINT_NAME, load_state
-
-SET5_PSNR_DB = {"fast": 30.6, "balanced": 31.0, "srgan": 31.0}
-"""What shipped weights must reach; bicubic reads 28.43."""
-
-TINY_RUN = """
-model = "fast"
-seed = 7
-[data]
-patch_size = 12
-batch_size = 2
-[pixel]
-iterations = {iterations}
-[run]
-num_threads = 1
-checkpoint_iterations = 10
-"""
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """Two pictures with detail, in a group, and one that is too small for a patch."""
-    folder = tmp_path / "pictures" / "made"
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(4)
-    for name, height, width in [("a", 96, 120), ("b", 101, 83), ("small", 40, 200)]:
-        rough = random.uniform(0, 255, (height // 6 + 1, width // 6 + 1, 3))
-        picture = np.clip(bicubic_resize(rough, height, width), 0, 255).astype(np.uint8)
-        cv2.imwrite(str(folder / f"{name}.png"), picture)
-    return folder.parent
-
-
-@pytest.fixture
-def validation_pictures(tmp_path):
-    """Three others."""
-    folder = tmp_path / "validation"
-    folder.mkdir()
-    random = np.random.default_rng(5)
-    for name, height, width in [("c", 96, 120), ("d", 101, 83), ("e", 60, 204)]:
-        rough = random.uniform(0, 255, (height // 6 + 1, width // 6 + 1, 3))
-        picture = np.clip(bicubic_resize(rough, height, width), 0, 255).astype(np.uint8)
-        cv2.imwrite(str(folder / f"{name}.png"), picture)
-    return folder
-
-
-KNOB = """
-sample_knob = true
-[network]
-flat = true
-[degradation]
-codecs = ["libx264"]
-clips_per_picture = 1
-frames_per_clip = 4
-[data.augmentation]
-"""
 
 TWO_STAGES = """
 [adversarial]
@@ -107,17 +39,6 @@ ldl_weight = 1.0
 steadiness_weight = 0.1
 ramp = 0.5
 """
-
-
-def config_of(num_iterations: int) -> TrainConfig:
-    return TrainConfig.model_validate(
-        {
-            "model": "fast",
-            "data": {"patch_size": 12, "batch_size": 2},
-            "pixel": {"iterations": num_iterations},
-            "run": {"num_threads": 1},
-        }
-    )
 
 
 def srtrain(*arguments: object) -> list[str]:
@@ -281,18 +202,6 @@ def test_evaluate_measures_an_onnx_file_and_refuses_others(tmp_path, pictures, c
         evaluate([str(broken)], [pictures / "made"])
 
 
-def generator_config(num_blocks: int, *, thin_tail: bool = False) -> TrainConfig:
-    return TrainConfig.model_validate(
-        {
-            "model": "srgan",
-            "network": {"num_blocks": num_blocks, "thin_tail": thin_tail},
-            "data": {"patch_size": 12, "batch_size": 1},
-            "pixel": {"iterations": 2},
-            "run": {"num_threads": 1},
-        }
-    )
-
-
 def test_a_generator_s_body_is_trained_first_and_then_grown(
     tmp_path, pictures, validation_pictures
 ):
@@ -371,204 +280,8 @@ def test_a_finished_run_may_be_made_longer(tmp_path, pictures):
     assert (progress.iteration, progress.stage) == (5, 0)
 
 
-def test_a_resumed_run_may_be_longer_and_keeps_its_length_by_default():
-    begun = config_of(100)
-    assert resumed_config(config_of(200), begun).pixel.iterations == 200
-    unsaid = begun.model_copy(update={"pixel": begun.pixel.model_copy(update={"iterations": None})})
-    assert resumed_config(unsaid, begun) == begun
-
-
 def test_a_foreign_checkpoint_is_refused(tmp_path):
     path = tmp_path / CHECKPOINT_NAME
     torch.save({"state": {}}, path)
     with pytest.raises(WeightsError, match="not a training checkpoint"):
         load_state(path)
-
-
-def test_a_knob_without_damage_or_without_another_end_is_refused(tmp_path, pictures):
-    with pytest.raises(ValueError, match="needs a"):
-        TrainConfig(model="fast", pixel=PixelSection(iterations=1, sample_knob=True))
-    path = tmp_path / "knob.toml"
-    path.write_text(TINY_RUN.format(iterations=1).replace("[run]", KNOB + "[run]"))
-    with pytest.raises(UsageError, match="use --base"):
-        start_run(load_config(path), pictures, tmp_path / "run")
-
-
-def test_a_generator_cannot_be_flat(tmp_path, pictures):
-    config = generator_config(1)
-    config = config.model_copy(update={"network": NetworkSection(num_blocks=1, flat=True)})
-    with pytest.raises(ConfigError, match="has no anchor"):
-        start_run(config, pictures, tmp_path / "run")
-
-
-def test_without_a_length_no_run_starts(tmp_path, pictures):
-    with pytest.raises(UsageError, match="--hours"):
-        start_run(TrainConfig(model="fast", pixel=PixelSection()), pictures, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_learning_rate_rises_and_falls_once():
-    stage = config_of(1).pixel
-    rates = [stage.learning_rate * rate_factor(done, stage) for done in np.linspace(0, 1, 1001)]
-    peak = int(np.argmax(rates))
-    assert peak == pytest.approx(1000 * stage.warmup, abs=1)
-    assert rates[peak] == pytest.approx(stage.learning_rate)
-    assert rates[-1] == pytest.approx(stage.final_learning_rate)
-    assert all(np.diff(rates[:peak]) > 0)
-    assert all(np.diff(rates[peak:]) <= 0)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_patches_are_aligned_and_repeat_from_a_saved_state(pictures, name, caplog):
-    pairs = load_pairs(pictures, MODELS[name], DataSection(patch_size=12))
-    assert [pair.name for pair in pairs] == ["made/a.png", "made/b.png"]
-    assert "small.png: 200x40 is smaller than a patch of 48" in caplog.text
-    sampler = PatchSampler(pairs, patch_size=12, batch_size=64, seed=0)
-    state = sampler.state()
-    batch = sampler.next_batch()
-    form = MODELS[name].form
-    assert batch.lr_BCHW.shape == (64, form.num_input_planes, 12, 12)
-    first = 0
-    for planes, group in zip(batch.hr, form.outputs, strict=True):
-        assert planes.shape == (64, group.num_planes, 12 * group.scale, 12 * group.scale)
-        box = torch.nn.functional.avg_pool2d(planes, group.scale)
-        lr = batch.lr_BCHW[:, first : first + group.num_planes]
-        # A smooth picture: misaligned by a pixel, the mean is off by 0.05 and more.
-        assert (box - lr).abs().mean() < (0.05 if group.scale == 2 else 0.01)
-        first += group.num_planes
-    sampler.set_state(state)
-    assert torch.equal(sampler.next_batch().lr_BCHW, batch.lr_BCHW)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_shifted_crops_show_the_same_places(pictures, name):
-    pairs = load_pairs(pictures, MODELS[name], DataSection(patch_size=16))
-    sampler = PatchSampler(pairs, patch_size=16, batch_size=4, seed=0, shifts=True)
-    offsets = set()
-    for _ in range(30):
-        batch = sampler.next_batch()
-        lr, (rows, columns) = batch.shifted
-        offsets.add((rows, columns))
-        assert lr.shape == (4, MODELS[name].form.num_input_planes, 15, 15)
-        original = batch.hr[0][:, :, rows : rows + 60, columns : columns + 60]
-        box = torch.nn.functional.avg_pool2d(original, 4)
-        num_planes = MODELS[name].form.outputs[0].num_planes
-        assert (box - lr[:, :num_planes])[:, :, 2:-2, 2:-2].abs().max() < 0.04
-    steps = {0, 2} if name == "balanced" else {0, 1, 2, 3}
-    assert {rows for rows, _ in offsets} == {columns for _, columns in offsets} == steps
-
-
-def test_all_eight_orientations_occur(pictures):
-    pairs = load_pairs(pictures, MODELS["fast"], DataSection(patch_size=20))[1:]
-    sampler = PatchSampler(pairs, patch_size=20, batch_size=256, seed=0)
-    lr_B1HW = sampler.next_batch().lr_BCHW
-    ((_, lr_1HW),) = pairs[0].lr  # 96x80 in high resolution: one column
-    assert lr_1HW.shape == (1, 24, 20)
-    seen = torch.stack([patch[0] for patch in lr_B1HW])
-    for top in range(5):
-        lr_HW = torch.from_numpy(lr_1HW[0, top : top + 20]).float() / 255
-        turned = [torch.rot90(lr_HW, quarter) for quarter in range(4)]
-        for orientation in turned + [patch.fliplr() for patch in turned]:
-            assert (seen == orientation).all((1, 2)).any()
-
-
-def test_a_folder_without_usable_pictures_is_refused(tmp_path, caplog):
-    with pytest.raises(UsageError, match="no such folder"):
-        find_pictures(tmp_path / "absent")
-    with pytest.raises(UsageError, match="holds no pictures"):
-        find_pictures(tmp_path)
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
-    with pytest.raises(UsageError, match="no picture is at least 48"):
-        load_pairs(tmp_path, MODELS["fast"], DataSection(patch_size=12))
-    assert "broken.png: cannot be decoded" in caplog.text
-
-
-TRAINING_CONFIGS = sorted(
-    path for path in (REPOSITORY / "configs").rglob("*.toml") if path.stem != "srstream"
-)
-
-
-@pytest.mark.parametrize("path", TRAINING_CONFIGS, ids=lambda path: path.stem)
-def test_shipped_training_configs_are_valid(path):
-    if path.stem == "sparse":
-        load_sparse_config(path)
-    else:
-        spec_of(load_config(path))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("model = 'fast'\nmodle = 1\n[pixel]", "modle: Extra inputs"),
-        ("model = 'fast'\n[data]\npatch_size = 1", "data.patch_size: .*greater than or equal to 8"),
-        ("model = 'fast'\n[pixel]\nhours = 1\niterations = 1", "hours or iterations, not both"),
-        ("model = ", "not valid TOML"),
-    ],
-)
-def test_a_wrong_config_is_refused_by_field(tmp_path, text, message):
-    path = tmp_path / "wrong.toml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        load_config(path)
-
-
-SHIPPED = [(name, weight_set) for name in available_models() for weight_set in available_sets(name)]
-
-
-@pytest.mark.needs_data
-@pytest.mark.parametrize(("name", "weight_set"), SHIPPED)
-def test_no_test_picture_was_trained_on(name, weight_set):
-    """Neither as a file nor decoded; and the listing is that of the pictures at hand."""
-    listing = dict(
-        reversed(line.split("  ", 1))
-        for line in (WEIGHTS_DIR / f"{weights_stem(name, weight_set)}.pictures.txt")
-        .read_text()
-        .splitlines()
-    )
-    test_pictures = find_pictures(data_folder("test"))
-    assert len(test_pictures) == 119
-    test_hashes = {hashlib.sha256(path.read_bytes()).hexdigest() for path in test_pictures}
-    assert not test_hashes & set(listing.values())
-
-    train_folder = data_folder("train")
-    trained = [train_folder / picture for picture in listing]
-    for path, digest in zip(trained, listing.values(), strict=True):
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
-    test_pixels = {decoded_hash(path) for path in test_pictures}
-    assert not test_pixels & {decoded_hash(path) for path in trained}
-
-
-def decoded_hash(path: Path) -> str:
-    rgb = read_rgb(path)
-    return hashlib.sha256(repr(rgb.shape).encode() + rgb.tobytes()).hexdigest()
-
-
-@pytest.mark.needs_data
-@pytest.mark.parametrize(("name", "weight_set"), SHIPPED)
-def test_shipped_weights_reach_what_their_card_says(name, weight_set):
-    card = (WEIGHTS_DIR / f"{weights_stem(name, weight_set)}.md").read_text()
-    stated = re.search(r"\| Set5 \| 5 \| ([\d.]+) \| ([\d.]+) \|", card)
-    assert stated
-    method = method_of(str(weights_path(name, weight_set=weight_set)))
-    reached = score(method.upscale, load_test_set(data_folder("test/Set5"), 4), 4)
-    assert reached.psnr_db == pytest.approx(float(stated[1]), abs=0.01)
-    assert reached.ssim == pytest.approx(float(stated[2]), abs=0.001)
-    if weight_set == "faithful":
-        assert reached.psnr_db >= SET5_PSNR_DB[name]
-
-
-@pytest.mark.parametrize("name", [name for name, weight_set in SHIPPED if weight_set == "restore"])
-def test_auto_mends_what_needs_it_and_is_never_under_bicubic(name):
-    """On the repository's own clip: better than the faithful weights where it was harmed."""
-    sample = REPOSITORY / "samples" / "nasa_13013.mp4"
-    for crf, is_harmed in [(18.0, False), (36.0, True)]:
-        clip = load_test_clip(sample, x264_at(crf), 8)
-        frames = clip.pictures[::4]
-        chosen = automatic_restore(clip.encoded, name)
-        faithful, auto = (
-            score(method_of(name, restore=value, strength=strength).upscale, frames, 4).psnr_db
-            for value, strength in ((0.0, 1.0), (chosen.restore, chosen.strength))
-        )
-        bicubic = score(bicubic_upscaler(4), frames, 4).psnr_db
-        assert auto >= bicubic
-        assert auto >= faithful + (0.1 if is_harmed else -0.05)
