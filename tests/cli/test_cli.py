@@ -20,7 +20,7 @@ from srstream.errors import UsageError
 from srstream.media.read.demux import nvdec_fault
 from srstream.models import table
 from srstream.models.table import weights_path
-from tests.support import clips
+from tests.support import clips, nasty_clips
 from tests.support.jobs import command, run
 from tests.support.paths import REPOSITORY
 
@@ -46,7 +46,7 @@ def test_json_events_follow_one_another_on_standard_output(tmp_path: Path) -> No
 
 
 def test_a_failure_is_an_event_too(tmp_path: Path) -> None:
-    failed = run("enhance", clips.truncated(tmp_path / "in.mp4"), "--json")
+    failed = run("enhance", nasty_clips.truncated(tmp_path / "in.mp4"), "--json")
     assert failed.returncode == 1
     last = json.loads(failed.stdout.splitlines()[-1])
     assert (last["event"], last["exit_code"]) == ("failed", 1)

@@ -16,7 +16,7 @@ import pytest
 
 from srstream.engines.table import can_run
 from tests.jobs.test_disk_full import mount
-from tests.support import clips
+from tests.support import clips, nasty_clips
 from tests.support.daemon import FINAL, Daemon, wait_for
 from tests.support.jobs import file_hash, run, video_times
 
@@ -94,7 +94,7 @@ def test_a_bad_file_fails_alone_and_says_why(daemon: Daemon) -> None:
     text.write_text("not a video\n" * 100)
     playlist = daemon.inputs / "list.m3u8"
     playlist.write_text("#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n")
-    giant = clips.giant(daemon.inputs / "giant.mp4", 16000, 16000)
+    giant = nasty_clips.giant(daemon.inputs / "giant.mp4", 16000, 16000)
     good = clips.cfr(daemon.inputs / "good.mp4")
     bad = [daemon.submit(path, f"{path.stem}.mp4") for path in (text, playlist, giant)]
     fine = daemon.submit(good, "good.mp4")

@@ -15,31 +15,31 @@ from srstream.config import EncodeConfig, JobConfig, ScaleConfig, SourceConfig
 from srstream.errors import SrstreamError
 from srstream.jobs.events import Event, Note, Started
 from srstream.jobs.store import job_directory
-from tests.support import clips
+from tests.support import clips, nasty_clips
 
 Maker = Callable[[Path], Path]
 
 COMES_OUT: dict[str, tuple[str, Maker, str]] = {
     "constant rate": ("in.mp4", clips.cfr, ".mp4"),
-    "variable rate": ("in.mp4", clips.vfr, ".mp4"),
-    "variable rate in matroska": ("in.mkv", clips.vfr, ".mkv"),
-    "late start": ("in.mp4", clips.late_start, ".mp4"),
-    "wrapped clock": ("in.ts", clips.wrapped_ts, ".mp4"),
-    "clock that starts again": ("in.ts", clips.concatenated_ts, ".mp4"),
-    "odd size": ("in.mkv", clips.odd_size, ".mkv"),
-    "pixel aspect and rotation": ("in.mp4", clips.sar_and_rotation, ".mp4"),
-    "HDR10": ("in.mp4", clips.hdr10, ".mp4"),
-    "full-range BT.601": ("in.mp4", clips.full_range_601, ".mp4"),
-    "interlaced": ("in.mp4", clips.interlaced, ".mp4"),
+    "variable rate": ("in.mp4", nasty_clips.vfr, ".mp4"),
+    "variable rate in matroska": ("in.mkv", nasty_clips.vfr, ".mkv"),
+    "late start": ("in.mp4", nasty_clips.late_start, ".mp4"),
+    "wrapped clock": ("in.ts", nasty_clips.wrapped_ts, ".mp4"),
+    "clock that starts again": ("in.ts", nasty_clips.concatenated_ts, ".mp4"),
+    "odd size": ("in.mkv", nasty_clips.odd_size, ".mkv"),
+    "pixel aspect and rotation": ("in.mp4", nasty_clips.sar_and_rotation, ".mp4"),
+    "HDR10": ("in.mp4", nasty_clips.hdr10, ".mp4"),
+    "full-range BT.601": ("in.mp4", nasty_clips.full_range_601, ".mp4"),
+    "interlaced": ("in.mp4", nasty_clips.interlaced, ".mp4"),
     "many streams": ("in.mkv", clips.many_streams, ".mkv"),
     "many streams in MP4": ("in.mp4", clips.many_streams, ".mp4"),
-    "alpha, FFV1": ("in.mkv", clips.alpha_ffv1, ".mkv"),
-    "alpha, VP9": ("in.webm", clips.alpha_webm, ".mkv"),
-    "open GOP": ("in.mp4", clips.open_gop, ".mp4"),
-    "raw H.264": ("in.h264", clips.raw_h264, ".mp4"),
-    "one frame": ("in.mp4", clips.one_frame, ".mp4"),
-    "size change": ("in.h264", clips.size_change, ".mp4"),
-    "bit flips": ("in.mp4", clips.bit_flips, ".mp4"),
+    "alpha, FFV1": ("in.mkv", nasty_clips.alpha_ffv1, ".mkv"),
+    "alpha, VP9": ("in.webm", nasty_clips.alpha_webm, ".mkv"),
+    "open GOP": ("in.mp4", nasty_clips.open_gop, ".mp4"),
+    "raw H.264": ("in.h264", nasty_clips.raw_h264, ".mp4"),
+    "one frame": ("in.mp4", nasty_clips.one_frame, ".mp4"),
+    "size change": ("in.h264", nasty_clips.size_change, ".mp4"),
+    "bit flips": ("in.mp4", nasty_clips.bit_flips, ".mp4"),
 }
 
 
@@ -57,17 +57,17 @@ def test_it_comes_out_right(name: str, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[str, Maker, str]] = {
-    "truncated, index first": ("in.mp4", clips.truncated, "--salvage"),
-    "truncated matroska": ("in.mkv", clips.truncated, "--salvage"),
+    "truncated, index first": ("in.mp4", nasty_clips.truncated, "--salvage"),
+    "truncated matroska": ("in.mkv", nasty_clips.truncated, "--salvage"),
     "truncated, index last": (
         "in.mp4",
-        lambda path: clips.truncated(path, index_first=False),
+        lambda path: nasty_clips.truncated(path, index_first=False),
         "in.mp4",
     ),
-    "audio only": ("in.mp4", clips.audio_only, "no video"),
-    "empty": ("in.mp4", clips.empty, "empty"),
-    "text named mp4": ("in.mp4", clips.text_file, "in.mp4"),
-    "giant": ("in.mov", clips.giant, "60000x60000"),
+    "audio only": ("in.mp4", nasty_clips.audio_only, "no video"),
+    "empty": ("in.mp4", nasty_clips.empty, "empty"),
+    "text named mp4": ("in.mp4", nasty_clips.text_file, "in.mp4"),
+    "giant": ("in.mov", nasty_clips.giant, "60000x60000"),
     "missing": ("in.mp4", lambda path: path, "no such file"),
 }
 
@@ -86,7 +86,7 @@ def test_it_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file_name", ["in.mp4", "in.mkv"])
 def test_salvage_delivers_the_good_part(file_name: str, tmp_path: Path) -> None:
-    source = clips.truncated(tmp_path / file_name)
+    source = nasty_clips.truncated(tmp_path / file_name)
     config = JobConfig(source=SourceConfig(salvage=True))
     result = srstream.enhance(source, config=config)
     assert result.exit_code == 4
@@ -96,7 +96,7 @@ def test_salvage_delivers_the_good_part(file_name: str, tmp_path: Path) -> None:
 
 
 def test_eight_corrupt_packets_in_a_row_end_the_job(tmp_path: Path) -> None:
-    source = clips.bit_flips(
+    source = nasty_clips.bit_flips(
         tmp_path / "in.mkv", packets=range(12, 24), damage=100_000, codec="ffv1", options={}
     )
     with pytest.raises(SrstreamError, match="--salvage"):
@@ -112,7 +112,7 @@ def run_with_events(source: Path, **arguments: Any) -> tuple[Any, list[Event]]:
 
 
 def test_interlaced_material_is_said_aloud(tmp_path: Path) -> None:
-    _, events = run_with_events(clips.interlaced(tmp_path / "in.mp4"))
+    _, events = run_with_events(nasty_clips.interlaced(tmp_path / "in.mp4"))
     said = [event.text for event in events if isinstance(event, Note)]
     said += [note for event in events if isinstance(event, Started) for note in event.notes]
     assert any("interlaced" in text for text in said)
@@ -120,7 +120,7 @@ def test_interlaced_material_is_said_aloud(tmp_path: Path) -> None:
 
 def test_dropped_alpha_is_announced_before_the_start(tmp_path: Path) -> None:
     config = JobConfig(encode=EncodeConfig(codec="libx264"))
-    _, events = run_with_events(clips.alpha_ffv1(tmp_path / "in.mkv"), config=config)
+    _, events = run_with_events(nasty_clips.alpha_ffv1(tmp_path / "in.mkv"), config=config)
     first = events[[isinstance(event, Started) for event in events].index(True)]
     assert isinstance(first, Started) and any("alpha" in loss for loss in first.losses)
 

@@ -17,7 +17,7 @@ import srstream
 from srstream.config import JobConfig, SourceConfig
 from srstream.errors import UsageError
 from srstream.jobs.store import job_directory
-from tests.support import clips
+from tests.support import clips, nasty_clips
 from tests.support.jobs import run, video_times
 
 Picture = npt.NDArray[np.uint8]
@@ -158,7 +158,7 @@ def test_no_number_is_no_time() -> None:
 def test_options_that_the_chosen_encoder_lacks_do_not_stop_an_automatic_choice(
     tmp_path: Path,
 ) -> None:
-    source = clips.alpha_ffv1(tmp_path / "in.mkv")
+    source = nasty_clips.alpha_ffv1(tmp_path / "in.mkv")
     done = run("enhance", source, "--preset", "ultrafast", "--crf", "20")
     assert done.returncode == 0, done.stderr
     assert "ffv1 has no --preset" in done.stderr and "ffv1 has no --crf" in done.stderr

@@ -13,7 +13,7 @@ import pytest
 
 from srstream.errors import UsageError
 from srstream.pictures.before_after import GAP, STRIP_HEIGHT, side_by_side
-from tests.support import clips
+from tests.support import clips, nasty_clips
 
 Maker = Callable[[Path], Path]
 
@@ -41,7 +41,7 @@ def halves(picture: Path) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_]]:
     return body[:, :width], body[:, -width:]
 
 
-@pytest.mark.parametrize("make", [clips.cfr, clips.vfr, clips.late_start])
+@pytest.mark.parametrize("make", [clips.cfr, nasty_clips.vfr, nasty_clips.late_start])
 def test_both_halves_show_the_same(make: Maker, tmp_path: Path) -> None:
     source, output, picture = (tmp_path / name for name in ("in.mp4", "out.mkv", "pair.png"))
     make(source)
@@ -55,7 +55,7 @@ def test_both_halves_show_the_same(make: Maker, tmp_path: Path) -> None:
 
 def test_colours_are_those_of_the_tags(tmp_path: Path) -> None:
     source, picture = tmp_path / "in.mp4", tmp_path / "pair.png"
-    clips.full_range_601(source)
+    nasty_clips.full_range_601(source)
     side_by_side(source, source, picture, at_seconds=0.0)
     left, _ = halves(picture)
     wanted = clips.picture(0)[: left.shape[0] // 2, : left.shape[1] // 2]

@@ -23,7 +23,7 @@ from srstream.media.types import TimeWindow
 from srstream.sandbox.confine import landlock_abi
 from srstream.sandbox.decoder import DecodeRequest, frame_hash, opened_source, start_decoder
 from srstream.sandbox.transport import END, FrameReceiver
-from tests.support import clips
+from tests.support import clips, nasty_clips
 
 CONFIG = SourceConfig()
 ATTACKS = """
@@ -142,7 +142,7 @@ def attack(code: str, *arguments: Any) -> Any:
 @needs_landlock
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of calls are x86-64's")
 def test_a_child_that_tries_gets_at_nothing(tmp_path: Path) -> None:
-    source = clips.one_frame(tmp_path / "in.mp4")
+    source = nasty_clips.one_frame(tmp_path / "in.mp4")
     (tmp_path / "own").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other/secret").write_text("secret")
@@ -239,12 +239,12 @@ def decode_in_child(
     [
         ("in.mp4", clips.cfr),
         ("in.mkv", clips.cfr),
-        ("in.ts", clips.wrapped_ts),
-        ("10 bit.mp4", clips.hdr10),
-        ("in.h264", clips.raw_h264),
-        ("ffv1.mkv", clips.alpha_ffv1),
-        ("alpha.webm", clips.alpha_webm),
-        ("interlaced.mp4", clips.interlaced),
+        ("in.ts", nasty_clips.wrapped_ts),
+        ("10 bit.mp4", nasty_clips.hdr10),
+        ("in.h264", nasty_clips.raw_h264),
+        ("ffv1.mkv", nasty_clips.alpha_ffv1),
+        ("alpha.webm", nasty_clips.alpha_webm),
+        ("interlaced.mp4", nasty_clips.interlaced),
     ],
 )
 def test_the_confined_child_decodes_what_this_process_does(
@@ -262,7 +262,7 @@ def test_the_confined_child_decodes_what_this_process_does(
 
 
 def test_errors_of_the_child_speak_of_the_file_and_not_of_a_descriptor(tmp_path: Path) -> None:
-    path = clips.bit_flips(
+    path = nasty_clips.bit_flips(
         tmp_path / "broken.mkv", packets=range(12, 24), damage=100_000, codec="ffv1", options={}
     )
     _, said, _ = decode_in_child(path, tmp_path / "job")

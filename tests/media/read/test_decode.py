@@ -21,7 +21,7 @@ from srstream.media.read.decode import Decoder
 from srstream.media.read.decode_report import DecodeReport
 from srstream.media.read.probe import probe, scan_packets
 from srstream.media.types import VideoInfo
-from tests.support import clips
+from tests.support import clips, nasty_clips
 from tests.support.paths import REPOSITORY
 
 CONFIG = SourceConfig()
@@ -79,9 +79,9 @@ def reference_planes(path: Path) -> list[tuple[Any, ...]]:
 NUM_FRAMES = {"size_change.h264": 12, "concatenated.ts": 24, "many_streams.mkv": 50}
 
 
-@pytest.mark.parametrize("name", sorted(clips.NASTY))
+@pytest.mark.parametrize("name", sorted(nasty_clips.NASTY))
 def test_every_frame_at_its_time(tmp_path, name):
-    path = clips.NASTY[name](tmp_path / name)
+    path = nasty_clips.NASTY[name](tmp_path / name)
     index = scan_packets(path, probe(path, CONFIG).video)
     frames, report = decode(path)
     assert len(frames) == index.num_packets == report.num_frames
@@ -96,9 +96,9 @@ def test_every_frame_at_its_time(tmp_path, name):
             assert plane.flags.c_contiguous
 
 
-@pytest.mark.parametrize("name", sorted(clips.NASTY))
+@pytest.mark.parametrize("name", sorted(nasty_clips.NASTY))
 def test_resume_equals_an_uninterrupted_decode(tmp_path, name):
-    path = clips.NASTY[name](tmp_path / name)
+    path = nasty_clips.NASTY[name](tmp_path / name)
     whole = [identity(f) for f in decode(path)[0]]
     for at in range(0, len(whole), 1 + len(whole) // 12):
         resumed, _ = decode(path, start_pts=whole[at][0])
@@ -133,38 +133,38 @@ def test_resume_is_exact_in_every_kind_of_stream(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["cfr.mp4", "open_gop.mkv", "hdr10.mp4", "odd_size.mkv"])
 def test_pixels_are_the_decoders(tmp_path, name):
-    path = clips.NASTY[name](tmp_path / name)
+    path = nasty_clips.NASTY[name](tmp_path / name)
     for frame, planes in zip(decode(path)[0], reference_planes(path), strict=True):
         for plane, expected in zip(frame.planes, planes, strict=True):
             np.testing.assert_array_equal(plane, expected)
 
 
 def test_raw_stream_is_timed_by_its_rate(tmp_path):
-    path = clips.raw_h264(tmp_path / "a.h264", rate=30)
+    path = nasty_clips.raw_h264(tmp_path / "a.h264", rate=30)
     frames, _ = decode(path)
     assert [f.pts * f.time_base for f in frames] == [Fraction(n, 30) for n in range(12)]
 
 
 def test_alpha_is_kept(tmp_path):
-    expected = clips.to_frame(clips._alpha_picture(3, 64, 48), "yuva420p", None)
+    expected = clips.to_frame(nasty_clips.alpha_picture(3, 64, 48), "yuva420p", None)
     expected_alpha = extract_planes(expected)[1][3]
-    lossless, _ = decode(clips.alpha_ffv1(tmp_path / "a.mkv"))
+    lossless, _ = decode(nasty_clips.alpha_ffv1(tmp_path / "a.mkv"))
     np.testing.assert_array_equal(lossless[3].planes[3], expected_alpha)
     for codec in ("libvpx", "libvpx-vp9"):
-        lossy, _ = decode(clips.alpha_webm(tmp_path / "a.webm", codec=codec))
+        lossy, _ = decode(nasty_clips.alpha_webm(tmp_path / "a.webm", codec=codec))
         assert len(lossy) == 6
         error = np.abs(lossy[3].planes[3].astype(int) - expected_alpha.astype(int))
         assert error.mean() < 12
 
 
 def test_change_of_size_is_said_once(tmp_path):
-    frames, report = decode(clips.size_change(tmp_path / "a.h264"))
+    frames, report = decode(nasty_clips.size_change(tmp_path / "a.h264"))
     assert [(f.width, f.height) for f in frames] == [(64, 48)] * 6 + [(96, 64)] * 6
     assert report.notes == ["The picture changes from 64x48 yuv420p to 96x64 yuv420p at 0.240 s."]
 
 
 def test_color_comes_with_the_frame(tmp_path):
-    frames, _ = decode(clips.hdr10(tmp_path / "a.mp4"))
+    frames, _ = decode(nasty_clips.hdr10(tmp_path / "a.mp4"))
     color = frames[-1].color
     assert (color.primaries, color.transfer, color.matrix, color.full_range) == (9, 16, 9, False)
     assert frames[0].planes[0].dtype == np.uint16
@@ -172,7 +172,7 @@ def test_color_comes_with_the_frame(tmp_path):
 
 
 def test_interlaced_frames_are_deinterlaced_in_place(tmp_path):
-    path = clips.interlaced(tmp_path / "a.mp4")
+    path = nasty_clips.interlaced(tmp_path / "a.mp4")
     frames, _ = decode(path)
     woven = reference_planes(path)
     assert len(frames) == len(woven) == 12
@@ -187,7 +187,7 @@ def test_interlaced_frames_are_deinterlaced_in_place(tmp_path):
 
 def test_fields_that_come_late_are_said(tmp_path):
     part = clips.write_clip(tmp_path / "1.h264", 10, gop=5, options={"bf": "0"})
-    late = clips.interlaced(tmp_path / "2.h264")
+    late = nasty_clips.interlaced(tmp_path / "2.h264")
     path = tmp_path / "a.h264"
     path.write_bytes(part.read_bytes() + late.read_bytes())
     frames, report = decode(path)
@@ -210,7 +210,7 @@ def test_a_recording_cut_in_the_middle(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_a_lost_packet_is_concealed(tmp_path, suffix):
-    path = clips.bit_flips(tmp_path / f"a.{suffix}", packets=(7,), damage=1 << 20)
+    path = nasty_clips.bit_flips(tmp_path / f"a.{suffix}", packets=(7,), damage=1 << 20)
     frames, report = decode(path)
     assert len(frames) == 24
     assert report.num_corrupt_packets == report.num_concealed == 1
@@ -221,14 +221,14 @@ def test_a_lost_packet_is_concealed(tmp_path, suffix):
 
 
 def test_a_lost_last_packet_is_concealed(tmp_path):
-    path = clips.bit_flips(tmp_path / "a.mp4", packets=(23,), damage=1 << 20)
+    path = nasty_clips.bit_flips(tmp_path / "a.mp4", packets=(23,), damage=1 << 20)
     frames, _ = decode(path)
     assert len(frames) == 24
     assert frames[-1].concealed
 
 
 def test_resume_behind_and_inside_damage(tmp_path):
-    path = clips.bit_flips(tmp_path / "a.mp4", packets=(7, 20), damage=1 << 20, frames=36)
+    path = nasty_clips.bit_flips(tmp_path / "a.mp4", packets=(7, 20), damage=1 << 20, frames=36)
     whole = [identity(f) for f in decode(path)[0]]
     for at in range(0, 36, 3):
         resumed, _ = decode(path, start_pts=whole[at][0])
@@ -236,7 +236,7 @@ def test_resume_behind_and_inside_damage(tmp_path):
 
 
 def test_eight_lost_packets_end_the_job(tmp_path):
-    path = clips.bit_flips(
+    path = nasty_clips.bit_flips(
         tmp_path / "a.mp4", packets=range(8, 24), damage=1 << 20, frames=24, gop=99
     )
     with pytest.raises(DecodeError, match=r"8 packets in a row failed at 0\.320 s") as caught:
@@ -249,7 +249,7 @@ def test_eight_lost_packets_end_the_job(tmp_path):
 
 
 def test_truncated_file_gives_its_good_part(tmp_path):
-    frames, _ = decode(clips.truncated(tmp_path / "a.mkv"))
+    frames, _ = decode(nasty_clips.truncated(tmp_path / "a.mkv"))
     assert 30 < len(frames) < 75
     assert [f.pts for f in frames] == [40 * n for n in range(len(frames))]
 
@@ -272,7 +272,7 @@ def test_palette(tmp_path):
 
 def test_max_pixels_holds_for_the_decoder(tmp_path):
     """A stream that grows behind the probed part is stopped by libav itself."""
-    path = clips.size_change(tmp_path / "a.h264", frames=20)
+    path = nasty_clips.size_change(tmp_path / "a.h264", frames=20)
     config = SourceConfig(max_pixels=64 * 48)
     video = probe(path, config).video
     with pytest.raises(DecodeError):
@@ -282,7 +282,7 @@ def test_max_pixels_holds_for_the_decoder(tmp_path):
 def test_source_that_was_replaced(tmp_path):
     path = clips.cfr(tmp_path / "a.mp4")
     video = probe(path, CONFIG).video
-    clips.audio_only(path)
+    nasty_clips.audio_only(path)
     with pytest.raises(MediaError, match="any more"):
         Decoder(path, video, CONFIG)
 

@@ -18,7 +18,7 @@ from srstream.frame import PlaneLayout
 from srstream.media.errors import display_name, libav_errors
 from srstream.media.layouts import extract_planes, layout_of
 from srstream.media.read.probe import probe, scan_packets
-from tests.support import clips
+from tests.support import clips, nasty_clips
 from tests.support.paths import REPOSITORY
 
 CONFIG = SourceConfig()
@@ -32,13 +32,13 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the clips in SR
     [
         ("missing.mp4", lambda path: path, UsageError, "there is no such file"),
         ("folder.mp4", lambda path: path.mkdir(), UsageError, "is a directory"),
-        ("empty.mp4", clips.empty, MediaError, "is empty"),
-        ("text.mp4", clips.text_file, MediaError, "cannot be read as media"),
-        ("sound.mp4", clips.audio_only, MediaError, "holds no video, only audio"),
-        ("giant.mp4", clips.giant, RefusedError, "60000x60000"),
+        ("empty.mp4", nasty_clips.empty, MediaError, "is empty"),
+        ("text.mp4", nasty_clips.text_file, MediaError, "cannot be read as media"),
+        ("sound.mp4", nasty_clips.audio_only, MediaError, "holds no video, only audio"),
+        ("giant.mp4", nasty_clips.giant, RefusedError, "60000x60000"),
         (
             "late_index.mp4",
-            lambda path: clips.truncated(path, index_first=False),
+            lambda path: nasty_clips.truncated(path, index_first=False),
             MediaError,
             "cut off before its index (moov)",
         ),
@@ -70,7 +70,7 @@ def test_refusals_are_one_sentence(tmp_path, name, make, error, words):
 
 
 def test_a_cover_picture_is_no_video(tmp_path):
-    path = clips.audio_only(tmp_path / "a.mp4")
+    path = nasty_clips.audio_only(tmp_path / "a.mp4")
     covered = tmp_path / "covered.mp4"
     with av.open(str(path)) as source, av.open(str(covered), "w") as sink:
         sound = sink.add_stream_from_template(source.streams.audio[0])
@@ -97,7 +97,7 @@ def test_max_pixels_is_the_limit(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_hdr10(tmp_path, suffix):
-    video = probe(clips.hdr10(tmp_path / f"a.{suffix}"), CONFIG).video
+    video = probe(nasty_clips.hdr10(tmp_path / f"a.{suffix}"), CONFIG).video
     color = video.color
     assert (video.codec, video.layout.bits) == ("hevc", 10)
     assert (color.primaries, color.transfer, color.matrix, color.full_range) == (9, 16, 9, False)
@@ -108,7 +108,7 @@ def test_hdr10(tmp_path, suffix):
 
 
 def test_full_range_601(tmp_path):
-    color = probe(clips.full_range_601(tmp_path / "a.mp4"), CONFIG).video.color
+    color = probe(nasty_clips.full_range_601(tmp_path / "a.mp4"), CONFIG).video.color
     assert (color.primaries, color.transfer, color.matrix, color.full_range) == (6, 6, 6, True)
 
 
@@ -120,7 +120,7 @@ def test_chroma_location(tmp_path, location):
 
 
 def test_aspect_and_rotation(tmp_path):
-    video = probe(clips.sar_and_rotation(tmp_path / "a.mp4"), CONFIG).video
+    video = probe(nasty_clips.sar_and_rotation(tmp_path / "a.mp4"), CONFIG).video
     assert video.sample_aspect_ratio == Fraction(4, 3)
     assert video.rotation_degrees == 90
     assert video.display_matrix is not None
@@ -128,7 +128,7 @@ def test_aspect_and_rotation(tmp_path):
 
 
 def test_interlaced_is_found_and_said(tmp_path):
-    info = probe(clips.interlaced(tmp_path / "a.mp4"), CONFIG)
+    info = probe(nasty_clips.interlaced(tmp_path / "a.mp4"), CONFIG)
     assert info.video.is_interlaced
     assert any("interlaced" in text for text in info.warnings)
     assert not probe(clips.cfr(tmp_path / "b.mp4"), CONFIG).video.is_interlaced
@@ -136,7 +136,7 @@ def test_interlaced_is_found_and_said(tmp_path):
 
 @pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
 def test_webm_alpha(tmp_path, codec):
-    video = probe(clips.alpha_webm(tmp_path / "a.webm", codec=codec), CONFIG).video
+    video = probe(nasty_clips.alpha_webm(tmp_path / "a.webm", codec=codec), CONFIG).video
     assert video.layout == PlaneLayout("yuv", 8, 1, 1, has_alpha=True)
 
 
@@ -156,7 +156,7 @@ def test_all_streams_are_listed(tmp_path):
 
 
 def test_odd_size(tmp_path):
-    video = probe(clips.odd_size(tmp_path / "a.mkv"), CONFIG).video
+    video = probe(nasty_clips.odd_size(tmp_path / "a.mkv"), CONFIG).video
     assert (video.width, video.height) == (61, 47)
     assert video.layout.plane_shape(1, 61, 47) == (24, 31)
 
@@ -166,9 +166,9 @@ def scan(path):
 
 
 def test_scan_gives_the_exact_times(tmp_path):
-    path = clips.vfr(tmp_path / "a.mkv")
+    path = nasty_clips.vfr(tmp_path / "a.mkv")
     index = scan(path)
-    assert index.pts == clips.VFR_PTS
+    assert index.pts == nasty_clips.VFR_PTS
     assert index.key_pts[0] == 0
     assert set(index.key_pts) <= set(index.pts)
     assert index.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -176,31 +176,31 @@ def test_scan_gives_the_exact_times(tmp_path):
 
 
 def test_scan_carries_a_wrapped_clock_on(tmp_path):
-    pts = scan(clips.wrapped_ts(tmp_path / "a.ts")).pts
+    pts = scan(nasty_clips.wrapped_ts(tmp_path / "a.ts")).pts
     assert [b - a for a, b in pairwise(pts)] == [3600] * 11
 
 
 def test_scan_carries_a_restarted_clock_on(tmp_path):
-    pts = scan(clips.concatenated_ts(tmp_path / "a.ts")).pts
+    pts = scan(nasty_clips.concatenated_ts(tmp_path / "a.ts")).pts
     assert [b - a for a, b in pairwise(pts)] == [3600] * 23
 
 
 def test_scan_of_a_raw_stream_has_no_times(tmp_path):
-    index = scan(clips.raw_h264(tmp_path / "a.h264"))
+    index = scan(nasty_clips.raw_h264(tmp_path / "a.h264"))
     assert (index.has_timestamps, index.pts, index.num_packets) == (False, (), 12)
 
 
 @pytest.mark.parametrize("keep", [0.35, 0.6, 0.9])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "mov"])
 def test_truncation_is_found(tmp_path, suffix, keep):
-    whole = clips.truncated(tmp_path / f"whole.{suffix}", keep=1.0)
+    whole = nasty_clips.truncated(tmp_path / f"whole.{suffix}", keep=1.0)
     assert scan(whole).truncated_at_seconds is None
     if suffix == "mov":
         # Its index is at the end: it does not even open.
         with pytest.raises(MediaError, match="moov"):
-            probe(clips.truncated(tmp_path / f"a.{suffix}", keep=keep), CONFIG)
+            probe(nasty_clips.truncated(tmp_path / f"a.{suffix}", keep=keep), CONFIG)
         return
-    index = scan(clips.truncated(tmp_path / f"a.{suffix}", keep=keep))
+    index = scan(nasty_clips.truncated(tmp_path / f"a.{suffix}", keep=keep))
     assert index.truncated_at_seconds is not None
     assert index.truncated_at_seconds == pytest.approx(index.num_packets / 25, abs=0.13)
     assert 3 * keep - 0.8 < index.truncated_at_seconds < 3.0

@@ -16,7 +16,7 @@ from srstream.frame import ColorSpec, Frame
 from srstream.media.types import TimeWindow
 from srstream.media.verify import Receipt, spread, verify
 from srstream.media.write.mux import assemble
-from tests.support import clips
+from tests.support import clips, nasty_clips
 from tests.support.outputs import KEEP, Change, Made, make_output
 
 SAMPLES = [None, 4]
@@ -36,24 +36,24 @@ def receipts(source: Path, output: Path) -> list[Receipt]:
 
 SOUND: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "constant rate": ("in.mp4", clips.cfr, "out.mp4"),
-    "variable rate": ("in.mp4", clips.vfr, "out.mp4"),
-    "late start": ("in.mkv", clips.late_start, "out.mkv"),
-    "late start to Matroska": ("in.mp4", clips.late_start, "out.mkv"),
-    "wrapped clock": ("in.ts", clips.wrapped_ts, "out.mp4"),
-    "two recordings": ("in.ts", clips.concatenated_ts, "out.mp4"),
-    "odd size": ("in.mkv", clips.odd_size, "out.mkv"),
-    "aspect and rotation": ("in.mp4", clips.sar_and_rotation, "out.mkv"),
-    "HDR10": ("in.mp4", clips.hdr10, "out.mp4"),
-    "full range": ("in.mp4", clips.full_range_601, "out.mp4"),
-    "interlaced": ("in.mp4", clips.interlaced, "out.mp4"),
+    "variable rate": ("in.mp4", nasty_clips.vfr, "out.mp4"),
+    "late start": ("in.mkv", nasty_clips.late_start, "out.mkv"),
+    "late start to Matroska": ("in.mp4", nasty_clips.late_start, "out.mkv"),
+    "wrapped clock": ("in.ts", nasty_clips.wrapped_ts, "out.mp4"),
+    "two recordings": ("in.ts", nasty_clips.concatenated_ts, "out.mp4"),
+    "odd size": ("in.mkv", nasty_clips.odd_size, "out.mkv"),
+    "aspect and rotation": ("in.mp4", nasty_clips.sar_and_rotation, "out.mkv"),
+    "HDR10": ("in.mp4", nasty_clips.hdr10, "out.mp4"),
+    "full range": ("in.mp4", nasty_clips.full_range_601, "out.mp4"),
+    "interlaced": ("in.mp4", nasty_clips.interlaced, "out.mp4"),
     "many streams": ("in.mp4", clips.many_streams, "out.mp4"),
     "many streams to Matroska": ("in.mp4", clips.many_streams, "out.mkv"),
     "many streams to MP4": ("in.mkv", clips.many_streams, "out.mp4"),
     "many streams to MOV": ("in.mkv", clips.many_streams, "out.mov"),
-    "alpha": ("in.webm", clips.alpha_webm, "out.mkv"),
-    "open groups": ("in.mp4", clips.open_gop, "out.mp4"),
-    "raw": ("in.h264", clips.raw_h264, "out.mp4"),
-    "one frame": ("in.mp4", clips.one_frame, "out.mp4"),
+    "alpha": ("in.webm", nasty_clips.alpha_webm, "out.mkv"),
+    "open groups": ("in.mp4", nasty_clips.open_gop, "out.mp4"),
+    "raw": ("in.h264", nasty_clips.raw_h264, "out.mp4"),
+    "one frame": ("in.mp4", nasty_clips.one_frame, "out.mp4"),
 }
 
 
@@ -198,7 +198,7 @@ def remake(made: Made, target: Path, **video: object) -> Path:
     ],
 )
 def test_wrong_description_is_found(tmp_path: Path, changes: dict[str, object], says: str) -> None:
-    source = clips.sar_and_rotation(tmp_path / "in.mp4")
+    source = nasty_clips.sar_and_rotation(tmp_path / "in.mp4")
     made = make_output(source, tmp_path / "out.mp4")
     wrong = remake(made, tmp_path / "wrong.mp4", **changes)
     for receipt in receipts(source, wrong):
@@ -206,7 +206,7 @@ def test_wrong_description_is_found(tmp_path: Path, changes: dict[str, object], 
 
 
 def test_wrong_colour_marks_are_found(tmp_path: Path) -> None:
-    source = clips.full_range_601(tmp_path / "in.mp4")
+    source = nasty_clips.full_range_601(tmp_path / "in.mp4")
     other = clips.write_clip(tmp_path / "other.mp4", 6, color=clips.BT709)
     made = make_output(other, tmp_path / "out.mp4")
     receipt = verify(source, made.path, sample=2)

@@ -19,7 +19,7 @@ from srstream.config import EncodeConfig, JobConfig
 from srstream.frame import Frame, PlaneLayout
 from srstream.media.types import OutputPlan
 from srstream.media.verify import verify
-from tests.support import clips
+from tests.support import clips, nasty_clips
 from tests.support.outputs import Change, make_output
 from tests.support.witness import check
 
@@ -240,14 +240,18 @@ LABELS: dict[str, tuple[Callable[[Path], Path], Callable[[OutputPlan], OutputPla
     ),
     "siting": (clips.cfr, recoloured(chroma_location=3), "chroma siting became 3"),
     "pixel aspect": (
-        clips.sar_and_rotation,
+        nasty_clips.sar_and_rotation,
         altered(sample_aspect_ratio=Fraction(1)),
         "the pixel aspect became 1:1, the source's is 4:3",
     ),
-    "rotation": (clips.sar_and_rotation, altered(display_matrix=None), "the rotation became 0"),
+    "rotation": (
+        nasty_clips.sar_and_rotation,
+        altered(display_matrix=None),
+        "the rotation became 0",
+    ),
     "mirroring": (clips.cfr, altered(display_matrix=MIRRORED), "the rotation became"),
-    "HDR mastering": (clips.hdr10, without_mastering, "HDR mastering metadata changed"),
-    "HDR light level": (clips.hdr10, without_hdr, "HDR light levels changed"),
+    "HDR mastering": (nasty_clips.hdr10, without_mastering, "HDR mastering metadata changed"),
+    "HDR light level": (nasty_clips.hdr10, without_hdr, "HDR light levels changed"),
 }
 
 
@@ -263,7 +267,7 @@ def test_a_broken_description_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_a_lost_alpha_plane_is_named(tmp_path: Path) -> None:
-    source = clips.alpha_ffv1(tmp_path / "in.mkv")
+    source = nasty_clips.alpha_ffv1(tmp_path / "in.mkv")
     good = make_output(source, tmp_path / "good.mkv")
     assert verify(source, good.path).problems == []
     layout = PlaneLayout("yuv", 8, 1, 1)

@@ -22,7 +22,7 @@ from srstream.media.read.skipped import SkippedPackets
 from srstream.media.types import WHOLE, TimeWindow
 from srstream.media.verify import verify
 from tests.media.read.test_cropping import SOME, _with_pixel_crop
-from tests.support import clips
+from tests.support import clips, nasty_clips
 from tests.support.jobs import run
 from tests.support.outputs import make_output
 from tests.support.witness import check, remuxed, said, with_data
@@ -36,7 +36,7 @@ def test_a_crop_that_is_lost_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_fields_that_stay_woven_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = clips.interlaced(tmp_path / "in.mp4")
+    source = nasty_clips.interlaced(tmp_path / "in.mp4")
     assert verify(source, make_output(source, tmp_path / "good.mp4").path).problems == []
     monkeypatch.setattr(Deinterlacer, "push", lambda self, frame: iter([(frame, frame)]))
     check(source, make_output(source, tmp_path / "out.mp4").path, "is not deinterlaced")

@@ -121,7 +121,7 @@ def test_a_second_video_that_is_missing_is_named(tmp_path: Path, many: tuple[Pat
 def test_a_stream_too_many_is_named(tmp_path: Path, many: tuple[Path, Path]) -> None:
     source, output = many
     with av.open(str(tmp_path / "sound.mkv"), "w") as container:
-        clips._write_sine(container, clips._add_audio(container, tmp_path / "a.mkv"), 440.0, 0.5)
+        clips.write_sine(container, clips.add_audio(container, tmp_path / "a.mkv"), 440.0, 0.5)
     wrong = remuxed(output, tmp_path / "out.mkv", extra=tmp_path / "sound.mkv")
     check(source, wrong, "(audio, aac) of the output is not in the source", 2)
 

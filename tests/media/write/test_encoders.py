@@ -16,7 +16,7 @@ from srstream.frame import PlaneLayout
 from srstream.media.types import HdrMetadata
 from srstream.media.verify import verify
 from tests.media.write.test_encode import plan, source_info
-from tests.support import clips
+from tests.support import clips, nasty_clips
 from tests.support.outputs import make_output
 
 
@@ -52,11 +52,11 @@ def test_rgb_goes_to_the_encoder_that_takes_it() -> None:
 
 @pytest.mark.parametrize("codec", ["hevc", "av1"])
 def test_every_encoder_that_can_hold_hdr_metadata_is_given_it(tmp_path: Path, codec: str) -> None:
-    source = clips.hdr10(tmp_path / "in.mp4")
+    source = nasty_clips.hdr10(tmp_path / "in.mp4")
     config = JobConfig(encode=EncodeConfig(codec=codec))
     made = make_output(source, tmp_path / "out.mkv", config=config)
     found = first_frame_of(made.path)
-    # As `clips.HDR10_X265` says; AV1 stores them in units of 1/65536 (6.7.4 of its specification).
+    # As `HDR10_X265` says; AV1 stores them in units of 1/65536 (6.7.4 of its specification).
     exactness = 1e-4
     display, light = found["Mastering display metadata"], found["Content light level metadata"]
     wanted = {"red_x": 0.68, "green_y": 0.69, "white_point_x": 0.3127, "max_luminance": 1000.0}

@@ -17,7 +17,7 @@ from srstream.errors import EncodeError
 from srstream.media.types import TimeWindow
 from srstream.media.write.convert import _READERS, _WRITERS
 from srstream.media.write.mux import assemble
-from tests.support import clips
+from tests.support import clips, nasty_clips
 from tests.support.outputs import KEEP, make_output, packet_times
 
 MILLISECOND = Fraction(1, 1000)
@@ -39,14 +39,14 @@ def expected_times(made_pts: tuple[int, ...], base: Fraction, name: str) -> list
     ("name", "make"),
     [
         ("cfr.mp4", clips.cfr),
-        ("vfr.mp4", clips.vfr),
-        ("vfr.mkv", clips.vfr),
-        ("late.mp4", clips.late_start),
-        ("late.mkv", clips.late_start),
-        ("wrapped.ts", clips.wrapped_ts),
-        ("open.mp4", clips.open_gop),
-        ("raw.h264", clips.raw_h264),
-        ("one.mp4", clips.one_frame),
+        ("vfr.mp4", nasty_clips.vfr),
+        ("vfr.mkv", nasty_clips.vfr),
+        ("late.mp4", nasty_clips.late_start),
+        ("late.mkv", nasty_clips.late_start),
+        ("wrapped.ts", nasty_clips.wrapped_ts),
+        ("open.mp4", nasty_clips.open_gop),
+        ("raw.h264", nasty_clips.raw_h264),
+        ("one.mp4", nasty_clips.one_frame),
     ],
 )
 def test_video_times_are_the_sources(
@@ -63,7 +63,7 @@ def test_video_times_are_the_sources(
 
 
 def test_decode_times_rise_and_do_not_pass_display_times(tmp_path: Path) -> None:
-    made = make_output(clips.vfr(tmp_path / "in.mp4"), tmp_path / "out.mp4", segment_frames=4)
+    made = make_output(nasty_clips.vfr(tmp_path / "in.mp4"), tmp_path / "out.mp4", segment_frames=4)
     with av.open(str(made.path)) as container:
         packets = [p for p in container.demux(video=0) if p.size]
     dts = [p.dts for p in packets]
@@ -200,7 +200,7 @@ def test_hdr10_survives(tmp_path: Path, suffix: str) -> None:
     from srstream.config import SourceConfig
     from srstream.media.read.probe import probe
 
-    made = make_output(clips.hdr10(tmp_path / "in.mkv", 4), tmp_path / f"out{suffix}")
+    made = make_output(nasty_clips.hdr10(tmp_path / "in.mkv", 4), tmp_path / f"out{suffix}")
     found = probe(made.path, SourceConfig()).video
     assert found.hdr == made.source.video.hdr
     assert found.hdr.mastering_display is not None

@@ -16,7 +16,7 @@ from srstream.errors import SrstreamError
 from srstream.media.read.probe import probe
 from srstream.media.types import OutputPlan
 from srstream.media.verify import verify
-from tests.support import clips, ffmpeg, jobs
+from tests.support import clips, ffmpeg, jobs, nasty_clips
 from tests.support.outputs import make_output
 
 pytestmark = ffmpeg.needs_ffmpeg
@@ -166,7 +166,7 @@ def test_the_plan_says_what_the_trial_changed(tmp_path: Path) -> None:
 
 
 def test_pixels_that_are_not_square_go_into_webm(tmp_path: Path) -> None:
-    source = clips.sar_and_rotation(tmp_path / "in.mp4")
+    source = nasty_clips.sar_and_rotation(tmp_path / "in.mp4")
     squeezed = clips.write_clip(tmp_path / "in.mkv", 4, sar=ffmpeg.Fraction(8, 9))
     for path, aspect in ((squeezed, "8:9"), (source, "4:3")):
         made = make_output(path, tmp_path / "out.webm")

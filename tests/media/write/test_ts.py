@@ -18,7 +18,7 @@ from srstream.media.verify import verify
 from srstream.media.write.container_file import fill_up
 from srstream.media.write.encode import plan_output
 from tests.media.read.test_start import first_times, late
-from tests.support import clips, ffmpeg
+from tests.support import clips, ffmpeg, nasty_clips
 from tests.support.jobs import run
 from tests.support.outputs import KEEP, Made, make_output
 
@@ -103,11 +103,11 @@ def test_names_that_end_so(plain: Path, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        clips.vfr,
-        clips.open_gop,
-        clips.raw_h264,
-        clips.one_frame,
-        clips.wrapped_ts,
+        nasty_clips.vfr,
+        nasty_clips.open_gop,
+        nasty_clips.raw_h264,
+        nasty_clips.one_frame,
+        nasty_clips.wrapped_ts,
         lambda path: clips.write_clip(path, 6, rate=1, audio=1),
         lambda path: clips.write_clip(path, 30, rate=Fraction(60000, 1001)),
         lambda path: clips.write_clip(path, 3, width=16, height=16),
@@ -115,10 +115,10 @@ def test_names_that_end_so(plain: Path, tmp_path: Path, name: str) -> None:
     ],
 )
 def test_times_of_all_kinds(tmp_path: Path, make: Callable[[Path], Path]) -> None:
-    names = {clips.raw_h264: "in.h264", clips.wrapped_ts: "in.ts"}
+    names = {nasty_clips.raw_h264: "in.h264", nasty_clips.wrapped_ts: "in.ts"}
     source = make(tmp_path / names.get(make, "in.mkv"))
     made = make_output(source, tmp_path / "out.ts")
-    if make is clips.raw_h264:  # whose times ffmpeg only guesses
+    if make is nasty_clips.raw_h264:  # whose times ffmpeg only guesses
         assert len(times(made.path)) == sum(len(s.pts) for s in made.segments)
         assert verify(source, made.path).ok
     else:
@@ -137,7 +137,7 @@ def test_the_picture_is_described_in_its_stream(tmp_path: Path) -> None:
 
 
 def test_hdr_and_ten_bits(tmp_path: Path) -> None:
-    source = clips.hdr10(tmp_path / "in.mkv", 4)
+    source = nasty_clips.hdr10(tmp_path / "in.mkv", 4)
     made = make_output(source, tmp_path / "out.ts")
     check(made, source)
     (video,) = streams(made.path)
