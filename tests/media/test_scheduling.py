@@ -17,7 +17,7 @@ import os, sys
 from dataclasses import replace
 from pathlib import Path
 from srstream.config import EncodeConfig, JobConfig
-from tests.media.write.test_encode import moving_frame, plan, source_info
+from tests.support.encode import moving_frame, plan, source_info
 from srstream.media.write.codecs import check_encoder
 from srstream.media.write.encode import SegmentEncoder
 

@@ -1,4 +1,4 @@
-"""The choice of an output and the encoding of segments."""
+"""The encoding of segments: times, bytes, pixels and color; and NVENC where there is one."""
 
 from __future__ import annotations
 
@@ -12,81 +12,17 @@ import cv2
 import numpy as np
 import pytest
 
-from srstream.config import EncodeConfig, JobConfig, ScaleConfig, SourceConfig
+from srstream.config import EncodeConfig, JobConfig, SourceConfig
 from srstream.errors import EncodeError, RefusedError
-from srstream.frame import ColorSpec, Frame, Plane, PlaneLayout
+from srstream.frame import ColorSpec, Frame, PlaneLayout
 from srstream.media.layouts import extract_planes
 from srstream.media.read.probe import probe
-from srstream.media.types import (
-    HdrMetadata,
-    OutputPlan,
-    OutputVideo,
-    SegmentFile,
-    SourceInfo,
-    StreamInfo,
-    VideoInfo,
-)
+from srstream.media.types import HdrMetadata, OutputVideo, SegmentFile
 from srstream.media.write import codecs
 from srstream.media.write.encode import SegmentEncoder, plan_output
-from tests.support import clips
+from tests.support.encode import YUV420, moving_frame, output_video, plan, source_info
 
-YUV420 = PlaneLayout("yuv", 8, 1, 1)
 MASTERING = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
-
-
-def source_info(
-    name: str = "in.mp4",
-    container: str = "mov,mp4,m4a,3gp,3g2,mj2",
-    layout: PlaneLayout = YUV420,
-    streams: tuple[StreamInfo, ...] = (),
-    **video: object,
-) -> SourceInfo:
-    base = VideoInfo(
-        index=0,
-        codec="h264",
-        pix_fmt="yuv420p",
-        width=160,
-        height=120,
-        layout=layout,
-        color=ColorSpec(),
-        time_base=Fraction(1, 12800),
-        frame_rate=Fraction(25),
-        sample_aspect_ratio=Fraction(1),
-    )
-    return SourceInfo(
-        path=Path("/nowhere") / name,
-        container=container,
-        size_bytes=1000,
-        duration_seconds=1.0,
-        video=replace(base, **video),  # type: ignore[arg-type]
-        streams=(StreamInfo(0, "video", "h264"), *streams),
-    )
-
-
-def plan(
-    info: SourceInfo,
-    output: Path | None = None,
-    config: JobConfig | None = None,
-    size: tuple[int, int] = (640, 480),
-) -> OutputPlan:
-    return plan_output(info, config or JobConfig(), output, size)
-
-
-def output_video(**changes: object) -> OutputVideo:
-    return replace(plan(source_info()).video, width=64, height=48, **changes)  # type: ignore[arg-type]
-
-
-def moving_frame(video: OutputVideo, number: int, pts: int) -> Frame:
-    """A gradient that moves, with values over most of the range."""
-    top = (1 << video.layout.bits) - 1
-    planes: list[Plane] = []
-    for index in range(video.layout.num_planes):
-        rows, columns = video.layout.plane_shape(index, video.width, video.height)
-        y, x = np.mgrid[0:rows, 0:columns]
-        wave = 0.5 + 0.4 * np.sin((x * (2 + index) + y + number * 3) / 60)
-        plane = np.round(wave * top).astype(video.layout.dtype)
-        planes.append(plane)
-    return Frame(tuple(planes), video.layout, video.width, video.height, pts, video.time_base)
 
 
 def encode(path: Path, video: OutputVideo, pts: list[int]) -> SegmentFile:
@@ -245,14 +181,6 @@ def test_pixels_of_every_layout_come_back(tmp_path: Path, layout: PlaneLayout) -
             assert error / (1 << (layout.bits - 8)) <= 1.0, (index, error)
 
 
-def test_subsampling_without_an_encoder_of_its_own_loses_no_chroma() -> None:
-    for log2_w, log2_h, expected in ((2, 0, (1, 0)), (2, 2, (1, 1)), (0, 1, (0, 0))):
-        output = plan(source_info(layout=PlaneLayout("yuv", 8, log2_w, log2_h)))
-        layout = output.video.layout
-        assert (layout.log2_chroma_w, layout.log2_chroma_h) == expected
-        assert output.losses == ()
-
-
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1", "ffv1"])
 def test_colour_is_marked(tmp_path: Path, codec: str) -> None:
     color = ColorSpec(primaries=6, transfer=6, matrix=6, full_range=True, chroma_location=3)
@@ -280,117 +208,6 @@ def test_hdr10_metadata_is_in_the_stream(tmp_path: Path) -> None:
     assert found.hdr == hdr
     assert (found.color.primaries, found.color.transfer, found.color.matrix) == (9, 16, 9)
     assert found.layout.bits == 10
-
-
-# The plan
-
-
-def test_default_names() -> None:
-    assert plan(source_info()).path.name == "in_4x.mp4"
-    small = JobConfig(scaling=ScaleConfig(scale=2))
-    assert plan(source_info(), config=small, size=(320, 240)).path.name == "in_2x.mp4"
-    height = JobConfig(scaling=ScaleConfig(height=240))
-    assert plan(source_info(), config=height, size=(320, 240)).path.name == "in_240p.mp4"
-
-
-@pytest.mark.parametrize(
-    ("name", "container", "expected"),
-    [
-        ("a.mov", "mov,mp4,m4a,3gp,3g2,mj2", ".mov"),
-        ("a.3gp", "mov,mp4,m4a,3gp,3g2,mj2", ".mp4"),
-        ("a.mkv", "matroska,webm", ".mkv"),
-        ("a.webm", "matroska,webm", ".mkv"),
-        ("a.ts", "mpegts", ".mp4"),
-        ("a.avi", "avi", ".mp4"),
-        ("a.h264", "h264", ".mp4"),
-    ],
-)
-def test_container_follows_the_source(name: str, container: str, expected: str) -> None:
-    output = plan(source_info(name, container))
-    assert output.path.suffix == expected
-    said = " ".join(output.notes)
-    assert (output.path.suffix == Path(name).suffix) or "Written as" in said
-
-
-def test_matroska_where_mp4_cannot_carry_a_stream() -> None:
-    subtitle = StreamInfo(1, "subtitle", "hdmv_pgs_subtitle", "ger")
-    output = plan(source_info("a.ts", "mpegts", streams=(subtitle,)))
-    assert output.path.suffix == ".mkv"
-    assert output.losses == ()
-    assert "hdmv_pgs_subtitle" in " ".join(output.notes)
-
-
-def test_named_container_is_honoured_and_losses_are_said() -> None:
-    streams = (
-        StreamInfo(1, "audio", "vorbis"),
-        StreamInfo(2, "subtitle", "hdmv_pgs_subtitle", "ger"),
-        StreamInfo(3, "subtitle", "subrip", "eng"),
-        StreamInfo(4, "attachment", "unknown", title="font.ttf"),
-    )
-    output = plan(source_info("a.mkv", "matroska,webm", streams=streams), Path("b.mp4"))
-    actions = [(s.action, s.output_codec) for s in output.streams]
-    assert actions[1:] == [
-        ("convert", "aac"), ("drop", None), ("convert", "mov_text"), ("drop", None),
-    ]  # fmt: skip
-    said = "\n".join(output.losses)
-    assert "Stream 1" in said
-    assert "Stream 2" in said
-    assert "Stream 3" not in said
-    assert "Stream 4" in said
-
-
-def test_alpha_is_kept_or_its_loss_is_said() -> None:
-    layout = PlaneLayout("yuv", 8, 1, 1, has_alpha=True)
-    kept = plan(source_info(layout=layout))
-    assert (kept.video.codec, kept.path.suffix, kept.losses) == ("ffv1", ".mkv", ())
-    lost = plan(source_info(layout=layout), config=JobConfig(encode=EncodeConfig(codec="libx264")))
-    assert lost.video.pix_fmt == "yuv420p"
-    assert "alpha" in lost.losses[0]
-
-
-@pytest.mark.parametrize(
-    ("output", "encode_config", "size", "says"),
-    [
-        ("o.avi", {}, (64, 48), "cannot write .avi"),
-        ("o", {}, (64, 48), "no extension"),
-        ("o.webm", {"codec": "libx264"}, (64, 48), "WebM cannot carry h264"),
-        ("o.mp4", {"codec": "libx999"}, (64, 48), "no encoder"),
-        ("o.mp4", {"codec": "aac"}, (64, 48), "no video encoder"),
-        ("o.mp4", {"preset": "quick"}, (64, 48), "preset"),
-        ("o.mkv", {"codec": "ffv1", "crf": 20}, (64, 48), "no --crf"),
-        ("o.mp4", {}, (20000, 1000), "20000x1000"),
-        ("o.mp4", {"codec": "libx265"}, (16386, 16), "16386x16"),
-        ("o.mp4", {"codec": "libsvtav1"}, (16384, 9000), "16384x8704"),
-        ("o.mkv", {"codec": "ffv1"}, (65536, 65536), "65536x65536"),
-    ],
-)
-def test_what_cannot_work_is_refused(
-    output: str, encode_config: dict[str, object], size: tuple[int, int], says: str
-) -> None:
-    config = JobConfig(encode=EncodeConfig.model_validate(encode_config))
-    with pytest.raises(RefusedError, match=says):
-        plan(source_info(), Path(output), config, size)
-
-
-def test_odd_sizes_go_to_the_chroma_grid() -> None:
-    video = plan(source_info(), size=(161, 91)).video
-    assert (video.width, video.height) == (160, 90)
-    gray = plan(source_info(layout=PlaneLayout("yuv", 8, 0, 0)), size=(161, 91)).video
-    assert (gray.width, gray.height) == (161, 91)
-
-
-def test_rounding_in_matroska_is_said() -> None:
-    assert any("1 ms" in note for note in plan(source_info(), Path("o.mkv")).notes)
-    exact = source_info("a.mkv", "matroska,webm", time_base=Fraction(1, 1000))
-    assert not any("1 ms" in note for note in plan(exact).notes)
-
-
-def test_a_real_clip_is_planned_as_it_is(tmp_path: Path) -> None:
-    info = probe(clips.many_streams(tmp_path / "in.mkv"), SourceConfig())
-    output = plan(info, size=(256, 192))
-    assert output.path == tmp_path / "in_4x.mkv"
-    assert {s.action for s in output.streams} == {"enhance", "copy"}
-    assert output.losses == ()
 
 
 NO_NVENC = "h264_nvenc cannot be opened on this machine (no NVIDIA driver or no GPU with NVENC)"

@@ -15,8 +15,8 @@ from srstream.errors import RefusedError
 from srstream.frame import PlaneLayout
 from srstream.media.types import HdrMetadata
 from srstream.media.verify import verify
-from tests.media.write.test_encode import plan, source_info
 from tests.support import clips, nasty_clips
+from tests.support.encode import plan, source_info
 from tests.support.outputs import make_output
 
 
