@@ -16,7 +16,8 @@ SOURCES = sorted(
     for part in ("srstream", "trainer", "research")
     for path in (REPOSITORY / part).rglob("*.py")
 )
-BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
+BENCHMARKS = sorted((REPOSITORY / "benchmarks").rglob("*.py"))
+TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 MAX_LINES = 450
 MAX_FUNCTION_LINES = 60
 MAX_MODULES = 15
@@ -120,6 +121,11 @@ def test_files_and_functions_can_be_read_at_once(path: Path) -> None:
             num_lines = (node.end_lineno or node.lineno) - node.lineno + 1
             is_training = name(path) == "trainer/loop/train.py" and node.name == "train"
             assert num_lines <= MAX_FUNCTION_LINES or is_training, node.name
+
+
+def test_files_of_tests_can_be_read_at_once() -> None:
+    """Their functions may be longer than others: a script for systemd is checked in one piece."""
+    assert [name(path) for path in TESTS if path.read_text().count("\n") > MAX_LINES] == []
 
 
 def test_folders_can_be_seen_at_once() -> None:
