@@ -5,12 +5,25 @@ This module imports nothing heavy, since the daemon's supervisor uses it too.
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from pathlib import Path
+
+_FULL_CODES = frozenset(
+    (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMOPEN)
+)
+"""SQLite reports the last two when its `-shm` file does not fit on the disk."""
 
 _CACHE_KIB = 256
 """Size of the page cache; the kernel caches too. SQLite's default of 2 MB fills up in a day, like a
 leak."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error of the system, of SQLite or of ZeroMQ means that a disk is full."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return getattr(error, "sqlite_errorcode", None) in _FULL_CODES
 
 
 def open_journal(path: Path, schema: str, *, any_thread: bool = False) -> sqlite3.Connection:

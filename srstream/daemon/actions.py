@@ -153,8 +153,9 @@ class Actions:
         if self._scheduler.stop_job(job_id, now=True):
             self._queue.update(job_id, wanted="cancel")
         elif job.state != "cancelled":
-            self._scheduler.publish(self._queue.change(job_id, "cancelled"))
+            # On a full disk this makes room for the record.
             self._scheduler.forget_work(job_id)
+            self._scheduler.publish(self._queue.change(job_id, "cancelled"))
         return self._shown(job_id)
 
     def _pause(self, job_id: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -39,6 +39,9 @@ _PRIORITIES = (
 
 _FADING = ("segment",)
 """Fields that a line leaves out while they have no value."""
+
+_Said = tuple[str, int, str, Any]
+_MAX_SAID = 256
 
 _HIDDEN = "***"
 # Both begin at a fixed text and stop at a character that cannot begin another match, so that time
@@ -149,6 +152,52 @@ class FewLines(logging.Filter):
         return record.levelno >= logging.ERROR or num_left_out is not None
 
 
+class Repeats:
+    """Holds back warnings and errors that say again what was said less than a minute ago.
+
+    They are counted, and the count is logged after the minute, with the next line of whatever kind
+    or when the log is closed.
+    """
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._seconds = seconds
+        self._said: dict[_Said, list[Any]] = {}
+        """For each line: when it was logged, the record, and how often it was held back since."""
+
+    def admit(self, record: logging.LogRecord) -> Iterator[logging.LogRecord]:
+        """Yield what is to be logged now: counts that are due, and the record unless it repeats."""
+        yield from self.due()
+        if record.levelno < logging.WARNING:
+            yield record
+            return
+        try:
+            key = (record.name, record.levelno, record.getMessage(), vars(record).get("job"))
+        except Exception:  # the handler says which line is wrong
+            yield record
+            return
+        said = self._said.get(key)
+        if said is not None:
+            said[2] += 1
+            return
+        while len(self._said) >= _MAX_SAID:
+            del self._said[next(iter(self._said))]
+        self._said[key] = [time.monotonic(), record, 0]
+        yield record
+
+    def due(self, *, all_: bool = False) -> Iterator[logging.LogRecord]:
+        """Yield a record with its count for each line that was held back a minute long."""
+        now = time.monotonic()
+        for key, (at, record, num) in list(self._said.items()):
+            if not all_ and now - at < self._seconds:
+                continue
+            self._said.pop(key, None)
+            if num:
+                summary = logging.makeLogRecord({**vars(record), "exc_info": None})
+                summary.msg = f"{record.getMessage()} ({num} more times in {now - at:.0f} s)"
+                summary.args, summary.created = None, time.time()
+                yield summary
+
+
 class _LineHandler(logging.Handler):
     """Writes each record to descriptor 2 at once, so that lines of processes do not mix.
 
@@ -158,8 +207,18 @@ class _LineHandler(logging.Handler):
     def __init__(self, *, has_priority: bool) -> None:
         super().__init__()
         self._has_priority = has_priority
+        self._repeats = Repeats()
 
     def emit(self, record: logging.LogRecord) -> None:
+        for admitted in self._repeats.admit(record):
+            self._write(admitted)
+
+    def close(self) -> None:
+        for summary in self._repeats.due(all_=True):
+            self._write(summary)
+        super().close()
+
+    def _write(self, record: logging.LogRecord) -> None:
         try:
             text = self.format(record)
         except Exception as error:

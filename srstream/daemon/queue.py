@@ -15,18 +15,23 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from srstream.config import JobConfig
+from srstream.daemon.reserve import Reserve
 from srstream.errors import BusyError, DiskFullError, JobError, UsageError
 from srstream.protocol.control import FINAL_STATES, Event, JobInfo, JobProgress, JobState
-from srstream.sqlite import open_journal
+from srstream.sqlite import is_disk_full, open_journal
 
 EventKind = Literal["state", "segment", "note", "daemon"]
+
+_MAX_PAUSE_SECONDS = 300.0
+"""Longest rest of a pause that is kept when the daemon starts again."""
 
 MAX_EVENTS = 200_000
 """Number of events that are kept; older ones are deleted."""
@@ -148,6 +153,8 @@ class JobQueue:
         self._path = path
         try:
             self._database = open_journal(path, _SCHEMA)
+            self._reserve = Reserve(self._database, path)
+            self._due = self._pauses_left()
         except (OSError, sqlite3.Error) as error:
             raise JobError(
                 f"{path}: the queue cannot be opened ({error}). Move it away to begin with an "
@@ -183,9 +190,14 @@ class JobQueue:
         Raises:
             BusyError: the queue is full, or an unfinished job has the same output.
         """
+        if key is not None and (row := self._row("key = ?", key)) is not None:
+            return _job(row), None
+        if not self.has_room():
+            raise DiskFullError(
+                f"{self._path.parent}: the disk is nearly full, so no job is accepted; free some "
+                "space, or cancel jobs."
+            )
         with self._transaction():
-            if key is not None and (row := self._row("key = ?", key)) is not None:
-                return _job(row), None
             waiting = "state IN ('queued', 'running', 'paused')"
             if self._count(waiting) >= max_queued:
                 raise BusyError(f"the queue is full: {max_queued} jobs wait. Try again later.")
@@ -248,29 +260,56 @@ class JobQueue:
         )
         return [_job(row) for row in rows]
 
-    def next_jobs(self, limit: int) -> list[QueuedJob]:
-        """Jobs that may start now, in the order in which they should start."""
+    def next_jobs(self, limit: int, *, begun_first: bool = False) -> list[QueuedJob]:
+        """Jobs that may start now, in the order in which they should start.
+
+        Args:
+            begun_first: whether those that have segments go first, since they end sooner.
+        """
+        now = time.monotonic()
         rows = self._database.execute(
-            "SELECT * FROM job WHERE state = 'queued' AND (retry_at IS NULL OR retry_at <= ?)"
-            " ORDER BY priority DESC, created LIMIT ?",
-            (time.time(), limit),
+            "SELECT id FROM job WHERE state = 'queued' ORDER BY"
+            f"{' num_segments_done > 0 DESC,' if begun_first else ''} priority DESC, created"
         )
-        return [_job(row) for row in rows]
+        due = (job_id for (job_id,) in rows if self._due.get(job_id, 0.0) <= now)
+        return [self.get(job_id) for job_id in islice(due, limit)]
+
+    def hurry(self, job_ids: Iterable[str]) -> None:
+        """Let jobs start although their pause is not over."""
+        for job_id in job_ids:
+            self._due.pop(job_id, None)
 
     def counts(self) -> dict[str, int]:
         """Number of jobs by state."""
         return dict(self._database.execute("SELECT state, count(*) FROM job GROUP BY state"))
 
     def change(
-        self, job_id: str, state: JobState, data: dict[str, Any] | None = None, **columns: Any
+        self,
+        job_id: str,
+        state: JobState,
+        data: dict[str, Any] | None = None,
+        *,
+        pause_seconds: float | None = None,
+        **columns: Any,
     ) -> Event:
-        """Change a job's state and further columns, and record the event."""
+        """Change a job's state and further columns, and record the event.
+
+        Args:
+            pause_seconds: how long it must not start. It is a span, so the wall clock, which may
+                jump, has no part in it; `retry_at` is for display.
+        """
         if state in FINAL_STATES:
             columns.setdefault("ended", time.time())
+        if pause_seconds is not None:
+            columns["retry_at"] = time.time() + pause_seconds
         with self._transaction():
             self._update(job_id, state=state, **columns)
             shown = {name: columns[name] for name in ("error", "retry_at") if columns.get(name)}
-            return self._tell(job_id, "state", {"state": state, **shown, **(data or {})})
+            event = self._tell(job_id, "state", {"state": state, **shown, **(data or {})})
+        self._due.pop(job_id, None)
+        if pause_seconds is not None:
+            self._due[job_id] = time.monotonic() + pause_seconds
+        return event
 
     def update(self, job_id: str, **columns: Any) -> None:
         """Set columns without an event."""
@@ -312,6 +351,19 @@ class JobQueue:
             )
         return gone
 
+    def has_room(self) -> bool:
+        """Return whether the queue has its reserve of disk space, filled again if possible."""
+        return self._reserve.fill()
+
+    def _pauses_left(self) -> dict[str, float]:
+        """When, by the monotonic clock, each job may start whose pause began in an earlier run."""
+        now, there = time.time(), time.monotonic()
+        rows = self._database.execute(
+            "SELECT id, retry_at FROM job WHERE state = 'queued' AND retry_at > ?", (now,)
+        )
+        # After a jump of the wall clock the rest may be days.
+        return {row["id"]: there + min(row["retry_at"] - now, _MAX_PAUSE_SECONDS) for row in rows}
+
     # --- events ------------------------------------------------------------------------------
 
     @property
@@ -351,7 +403,7 @@ class JobQueue:
                 self._database.execute("BEGIN IMMEDIATE")
                 yield
         except sqlite3.Error as error:
-            if "full" in str(error) or "disk I/O" in str(error):
+            if is_disk_full(error):
                 raise DiskFullError(
                     f"{self._path}: the disk is full; nothing was lost, and nothing new can be "
                     "kept until there is space."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +24,8 @@ MAX_FAILURES = 3
 CRASHES_IN_COMPANY = 2
 """Worker deaths at the same segment after which a job runs alone."""
 
-MAX_SPACE_SECONDS = 15.0
-"""Longest pause between two looks at whether a full disk has space again."""
+SPACE_SECONDS = 60.0
+"""Pause before a job that lacks disk space is tried again, unless space is given back earlier."""
 
 MAY_PASS = (EngineError, JobError)
 """Errors worth another attempt; all others are the fault of the request or of the file."""
@@ -40,6 +38,8 @@ class Verdict:
     state: JobState
     columns: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    pause_seconds: float | None = None
+    """The pause before the next attempt; None: there need not be one."""
 
 
 def is_suspect(job: QueuedJob) -> bool:
@@ -65,9 +65,8 @@ def after_crash(job: QueuedJob, settings: JobSettings) -> Verdict:
         )
         return Verdict("quarantined", {"error": error, "crashes": crashes})
     columns: dict[str, Any] = {"crashes": crashes, "attempts": max(0, job.attempts - 1)}
-    if crashes > 1:
-        columns["retry_at"] = time.time() + _pause_seconds(crashes - 1, settings)
-    return Verdict("queued", columns, {"reason": "the engine worker died"})
+    pause = _pause_seconds(crashes - 1, settings) if crashes > 1 else None
+    return Verdict("queued", columns, {"reason": "the engine worker died"}, pause)
 
 
 def after_stop(job: QueuedJob, reason: str = "stopped") -> Verdict:
@@ -84,20 +83,20 @@ def after_failure(
     wanted = _wanted(job)
     if wanted is not None and wanted.state == "cancelled":
         return wanted
-    failures = job.failures + 1
     if issubclass(kind, DiskFullError | NoSpaceError):
         # A job that waits for space loses nothing, however long it takes.
-        later = _later(failures, text, settings, MAX_SPACE_SECONDS)
-        return Verdict("queued", {**later, "attempts": max(0, job.attempts - 1)})
+        columns: dict[str, Any] = {"error": text, "attempts": max(0, job.attempts - 1)}
+        return Verdict("queued", columns, pause_seconds=SPACE_SECONDS)
     if issubclass(kind, HostileInputError):
         return Verdict("quarantined", {"error": text})
     if not issubclass(kind, MAY_PASS) or issubclass(kind, MediaError):
         return Verdict("failed", {"error": text})
-    if failures >= MAX_FAILURES:
-        return Verdict("quarantined", {"error": text, "failures": failures})
+    columns = {"error": text, "failures": job.failures + 1}
+    if columns["failures"] >= MAX_FAILURES:
+        return Verdict("quarantined", columns)
     if job.attempts >= settings.max_attempts:
         return Verdict("failed", {"error": text})
-    return Verdict("queued", _later(failures, text, settings))
+    return Verdict("queued", columns, pause_seconds=_pause_seconds(columns["failures"], settings))
 
 
 def _wanted(job: QueuedJob) -> Verdict | None:
@@ -108,13 +107,6 @@ def _wanted(job: QueuedJob) -> Verdict | None:
         attempts = max(0, job.attempts - 1)
         return Verdict("paused", {"wanted": None, "attempts": attempts})
     return None
-
-
-def _later(
-    failures: int, text: str, settings: JobSettings, longest_seconds: float = math.inf
-) -> dict[str, Any]:
-    pause = min(_pause_seconds(failures, settings), longest_seconds)
-    return {"failures": failures, "error": text, "retry_at": time.time() + pause}
 
 
 def _pause_seconds(times: int, settings: JobSettings) -> float:

@@ -7,15 +7,19 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
 
 from srstream.daemon import retries
 from srstream.daemon.metrics import Metrics
+from srstream.daemon.publisher import Publisher
 from srstream.daemon.queue import JobQueue, QueuedJob
 from srstream.daemon.reload import Configuration
+from srstream.daemon.retries import Verdict
 from srstream.daemon.settings import with_model
+from srstream.daemon.space import PendingWrites, Shortage
 from srstream.daemon.workers.link import (
     Beat,
     Configure,
@@ -30,18 +34,15 @@ from srstream.daemon.workers.link import (
     WorkerMessage,
 )
 from srstream.daemon.workers.process import EngineProcess
-from srstream.errors import DiskFullError, EngineError, StalledError, error_named
-from srstream.protocol.control import FINAL_STATES, Event, HealthInfo, JobInfo, JobProgress
+from srstream.errors import DiskFullError, EngineError, NoSpaceError, StalledError, error_named
+from srstream.protocol.control import Event, HealthInfo, JobInfo
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_MODEL = "default_model"
-_PROGRESS_SECONDS = 1.0
-_RETRY_SECONDS = 1.0
 _STOP_SECONDS, _LEAVE_SECONDS = 5.0, 6.0
 _POLL_SECONDS = 0.1
 _ALL = 1_000_000
-_T = TypeVar("_T")
 
 
 class Scheduler:
@@ -68,27 +69,22 @@ class Scheduler:
         """Set when a job may be able to start."""
         self.is_stopping = False
         """Set by the supervisor: no job starts, and none goes back into the queue."""
-        self._started_at = time.time()
-        self._listeners: list[Callable[[Event], None]] = []
-        self._reported: dict[str, tuple[float, JobProgress]] = {}
-        """When the progress of each job was last published, and what it was."""
-        self._problem: str | None = None
-        """Why the queue cannot be written at present."""
+        self._started_at = time.monotonic()
+        self._publisher = Publisher(queue, metrics)
+        self.subscribe = self._publisher.subscribe
+        self._writes = PendingWrites()
+        self._shortage = Shortage(configuration.settings.jobs.state_dir)
         devices = configuration.settings.workers.devices
         self.workers = [
             EngineProcess(f"engine-{n}", device, self._setup, self._heard, self._lost)
             for n, device in enumerate(devices)
         ]
 
-    def subscribe(self, listener: Callable[[Event], None]) -> None:
-        """Call `listener` with each event after it is recorded, and with progress, which is not."""
-        self._listeners.append(listener)
-
     def recover(self) -> None:
         """Queue the jobs that ran when the daemon ended; delete the work that no job owns."""
         for job in self.queue.jobs(("running",), limit=_ALL):
             verdict = retries.after_stop(job, "the daemon was started anew")
-            self.queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
+            self._apply(job.id, verdict)
         kept = {job.id for job in self.queue.jobs(("queued", "paused"), limit=_ALL)}
         for directory in self._configuration.work_dir.glob("*"):
             if directory.name not in kept:
@@ -97,33 +93,37 @@ class Scheduler:
     # --- giving jobs to workers --------------------------------------------------------------
 
     def schedule(self) -> None:
-        """Give waiting jobs to workers that have room, the most urgent first.
-
-        A full disk is a problem that `health` shows until the queue can be written again.
-        """
+        """Give waiting jobs to workers that have room, the most urgent first."""
         if self.is_stopping:
             return
+        self._look_for_space()
+        alone = self._shortage.runs_alone
+        limit = 1 if alone else self._configuration.settings.jobs.max_running * len(self.workers)
         try:
-            if self._problem is not None:
-                self.queue.remember("probed", str(time.time()))
-                self._problem = None
-                logger.info("the queue can be written again")
-            limit = self._configuration.settings.jobs.max_running * len(self.workers)
-            for job in self.queue.next_jobs(limit):
+            for job in self.queue.next_jobs(limit, begun_first=alone):
                 worker = self._worker_for(job)
-                if worker is None:
+                if worker is None or (alone and self._num_running()):
                     # No job overtakes a suspect that waits to be alone, or it would wait forever.
                     return
                 self._start(job, worker)
         except DiskFullError as error:
-            self._note_full_disk(error)
+            self._writes.note(str(error))
+
+    def _look_for_space(self) -> None:
+        """Write what a full disk has refused, and let jobs try again that waited for space."""
+        has_room = self.queue.has_room()
+        if not has_room:
+            place = self._configuration.settings.jobs.state_dir
+            self._writes.note(f"{place}: the disk is nearly full; no job is accepted.")
+        self._writes.retry(has_room=has_room)
+        self.queue.hurry(self._shortage.given_back())
 
     def forget_old(self) -> None:
         """Delete jobs that ended too long ago, and the oldest events, from the queue."""
         try:
             self.queue.forget_old(self._configuration.settings.jobs.keep_days)
         except DiskFullError as error:
-            self._note_full_disk(error)
+            self._writes.note(str(error))
 
     def _worker_for(self, job: QueuedJob) -> EngineProcess | None:
         """The least busy worker that may take a job; a suspect must run alone."""
@@ -163,11 +163,14 @@ class Scheduler:
                 may_change_weights=job.changes_weights,
             )
         )
-        self._publish(event)
+        self._publisher.publish(event)
         if job.started is None:
             self._metrics.job_started(time.time() - job.created)
+        self._shortage.started(job.id)
         told = {"job": job.id, "segment": job.num_segments_done, "worker": worker.name}
-        logger.info("job started", extra=told)
+        # While space is short, a job may start every minute.
+        level = logging.DEBUG if self._shortage.problem else logging.INFO
+        logger.log(level, "job started", extra=told)
 
     def _setup(self, name: str, device: str) -> Setup:
         settings = self._configuration.settings
@@ -232,6 +235,7 @@ class Scheduler:
         await _until(lambda: all(worker.pid is None for worker in self.workers), _LEAVE_SECONDS)
         for worker in self.workers:
             worker.kill()
+        self._writes.retry(has_room=False)
 
     def _stop_jobs(self, *, now: bool) -> None:
         for worker in self.workers:
@@ -243,24 +247,24 @@ class Scheduler:
 
     # --- what workers report -----------------------------------------------------------------
 
-    async def _heard(self, worker: EngineProcess, message: WorkerMessage) -> None:
+    def _heard(self, worker: EngineProcess, message: WorkerMessage) -> None:
         if isinstance(message, Ready):
             told = {"worker": worker.name, "device": worker.device}
             logger.info("engine %s is ready: %s", message.engine, message.reason, extra=told)
             self.changed.set()
         elif isinstance(message, Beat):
             self._metrics.count(worker.name, message.counts)
-            self._publish_progress(worker)
+            self._publisher.publish_progress(worker.running)
         elif isinstance(message, Happened):
-            await self._stored(lambda: self._note_event(message))
+            self._writes.do(lambda: self._note_event(message))
         elif isinstance(message, Pinned):
-            await self._stored(
+            self._writes.do(
                 lambda: self.queue.update(message.job, weights_sha256=message.weights_sha256)
             )
         else:
-            await self._heard_end(worker, message)
+            self._heard_end(worker, message)
 
-    async def _heard_end(self, worker: EngineProcess, ended: Ended) -> None:
+    def _heard_end(self, worker: EngineProcess, ended: Ended) -> None:
         told = {"worker": worker.name, "device": worker.device}
         if not ended.job:
             worker.fault = ended.text
@@ -272,109 +276,105 @@ class Scheduler:
             logger.error("%s The engine worker is replaced.", ended.text, extra=told)
             self._metrics.error("job", ended.kind)
             note = {"event": "note", "text": ended.text}
-            await self._stored(lambda: self._publish(self.queue.tell(ended.job, "note", note)))
+            self._writes.do(
+                lambda: self._publisher.publish(self.queue.tell(ended.job, "note", note))
+            )
             worker.kill()
         else:
-            await self._stored(lambda: self._end(ended))
             worker.running.pop(ended.job, None)
-            self._reported.pop(ended.job, None)
+            self._publisher.forget(ended.job)
+            self._writes.do(lambda: self._end(ended))
             self.changed.set()
 
-    async def _lost(self, worker: EngineProcess, orders: list[JobOrder]) -> None:
+    def _lost(self, worker: EngineProcess, orders: list[JobOrder]) -> None:
         """Queue the jobs of a worker that died, to continue at their segments, or put one aside."""
         if not worker.is_leaving:
             self._metrics.worker_lost(worker.name)
         for order in orders:
             if not self.is_stopping:
-                await self._stored(lambda order=order: self._requeue(order.id))  # type: ignore[misc]
+                self._writes.do(partial(self._requeue, order.id))
         self.changed.set()
 
     def _requeue(self, job_id: str) -> None:
         job = self.queue.get(job_id)
         verdict = retries.after_crash(job, self._configuration.settings.jobs)
-        self._publish(self.queue.change(job_id, verdict.state, verdict.data, **verdict.columns))
+        self._publisher.publish(self._apply(job_id, verdict))
 
     def _note_event(self, message: Happened) -> None:
         job_id, content = message.job, message.event
         kind = content["event"]
         if kind == "segment":
             num_done = content["number"] + 1
-            self._publish(self.queue.segment_done(job_id, num_done, content["num_segments"]))
+            self._publisher.publish(
+                self.queue.segment_done(job_id, num_done, content["num_segments"])
+            )
         elif kind in ("note", "started"):
             keep = {key: value for key, value in content.items() if key != "schema_version"}
-            self._publish(self.queue.tell(job_id, "note", keep))
+            self._publisher.publish(self.queue.tell(job_id, "note", keep))
 
     def _end(self, ended: Ended) -> None:
         """Decide what becomes of a job whose thread has ended."""
         job = self.queue.get(ended.job)
+        if job.is_final:  # it was cancelled while a full disk delayed this
+            self.forget_work(job.id)
+            return
         if ended.outcome == "done":
             event = self.queue.change(job.id, "done", result=ended.result, error=None)
             logger.info("job done", extra={"job": job.id, "output": str(job.output)})
         elif ended.outcome == "stopped":
-            verdict = retries.after_stop(job)
-            event = self.queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
+            event = self._apply(job.id, retries.after_stop(job))
         else:
-            kind = error_named(ended.kind) or EngineError
-            settings = self._configuration.settings.jobs
-            verdict = retries.after_failure(job, kind, ended.text, settings)
-            event = self.queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
-            self._metrics.error("job", ended.kind)
-            told = {"job": job.id, "segment": job.num_segments_done, "state": verdict.state}
-            logger.warning("%s", ended.text, extra=told)
-        self._publish(event)
+            event = self._end_failed(job, ended)
+        self._publisher.publish(event)
         if self.queue.get(job.id).is_final:
             self.forget_work(job.id)
 
-    async def _stored(self, work: Callable[[], _T]) -> _T:
-        """Do something with the queue; while the disk is full, repeat it until it works."""
-        while True:
-            try:
-                return work()
-            except DiskFullError as error:
-                self._note_full_disk(error)
-                await asyncio.sleep(_RETRY_SECONDS)
+    def _end_failed(self, job: QueuedJob, ended: Ended) -> Event:
+        kind = error_named(ended.kind) or EngineError
+        verdict = retries.after_failure(job, kind, ended.text, self._configuration.settings.jobs)
+        lacks_space = issubclass(kind, DiskFullError | NoSpaceError)
+        if lacks_space and verdict.state == "queued":
+            verdict = self._make_room(job, verdict, is_full=issubclass(kind, DiskFullError))
+        event = self._apply(job.id, verdict)
+        self._metrics.error("job", ended.kind)
+        told = {"job": job.id, "segment": job.num_segments_done, "state": verdict.state}
+        level = logging.DEBUG if lacks_space else logging.WARNING  # said once, by the shortage
+        logger.log(level, "%s", ended.text, extra=told)
+        return event
 
-    def _note_full_disk(self, error: DiskFullError) -> None:
-        if self._problem is None:
-            logger.error("%s", error)
-        self._problem = str(error)
+    def _make_room(self, job: QueuedJob, verdict: Verdict, *, is_full: bool) -> Verdict:
+        """Have a job that lacks space wait for the others, or take the space of one behind it."""
+        self._shortage.note(job, str(verdict.columns["error"]), is_full=is_full)
+        if is_full and self._shortage.may_go_on(job.id):
+            return replace(verdict, pause_seconds=None)  # it starts when it can be alone
+        if self._num_running():
+            return verdict  # it goes on when another has ended
+        others = self.queue.jobs(("queued",), limit=_ALL)
+        other = self._shortage.give_up_for(job, others, self._configuration.work_dir)
+        if other is None:
+            return verdict
+        text = f"Its unfinished work was deleted to make room for job {job.id}; it begins again."
+        logger.warning("%s", text, extra={"job": other.id})
+        self.queue.update(other.id, num_segments_done=0)
+        self._publisher.publish(self.queue.tell(other.id, "note", {"event": "note", "text": text}))
+        self.forget_work(other.id)
+        return replace(verdict, pause_seconds=None)
+
+    def _apply(self, job_id: str, verdict: Verdict) -> Event:
+        return self.queue.change(
+            job_id,
+            verdict.state,
+            verdict.data,
+            pause_seconds=verdict.pause_seconds,
+            **verdict.columns,
+        )
 
     # --- events ------------------------------------------------------------------------------
 
     def publish(self, event: Event | None) -> None:
         """Pass on an event that a request has caused, and see whether a job can start."""
-        self._publish(event)
+        self._publisher.publish(event)
         self.changed.set()
-
-    def _publish(self, event: Event | None) -> None:
-        if event is None:
-            return
-        told = {"job": event.job, "seq": event.seq, "kind": event.kind, "data": event.data}
-        logger.debug("event", extra=told)
-        if event.kind == "state" and event.data["state"] in FINAL_STATES and event.job:
-            job = self.queue.get(event.job)
-            if job.started is not None and job.ended is not None:
-                self._metrics.job_ended(job.state, job.ended - job.started)
-        for listener in self._listeners:
-            listener(event)
-
-    def _publish_progress(self, worker: EngineProcess) -> None:
-        now = time.monotonic()
-        for job_id, running in worker.running.items():
-            if running.progress is None:
-                continue
-            reported_at, reported = self._reported.get(job_id, (0.0, None))
-            if now - reported_at < _PROGRESS_SECONDS or reported == running.progress:
-                continue
-            self._reported[job_id] = now, running.progress
-            event = Event(
-                seq=self.queue.last_seq,
-                time=time.time(),
-                job=job_id,
-                kind="progress",
-                data=running.progress.model_dump(),
-            )
-            self._publish(event)
 
     # --- what is asked of it -----------------------------------------------------------------
 
@@ -412,6 +412,7 @@ class Scheduler:
     def forget_work(self, job_id: str) -> None:
         """Delete the unfinished work of a job that does not run."""
         shutil.rmtree(self._configuration.work_dir / job_id, ignore_errors=True)
+        self.queue.hurry(self._shortage.ended(job_id))
 
     def fps(self) -> float:
         """Frames a second of all running jobs together."""
@@ -421,7 +422,7 @@ class Scheduler:
     def health(self) -> HealthInfo:
         """The daemon's condition."""
         counts = self.queue.counts()
-        problems = [] if self._problem is None else [self._problem]
+        problems = [text for text in (self._writes.problem, self._shortage.problem) if text]
         problems += [
             f"engine worker {worker.name} is not ready{f': {worker.fault}' if worker.fault else ''}"
             for worker in self.workers
@@ -430,7 +431,7 @@ class Scheduler:
         return HealthInfo(
             ok=not problems,
             version=version("srstream"),
-            uptime_seconds=time.time() - self._started_at,
+            uptime_seconds=time.monotonic() - self._started_at,
             num_queued=counts.get("queued", 0),
             num_running=counts.get("running", 0),
             num_paused=counts.get("paused", 0),

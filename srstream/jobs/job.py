@@ -10,6 +10,7 @@ from typing import Any
 
 from srstream.config import JobConfig
 from srstream.errors import (
+    DiskFullError,
     HostileInputError,
     InterruptedJobError,
     MediaError,
@@ -40,6 +41,7 @@ from srstream.jobs.store import JobStore, SegmentRecord, disk_errors, job_direct
 from srstream.media.receipt import Receipt
 from srstream.sandbox.decoder import DecodeOutcome
 from srstream.sandbox.media_steps import Assemble, Verify
+from srstream.sqlite import is_disk_full
 
 _MAX_DECODER_DEATHS = 3
 _NUM_VERIFY_SAMPLES = 8
@@ -92,6 +94,13 @@ def enhance_file(
         kind, text = error_to_wire(error)
         on_event(Failed(kind=kind, text=text, exit_code=error.exit_code, resumable=resumable))
         raise
+    except Exception as error:
+        if is_disk_full(error):  # where a socket, a log or a lock did not fit
+            raise DiskFullError(
+                f"{source}: the disk became full ({error}); nothing was published. "
+                "Free some space and run the same command again: it resumes."
+            ) from error
+        raise
 
 
 class _Job:
@@ -131,6 +140,9 @@ class _Job:
             store.put("result", result)
             store.publish(overwrite=self._overwrite)
             return self._finish(store, result, receipt)
+        except DiskFullError:
+            store.assembled_path.unlink(missing_ok=True)  # it takes space and is made again
+            raise
         finally:
             store.close()
 

@@ -110,12 +110,17 @@ def _copied_beside(assembled: Path, name: str, folder: int) -> _Entry:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=folder)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with (
-        assembled.open("rb") as source,
-        open(os.open(name, flags, 0o666, dir_fd=folder), "wb") as copy,
-    ):
-        shutil.copyfileobj(source, copy, 1 << 20)
-        copy.flush()
-        os.fsync(copy.fileno())
+    try:
+        with (
+            assembled.open("rb") as source,
+            open(os.open(name, flags, 0o666, dir_fd=folder), "wb") as copy,
+        ):
+            shutil.copyfileobj(source, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=folder)
+        raise
     failpoint("output.copied")
     return name, folder

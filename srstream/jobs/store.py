@@ -25,7 +25,7 @@ from srstream.files import fsync_path, give_name, take_lock
 from srstream.jobs.failpoints import failpoint
 from srstream.jobs.publish import identity, output_folder, part_name, publish
 from srstream.media.types import SegmentFile
-from srstream.sqlite import open_journal
+from srstream.sqlite import is_disk_full, open_journal
 
 _MAX_NAME_BYTES = 255
 _DAMAGED = " Use --restart to start over."
@@ -72,8 +72,7 @@ def disk_errors(doing: str, place: Path, advice: str = "") -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if full or "disk is full" in str(error):
+        if is_disk_full(error):
             raise DiskFullError(
                 f"{place}: the disk became full while {doing}; nothing was published. "
                 "Free some space and run the same command again: it resumes."

@@ -223,6 +223,12 @@ def start_child(
     return child
 
 
+def write_log(line: str) -> None:
+    """Write a line to a child's log, its standard error; on a full disk the line is lost."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+
+
 def take_order(kind: type[_Order], *, outlives_parent: bool = False) -> tuple[Channel, _Order]:
     """Return a child's channel to its parent, and its order.
 

@@ -24,7 +24,7 @@ from srstream.frame import Frame
 from srstream.media.errors import sentence, show_as
 from srstream.media.read.decode import Decoder
 from srstream.media.types import TimeWindow, VideoInfo
-from srstream.sandbox.child import CONFINED, Child, start_child, take_order
+from srstream.sandbox.child import CONFINED, Child, start_child, take_order, write_log
 from srstream.sandbox.confine import confine, seal
 from srstream.sandbox.transport import FrameSender, endpoint
 
@@ -191,7 +191,7 @@ def main() -> int:
     sender = FrameSender(endpoint(request.directory_descriptor))
     sender.wait_until_connected()
     in_force += seal()
-    sys.stderr.write(f"confined: {', '.join(in_force)}\n")
+    write_log(f"confined: {', '.join(in_force)}")
     try:
         run(request, sender)
     except SrstreamError as error:

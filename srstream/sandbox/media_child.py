@@ -13,11 +13,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from srstream.errors import MediaError, SrstreamError, error_to_wire
+from srstream.errors import DiskFullError, MediaError, SrstreamError, error_to_wire
 from srstream.media.errors import show_as
-from srstream.sandbox.child import Channel, take_order
+from srstream.sandbox.child import Channel, take_order, write_log
 from srstream.sandbox.confine import confine, seal
 from srstream.sandbox.media_steps import STEP, Answer, Opening
+from srstream.sqlite import is_disk_full
 
 PROGRESS_SECONDS = 0.25
 
@@ -58,6 +59,11 @@ def _answer(opening: Opening, message: bytes, channel: Channel) -> Answer:
     except MemoryError:
         text = f"{opening.source}: reading it needs more memory than is allowed."
         return Answer(error=error_to_wire(MediaError(text)))
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        text = f"{opening.directory}: the disk became full ({error}). Free some space."
+        return Answer(error=error_to_wire(DiskFullError(text)))
     content = step.reply.dump_json(reply, exclude_computed_fields=True).decode()
     name = json.dumps(str(opening.source), ensure_ascii=False)[1:-1]
     return Answer(reply=content.replace(str(source), name))
@@ -74,7 +80,7 @@ def main() -> int:
     )
     os.close(directory)
     in_force += seal()
-    sys.stderr.write(f"confined: {', '.join(in_force)}\n")
+    write_log(f"confined: {', '.join(in_force)}")
     show_as(source_path(opening), opening.source)
     serve(opening, channel)
     return 0

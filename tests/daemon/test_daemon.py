@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ import psutil
 import pytest
 
 from srstream.engines.table import can_run
-from tests.jobs.test_disk_full import mount
 from tests.support import clips, nasty_clips
 from tests.support.daemon import FINAL, Daemon, wait_for
 from tests.support.jobs import file_hash, run, video_times
@@ -214,36 +212,6 @@ def test_an_engine_that_cannot_start_ends_the_daemon(tmp_path: Path, lines: str)
     assert process.wait(60) not in (0, None)
     assert "engine 'tensorrt' needs" in daemon.log()
     assert "Traceback" not in daemon.log()
-
-
-@pytest.mark.long
-def test_jobs_go_on_when_a_full_disk_has_space_again(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if not mount("-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)):
-        pytest.skip("this machine lets no test mount a tmpfs")
-    try:
-        with Daemon(tmp_path / "home", state=disk / "state") as daemon:
-            source = long_clip(daemon.inputs / "long.mp4", 6)
-            jobs = [
-                daemon.submit(source, f"{n}.mp4", config={"encode": {"crf": 8}}) for n in range(3)
-            ]
-            wait_for(
-                lambda: (
-                    any(daemon.job(job)["error"] for job in jobs)
-                    or not daemon.result("health")["ok"]
-                ),
-                60,
-            )
-            time.sleep(2)
-            assert {daemon.job(job)["state"] for job in jobs} <= {"queued", "running"}
-            assert mount("-o", "remount,size=1g", str(disk))
-            for job in jobs:
-                ended = daemon.wait(job, 90)
-                assert ended["state"] == "done", ended
-            assert video_times(daemon.outputs / "2.mp4") == video_times(source)
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_a_bad_configuration_is_refused_and_the_old_one_kept(daemon: Daemon) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import socket
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from srstream.daemon.logs import MinuteQuota, redacted
+from srstream.daemon.logs import MinuteQuota, Repeats, redacted
 from tests.support import clips
 from tests.support.daemon import Daemon
 
@@ -246,3 +247,42 @@ def test_lines_are_left_out_beyond_so_many_a_minute(monkeypatch: pytest.MonkeyPa
     assert [quota.admit() for _ in range(5)] == [0, 0, None, None, None]
     now[0] += 60.0
     assert [quota.admit() for _ in range(3)] == [3, 0, None]
+
+
+REPEATING = """
+import logging, sys
+from srstream.daemon import logs
+from srstream.daemon.settings import LogSettings
+logs.configure(LogSettings(form="json"))
+log = logging.getLogger("srstream.test")
+for _ in range(730):
+    log.error("the disk is full")
+    log.warning("it failed", extra={"job": "a"})
+log.warning("it failed", extra={"job": "b"})
+for _ in range(2):
+    log.info("job done")
+"""
+
+
+def test_a_repeated_line_is_logged_once_with_its_count() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REPEATING], capture_output=True, text=True, check=True
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    said = [line["event"] for line in lines]
+    assert said[:5] == ["the disk is full", "it failed", "it failed", "job done", "job done"]
+    assert [event.split(" in ")[0] for event in said[5:]] == [
+        "the disk is full (729 more times",
+        "it failed (729 more times",
+    ]
+    assert [line.get("job") for line in lines[1:3]] == ["a", "b"] and lines[-1]["job"] == "a"
+
+
+def test_counts_are_logged_when_the_minute_is_over() -> None:
+    repeats = Repeats(seconds=0.2)
+    record = logging.makeLogRecord({"levelno": logging.ERROR, "levelname": "ERROR", "msg": "full"})
+    admitted = [line.getMessage() for _ in range(4) for line in repeats.admit(record)]
+    assert admitted == ["full"]
+    time.sleep(0.3)
+    admitted = [line.getMessage() for line in repeats.admit(record)]
+    assert admitted == ["full (3 more times in 0 s)", "full"]

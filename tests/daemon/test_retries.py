@@ -29,12 +29,13 @@ def add(queue: JobQueue, name: str = "a", priority: int = 0, key: str | None = N
         priority=priority,
         submitter="local",
         key=key,
-        max_queued=100,
+        max_queued=10_000,
     )[0]
 
 
 def apply(queue: JobQueue, job: QueuedJob, verdict: retries.Verdict) -> QueuedJob:
-    queue.change(job.id, verdict.state, verdict.data, **verdict.columns)
+    pause = verdict.pause_seconds
+    queue.change(job.id, verdict.state, verdict.data, pause_seconds=pause, **verdict.columns)
     return queue.get(job.id)
 
 
@@ -62,7 +63,7 @@ def test_only_what_may_pass_is_tried_again(queue: JobQueue, kind: str, state: st
     verdict = retries.after_failure(add(queue), getattr(errors, kind), "why", SETTINGS)
     assert verdict.state == state
     assert verdict.columns["error"] == "why"
-    assert ("retry_at" in verdict.columns) == (state == "queued")
+    assert (verdict.pause_seconds is not None) == (state == "queued")
 
 
 def test_every_error_has_a_verdict(queue: JobQueue) -> None:
@@ -92,16 +93,24 @@ def test_three_failures_at_one_segment_put_a_job_aside_and_progress_forgives(
     assert job.state == "quarantined" and job.ended is not None
 
 
-def test_pauses_double_and_a_full_disk_never_runs_out_of_attempts(queue: JobQueue) -> None:
+def test_pauses_double_up_to_the_longest(queue: JobQueue) -> None:
+    settings = SETTINGS.model_copy(update={"max_retry_seconds": 3.0})
+    job, pauses = add(queue), []
+    for _ in range(4):
+        verdict = retries.after_crash(job, settings)
+        pauses.append(verdict.pause_seconds)
+        job = apply(queue, job, verdict)
+    assert pauses == [None, 1.0, 2.0, 3.0]
+
+
+def test_a_full_disk_counts_neither_as_an_attempt_nor_as_a_failure(queue: JobQueue) -> None:
     job = add(queue)
-    pauses = []
     for _ in range(30):
         job = apply(queue, job, retries.after_failure(job, errors.DiskFullError, "full", SETTINGS))
         assert job.state == "queued" and job.retry_at is not None
-        pauses.append(job.retry_at - time.time())
-    assert pauses[0] < pauses[1] < pauses[2]
-    assert max(pauses) <= retries.MAX_SPACE_SECONDS
-    assert job.attempts == 0
+        assert 0 < job.retry_at - time.time() <= retries.SPACE_SECONDS
+        assert queue.next_jobs(1) == []
+    assert (job.attempts, job.failures) == (0, 0)
 
 
 def test_a_job_under_which_workers_die_runs_alone_and_then_not_at_all(queue: JobQueue) -> None:
@@ -144,8 +153,12 @@ def test_the_queue_survives_being_opened_again(tmp_path: Path) -> None:
 def test_the_order_is_priority_then_age_and_pauses_are_kept(queue: JobQueue) -> None:
     low, first, second = add(queue, "a", -1), add(queue, "b"), add(queue, "c")
     waiting = add(queue, "d", 9)
-    queue.update(waiting.id, retry_at=time.time() + 60)
+    queue.change(waiting.id, "queued", pause_seconds=60)
     assert [job.id for job in queue.next_jobs(9)] == [first.id, second.id, low.id]
+    queue.hurry([waiting.id])
+    assert queue.next_jobs(1) == [queue.get(waiting.id)]
+    queue.segment_done(low.id, 1, 3)
+    assert queue.next_jobs(1, begun_first=True) == [queue.get(low.id)]
 
 
 def test_two_jobs_never_write_one_output(queue: JobQueue) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from srstream.daemon.workers.link import (
@@ -54,8 +54,8 @@ class EngineProcess:
         name: str,
         device: str,
         make_setup: Callable[[str, str], Setup],
-        on_message: Callable[[EngineProcess, WorkerMessage], Awaitable[None]],
-        on_death: Callable[[EngineProcess, list[JobOrder]], Awaitable[None]],
+        on_message: Callable[[EngineProcess, WorkerMessage], None],
+        on_death: Callable[[EngineProcess, list[JobOrder]], None],
     ) -> None:
         self.name, self.device = name, device
         self._make_setup = make_setup
@@ -71,7 +71,6 @@ class EngineProcess:
         self.num_deaths_in_a_row = 0
         """Deaths between which no job advanced."""
         self._heard_at = self._started_at = time.monotonic()
-        self._is_busy_here = False
 
     @property
     def pid(self) -> int | None:
@@ -138,7 +137,7 @@ class EngineProcess:
         if not self.is_ready:
             late = now - self._started_at > START_SECONDS
             return f"was not ready after {START_SECONDS:.0f} s" if late else None
-        if not self._is_busy_here and now - self._heard_at > silence_seconds:
+        if now - self._heard_at > silence_seconds:
             return f"said nothing for {now - self._heard_at:.0f} s"
         for job, running in self.running.items():
             if now - running.advanced_at > stall_seconds:
@@ -171,11 +170,7 @@ class EngineProcess:
                 self.is_ready, self.engine = True, message.engine
             elif isinstance(message, Beat):
                 self._take_beat(message)
-            # While the disk is full this waits, which must not count as the worker's silence.
-            self._is_busy_here = True
-            await self._on_message(self, message)
-            self._is_busy_here = False
-            self._heard_at = time.monotonic()
+            self._on_message(self, message)
 
     def _take_beat(self, beat: Beat) -> None:
         for job, advance in beat.advance.items():
@@ -195,11 +190,11 @@ class EngineProcess:
         status = await ended(child)
         if self._writer is not None:
             self._writer.transport.abort()
-        self._writer, self.is_ready, self._is_busy_here = None, False, False
+        self._writer, self.is_ready = None, False
         orders = [running.order for running in self.running.values()]
         self.running.clear()
         if not self.is_leaving:
             logger.warning(
                 "engine worker %s ended (status %s)", self.name, status, extra={"worker": self.name}
             )
-        await self._on_death(self, orders)
+        self._on_death(self, orders)

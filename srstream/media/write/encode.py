@@ -107,9 +107,13 @@ class SegmentEncoder:
             self.abandon()
             raise EncodeError(f"{self._path.name}: a segment without a frame cannot be encoded.")
         self._is_closed = True
-        with libav_errors(self._path, "the segment cannot be finished", kind=EncodeError):
-            self._mux(self._stream.encode(None))
-            self._container.close()
+        try:
+            with libav_errors(self._path, "the segment cannot be finished", kind=EncodeError):
+                self._mux(self._stream.encode(None))
+                self._container.close()
+        except BaseException:
+            self._path.unlink(missing_ok=True)  # on a full disk it would keep others from ending
+            raise
         return SegmentFile(self._path, tuple(self._pts), self._duration_of_last())
 
     def abandon(self) -> None:

@@ -40,6 +40,7 @@ from srstream.media.write.copies import Head, Taken
 from srstream.media.write.encode import SegmentEncoder
 from srstream.media.write.mux import assemble
 from srstream.media.write.timeline import first_video_pts
+from srstream.sqlite import is_disk_full
 
 MAX_PIXELS = 2**31 - 1
 """Pixel limit for srstream's own outputs: the largest that libav accepts."""
@@ -92,7 +93,8 @@ def _scratch(folder: Path | None) -> Iterator[Path]:
         made = tempfile.TemporaryDirectory(prefix="trial-", dir=folder)
     except OSError as error:
         where = folder or Path(tempfile.gettempdir())
-        raise RefusedError(
+        kind = DiskFullError if is_disk_full(error) else RefusedError
+        raise kind(
             f"{where}: no output can be tried there ({error.strerror}); make room, or set TMPDIR."
         ) from error
     with made as name:
