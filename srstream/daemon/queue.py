@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from srstream.config import JobConfig
-from srstream.daemon.reserve import Reserve
+from srstream.daemon.storage.reserve import Reserve
+from srstream.daemon.storage.schema import SCHEMA
 from srstream.errors import BusyError, DiskFullError, JobError, UsageError
 from srstream.protocol.control import FINAL_STATES, Event, JobInfo, JobProgress, JobState
 from srstream.sqlite import is_disk_full, open_journal
@@ -35,45 +36,6 @@ _MAX_PAUSE_SECONDS = 300.0
 
 MAX_EVENTS = 200_000
 """Number of events that are kept; older ones are deleted."""
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS job (
-    id TEXT PRIMARY KEY,
-    key TEXT UNIQUE,
-    state TEXT NOT NULL,
-    input TEXT NOT NULL,
-    output TEXT NOT NULL,
-    overwrite INTEGER NOT NULL,
-    config TEXT NOT NULL,
-    names_model INTEGER NOT NULL,
-    priority INTEGER NOT NULL,
-    submitter TEXT NOT NULL,
-    created REAL NOT NULL,
-    started REAL,
-    ended REAL,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    failures INTEGER NOT NULL DEFAULT 0,
-    crashes INTEGER NOT NULL DEFAULT 0,
-    retry_at REAL,
-    error TEXT,
-    num_segments INTEGER,
-    num_segments_done INTEGER NOT NULL DEFAULT 0,
-    weights_sha256 TEXT,
-    changes_weights INTEGER NOT NULL DEFAULT 0,
-    wanted TEXT,
-    result TEXT
-) STRICT;
-CREATE INDEX IF NOT EXISTS job_by_state ON job (state, priority DESC, created);
-CREATE TABLE IF NOT EXISTS event (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    time REAL NOT NULL,
-    job TEXT,
-    kind TEXT NOT NULL,
-    data TEXT NOT NULL
-) STRICT;
-CREATE INDEX IF NOT EXISTS event_by_job ON event (job, seq);
-CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +114,7 @@ class JobQueue:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._database = open_journal(path, _SCHEMA)
+            self._database = open_journal(path, SCHEMA)
             self._reserve = Reserve(self._database, path)
             self._due = self._pauses_left()
         except (OSError, sqlite3.Error) as error:

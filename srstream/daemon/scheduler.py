@@ -13,13 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from srstream.daemon import retries
+from srstream.daemon.api.publisher import Publisher
 from srstream.daemon.metrics import Metrics
-from srstream.daemon.publisher import Publisher
 from srstream.daemon.queue import JobQueue, QueuedJob
 from srstream.daemon.reload import Configuration
 from srstream.daemon.retries import Verdict
 from srstream.daemon.settings import with_model
-from srstream.daemon.space import PendingWrites, Shortage
+from srstream.daemon.storage.space import PendingWrites, Shortage
 from srstream.daemon.workers.link import (
     Beat,
     Configure,
