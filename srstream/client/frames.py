@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
@@ -95,6 +96,9 @@ class FrameStream:
         self._time_base, self._timeout_seconds = time_base, timeout_seconds
         self._credit = self._num_sent = self._num_received = 0
         self._end: dict[str, Any] | None = None
+        self._has_failed = False
+        self._waiting: deque[tuple[bytes, list[memoryview]]] = deque()
+        """Messages that came while one could not be sent."""
         self._context = zmq.Context()
         self._socket = _connected(self._context, _address(address), curve)
         hello = {
@@ -150,7 +154,7 @@ class FrameStream:
             self._send([FRAME, *encode_frame(frame)])
             self._credit -= 1
             self._num_sent += 1
-            while self._socket.poll(0):
+            while self._waiting or self._socket.poll(0):
                 yield from self._arrived()
         while self._num_received < self._num_sent:
             yield from self._arrived()
@@ -162,6 +166,9 @@ class FrameStream:
     def close(self) -> None:
         """Ends the session; if all frames were taken, waits for the daemon to confirm it."""
         if self._socket.closed:
+            return
+        if self._has_failed:
+            self._free(linger_ms=0)
             return
         try:
             self._send([BYE])
@@ -207,9 +214,17 @@ class FrameStream:
         elif kind == END:
             self._end = json.loads(bytes(parts[0]))
         elif kind == ERROR:
-            raise _error(json.loads(bytes(parts[0])))
+            raise self._ended_by(parts)
+
+    def _ended_by(self, parts: list[memoryview]) -> SrstreamError:
+        """The daemon's error, which ends the session."""
+        self._has_failed = True
+        return _error(json.loads(bytes(parts[0])))
 
     def _message(self) -> tuple[bytes, list[memoryview]]:
+        return self._waiting.popleft() if self._waiting else self._received()
+
+    def _received(self) -> tuple[bytes, list[memoryview]]:
         if not self._socket.poll(int(self._timeout_seconds * 1000)):
             raise ServiceError(
                 f"the daemon said nothing for {self._timeout_seconds:g} s; see `srstream health`."
@@ -222,6 +237,16 @@ class FrameStream:
         self._send([CREDIT, b"%d" % num_frames])
 
     def _send(self, parts: list[bytes | memoryview]) -> None:
+        """Send a message; libzmq takes none where the daemon refuses the connection.
+
+        Raises:
+            SrstreamError: the daemon's error if it has sent one, else that it cannot be reached.
+        """
+        while not self._socket.poll(0, zmq.POLLOUT):
+            message = self._received()
+            self._waiting.append(message)
+            if message[0] == ERROR:
+                raise self._ended_by(message[1])
         self._socket.send_multipart(parts)
 
     def _frame(self, given: Any) -> Frame:

@@ -277,13 +277,19 @@ class _Connection:
         raise NoAnswerError(f"the daemon at {self.address} gave no answer in {timeout_seconds} s.")
 
     def next_event(self, timeout_seconds: float) -> Event | None:
-        """The next event; None if none comes in time."""
+        """The next event; None if none comes in time.
+
+        Raises:
+            SrstreamError: the daemon has ended the watch, and says why.
+        """
         if self._events:
             return self._events.pop(0)
         ends = time.monotonic() + timeout_seconds
         while (message := self._receive(ends)) is not None:
             if isinstance(message, Event):
                 return message
+            if not message.ok and not message.id:
+                _result(message)
         return None
 
     def _send(self, values: dict[str, Any], ends: float) -> None:

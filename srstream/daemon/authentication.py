@@ -26,7 +26,7 @@ logger = structlog.get_logger(__name__)
 class ZapHandler:
     """Answers libzmq's question whether a connection is allowed.
 
-    `has_room` is called with the domain. Over CURVE the key must also be in the ring; its name
+    `has_room` is called with the domain. Over CURVE the key must also be in the ring; as text it
     becomes the `User-Id` of every message of the connection.
     """
 
@@ -84,9 +84,9 @@ class ZapHandler:
         if mechanism == b"NULL" and domain == LOCAL_DOMAIN:
             return b"200", b"OK", b""
         if mechanism == b"CURVE" and len(parts) == _NUM_CURVE_PARTS and self._keys is not None:
-            name = self._keys.name_of(z85.encode(parts[6]).decode())
-            if name is not None:
-                return b"200", b"OK", name.encode()
+            public = z85.encode(parts[6])
+            if self._keys.find(public.decode()) is not None:
+                return b"200", b"OK", public
         self._log_denied(address, "unknown key")
         return b"400", b"unknown key", b""
 

@@ -2,7 +2,7 @@
 
     keys/               mode 0700, as is every folder
       server.toml       mode 0600, as is every file: public, secret
-      clients/NAME.toml public
+      clients/NAME.toml public; role, if it is "admin"
 
 The client's own file, which `srstream keys new NAME` writes, has its name, its public and secret
 keys, and the server's public key. Keys are Z85 text.
@@ -19,7 +19,7 @@ import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self, cast, get_args
 
 import zmq
 from zmq.utils import z85
@@ -31,7 +31,12 @@ logger = logging.getLogger(__name__)
 
 _KEY_CHARS = 40
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_REREAD_SECONDS = 2.0
+_REREAD_SECONDS = 0.5
+_RESERVED = frozenset({"local", "watch"})
+"""Names of submitters who hold no key: the daemon's own user, and the watch folders."""
+
+Role = Literal["client", "admin"]
+"""What a key's holder may do: a client changes its own jobs, an admin everybody's."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,14 @@ class ClientKey:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class AllowedKey:
+    """A key on the daemon's side: whose it is, and what its holder may do."""
+
+    name: str
+    role: Role
+
+
 class KeyRing:
     """The keys in a folder. The next look-up sees a change in it.
 
@@ -70,7 +83,7 @@ class KeyRing:
         self._owner = folder.stat().st_uid
         self._is_told = False
         self.public, self.secret = self._server_pair()
-        self._names: dict[str, str] = {}
+        self._allowed: dict[str, AllowedKey] = {}
         self._read_at = 0.0
         self._stamp = -1
         self.reload()
@@ -80,36 +93,38 @@ class KeyRing:
         for path in (self.folder, self._clients_dir):
             _refuse_loose(path, 0o700, self._owner)
         stamp = self._clients_dir.stat().st_mtime_ns
-        names = {}
+        allowed = {}
         for path in [self.folder / "server.toml", *sorted(self._clients_dir.glob("*.toml"))]:
             _refuse_loose(path, 0o600, self._owner)
             if path.parent == self._clients_dir:
-                names[_checked_key(_read(path, ("public",))["public"], path)] = path.stem
-        self._names, self._stamp, self._read_at = names, stamp, time.monotonic()
+                public, key = _read_allowed(path)
+                allowed[public] = key
+        self._allowed, self._stamp, self._read_at = allowed, stamp, time.monotonic()
         self._is_told = False
 
-    def name_of(self, public: str) -> str | None:
-        """The name of the client with a public key; None if the key is not allowed."""
+    def find(self, public: str) -> AllowedKey | None:
+        """The allowed key with these 40 characters; None if it is unknown or revoked."""
         self._refresh()
-        return self._names.get(public)
-
-    def is_allowed(self, name: str) -> bool:
-        """Return whether a client of this name may connect."""
-        self._refresh()
-        return name in self._names.values()
+        return self._allowed.get(public)
 
     def names(self) -> dict[str, str]:
         """The allowed public keys, by the names of their clients."""
         self._refresh()
-        return {name: public for public, name in sorted(self._names.items(), key=lambda i: i[1])}
+        pairs = sorted((key.name, public) for public, key in self._allowed.items())
+        return dict(pairs)
 
-    def new(self, name: str) -> ClientKey:
+    def admins(self) -> list[str]:
+        """The names of the clients with the role `admin`."""
+        self._refresh()
+        return sorted(key.name for key in self._allowed.values() if key.role == "admin")
+
+    def new(self, name: str, role: Role = "client") -> ClientKey:
         """Make a key pair for a client and allow it."""
         public, secret = (key.decode() for key in zmq.curve_keypair())
-        self.allow(name, public)
+        self.allow(name, public, role)
         return ClientKey(name, public, secret, self.public)
 
-    def allow(self, name: str, public: str) -> None:
+    def allow(self, name: str, public: str, role: Role = "client") -> None:
         """Allow a public key under a name.
 
         Raises:
@@ -117,11 +132,13 @@ class KeyRing:
             ConfigError: the key is invalid.
         """
         path = self._path(name)
+        if name in _RESERVED:
+            raise UsageError(f"{name!r} stands for clients without a key; use another name.")
         _checked_key(public, public)
-        other = self.name_of(public)
+        other = self.find(public)
         if other is not None:
-            raise UsageError(f"this key is allowed already, as {other}.")
-        self._write(path, {"public": public})
+            raise UsageError(f"this key is allowed already, as {other.name}.")
+        self._write(path, {"public": public} | ({"role": role} if role == "admin" else {}))
         self.reload()
 
     def revoke(self, name: str) -> None:
@@ -138,13 +155,13 @@ class KeyRing:
         self.reload()
 
     def _refresh(self) -> None:
-        """Read changed keys: at once if the folder's time has changed, else every two seconds."""
+        """Read changed keys: at once if the folder's time has changed, else twice a second."""
         is_old = time.monotonic() - self._read_at > _REREAD_SECONDS
         try:
             if is_old or self._clients_dir.stat().st_mtime_ns != self._stamp:
                 self.reload()
         except (OSError, ConfigError) as error:
-            self._names = {}  # A client that cannot be checked is not let in.
+            self._allowed = {}  # A client that cannot be checked is not let in.
             self._stamp = -1
             self._tell(str(error))
 
@@ -188,6 +205,22 @@ class KeyRing:
                 f"{name!r} is no name for a key: letters, digits, dots, dashes; 64 at most."
             )
         return self._clients_dir / f"{name}.toml"
+
+
+def _read_allowed(path: Path) -> tuple[str, AllowedKey]:
+    """Read the public key and the role in a client's file.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    if path.stem in _RESERVED:
+        raise ConfigError(f"{path}: {path.stem} stands for clients without a key; rename the file.")
+    values = _read(path, ("public",))
+    role = values.get("role", "client")
+    if role not in get_args(Role):
+        raise ConfigError(f"{path}: role {role!r}: there are {', '.join(get_args(Role))}.")
+    public = _checked_key(values["public"], path)
+    return public, AllowedKey(path.stem, cast(Role, role))
 
 
 def write_client_key(key: ClientKey, path: Path) -> None:

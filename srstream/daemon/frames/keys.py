@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 import zmq
@@ -17,14 +18,20 @@ _DOMAIN = "srstream-frames"
 
 
 class _Known:
-    """Tells pyzmq's authenticator which keys are allowed; a revoked key is unknown at once."""
+    """Tells pyzmq's authenticator, in its thread, which keys are allowed."""
 
     def __init__(self, keys: KeyRing) -> None:
         self._keys = keys
+        self._lock = threading.Lock()
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Return whether the holder of a public key (Z85) may connect."""
-        return self._keys.name_of(key.decode()) is not None
+        return self.is_allowed(key.decode())
+
+    def is_allowed(self, public: str) -> bool:
+        """Return whether a key is allowed now; any thread may ask."""
+        with self._lock:
+            return self._keys.find(public) is not None
 
 
 class FrameKeys:
@@ -40,7 +47,9 @@ class FrameKeys:
         self.curve = CurveServer(keys.public.encode(), keys.secret.encode(), _DOMAIN.encode())
         self._handler = ThreadAuthenticator(self.context, log=logger)
         self._handler.start()
-        self._handler.configure_curve_callback(_DOMAIN, credentials_provider=_Known(keys))
+        known = _Known(keys)
+        self._handler.configure_curve_callback(_DOMAIN, credentials_provider=known)
+        self.is_allowed = known.is_allowed
 
     def close(self) -> None:
         """End the thread, then the context; the sockets must be closed already."""

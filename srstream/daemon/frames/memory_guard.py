@@ -11,12 +11,14 @@ import logging
 import os
 import socket
 import time
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from srstream.daemon.api.zmq.connections import Connection, Connections, inode_of, shut_down
 from srstream.daemon.logs import FewLines
 from srstream.daemon.memory import resident_bytes, return_memory
 
@@ -38,14 +40,6 @@ _TRIM_SECONDS = 0.5
 _TRIM_AFTER_SECONDS = 3.0
 """How long after a connection has ended libzmq may still free its unfinished message."""
 _FORGET_SECONDS = 5.0
-
-
-@dataclass(slots=True)
-class _Connection:
-    """A connection. `inode` shows whether its descriptor was closed and reused."""
-
-    inode: int
-    num_seen_sending: int = 0
 
 
 @dataclass(slots=True)
@@ -74,7 +68,9 @@ class ConnectionGuard:
         self._router, self._max_connections = router, max_connections
         self._max_growth_bytes = max_growth_bytes
         self.monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-        self._connections: dict[int, _Connection] = {}
+        self._connections = Connections(max_connections)
+        self._num_seen_sending: Counter[int] = Counter()
+        """By descriptor."""
         self._offenders: dict[bytes, _Offender] = {}
         self._baseline_bytes = resident_bytes()
         self._grown_since: float | None = None
@@ -94,11 +90,13 @@ class ConnectionGuard:
     def _look_seconds(self) -> float:
         return _LOOK_SECONDS if self._grown_since is None else _HURRIED_LOOK_SECONDS
 
-    def saw_message(self, part: zmq.Frame) -> None:
-        """Note that a message of `part`'s connection is complete."""
-        connection = self._connections.get(int(part.get(zmq.SRCFD)))
-        if connection is not None:
-            connection.num_seen_sending = 0
+    def saw_message(self, part: zmq.Frame, user: str | None) -> None:
+        """Note that a message of `part`'s connection is complete, and the key of its sender."""
+        descriptor = int(part.get(zmq.SRCFD))
+        if descriptor not in self._connections:
+            self._update()
+        self._num_seen_sending.pop(descriptor, None)
+        self._connections.saw_message(descriptor, part.bytes, user)
 
     def saw_fault(self, part: zmq.Frame) -> None:
         """Note that a message of `part`'s connection was invalid; the last allowed one ends it."""
@@ -108,34 +106,47 @@ class ConnectionGuard:
         offender = self._offenders.get(name)
         if offender is None:
             descriptor = int(part.get(zmq.SRCFD))
-            offender = self._offenders[name] = _Offender(descriptor, _inode_of(descriptor))
+            offender = self._offenders[name] = _Offender(descriptor, inode_of(descriptor))
             if len(self._offenders) > _MAX_OFFENDERS:
                 del self._offenders[next(iter(self._offenders))]
         offender.num_faults += 1
         if offender.num_faults >= MAX_FAULTS:
             logger.warning("a connection was cut: %d wrong messages", MAX_FAULTS)
             del self._offenders[name]
-            _shut_down(offender.descriptor, offender.inode)
+            shut_down(offender.descriptor, offender.inode)
 
     def look(self) -> None:
         """Update the connections, and cut those that must be; cheap, so to be called often."""
+        self._update()
         now = time.monotonic()
-        while self.monitor.poll(0):
-            event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
-            if event["event"] == zmq.EVENT_ACCEPTED:
-                self._accept(event["value"])
-            else:
-                self._connections.pop(event["value"], None)
-                self._trim_until = now + _TRIM_AFTER_SECONDS
         if now >= self._next_look:
             self._look_at_memory(now)
             self._next_look = now + self._look_seconds
 
+    def connections_of(self, is_meant: Callable[[str], bool]) -> list[tuple[int, Connection]]:
+        """The connections of the users for whom `is_meant` returns True, by descriptor."""
+        return self._connections.of_users(is_meant)
+
+    def end(self, descriptor: int) -> None:
+        """End a connection at once."""
+        self._connections.end(descriptor)
+
+    def _update(self) -> None:
+        while self.monitor.poll(0):
+            event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
+            descriptor = event["value"]
+            self._num_seen_sending.pop(descriptor, None)
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self._accept(descriptor)
+            else:
+                self._connections.disconnect(descriptor)
+                self._trim_until = time.monotonic() + _TRIM_AFTER_SECONDS
+
     def _accept(self, descriptor: int) -> None:
-        self._connections[descriptor] = _Connection(_inode_of(descriptor))
-        if len(self._connections) > self._max_connections:
+        self._connections.accept(descriptor)
+        if not self._connections.has_room:
             logger.warning("connections are refused: %d are open", self._max_connections)
-            self._cut(descriptor)
+            self._connections.end(descriptor)
 
     def _look_at_memory(self, now: float) -> None:
         has_grown = self._has_grown()
@@ -147,8 +158,7 @@ class ConnectionGuard:
             return
         if self._grown_since is None:
             self._grown_since = now
-            for connection in self._connections.values():
-                connection.num_seen_sending = 0
+            self._num_seen_sending.clear()
         elif self._cut_endless():
             self._grown_since = now  # libzmq frees its memory a moment later
         elif now - self._grown_since > _FORGET_SECONDS:
@@ -162,33 +172,13 @@ class ConnectionGuard:
     def _cut_endless(self) -> bool:
         """Cut connections whose message does not end; returns whether any was cut."""
         was_cut = False
-        for descriptor, connection in list(self._connections.items()):
-            connection.num_seen_sending += _is_sending(descriptor)
-            if connection.num_seen_sending >= _MAX_SEEN_SENDING:
+        for descriptor in self._connections.descriptors():
+            self._num_seen_sending[descriptor] += _is_sending(descriptor)
+            if self._num_seen_sending[descriptor] >= _MAX_SEEN_SENDING:
                 logger.warning("a connection was cut: it sent a message without end")
-                self._cut(descriptor)
+                self._connections.end(descriptor)
                 was_cut = True
         return was_cut
-
-    def _cut(self, descriptor: int) -> None:
-        connection = self._connections.pop(descriptor, None)
-        if connection is not None:
-            _shut_down(descriptor, connection.inode)
-
-
-def _inode_of(descriptor: int) -> int:
-    """The inode of an open descriptor; 0 if it is closed."""
-    with suppress(OSError):
-        return os.fstat(descriptor).st_ino
-    return 0
-
-
-def _shut_down(descriptor: int, inode: int) -> None:
-    """End a connection, unless its descriptor was reused."""
-    with suppress(OSError):
-        if os.fstat(descriptor).st_ino == inode:
-            with socket.socket(fileno=os.dup(descriptor)) as ours:
-                ours.shutdown(socket.SHUT_RDWR)
 
 
 def _is_sending(descriptor: int) -> bool:

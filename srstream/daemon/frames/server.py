@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import zmq
@@ -60,6 +61,8 @@ skipped."""
 
 MIN_TICK_MS, MAX_TICK_MS = 1, 200
 
+REVOKED_SECONDS = 0.2
+
 JOIN_SECONDS = 5.0
 """How long `close` waits for a session's thread to finish its frame."""
 
@@ -97,6 +100,7 @@ class FramesServer:
         settings: where the sockets are, and who may connect.
         open_stage: makes the stage that enlarges a session's frames.
         curve: the daemon's keys, needed for TCP.
+        is_allowed: tells whether a client's public key is allowed still, needed for TCP.
         context: the context of the ZAP handler; None, without TCP: a new one.
     """
 
@@ -107,9 +111,10 @@ class FramesServer:
         open_stage: OpenStage,
         limits: FrameLimits | None = None,
         curve: CurveServer | None = None,
+        is_allowed: Callable[[str], bool] | None = None,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
-        self._open_stage = open_stage
+        self._open_stage, self._is_allowed = open_stage, is_allowed
         self.limits = limits or FrameLimits()
         self._sockets = FrameSockets(settings, self.limits.max_pixels, curve, context)
         self._wake_descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -118,7 +123,8 @@ class FramesServer:
         self._num_frames_before = 0
         self._is_blocked = False
         self._tick_ms = MIN_TICK_MS
-        self._next_beat = 0.0
+        self._next_beat = self._next_check = 0.0
+        self._told_revoked: set[bytes] = set()
         self._stopping = threading.Event()
         self._finished = threading.Event()
         self._finished.set()
@@ -173,6 +179,7 @@ class FramesServer:
                 began = time.monotonic()
                 num_faults = self._receive(router, guard)
                 self._look_after_sessions(router)
+                self._end_revoked(router, guard)
                 if num_faults:  # gives threads that compute as much time
                     time.sleep(min(time.monotonic() - began, TURN_SECONDS))
         finally:
@@ -204,8 +211,10 @@ class FramesServer:
                 break
             num_messages += 1
             parts = self._rest_of_message(router, peer)
-            guard.saw_message(peer)
+            user = _user_of(peer)
+            guard.saw_message(peer, user)
             try:
+                self._check_allowed(user)
                 self._handle(peer.bytes, parts)
             except SrstreamError as error:
                 num_faults += 1
@@ -248,6 +257,30 @@ class FramesServer:
             session.grant(parse_credit(rest))
         else:
             session.finish()
+
+    def _check_allowed(self, user: str | None) -> None:
+        """Refuse the messages of a client whose key was revoked."""
+        if user is not None and self._is_revoked(user):
+            raise RefusedError("this key is not allowed any more.")
+
+    def _is_revoked(self, user: str) -> bool:
+        return self._is_allowed is None or not self._is_allowed(user)
+
+    def _end_revoked(self, router: zmq.Socket[bytes], guard: ConnectionGuard) -> None:
+        """Tell the holders of revoked keys, and end what they have open, within a second."""
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + REVOKED_SECONDS
+        told, self._told_revoked = self._told_revoked, set()
+        for descriptor, connection in guard.connections_of(self._is_revoked):
+            peer = connection.identity or b""
+            if peer in told:  # and libzmq has had the time to send it
+                guard.end(descriptor)
+                continue
+            self._told_revoked.add(peer)
+            logger.warning("a connection is ended: its key was revoked")
+            self._refuse(router, peer, RefusedError("this key is not allowed any more."))
 
     def _greet(self, peer: bytes, session: FrameSession | None, rest: list[memoryview]) -> None:
         if session is not None:
@@ -374,3 +407,11 @@ class FramesServer:
         for session in self._ending:
             session.join(max(0.0, deadline - time.monotonic()))
         self._reap()
+
+
+def _user_of(part: zmq.Frame) -> str | None:
+    """The public key of the client that sent a message; None over ipc."""
+    try:
+        return str(part.get("User-Id"))
+    except zmq.ZMQError:
+        return None

@@ -114,6 +114,7 @@ class EngineWorker:
             open_stage=open_stage,
             limits=limits,
             curve=None if keys is None else keys.curve,
+            is_allowed=None if keys is None else keys.is_allowed,
             context=None if keys is None else keys.context,
         )
         server.start()

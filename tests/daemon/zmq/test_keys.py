@@ -114,6 +114,9 @@ def test_names_and_keys_are_checked(tmp_path: Path) -> None:
         ring.new("studio")
     with pytest.raises(UsageError, match="allowed already, as studio"):
         ring.allow("other", key.public)
+    for name in ("local", "watch"):
+        with pytest.raises(UsageError, match="clients without a key"):
+            ring.new(name)
     with pytest.raises(UsageError, match="neither a file nor a public key"):
         public_key_of("nonsense")
     assert public_key_of(key.public) == (None, key.public)
@@ -176,6 +179,64 @@ def test_a_revoked_key_is_out_at_once(tcp: tuple[Daemon, str], keys_dir: Path) -
         pytest.raises(ServiceError, match="does not know the key"),
     ):
         client.health()
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_revoked_keys_open_watch_ends_within_a_second(
+    tcp: tuple[Daemon, str], keys_dir: Path, how: str
+) -> None:
+    ring = KeyRing(keys_dir)
+    key = ring.new(f"studio-{how}")
+    file = keys_dir / "clients" / f"studio-{how}.toml"
+    told: list[tuple[float, str]] = []
+
+    def follow() -> None:
+        with Client(tcp[1], key=key) as client:
+            try:
+                for event in client.watch():
+                    told.append((time.monotonic(), event.kind))
+            except RefusedError as error:
+                told.append((time.monotonic(), str(error)))
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    with Client(tcp[0].address) as other:
+        while not told:
+            other.submit("/in.mp4")
+            time.sleep(0.02)
+        if how == "removed":
+            ring.revoke(f"studio-{how}")
+        else:
+            file.write_text(f'public = "{zmq.curve_keypair()[0].decode()}"\n')
+        revoked = time.monotonic()
+        while time.monotonic() < revoked + 2:
+            other.submit("/in.mp4")
+            time.sleep(0.02)
+    thread.join(5)
+    assert not thread.is_alive()
+    assert told[-1][1] == "this key is not allowed any more."
+    assert told[-1][0] - revoked < 1.0
+    file.unlink(missing_ok=True)
+
+
+def test_a_revoked_keys_idle_connection_is_ended(tcp: tuple[Daemon, str], keys_dir: Path) -> None:
+    ring = KeyRing(keys_dir)
+    key = ring.new("studio-idle")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.curve_publickey, socket.curve_secretkey = key.public.encode(), key.secret.encode()
+        socket.curve_serverkey = ring.public.encode()
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        socket.connect(tcp[1])
+        socket.send(b'{"op": "health"}')
+        assert socket.poll(5000) and b'"ok":true' in socket.recv()
+        ring.revoke("studio-idle")
+        assert monitor.poll(1000), "the connection is open still"
+        assert b"not allowed any more" in socket.recv(zmq.NOBLOCK)
+        monitor.close()
+        socket.disable_monitor()
+    context.term()
 
 
 def test_a_daemon_whose_keys_get_loose_lets_nobody_in_until_they_are_not(

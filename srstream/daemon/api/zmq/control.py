@@ -66,6 +66,8 @@ _MAX_TEXT = 500
 _RETRY_SECONDS = 0.01
 _ROOM_SECONDS = 2.0  # time that a client has to make room for a reply
 _SWEEP_SECONDS = 5.0
+_REVOKED_SECONDS = 0.2
+_REVOKED_TEXT = "this key is not allowed any more."
 
 
 class ControlHandler(EventSource, Protocol):
@@ -156,6 +158,7 @@ class ControlServer:
                 endpoints = list(self._endpoints.values())
                 group.create_task(MemoryGuard(endpoints, self._exposed_endpoints()).run())
                 group.create_task(self._feed_watches())
+                group.create_task(self._end_revoked())
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -277,12 +280,13 @@ class ControlServer:
         return dict(self._watches.begin(key, request))
 
     def _peer(self, endpoint: Endpoint, message: PeerMessage) -> Peer:
-        """Who sent a message. A connection outlives a revoked key, but its requests are refused."""
+        """Who sent a message; what came before a revocation is refused after it."""
         if endpoint is self._endpoints.get(LOCAL_DOMAIN):
             return Peer(LOCAL, message.address)
-        if message.user is None or self._keys is None or not self._keys.is_allowed(message.user):
-            raise RefusedError("this key is not allowed any more.")
-        return Peer(message.user, message.address)
+        key = None if self._keys is None else self._keys.find(message.user or "")
+        if key is None:
+            raise RefusedError(_REVOKED_TEXT)
+        return Peer(key.name, message.address)
 
     def _reply(self, endpoint: Endpoint, message: PeerMessage, reply: Reply) -> Sent:
         """Send a reply; it is lost if its client makes no room for it."""
@@ -292,6 +296,28 @@ class ControlServer:
     def _send_event(self, key: _PeerKey, payload: bytes) -> Sent:
         endpoint, identity = key
         return endpoint.send(identity, (), payload)
+
+    async def _end_revoked(self) -> None:
+        """Tell the holders of revoked keys, and end what they have open, within a second."""
+        told: set[_PeerKey] = set()
+        while True:
+            await asyncio.sleep(_REVOKED_SECONDS)
+            still: set[_PeerKey] = set()
+            for endpoint in self._exposed_endpoints():
+                for descriptor, connection in endpoint.connections_of(self._is_revoked):
+                    key = (endpoint, connection.identity or b"")
+                    if key in told:  # and libzmq has had the time to send it
+                        endpoint.end(descriptor)
+                        continue
+                    still.add(key)
+                    self._watches.end(key)
+                    logger.warning("a connection is ended: its key was revoked")
+                    refusal = _error_reply("", RefusedError.__name__, _REVOKED_TEXT)
+                    endpoint.send(key[1], (), refusal.model_dump_json().encode())
+            told = still
+
+    def _is_revoked(self, public: str) -> bool:
+        return self._keys is None or self._keys.find(public) is None
 
     async def _feed_watches(self) -> None:
         """Send missed events to clients that are behind; slow readers are tried again."""

@@ -8,12 +8,10 @@ import fcntl
 import itertools
 import os
 import socket
-import stat
 import termios
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -22,6 +20,7 @@ from operator import attrgetter
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from srstream.daemon.api.zmq.connections import Connection, Connections, inode_of, shut_down
 from srstream.daemon.authentication import has_message
 from srstream.daemon.memory import return_memory
 from srstream.protocol.control import MAX_MESSAGE_BYTES
@@ -46,6 +45,7 @@ class PeerMessage:
     envelope: tuple[bytes, ...]
     payload: bytes | None
     user: str | None
+    """The public key of its sender, over CURVE."""
     address: str
 
 
@@ -62,8 +62,8 @@ class Endpoint:
     """A ROUTER in an asyncio loop, on a socket that already listens.
 
     libzmq keeps all parts of a message until the last one has come, however many there are. So the
-    parts are read one by one, and a message with too many of them is dropped. `guard.MemoryGuard`
-    handles messages that never end.
+    parts are read one by one, and a message with too many of them is dropped. `MemoryGuard` handles
+    messages that never end.
     """
 
     def __init__(
@@ -79,23 +79,28 @@ class Endpoint:
         self._listener = listener
         self._secure = secure
         self._on_message = on_message
-        self._max_clients = max_clients
+        self._connections = Connections(max_clients)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_scheduled = False
-        self._descriptors: set[int] = set()
         self._open()
 
     def has_room(self) -> bool:
         """Return whether the newest connection, which is already counted, is within the limit."""
         self._count()
-        if len(self._descriptors) > self._max_clients:
-            self._descriptors = {each for each in self._descriptors if _is_socket(each)}
-        return len(self._descriptors) <= self._max_clients
+        return self._connections.has_room
 
     def start(self) -> None:
         """Begin to pass on messages, in the running loop."""
         self._loop = asyncio.get_running_loop()
         self._add_readers(self._loop)
+
+    def connections_of(self, is_meant: Callable[[str], bool]) -> list[tuple[int, Connection]]:
+        """The connections of the users for whom `is_meant` returns True, by descriptor."""
+        return self._connections.of_users(is_meant)
+
+    def end(self, descriptor: int) -> None:
+        """End a connection at once."""
+        self._connections.end(descriptor)
 
     def drop_connections(self) -> None:
         """End all connections and free what libzmq keeps for them. Clients connect again."""
@@ -110,12 +115,12 @@ class Endpoint:
         Returns how many they were.
         """
         self._count()
-        hogs = set(self._descriptors)
+        hogs = self._connections.descriptors()
         for _ in range(_NUM_SAMPLES):
             hogs = {each for each in hogs if self._num_waiting_bytes(each)}
             time.sleep(_SAMPLE_SECONDS)
         for each in hogs:
-            _cut(each)
+            self._connections.end(each)
         return len(hogs)
 
     def close(self) -> None:
@@ -153,7 +158,7 @@ class Endpoint:
             os.close(descriptor)
             raise
         self._socket = router
-        self._descriptors.clear()
+        self._connections.clear()
 
     def _close_sockets(self) -> None:
         if self._socket.closed:
@@ -192,27 +197,32 @@ class Endpoint:
         while parts[-1].more and len(parts) <= _MAX_PARTS:
             parts.append(self._socket.recv(zmq.NOBLOCK, copy=False))
         is_whole = not parts[-1].more
+        descriptor = int(identity.get(zmq.SRCFD))
         if not is_whole and _num_discarded(self._socket) > _MAX_DISCARDED:
-            _cut(int(identity.get(zmq.SRCFD)))
+            shut_down(descriptor, inode_of(descriptor))
             return_memory()
         parts = parts[1:]
+        user = _metadata(parts, "User-Id")
+        if descriptor not in self._connections:
+            self._count()
+        self._connections.saw_message(descriptor, identity.bytes, user)
         is_req = len(parts) > 1 and len(parts[0]) == 0
         return PeerMessage(
             identity.bytes,
             (b"",) if is_req else (),
             parts[-1].bytes if is_whole and len(parts) == 1 + is_req else None,
-            _metadata(parts, "User-Id"),
+            user,
             _metadata(parts, "Peer-Address") or "",
         )
 
     def _count(self) -> None:
-        """Update the set of connections, by their descriptors."""
+        """Update the connections."""
         while not self._monitor.closed and has_message(self._monitor):
             event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             if event["event"] == zmq.EVENT_ACCEPTED:
-                self._descriptors.add(event["value"])
+                self._connections.accept(event["value"])
             else:
-                self._descriptors.discard(event["value"])
+                self._connections.disconnect(event["value"])
 
     def _num_waiting_bytes(self, descriptor: int) -> int:
         """Bytes that the kernel holds for a connection, in and out; 0 if it has ended."""
@@ -263,12 +273,6 @@ def _num_discarded(router: zmq.Socket[bytes]) -> int:
     return next(counter)
 
 
-def _cut(descriptor: int) -> None:
-    """End a connection; libzmq notices and cleans up."""
-    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-        connection.shutdown(socket.SHUT_RDWR)
-
-
 def _metadata(parts: list[zmq.Frame], name: str) -> str | None:
     if not parts:
         return None
@@ -276,10 +280,3 @@ def _metadata(parts: list[zmq.Frame], name: str) -> str | None:
         return str(parts[0].get(name)) or None
     except (zmq.ZMQError, UnicodeDecodeError):
         return None
-
-
-def _is_socket(descriptor: int) -> bool:
-    try:
-        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
-    except OSError:
-        return False

@@ -74,6 +74,10 @@ class Subscriptions(Generic[PeerKey]):
             self._watches[peer] = _Subscription(watch.job, seq, watch.credit, ends)
         return {"after": seq, "last_seq": last, "seconds": WATCH_SECONDS}
 
+    def end(self, peer: PeerKey) -> None:
+        """End a peer's watch, if it has one."""
+        self._watches.pop(peer, None)
+
     def publish(self, event: Event) -> None:
         """Send a new event to the watches that have all events before it; the others are behind."""
         payload = _encoded(event)
