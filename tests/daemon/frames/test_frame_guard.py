@@ -168,6 +168,8 @@ def test_connections_are_bounded_and_freed(worker: WorkerProcess) -> None:
             crowd[-1].connect(str(worker.sockets.frames_path))
         wait_until_below(before + most + 1, num_descriptors, pid)
         assert len(list(stream.enhance(frames(5)))) == 5
+        with open_stream(worker) as newer:  # the oldest silent one gives it its place
+            assert len(list(newer.enhance(frames(5)))) == 5
         for ours in crowd:
             ours.close()
         wait_until_below(before + 1, num_descriptors, pid)

@@ -153,7 +153,7 @@ class Gate:
         """Read buffer that all connections share; nothing stays in it."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweeper: asyncio.TimerHandle | None = None
-        self._clients: set[_Client] = set()
+        self._clients: dict[_Client, None] = {}  # in the order in which they came
         self._unfinished: dict[_Client, _Unfinished] = {}
         self._num_unfinished_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -195,11 +195,11 @@ class Gate:
             self.note(error.strerror or str(error))
             self._pause()
             return
-        if len(self._clients) >= self._max_connections:
+        if len(self._clients) >= self._max_connections and not self._end_silent():
             connection.close()
             return
         client = _Client(self)
-        self._clients.add(client)
+        self._clients[client] = None
         task = asyncio.get_running_loop().create_task(self._forward(connection, client))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -223,11 +223,19 @@ class Gate:
             await loop.connect_accepted_socket(lambda: client, connection)
         except OSError:
             connection.close()
+            self._clients.pop(client, None)
+        if client not in self._clients:
             client.end()
-            self._clients.discard(client)
+
+    def _end_silent(self) -> bool:
+        """End the oldest connection that has sent no message; returns whether there is one."""
+        silent = next((client for client in self._clients if client.is_silent), None)
+        if silent is not None:
+            self.cut(silent, "too many of them, and the oldest said nothing")
+        return silent is not None
 
     def forget(self, client: _Client) -> None:
-        self._clients.discard(client)
+        self._clients.pop(client, None)
         self.take_note(client, 0)
 
     def take_note(self, client: _Client, num_unfinished_bytes: int) -> None:
@@ -342,6 +350,11 @@ class _Client(_Side):
         self._counter = FrameCounter(gate.limits)
         self._num_ahead = 0.0
         self._counted_at = time.monotonic()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no whole message has come yet."""
+        return not self._counter.num_messages
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Read more bytes at a time within a large part, where there are no frames to parse."""
