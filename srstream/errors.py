@@ -29,6 +29,10 @@ class BusyError(RefusedError):
     """The request cannot be accepted now, but may be later."""
 
 
+class FolderGoneError(BusyError):
+    """A configured folder is not there at present, but may come back."""
+
+
 class NoSpaceError(RefusedError):
     """The disk has too little free space for the job to begin."""
 

@@ -220,6 +220,7 @@ def health(
     ]
     lines += [f"{worker.name} on {worker.device}: {worker.state}" for worker in info.workers]
     lines += [f"problem: {problem}" for problem in info.problems]
+    lines += [f"note: {note}" for note in info.notes]
     _print_model(info, as_json, *lines)
     raise typer.Exit(0 if info.ok else 1)
 

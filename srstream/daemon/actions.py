@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from srstream.config import JobConfig
+from srstream.daemon.health import Checks
 from srstream.daemon.metrics import Metrics
 from srstream.daemon.reload import Configuration
 from srstream.daemon.scheduler import Scheduler
@@ -52,12 +53,13 @@ class Actions:
         self,
         configuration: Configuration,
         scheduler: Scheduler,
+        checks: Checks,
         metrics: Metrics,
         reload: Callable[[], list[str]],
     ) -> None:
         self._configuration, self._scheduler = configuration, scheduler
         self._queue = scheduler.queue
-        self._metrics, self._reload = metrics, reload
+        self._checks, self._metrics, self._reload = checks, metrics, reload
 
     async def handle(self, request: protocol.Request, peer: Peer) -> dict[str, Any]:
         """Answer a request, count it in the metrics, and return its result.
@@ -105,7 +107,7 @@ class Actions:
             case protocol.Reload():
                 return {"needs_restart": self._reload()}
             case protocol.Health():
-                return self._scheduler.health().model_dump()
+                return self._checks.probed_health().model_dump()
             case protocol.Watch():
                 raise UsageError("watches are the control socket's own business.")
 
@@ -114,6 +116,7 @@ class Actions:
         # This comes first: by now its output may exist, and its input be gone.
         if request.key is not None and (first := self._queue.with_key(request.key)) is not None:
             return self._scheduler.info(first).model_dump()
+        self._checks.require_state()
         source = Path(request.input)
         config = job_config(self._configuration.settings, request.config)
         output = Path(request.output or unopened_output(source, config.scaling))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from srstream.config import JobConfig
+from srstream.daemon.folders.journals import adopt_rescued, carried_over
 from srstream.daemon.storage.reserve import Reserve
 from srstream.daemon.storage.schema import SCHEMA
 from srstream.errors import BusyError, DiskFullError, JobError, UsageError
@@ -115,6 +116,7 @@ class JobQueue:
         self._path = path
         try:
             self._database = open_journal(path, SCHEMA)
+            adopt_rescued(self._database, path)
             self._reserve = Reserve(self._database, path)
             self._due = self._pauses_left()
         except (OSError, sqlite3.Error) as error:
@@ -131,6 +133,23 @@ class JobQueue:
 
     def close(self) -> None:
         self._database.close()
+
+    def reopen(self, *, is_same_folder: bool) -> None:
+        """Go on in the file that the path leads to now, with all jobs; see `carried_over`.
+
+        Raises:
+            JobError: that cannot be.
+        """
+        try:
+            self._database = carried_over(
+                self._database,
+                self._path,
+                lambda: open_journal(self._path, SCHEMA),
+                is_same_folder=is_same_folder,
+            )
+            self._reserve = Reserve(self._database, self._path)
+        except (OSError, sqlite3.Error) as error:
+            raise JobError(f"{self._path}: the queue cannot go on there ({error}).") from error
 
     # --- jobs --------------------------------------------------------------------------------
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from srstream.daemon.roots import Roots
+from srstream.daemon.folders.roots import OnChange, Roots
 from srstream.daemon.settings import MAX_ROOTS, InboxFolder, SecuritySettings, ServiceSettings
 from srstream.errors import ConfigError
 
@@ -22,6 +20,7 @@ class Configuration:
         path: the configuration file; None: the default one.
         unfinished: the inbox folders as they were when files were taken whose jobs have not ended.
             They stay open to jobs although a reload may have removed them.
+        on_change: see `Roots`.
 
     Raises:
         ConfigError: a folder cannot be opened.
@@ -32,9 +31,10 @@ class Configuration:
         path: Path | None,
         settings: ServiceSettings,
         unfinished: Callable[[], Sequence[InboxFolder]],
+        on_change: OnChange,
     ) -> None:
         self.path, self.settings = path, settings
-        self._unfinished = unfinished
+        self._unfinished, self._on_change = unfinished, on_change
         self.roots = self.opened(settings)
 
     @property
@@ -54,7 +54,7 @@ class Configuration:
             ConfigError: a folder cannot be opened.
         """
         security = self._secured(settings)
-        return Roots(security.read_roots, security.write_roots)
+        return Roots(security.read_roots, security.write_roots, self._on_change)
 
     def use(self, settings: ServiceSettings, roots: Roots) -> None:
         """Put settings and the folders opened for them in force; the former folders are closed."""
@@ -98,20 +98,6 @@ def check_roots(settings: ServiceSettings, path: Path | None) -> None:
         raise ConfigError(
             f"{path or 'the configuration'}: name the folders that jobs may read and write: "
             "read_roots and write_roots in [security]."
-        )
-
-
-def check_private(folder: Path) -> None:
-    """Check that only the daemon's user and group can put files into a folder.
-
-    Raises:
-        ConfigError: others can.
-    """
-    found = folder.stat()
-    if found.st_uid not in (os.geteuid(), 0) or found.st_mode & stat.S_IWOTH:
-        raise ConfigError(
-            f"{folder}: belongs to another user, or everybody may write in it; nobody's sockets "
-            "and queue are safe there. Name another folder, or change its owner and mode."
         )
 
 

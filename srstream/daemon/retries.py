@@ -10,6 +10,7 @@ from srstream.daemon.settings import JobSettings
 from srstream.errors import (
     DiskFullError,
     EngineError,
+    FolderGoneError,
     HostileInputError,
     JobError,
     MediaError,
@@ -26,6 +27,9 @@ CRASHES_IN_COMPANY = 2
 
 SPACE_SECONDS = 60.0
 """Pause before a job that lacks disk space is tried again, unless space is given back earlier."""
+
+FOLDER_SECONDS = 15.0
+"""Pause before a job whose folder is not there is tried again."""
 
 MAY_PASS = (EngineError, JobError)
 """Errors worth another attempt; all others are the fault of the request or of the file."""
@@ -87,6 +91,10 @@ def after_failure(
         # A job that waits for space loses nothing, however long it takes.
         columns: dict[str, Any] = {"error": text, "attempts": max(0, job.attempts - 1)}
         return Verdict("queued", columns, pause_seconds=SPACE_SECONDS)
+    if issubclass(kind, FolderGoneError):
+        # So does one that waits for a folder.
+        columns = {"error": text, "attempts": max(0, job.attempts - 1)}
+        return Verdict("queued", columns, pause_seconds=FOLDER_SECONDS)
     if issubclass(kind, HostileInputError):
         return Verdict("quarantined", {"error": text})
     if not issubclass(kind, MAY_PASS) or issubclass(kind, MediaError):

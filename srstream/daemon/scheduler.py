@@ -179,6 +179,7 @@ class Scheduler:
             name=name,
             device=device,
             security=self._configuration.security,
+            mount_points=self._configuration.roots.mount_points,
             sockets=settings.sockets,
             defaults=with_model(settings.defaults, self.default_model),
             max_frame_sessions=settings.jobs.max_frame_sessions if is_first else 0,
@@ -211,7 +212,9 @@ class Scheduler:
     def configure_workers(self) -> None:
         """Send the configuration in force to the workers."""
         configure = Configure(
-            security=self._configuration.security, logs=self._configuration.settings.logs
+            security=self._configuration.security,
+            mount_points=self._configuration.roots.mount_points,
+            logs=self._configuration.settings.logs,
         )
         for worker in self.workers:
             worker.send(configure)

@@ -120,6 +120,11 @@ class JobSettings(Section):
         gt=0,
         description="how long ended jobs, and files that have left a watch folder, are remembered",
     )
+    low_space_bytes: int = Field(
+        1 << 30,
+        ge=0,
+        description="less free space, if it is under a twentieth of the disk too, is a problem",
+    )
     max_frame_sessions: int = Field(
         8, ge=0, le=256, description="clients that push raw frames at a time"
     )

@@ -14,17 +14,19 @@ import signal
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from srstream.daemon import logs
 from srstream.daemon.actions import Actions, Peer, job_config
 from srstream.daemon.api.zmq.control import ControlServer
+from srstream.daemon.folders.held import Sight
+from srstream.daemon.folders.state import INBOX_NAME, QUEUE_NAME, StateFolder, check_private
+from srstream.daemon.health import Checks, FolderNotes
 from srstream.daemon.inbox.folders import Inbox, check_apart
 from srstream.daemon.metrics import Metrics, MetricsServer
 from srstream.daemon.queue import JobQueue
 from srstream.daemon.reload import (
     Configuration,
-    check_private,
     check_roots,
     needing_restart,
     until_restart,
@@ -32,8 +34,7 @@ from srstream.daemon.reload import (
 from srstream.daemon.scheduler import Scheduler
 from srstream.daemon.settings import ServiceSettings, keys_dir, load_settings
 from srstream.daemon.systemd import Notifier, Readiness, listen_fds
-from srstream.errors import ConfigError, JobError, SrstreamError, UsageError
-from srstream.files import take_lock
+from srstream.errors import ConfigError, SrstreamError, UsageError
 from srstream.models.registry import REGISTRY_VARIABLE
 from srstream.protocol.control import FINAL_STATES, Event, JobInfo, Submit
 from srstream.protocol.keys import KeyRing
@@ -80,52 +81,54 @@ class Supervisor:
 
     def _open(self, settings: ServiceSettings, opened: contextlib.ExitStack) -> None:
         """Open the parts in order; `opened` closes them in reverse."""
-        self._open_state(settings, opened)
-        state = settings.jobs.state_dir
+        self._open_folders(settings, opened)
+        state, notes = settings.jobs.state_dir, FolderNotes()
         self._inbox = Inbox(
             settings.watch,
             self._submit_file,
             self._info_of,
-            state / "watch.sqlite",
+            state / INBOX_NAME,
             self._narrow,
             lambda changes: job_config(self._configuration.settings, dict(changes)).scaling,
         )
         opened.callback(self._inbox.close)
         self._configuration = Configuration(
-            self._path, settings, lambda: self._inbox.unfinished_entries()
+            self._path, settings, lambda: self._inbox.unfinished_entries(), notes.add
         )
         opened.callback(self._configuration.close)
-        queue = JobQueue(state / "jobs.sqlite")
+        queue = JobQueue(state / QUEUE_NAME)
         opened.callback(queue.close)
+        self._state.note_journals()
         self._keys = open_keys(self._path, settings)
         metrics = Metrics()
         folder = None if self._keys is None else self._keys.folder
         self._scheduler = Scheduler(self._configuration, queue, metrics, folder, self._give_up)
         self._scheduler.recover()
-        self._actions = Actions(self._configuration, self._scheduler, metrics, self.reload)
+        self._notes = notes
+        self._checks = checks = Checks(self._configuration, self._scheduler, self._state, notes)
+        self._actions = Actions(self._configuration, self._scheduler, checks, metrics, self.reload)
         self._control = ControlServer(settings.sockets, self._actions, self._keys)
         opened.callback(self._control.close)
         self._control.bind(listen_fds().get("control"))
         self._metrics_server = MetricsServer(
             settings.metrics,
-            lambda: metrics.render(queue.counts(), self._scheduler.health(), self._scheduler.fps()),
-            self._scheduler.health,
+            lambda: metrics.render(queue.counts(), checks.health(), self._scheduler.fps()),
+            checks.probed_health,
         )
         opened.callback(self._metrics_server.close)
         self._metrics_server.bind()
 
-    def _open_state(self, settings: ServiceSettings, opened: contextlib.ExitStack) -> None:
+    def _open_folders(self, settings: ServiceSettings, opened: contextlib.ExitStack) -> None:
         """Make the daemon's folders and lock its state."""
-        state, runtime = settings.jobs.state_dir, settings.sockets.runtime_dir
+        runtime = settings.sockets.runtime_dir
         try:
-            state.mkdir(mode=0o700, parents=True, exist_ok=True)
             runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
-            opened.enter_context(_locked(state / "lock"))
         except OSError as error:
             raise ConfigError(f"{error.filename}: {error.strerror}.") from error
+        self._state = StateFolder(settings.jobs.state_dir)
+        opened.callback(lambda: self._state.close())
         check_private(runtime)
-        check_private(state)
-        os.environ[REGISTRY_VARIABLE] = str(state / "models")
+        os.environ[REGISTRY_VARIABLE] = str(self._state.models)
 
     def _start(self) -> None:
         """Start what runs until the daemon ends."""
@@ -140,7 +143,8 @@ class Supervisor:
         for worker in self._scheduler.workers:
             self._spawn(worker.live())
         self._spawn(self._inbox.run())
-        self._readiness.tick(self._scheduler.health(), 0.0, is_advancing=True)
+        self._checks.start()
+        self._readiness.tick(self._checks.health(), 0.0, is_advancing=True)
 
     # --- main loop ---------------------------------------------------------------------------
 
@@ -158,9 +162,46 @@ class Supervisor:
             scheduler.changed.clear()
             is_advancing = scheduler.check_workers()
             self._check_tasks()
-            scheduler.schedule()
-            self._sweep()
-            self._readiness.tick(scheduler.health(), scheduler.fps(), is_advancing=is_advancing)
+            if self._has_state():
+                scheduler.schedule()
+                self._sweep()
+            self._readiness.tick(self._checks.health(), scheduler.fps(), is_advancing=is_advancing)
+
+    def _has_state(self) -> bool:
+        """Return whether jobs can be kept, after taking what has replaced the state folder.
+
+        Jobs under way end first, since their unfinished work was in the former folder.
+        """
+        sight, state = self._checks.state_sight, self._state
+        if sight.kind == "same":
+            self._checks.state_fault = ""
+            return True
+        fault = f"{state.path}: the state folder {sight.reason}; no job is taken or started."
+        running = [job for worker in self._scheduler.workers for job in worker.running]
+        for job in running:
+            self._scheduler.stop_job(job, now=True)
+        if sight.kind != "gone" and not running:
+            try:
+                self._renew_state(sight.reason)
+                return True
+            except SrstreamError as error:
+                fault = f"{fault} What is there now cannot be used: {error}"
+        self._checks.state_fault = fault
+        if not running:
+            self._notes.add(state.path, fault)
+        return False
+
+    def _renew_state(self, reason: str) -> None:
+        """Go on in the folder that has the state folder's name now."""
+        state = self._state
+        state.renew()
+        self._scheduler.queue.reopen(is_same_folder=state.has_journals)
+        self._inbox.reopen(is_same_folder=state.has_journals)
+        self._scheduler.recover()
+        state.note_journals()
+        self._checks.state_sight, self._checks.state_fault = Sight("same"), ""
+        text = "every job was taken along, and those that are unfinished begin anew."
+        self._notes.add(state.path, f"{state.path}: the state folder {reason}; {text}")
 
     def _sweep(self) -> None:
         """Once an hour, forget what ended long ago."""
@@ -199,6 +240,9 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        sight = self._state.look()
+        if sight.kind in ("other", "missing"):
+            self._renew_state(sight.reason)
 
     # --- reload ------------------------------------------------------------------------------
 
@@ -233,6 +277,7 @@ class Supervisor:
                 self._keys.reload()
             undo.pop_all()
         self._configuration.use(new, roots)
+        self._notes.clear()
         logs.configure(new.logs)
         self._metrics_server.use(sockets)
         self._inbox.reconfigure(new.watch)
@@ -278,26 +323,6 @@ def open_keys(path: Path | None, settings: ServiceSettings) -> KeyRing | None:
     if settings.sockets.control_tcp is None and settings.sockets.frames_tcp is None:
         return None
     return KeyRing(keys_dir(settings, path))
-
-
-def _locked(path: Path) -> BinaryIO:
-    """Lock the state folder; the lock is held while the returned file is open.
-
-    Raises:
-        JobError: another daemon has it.
-    """
-    try:
-        file = path.open("ab")
-        is_ours = take_lock(file)
-    except OSError as error:
-        raise JobError(f"{path}: it cannot be locked ({error.strerror}).") from error
-    if not is_ours:
-        file.close()
-        raise JobError(
-            f"{path.parent}: another srstream daemon works in this folder. Stop it first, or give "
-            "this one another jobs.state_dir."
-        )
-    return file
 
 
 def serve(path: Path | None) -> int:

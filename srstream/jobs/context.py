@@ -11,6 +11,7 @@ from srstream.engines.table import choose_engine
 from srstream.enhancer.enhancer import Enhancer
 from srstream.enhancer.stage import Stage
 from srstream.jobs.plan import OpenEngine
+from srstream.jobs.publish import OpenFolder
 from srstream.jobs.stall import STALL_SECONDS
 from srstream.sandbox.media_steps import InProcess, MediaSteps
 
@@ -47,8 +48,8 @@ class JobContext:
     open_engine: OpenEngine = choose_engine
     directory: Path | None = None
     """Folder of the unfinished job; None: next to the output."""
-    output_folder: int | None = None
-    """Descriptor of the output's folder; None: found by its path."""
+    open_folder: OpenFolder | None = None
+    """Opens the output's folder whenever the output is to be named; None: found by its name."""
     source_descriptor: int | None = None
     """The opened source; None: found by its path."""
     share: Callable[[Enhancer, Callable[[], None]], Stage] = lambda enhancer, wake: enhancer

@@ -127,7 +127,7 @@ class _Job:
         store = JobStore(
             self._output,
             directory=self._place.directory,
-            output_folder=self._place.output_folder,
+            open_folder=self._place.open_folder,
             fresh=self._restart,
         )
         try:
@@ -369,7 +369,7 @@ def _is_publishing(output: Path, context: JobContext) -> bool:
     directory = _directory(output, context)
     if not directory.exists():
         return False
-    with JobStore(output, directory=directory, output_folder=context.output_folder) as store:
+    with JobStore(output, directory=directory, open_folder=context.open_folder) as store:
         return bool(store.get("state") == "publishing")
 
 

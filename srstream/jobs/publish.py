@@ -35,13 +35,17 @@ def identity(name: str, folder: int | None) -> list[int] | None:
     return [found.st_dev, found.st_ino]
 
 
+OpenFolder = Callable[[], int]
+"""Opens the folder of an output and returns a descriptor, which the caller closes."""
+
+
 @contextlib.contextmanager
-def output_folder(output: Path, given: int | None) -> Iterator[int]:
-    """Yield a descriptor of the output's folder: `given`, or opened by its path."""
-    if given is not None:
-        yield given
-        return
-    folder = os.open(output.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def output_folder(output: Path, open_folder: OpenFolder | None) -> Iterator[int]:
+    """Yield a descriptor of the output's folder, from `open_folder` or opened by its path."""
+    if open_folder is None:
+        folder = os.open(output.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    else:
+        folder = open_folder()
     try:
         yield folder
     finally:

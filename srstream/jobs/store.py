@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Self
 from srstream.errors import DiskFullError, JobError
 from srstream.files import fsync_path, give_name, take_lock
 from srstream.jobs.failpoints import failpoint
-from srstream.jobs.publish import identity, output_folder, part_name, publish
+from srstream.jobs.publish import OpenFolder, identity, output_folder, part_name, publish
 from srstream.media.types import SegmentFile
 from srstream.sqlite import is_disk_full, open_journal
 
@@ -85,8 +85,8 @@ class JobStore:
 
     Args:
         directory: where the folder is; None: next to the output.
-        output_folder: a descriptor of the folder in which the output gets its name, for callers
-            who must be sure that it is exactly that folder; None: opened by its path when needed.
+        open_folder: opens the folder in which the output gets its name, for callers who must be
+            sure which folder that is; None: it is opened by its path.
         fresh: begin with an empty journal.
 
     Raises:
@@ -98,13 +98,13 @@ class JobStore:
         output: Path,
         *,
         directory: Path | None = None,
-        output_folder: int | None = None,
+        open_folder: OpenFolder | None = None,
         fresh: bool = False,
     ) -> None:
         # Absolute: libav takes a relative name with a colon for a protocol.
         self.output = output.absolute()
         self.directory = job_directory(self.output) if directory is None else directory
-        self._output_folder = output_folder
+        self._open_folder = open_folder
         with disk_errors("creating the job's folder", self.directory):
             with contextlib.suppress(FileExistsError):
                 self.directory.mkdir(mode=0o700)
@@ -239,7 +239,7 @@ class JobStore:
         with disk_errors("publishing the output", self.output):
             fsync_path(self.assembled_path)
             failpoint("output.fsynced")
-            with output_folder(self.output, self._output_folder) as folder:
+            with output_folder(self.output, self._open_folder) as folder:
                 publish(
                     self.assembled_path,
                     self.output,
@@ -260,7 +260,7 @@ class JobStore:
         """Return whether a run killed while publishing had already given the output its name."""
         if self.get("state") != "publishing":
             return False
-        with output_folder(self.output, self._output_folder) as folder:
+        with output_folder(self.output, self._open_folder) as folder:
             return identity(self.output.name, folder) == self.get("publishing")
 
     def remove(self) -> None:
@@ -268,7 +268,7 @@ class JobStore:
         self.close()
         with (
             contextlib.suppress(OSError),
-            output_folder(self.output, self._output_folder) as folder,
+            output_folder(self.output, self._open_folder) as folder,
         ):
             os.unlink(part_name(self.directory), dir_fd=folder)
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -258,6 +258,9 @@ class HealthInfo(_Message):
     num_paused: int
     workers: tuple[WorkerInfo, ...]
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = Field(
+        (), description="what happened to the daemon's folders since the last reload, and when"
+    )
 
 
 class ErrorInfo(_Message):

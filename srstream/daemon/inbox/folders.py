@@ -159,6 +159,14 @@ class Inbox:
         for file in self._settled(entry, found):
             await self._take(entry, file)
 
+    def reopen(self, *, is_same_folder: bool) -> None:
+        """Go on with the journal that its path leads to now; see `InboxJournal.reopen`."""
+        self._journal.reopen(is_same_folder=is_same_folder)
+        open_ones = self._journal.open_ones()
+        self._unsure |= {taken.key for taken in open_ones}
+        self._untended |= {taken.folder for taken in open_ones} - self._tended
+        self._is_changed.set()
+
     def close(self) -> None:
         """Close the journal; `run` must have ended."""
         self._journal.close()

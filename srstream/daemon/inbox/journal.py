@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from srstream.daemon.folders.journals import adopt_rescued, carried_over
 from srstream.daemon.inbox.files import Found, Signature
 from srstream.daemon.settings import InboxFolder
 from srstream.errors import JobError
@@ -88,9 +89,11 @@ class InboxJournal:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._database = open_journal(path, _SCHEMA)
             self._migrate()
+            adopt_rescued(self._database, path)
         except (OSError, sqlite3.Error) as error:
             raise JobError(
                 f"{path}: the watch folders' journal cannot be opened ({error}). Move it away to "
@@ -99,6 +102,23 @@ class InboxJournal:
 
     def close(self) -> None:
         self._database.close()
+
+    def reopen(self, *, is_same_folder: bool) -> None:
+        """Go on in the file that the path leads to now, with all rows; see `carried_over`.
+
+        Raises:
+            JobError: that cannot be.
+        """
+        try:
+            self._database = carried_over(
+                self._database,
+                self._path,
+                lambda: open_journal(self._path, _SCHEMA),
+                is_same_folder=is_same_folder,
+            )
+            self._migrate()
+        except (OSError, sqlite3.Error) as error:
+            raise JobError(f"{self._path}: the journal cannot go on there ({error}).") from error
 
     def add(self, entry: InboxFolder, found: Found, attempt: int, output: Path) -> Taken:
         """Record that a file is taken, before it is submitted."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from srstream.config import EngineConfig, JobConfig, ModelConfig
-from srstream.daemon.roots import Roots
+from srstream.daemon.folders.roots import Roots
 from srstream.daemon.settings import SecuritySettings
 from srstream.daemon.workers.link import Ended, JobOrder
 from srstream.engines.contract import Engine
@@ -24,6 +24,7 @@ from srstream.enhancer.enhancer import Enhancer
 from srstream.enhancer.fair_queue import Member, Round, SharedStage
 from srstream.enhancer.stage import Stage
 from srstream.errors import (
+    FolderGoneError,
     InterruptedJobError,
     RefusedError,
     ResumeMismatchError,
@@ -33,7 +34,7 @@ from srstream.errors import (
 )
 from srstream.files import write_whole
 from srstream.jobs.context import JobContext, StopSignal
-from srstream.jobs.events import Event, Note, Progress, SegmentDone
+from srstream.jobs.events import Event, Note, Progress, SegmentDone, printable
 from srstream.jobs.job import Result, enhance_file
 from srstream.jobs.store import disk_errors
 from srstream.models.registry import resolved
@@ -103,10 +104,11 @@ class RunningJob:
                 result = self._enhance(restart=True)
         except InterruptedJobError as error:
             return self._ended("stopped", error)
-        except SrstreamError as error:
-            return self._ended("failed", error)
         except Exception as error:
-            logger.exception("an error inside srstream")
+            if not self.order.directory.is_dir():
+                return self._ended("failed", _work_gone(self.order.directory))
+            if not isinstance(error, SrstreamError):
+                logger.exception("an error inside srstream")
             return self._ended("failed", error)
         finally:
             self._enter_stage("")
@@ -139,7 +141,7 @@ class RunningJob:
                 raise RefusedError(
                     f"{order.input}: the daemon takes videos; use `srstream enhance` for pictures."
                 )
-            folder = self._roots.open_folder(order.output.parent)
+            folder = self._open_folder()
             try:
                 return self._enhance_opened(source, folder, restart=restart)
             finally:
@@ -171,7 +173,7 @@ class RunningJob:
                         media=media,
                         open_engine=partial(self._open_engine, lease),
                         directory=order.directory,
-                        output_folder=folder,
+                        open_folder=partial(self._open_folder, folder),
                         source_descriptor=source,
                         share=self._share,
                         on_alive=self._advanced,
@@ -186,6 +188,30 @@ class RunningJob:
         finally:
             media.close()
             self._count()
+
+    def _open_folder(self, opened: int | None = None) -> int:
+        """Open the output's folder; a job whose folder is missing waits until it is there.
+
+        Args:
+            opened: the folder that the path led to when the job began. If the path leads nowhere
+                any more, or out of the roots, this one takes the result, unless it is deleted.
+
+        Raises:
+            FolderGoneError: the folder is missing.
+        """
+        folder = self.order.output.parent
+        try:
+            return self._roots.open_folder(folder)
+        except FolderGoneError:
+            raise
+        except RefusedError as error:
+            if opened is not None and os.fstat(opened).st_nlink:
+                return os.dup(opened)
+            if os.path.lexists(folder):
+                raise
+            raise FolderGoneError(
+                f"{printable(folder)}: this folder is missing; the job goes on when it is there."
+            ) from error
 
     def _config(self) -> JobConfig:
         """The job's settings within the daemon's limits, with the weights that it began with."""
@@ -247,6 +273,12 @@ class RunningJob:
             spent = self.stage_seconds.get(self._stage, 0.0) + now - self._stage_since
             self.stage_seconds[self._stage] = spent
         self._stage, self._stage_since = stage, now
+
+
+def _work_gone(directory: Path) -> FolderGoneError:
+    return FolderGoneError(
+        f"{directory}: the folder of the job's unfinished work is gone; the job begins anew."
+    )
 
 
 def pinned_model(model: ModelConfig, directory: Path, *, renew: bool) -> ModelConfig:

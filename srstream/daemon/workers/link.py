@@ -24,6 +24,8 @@ class Setup(_LinkMessage):
     name: str
     device: str
     security: SecuritySettings
+    mount_points: dict[Path, Path] = {}
+    """Where the file systems of the roots are mounted; see `Roots`."""
     sockets: SocketSettings
     defaults: JobConfig
     max_frame_sessions: int
@@ -75,6 +77,7 @@ class Configure(_LinkMessage):
 
     do: Literal["configure"] = "configure"
     security: SecuritySettings
+    mount_points: dict[Path, Path]
     logs: LogSettings
 
 

@@ -21,11 +21,11 @@ from typing import TypeVar
 import numpy as np
 
 from srstream.daemon import logs
+from srstream.daemon.folders.roots import Roots
 from srstream.daemon.frames.engine import stage_opener
 from srstream.daemon.frames.keys import FrameKeys
 from srstream.daemon.frames.server import FrameLimits, FramesServer
 from srstream.daemon.logs import log_context
-from srstream.daemon.roots import Roots
 from srstream.daemon.workers.job import RunningJob
 from srstream.daemon.workers.link import (
     COMMAND,
@@ -152,7 +152,11 @@ class EngineWorker:
                 job.weigh(command.priority)
 
     def _configure(self, command: Configure) -> None:
-        changes = {"security": command.security, "logs": command.logs}
+        changes = {
+            "security": command.security,
+            "mount_points": command.mount_points,
+            "logs": command.logs,
+        }
         self._setup = self._setup.model_copy(update=changes)
         _configure_logs(self._setup)
         self._roots = _open_roots(self._setup)
@@ -198,7 +202,8 @@ def _configure_logs(setup: Setup) -> None:
 
 
 def _open_roots(setup: Setup) -> Roots:
-    return Roots(setup.security.read_roots, setup.security.write_roots)
+    security = setup.security
+    return Roots(security.read_roots, security.write_roots, mount_points=setup.mount_points)
 
 
 def _counts_of(job: RunningJob) -> Counts:
