@@ -13,6 +13,7 @@ from pathlib import Path
 
 from srstream.config import ModelConfig
 from srstream.errors import UsageError, WeightsError
+from srstream.models.onnx_file import check_self_contained
 from srstream.models.table import ModelSpec, WeightSet, available_sets, weights_path
 
 
@@ -57,7 +58,7 @@ def blend_of(model: ModelConfig, spec: ModelSpec) -> Blend:
     Raises:
         UsageError: a knob is turned, but the model has no such weights, or the weights are the
             user's own.
-        WeightsError: a file is missing or cannot be read.
+        WeightsError: a file is missing, cannot be read, or names further files for its weights.
     """
     restore = 0.0 if model.restore == "auto" else model.restore
     knobs: dict[WeightSet, float] = {"restore": restore, "crisp": model.detail}
@@ -86,6 +87,8 @@ def blend_of(model: ModelConfig, spec: ModelSpec) -> Blend:
 
 def _read(path: Path, share: float) -> WeightFile:
     try:
-        return WeightFile(path, path.read_bytes(), share)
+        content = path.read_bytes()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
+    check_self_contained(content, path)
+    return WeightFile(path, content, share)

@@ -12,6 +12,7 @@ from srstream.errors import UsageError
 from srstream.models.blend import blend_of
 from srstream.models.checkpoint import Weights, load_weights
 from srstream.models.networks import network_from_weights
+from srstream.models.onnx_file import check_self_contained
 from srstream.models.onnx_graph import onnx_metadata
 from srstream.models.table import MODELS, ModelSpec, model_spec, weights_path
 from trainer.data.degrade import SCALE
@@ -67,6 +68,7 @@ def method_of(
         return Method(path.stem, upscale, dictionaries.num_parameters, None, dictionaries.recipe)
     if path.suffix == ".onnx":
         content = path.read_bytes()
+        check_self_contained(content, name)
         stated = onnx_metadata(content, name)
         spec = model_spec(stated["model"])
         upscale = model_upscaler(openvino_planes(content), spec)
