@@ -133,7 +133,7 @@ class ConsoleReporter:
                 total=event.total,
                 speed=speed,
             )
-        elif event.stage == "enhancing" and time.monotonic() - self._last_line > _LINE_SECONDS:
+        elif speed and time.monotonic() - self._last_line > _LINE_SECONDS:
             self._last_line = time.monotonic()
             total = "?" if event.total is None else event.total
             self.say(f"{event.stage}: {event.done}/{total} frames, {speed}")

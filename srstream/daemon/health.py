@@ -38,14 +38,22 @@ class FolderNotes:
     def __init__(self) -> None:
         self._notes: deque[str] = deque(maxlen=_MAX_NOTES)
         self._last: dict[Path, str] = {}
+        self._is_news = threading.Event()
 
     def add(self, path: Path, text: str) -> None:
         """Note what became of a folder; any thread may call this."""
         if self._last.get(path) == text:
             return
         self._last[path] = text
+        self._is_news.set()
         logger.warning("%s", text)
         self._notes.append(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}")
+
+    def take_news(self) -> bool:
+        """Return whether anything was added since the last call."""
+        is_news = self._is_news.is_set()
+        self._is_news.clear()
+        return is_news
 
     def clear(self) -> None:
         """Forget what was noted; what is wrong still is found again."""

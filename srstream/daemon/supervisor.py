@@ -45,6 +45,7 @@ EXIT_FAILED = 1
 _TICK_SECONDS = 1.0
 _SWEEP_SECONDS = 3600.0
 _INBOX_SUBMITTER = "watch"
+_ALL = 1_000_000
 
 
 class Supervisor:
@@ -163,6 +164,10 @@ class Supervisor:
             is_advancing = scheduler.check_workers()
             self._check_tasks()
             if self._has_state():
+                if self._notes.take_news():
+                    # Jobs that wait for a folder need not wait out their pause.
+                    waiting = scheduler.queue.jobs(("queued",), limit=_ALL)
+                    scheduler.queue.hurry(job.id for job in waiting)
                 scheduler.schedule()
                 self._sweep()
             self._readiness.tick(self._checks.health(), scheduler.fps(), is_advancing=is_advancing)

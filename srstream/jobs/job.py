@@ -211,12 +211,13 @@ class _Job:
     def _execute(self, store: JobStore, done: list[SegmentRecord]) -> DecodeOutcome | None:
         """Process the remaining segments; None if a stop was requested."""
         num_done = sum(len(record.file.pts) for record in done)
-        progress = _Throttle(self._on_event, "enhancing", num_before=num_done)
+        total = self._plan.num_frames
+        progress = _Throttle(self._on_event, "enhancing", num_before=num_done, total=total)
         self._num_enhanced = 0
 
         def on_frame() -> None:
             self._num_enhanced += 1
-            progress(num_done + self._num_enhanced, self._plan.num_frames)
+            progress(num_done + self._num_enhanced, total)
 
         anchor = next((record for record in reversed(done) if record.file.pts), None)
         executor: Executor = LocalExecutor(
@@ -254,7 +255,7 @@ class _Job:
         verify = Verify(
             output=output, window=plan.window, sample=_NUM_VERIFY_SAMPLES, plan=plan.output
         )
-        receipt = self._place.media.do(verify, path)
+        receipt = self._place.media.do(verify, path, _Throttle(self._on_event, "verifying"))
         receipt = receipt.model_copy(update={"output": printable(self._output)})
         partial = self._is_partial(outcome)
         self._on_event(
@@ -341,12 +342,15 @@ class _Job:
 
 
 class _Throttle:
-    """Reduces calls at every step to a few progress events per second."""
+    """Reduces calls at every step to a few progress events per second, after one for the start."""
 
-    def __init__(self, on_event: OnEvent, stage: Any, *, num_before: int = 0) -> None:
+    def __init__(
+        self, on_event: OnEvent, stage: Any, *, num_before: int = 0, total: int | None = None
+    ) -> None:
         self._on_event, self._stage = on_event, stage
         self._before = num_before
         self._started = self._last = time.monotonic()
+        on_event(Progress(stage=stage, done=num_before, total=total))
 
     def __call__(self, done: int, total: int | None) -> None:
         now = time.monotonic()

@@ -34,7 +34,7 @@ from srstream.errors import (
 )
 from srstream.files import write_whole
 from srstream.jobs.context import JobContext, StopSignal
-from srstream.jobs.events import Event, Note, Progress, SegmentDone, printable
+from srstream.jobs.events import Event, Note, Progress, SegmentDone, Started, printable
 from srstream.jobs.job import Result, enhance_file
 from srstream.jobs.store import disk_errors
 from srstream.models.registry import resolved
@@ -80,6 +80,9 @@ class RunningJob:
         self.progress: JobProgress | None = None
         self.segment: int | None = None
         """Number of the segment under way; None before the first."""
+        self._num_done = self._num_stored = 0
+        """Frames of the output that are done, and those of them that are in segments on the disk,
+        in earlier attempts too."""
         self.num_frames = self.num_pixels = self.num_pixels_computed = 0
         self.stage_seconds: dict[str, float] = {}
 
@@ -253,19 +256,26 @@ class RunningJob:
 
     def _on_event(self, event: Event) -> None:
         self._advanced()
+        if isinstance(event, Started):
+            self._num_done = self._num_stored = event.num_frames_done
         if isinstance(event, SegmentDone):
             self.segment = event.number + 1
+            self._num_stored += event.num_frames
+            self._count_frames(max(self._num_done, self._num_stored))
         if not isinstance(event, Progress):
             self._tell(event)
             return
         self._enter_stage(event.stage)
         if event.stage == "enhancing":
-            before = self.progress.done if self.progress is not None else 0
-            same = self.progress is not None and self.progress.stage == "enhancing"
-            self.num_frames += max(0, event.done - before) if same else 0
+            self._count_frames(event.done)
         self.progress = JobProgress(
             stage=event.stage, done=event.done, total=event.total, fps=event.fps
         )
+
+    def _count_frames(self, num_done: int) -> None:
+        """Count what was done since the last time; the number falls where work is done again."""
+        self.num_frames += max(0, num_done - self._num_done)
+        self._num_done = num_done
 
     def _enter_stage(self, stage: str) -> None:
         now = time.monotonic()

@@ -162,7 +162,7 @@ def notes(daemon: Daemon) -> str:
 
 def test_a_result_lands_in_the_folder_that_is_there_at_the_end(tmp_path: Path) -> None:
     with Daemon(tmp_path) as daemon:
-        source = clips.cfr(daemon.inputs / "a.mp4", frames=50, gop=25, noise=40)
+        source = clips.cfr(daemon.inputs / "a.mp4", frames=25, gop=25, noise=40)
         job = daemon.submit(source, "a.mp4")
         wait_for(lambda: daemon.children("sandbox.decoder"))
         shutil.rmtree(daemon.outputs)
