@@ -160,6 +160,7 @@ def notes(daemon: Daemon) -> str:
     return " ".join(daemon.result("health")["notes"])
 
 
+@pytest.mark.long
 def test_a_result_lands_in_the_folder_that_is_there_at_the_end(tmp_path: Path) -> None:
     with Daemon(tmp_path) as daemon:
         source = clips.cfr(daemon.inputs / "a.mp4", frames=25, gop=25, noise=40)
@@ -222,6 +223,7 @@ def test_no_job_is_forgotten_with_the_state_folder(tmp_path: Path, how: str) -> 
                 unmount(daemon.state)
 
 
+@pytest.mark.long
 def test_health_says_that_space_is_short_and_that_the_queue_cannot_be_written(
     tmp_path: Path, place: Path
 ) -> None:
