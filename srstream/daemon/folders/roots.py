@@ -139,9 +139,14 @@ class Roots:
         places = mount_points or {}
         self._read = [_Root(path, on_change, places.get(path)) for path in read]
         self._write = [_Root(path, on_change, places.get(path)) for path in write]
-        if mount_points is None:
+        if mount_points is not None:
+            return
+        try:
             for root in (*self._read, *self._write):
                 root.open()
+        except BaseException:
+            self.close()  # the exception's traceback would hold the folders
+            raise
 
     def open_source(self, path: Path) -> int:
         """Open a regular file beneath a read root; returns its descriptor, close-on-exec.
