@@ -11,10 +11,11 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from srstream.config import Precision
-from srstream.errors import SrstreamError, UsageError
+from srstream.errors import InterruptedJobError, SrstreamError, UsageError
 from srstream.models.table import WeightSet
 from srstream.terminal import plain_console, run_app, show, tell, visible
 from trainer.config import load_config
+from trainer.console import CONSOLE, reporting
 from trainer.judge.evaluate import Score
 from trainer.research import research_module
 from trainer.ship.card import figures
@@ -51,12 +52,63 @@ def train(
     resume: Annotated[bool, typer.Option(help="continue from the checkpoint in RUN-DIR")] = False,
 ) -> None:
     """Train a model; SIGTERM or Ctrl-C saves a checkpoint and stops, --resume continues."""
+    from trainer.memory import bound_memory
     from trainer.run import start_run
 
     loaded = load_config(config)
     if hours is not None:
         loaded = loaded.with_hours(hours)
-    start_run(loaded, data, run_dir, base=base, validation_dir=validation, resume=resume)
+    bound_memory()
+    with reporting() as reporter:
+        start_run(
+            loaded,
+            data,
+            run_dir,
+            base=base,
+            validation_dir=validation,
+            resume=resume,
+            reporter=reporter,
+        )
+
+
+@app.command()
+def coco(
+    folder: Annotated[Path, typer.Argument(help="pictures, for example COCO's own folder")],
+    run_dir: Annotated[Path, typer.Option(help="where the checkpoint and the log go")] = Path(
+        "srgan_article"
+    ),
+    pictures: Annotated[
+        int, typer.Option(min=0, help="how many of the folder's, evenly spaced; 0: all")
+    ] = 800,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="crops of 384; 64 with a GPU, else 1")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="VGG-19's weights, if they are not found by themselves")
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(min=1e-4, help="length by the clock, not 3,000 iterations")
+    ] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="folder of pictures to validate on, for example Set5")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="continue from the checkpoint in RUN-DIR")] = False,
+) -> None:
+    """Train SRGAN in the Keras article's settings on a folder of pictures."""
+    from trainer.coco import train_on_coco
+
+    with reporting() as reporter:
+        train_on_coco(
+            folder,
+            run_dir,
+            num_pictures=pictures,
+            batch_size=batch_size,
+            features=features,
+            hours=hours,
+            validation_dir=validation,
+            resume=resume,
+            reporter=reporter,
+        )
 
 
 @app.command()
@@ -257,7 +309,7 @@ def _spell_out(record: logging.LogRecord) -> bool:
 
 def main() -> None:
     """Run the console script."""
-    handler = RichHandler(console=plain_console())
+    handler = RichHandler(console=CONSOLE, show_time=False, show_path=False)
     handler.addFilter(_spell_out)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
@@ -265,6 +317,9 @@ def main() -> None:
     except SrstreamError as error:
         tell(f"srtrain: {error}")
         raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt:
+        tell("srtrain: interrupted; a training goes on with the same command and --resume")
+        raise SystemExit(InterruptedJobError.exit_code) from None
 
 
 if __name__ == "__main__":

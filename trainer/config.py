@@ -109,6 +109,12 @@ class DataSection(Section):
         default=False,
         description="RGB models: low resolution goes through 4:2:0, like nearly all video",
     )
+    num_pictures: int | None = Field(
+        default=None,
+        ge=1,
+        description="of the folder's pictures, evenly spaced in the order of their names; "
+        "without it, all of them",
+    )
     augmentation: AugmentationSection | None = Field(
         default=None, description="without it, patches are rounded like limited-range 8 bits"
     )
@@ -331,6 +337,15 @@ class RunSection(Section):
         default=None, ge=1, description="also write a checkpoint every so many iterations"
     )
     validate_minutes: float = Field(default=10.0, gt=0, description="minutes between validations")
+    memory_mib: int = Field(
+        default=4096,
+        ge=0,
+        description="MiB of memory for the planes of pictures; where they take more, each is read "
+        "when a patch of it is drawn, and kept on disk in the run's folder",
+    )
+    cache_gib: float = Field(
+        default=20.0, ge=0, description="GiB on disk for the planes that memory does not hold"
+    )
     tensorboard: bool = Field(default=True, description="write scalars and pictures for it")
 
 

@@ -57,8 +57,10 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
         (TINY_RUN.format(iterations=6) + TWO_STAGES.format(iterations=30), 20, None),
         # The weights that it is mixed with must come back, and they aren't given again.
         (TINY_RUN.format(iterations=50).replace("[run]", KNOB + "[run]"), 10, "fast"),
+        # No picture stays in memory: half of the run reads them from the killed one's cache.
+        (TINY_RUN.format(iterations=50) + "memory_mib = 0\n", 10, None),
     ],
-    ids=["pixel", "adversarial", "knob"],
+    ids=["pixel", "adversarial", "knob", "cache"],
 )
 def test_a_run_resumed_after_sigkill_equals_an_uninterrupted_one(
     tmp_path, pictures, text, killed_at, base

@@ -58,24 +58,35 @@ class Tone(NamedTuple):
         return cls(Line(gain, black - gain * BLACK), Line(chroma_gain, GREY - chroma_gain * GREY))
 
 
+class Change(NamedTuple):
+    """What is done to one patch; None where that is nothing."""
+
+    tone: Tone | None
+    step: tuple[float, float] | None
+    """Between two codes of luma and of chroma, to which low resolution is rounded."""
+
+
 class Augmentation:
     """Draws a tone for each patch and a rounding for its low resolution, by their shares."""
 
     def __init__(self, section: AugmentationSection, color: ColorFormName) -> None:
         self.section, self.color = section, color
 
-    def __call__(
-        self, lr: Values, hr: tuple[Values, ...], random: np.random.Generator
+    def draw(self, random: np.random.Generator) -> Change:
+        """What is to be done to the next patch."""
+        return Change(self._tone(random), self._step(random))
+
+    def apply(
+        self, lr: Values, hr: tuple[Values, ...], change: Change
     ) -> tuple[Values, tuple[Values, ...]]:
         """Change a patch's planes at both resolutions alike; round only `lr`."""
-        tone = self._tone(random)
+        tone, step = change
         if tone is not None:
             lr = self._by_plane(lr, tone)
             if self.color == "yuv420":
                 hr = (tone.luma(hr[0]), tone.chroma(hr[1]))
             else:
                 hr = tuple(tone.luma(planes) for planes in hr)
-        step = self._step(random)
         return (self._rounded(lr, *step) if step else lr), hr
 
     def _tone(self, random: np.random.Generator) -> Tone | None:

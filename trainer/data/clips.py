@@ -28,9 +28,10 @@ from srstream.frame import Frame
 from srstream.media.read.decode import Decoder
 from srstream.media.read.probe import probe
 from trainer.config import DegradationSection
+from trainer.console import Reporter
 from trainer.data.codec import MIN_SIDE, CodecSettings, encode_decode, random_settings
 from trainer.data.degrade import downscale
-from trainer.data.pairs import Pair, find_pictures, read_rgb
+from trainer.data.pairs import Pair, evenly_chosen, find_pictures, read_rgb
 from trainer.data.planes import (
     Picture,
     Yuv,
@@ -166,9 +167,11 @@ def degraded_pairs(
     *,
     patch_size: int,
     seed: int,
+    num_pictures: int | None = None,
     cache_dir: Path | None = None,
+    reporter: Reporter | None = None,
 ) -> list[Pair]:
-    """Return frames of camera moves over all pictures of a folder, after their codecs.
+    """Return frames of camera moves over the pictures of a folder, after their codecs.
 
     With `cache_dir` they are kept there, and a resumed run reads exactly the same ones. Memory:
     about 1.1 bytes per pixel of every kept frame, 1.6 with chroma, 3.2 in RGB.
@@ -177,7 +180,8 @@ def degraded_pairs(
         UsageError: no picture is large enough for a patch.
         EncodeError: a codec failed.
     """
-    pictures = find_pictures(folder)
+    reporter = reporter or Reporter(is_silent=True)
+    pictures = evenly_chosen(find_pictures(folder), num_pictures)
     cache_path = None
     if cache_dir is not None:
         cache_path = cache_dir / f"{_cache_key(pictures, spec, section, seed)}.safetensors"
@@ -186,7 +190,9 @@ def degraded_pairs(
             return cached
     pairs = [
         pair
-        for number, path in enumerate(pictures)
+        for number, path in enumerate(
+            reporter.each("making clips of the pictures", pictures, len(pictures))
+        )
         for pair in _pairs_of(path, folder, spec, section, patch_size, seed + number)
     ]
     if not pairs:

@@ -1,4 +1,4 @@
-"""Pictures in memory and random patches of them.
+"""Pictures at both resolutions and random patches of them.
 
 Shapes: a low-resolution picture is (C, H, W), where C is the model's input planes; the original is
 one (planes, scale H, scale W) for each plane group of its color form. Both are codes in memory
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from srstream.errors import UsageError
 from trainer.config import DataSection
-from trainer.data.augment import Augmentation
+from trainer.data.augment import Augmentation, Change
 from trainer.data.degrade import downscale, downscale_exactly, resize_matrix, to_uint8
 from trainer.data.planes import (
     Codes,
@@ -41,10 +41,35 @@ PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 KNOB_REACH = 0.1
 """Maximum distance of a pair's severity from the position of `--restore` of its batch."""
 
+MAX_REDRAWS = 50
+"""Times that pictures which cannot be read are drawn anew for one batch."""
+
 VIDEO_SUFFIXES = {
     ".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg",
     ".wmv",
 }  # fmt: skip
+
+
+class Outline(NamedTuple):
+    """What is known of a pair without its planes: enough to draw a patch of it."""
+
+    name: str
+    shape: tuple[int, int]
+    """(H, W) of the low resolution."""
+    shares: tuple[float, ...]
+    """Of the patches, for each form of the low resolution."""
+    severity: float
+
+
+@runtime_checkable
+class PairStore(Protocol):
+    """Pairs that are not all in memory."""
+
+    @property
+    def outlines(self) -> Sequence[Outline]: ...
+    def several(self, indices: Sequence[int]) -> list[Pair | None]:
+        """The pairs of these indices; None for what cannot be read."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -63,6 +88,16 @@ class Pair:
         """Return (H, W) of the low resolution."""
         height, width = self.lr[0][1].shape[1:]
         return height, width
+
+    @property
+    def outline(self) -> Outline:
+        """What patches are drawn by."""
+        return Outline(self.name, self.shape, tuple(share for share, _ in self.lr), self.severity)
+
+    @property
+    def num_bytes(self) -> int:
+        """What its planes take in memory."""
+        return sum(planes.nbytes for _, planes in self.lr) + sum(hr.nbytes for hr in self.hr)
 
 
 def clean_pair(name: str, rgb_HW3: NDArray[np.uint8], spec: TrainedSpec, data: DataSection) -> Pair:
@@ -136,27 +171,52 @@ def load_pairs(folder: Path, spec: TrainedSpec, data: DataSection) -> list[Pair]
     A picture smaller than one patch, or one that can't be decoded, is named in the log and left
     out; `UsageError` if none remains.
     """
-    pairs, patch_size = [], data.patch_size
-    for path in find_pictures(folder):
+    pairs = [pair for pair in loaded_pairs(find_pictures(folder), folder, spec, data) if pair]
+    if not pairs:
+        raise none_is_large_enough(folder, spec, data)
+    return pairs
+
+
+def loaded_pairs(
+    paths: Sequence[Path], folder: Path, spec: TrainedSpec, data: DataSection
+) -> Iterator[Pair | None]:
+    """The pair of each picture, in order; None, and a line in the log, for those left out."""
+    for path in paths:
         try:
             rgb = crop_to_multiple(read_rgb(path), 2 * spec.scale)
         except UsageError as error:
             log.warning("%s; left out", error)
+            yield None
             continue
-        if min(rgb.shape[:2]) < patch_size * spec.scale:
-            height, width = rgb.shape[:2]
-            log.warning(
-                "%s: %dx%d is smaller than a patch of %d; left out",
-                path, width, height, patch_size * spec.scale,
-            )  # fmt: skip
-            continue
-        name = path.relative_to(folder).as_posix()
-        pairs.append(clean_pair(name, rgb, spec, data))
-    if not pairs:
-        raise UsageError(
-            f"{folder}: no picture is at least {patch_size * spec.scale} pixels wide and high"
-        )
-    return pairs
+        if is_large_enough(path, rgb.shape[:2], spec, data):
+            yield clean_pair(path.relative_to(folder).as_posix(), rgb, spec, data)
+        else:
+            yield None
+
+
+def is_large_enough(
+    path: Path, shape: tuple[int, int], spec: TrainedSpec, data: DataSection
+) -> bool:
+    """Return whether a picture of (H, W) holds a patch; where it does not, the log says so."""
+    multiple, side = 2 * spec.scale, data.patch_size * spec.scale
+    height, width = (length // multiple * multiple for length in shape)
+    if min(height, width) >= side:
+        return True
+    log.warning("%s: %dx%d is smaller than a patch of %d; left out", path, width, height, side)
+    return False
+
+
+def none_is_large_enough(folder: Path, spec: TrainedSpec, data: DataSection) -> UsageError:
+    """The error of a folder without a picture to train on."""
+    side = data.patch_size * spec.scale
+    return UsageError(f"{folder}: no picture is at least {side} pixels wide and high")
+
+
+def evenly_chosen(paths: Sequence[Path], count: int | None) -> list[Path]:
+    """So many of them, evenly spaced in their order; all of them for None, or if there are less."""
+    if count is None or count >= len(paths):
+        return list(paths)
+    return [paths[n * len(paths) // count] for n in range(count)]
 
 
 class PatchSampler:
@@ -170,7 +230,7 @@ class PatchSampler:
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[Pair] | PairStore,
         *,
         patch_size: int,
         batch_size: int,
@@ -184,18 +244,15 @@ class PatchSampler:
         self.batch_size = batch_size
         self.shifts, self.knobs = shifts, knobs
         self.augmentation = augmentation
-        self._areas = np.array([np.prod(pair.shape) for pair in pairs], dtype=np.float64)
-        self._severities = np.array([pair.severity for pair in pairs])
-        self._cumulative_shares = [
-            np.cumsum([share for share, _ in pair.lr]) / sum(share for share, _ in pair.lr)
-            for pair in pairs
-        ]
+        self.outlines = outlines_of(pairs)
+        self._areas = np.array([np.prod(o.shape) for o in self.outlines], dtype=np.float64)
+        self._severities = np.array([outline.severity for outline in self.outlines])
         self._random = np.random.Generator(np.random.PCG64(seed))
 
     def next_batch(self) -> Batch:
         knob = float(self._random.random()) if self.knobs else None
         cumulative_area = self._cumulative_area(knob)
-        patches = [self._next_patch(cumulative_area) for _ in range(self.batch_size)]
+        patches = self._patches(cumulative_area)
         lr_BCHW = _to_batch([patch.lr for patch in patches])
         groups = zip(*(patch.hr for patch in patches), strict=True)
         shifted = self._shifted(patches) if self.shifts else None
@@ -215,25 +272,64 @@ class PatchSampler:
             areas = np.where(distances <= max(KNOB_REACH, float(distances.min())), areas, 0.0)
         return np.cumsum(areas / areas.sum())
 
-    def _next_patch(self, cumulative_area: NDArray[np.float64]) -> _Patch:
+    def _patches(self, cumulative_area: NDArray[np.float64]) -> list[_Patch]:
+        """Draw all of a batch first, so that a store may read its pictures at the same time.
+
+        A picture that cannot be read is drawn once more, which a resumed run repeats.
+        """
+        places = [self._place(cumulative_area) for _ in range(self.batch_size)]
+        patches = self._cut(places)
+        for _ in range(MAX_REDRAWS):
+            missing = [n for n, patch in enumerate(patches) if patch is None]
+            if not missing:
+                return [patch for patch in patches if patch is not None]
+            places = [self._place(cumulative_area) for _ in missing]
+            for n, patch in zip(missing, self._cut(places), strict=True):
+                patches[n] = patch
+        raise UsageError(
+            f"hardly any of the {len(self.outlines)} pictures can be read any more; are they "
+            "still where they were?"
+        )
+
+    def _place(self, cumulative_area: NDArray[np.float64]) -> _Place:
         index = _draw(cumulative_area, self._random)
-        pair = self.pairs[index]
-        variant = _draw(self._cumulative_shares[index], self._random)
-        height, width = pair.shape
+        outline = self.outlines[index]
+        shares = np.cumsum(outline.shares) / sum(outline.shares)
+        variant = _draw(shares, self._random)
+        height, width = outline.shape
         size = self.patch_size
         top = int(self._random.integers(height - size + 1))
         left = int(self._random.integers(width - size + 1))
         orientation = int(self._random.integers(8))
+        change = self.augmentation.draw(self._random) if self.augmentation else None
+        return _Place(index, variant, top, left, orientation, change)
+
+    def _cut(self, places: Sequence[_Place]) -> list[_Patch | None]:
+        indices = [place.number for place in places]
+        found: Sequence[Pair | None]
+        if isinstance(self.pairs, PairStore):
+            found = self.pairs.several(indices)
+        else:
+            found = [self.pairs[index] for index in indices]
+        return [
+            None if pair is None else self._patch(pair, place)
+            for pair, place in zip(found, places, strict=True)
+        ]
+
+    def _patch(self, pair: Pair, place: _Place) -> _Patch:
+        height, size = pair.shape[0], self.patch_size
 
         def cut(planes: InputCodes) -> InputCodes:
             scale = planes.shape[1] // height
-            rows = slice(top * scale, (top + size) * scale)
-            columns = slice(left * scale, (left + size) * scale)
-            return _orient(planes[:, rows, columns], orientation)
+            rows = slice(place.top * scale, (place.top + size) * scale)
+            columns = slice(place.left * scale, (place.left + size) * scale)
+            return _orient(planes[:, rows, columns], place.orientation)
 
-        lr = code_values(cut(pair.lr[variant][1]))
+        lr = code_values(cut(pair.lr[place.variant][1]))
         hr = tuple(code_values(cut(planes)) for planes in pair.hr)
-        return _Patch(*(self.augmentation(lr, hr, self._random) if self.augmentation else (lr, hr)))
+        if self.augmentation is None or place.change is None:
+            return _Patch(lr, hr)
+        return _Patch(*self.augmentation.apply(lr, hr, place.change))
 
     def _shifted(self, patches: Sequence[_Patch]) -> Shifted:
         """Shift the batch by one offset; low resolution is a pixel smaller, its border mirrored."""
@@ -256,6 +352,25 @@ class PatchSampler:
             for patch in patches
         ]
         return Shifted(_to_batch(lr), (rows, columns))
+
+
+def outlines_of(pairs: Sequence[Pair] | PairStore) -> Sequence[Outline]:
+    """The outline of each pair, without reading any from a store."""
+    if isinstance(pairs, PairStore):
+        return pairs.outlines
+    return [pair.outline for pair in pairs]
+
+
+class _Place(NamedTuple):
+    """Which patch was drawn."""
+
+    number: int
+    """Of the pair."""
+    variant: int
+    top: int
+    left: int
+    orientation: int
+    change: Change | None
 
 
 class _Patch(NamedTuple):

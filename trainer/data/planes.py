@@ -38,6 +38,9 @@ Picture = NDArray[np.uint8]
 LEFT_SITED, CENTRE_SITED = 0.0, 0.5
 """Horizontal position of a 4:2:0 chroma sample, in luma samples from the left one of its two."""
 
+CHROMA_SHARES = 0.5, 0.35, 0.15
+"""Of the patches: chroma of left-sited 4:2:0, of 4:2:0 sited in the middle, of 4:4:4."""
+
 FROM_RGB = np.array(
     [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]
 )
@@ -97,14 +100,21 @@ def input_variants(
     if color == "rgb" and not subsampled:
         return ((1.0, np.ascontiguousarray(codes(lr_HW3).transpose(2, 0, 1))),)
     yuv_3HW = yuv444(lr_HW3)
-    variants = (
-        (0.5, chroma_through_420(yuv_3HW, LEFT_SITED, exact=exact)),
-        (0.35, chroma_through_420(yuv_3HW, CENTRE_SITED, exact=exact)),
-        (0.15, codes(yuv_3HW)),
+    made = (
+        chroma_through_420(yuv_3HW, LEFT_SITED, exact=exact),
+        chroma_through_420(yuv_3HW, CENTRE_SITED, exact=exact),
+        codes(yuv_3HW),
     )
+    variants = tuple(zip(CHROMA_SHARES, made, strict=True))
     if color == "yuv420":
         return variants
     return tuple((share, codes(rgb_values(code_values(planes)))) for share, planes in variants)
+
+
+def input_shares(color: ColorFormName, *, subsampled: bool) -> tuple[float, ...]:
+    """Return the shares of the patches that `input_variants` states, in their order."""
+    is_single = color == "luma" or (color == "rgb" and not subsampled)
+    return (1.0,) if is_single else CHROMA_SHARES
 
 
 def target_planes(hr_HW3: Picture, color: ColorFormName) -> tuple[Codes, ...]:

@@ -5,7 +5,7 @@ The same protocol also measures frames that went through a codec.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from srstream.color import with_local_mean
 from srstream.models.table import ColorFormName
 from srstream.quality import Plane, psnr, ssim
+from trainer.console import Reporter
 from trainer.data.degrade import bicubic_resize, downscale
 from trainer.data.pairs import crop_to_multiple, find_pictures, read_rgb
 from trainer.data.planes import (
@@ -109,13 +110,16 @@ class TestPicture:
     """RGB, uint8."""
 
 
-def load_test_set(folder: Path, scale: int, *, subsampled: bool = False) -> list[TestPicture]:
+def load_test_set(
+    folder: Path, scale: int, *, subsampled: bool = False, reporter: Reporter | None = None
+) -> list[TestPicture]:
     """Load originals cropped to multiples of `scale`; low resolution is MATLAB's bicubic in RGB.
 
     With `subsampled`, low resolution then goes through 8-bit 4:2:0, for all methods alike.
     """
-    pictures = []
-    for path in find_pictures(folder):
+    reporter = reporter or Reporter(is_silent=True)
+    paths, pictures = find_pictures(folder), []
+    for path in reporter.each(f"reading {folder.name}", paths, len(paths)):
         rgb = crop_to_multiple(read_rgb(path), 2 * scale if subsampled else scale)
         small = downscale(rgb, scale)
         lr = (
@@ -131,14 +135,14 @@ GREY_CHROMA_DB = 58.9
 """The chroma PSNR of a gray picture: it is exact, but counts as having 8-bit rounding error."""
 
 
-def score(upscale: Upscaler, pictures: Sequence[TestPicture], scale: int) -> Score:
+def score(upscale: Upscaler, pictures: Iterable[TestPicture], scale: int) -> Score:
     """Return the score of `upscale`, its output rounded to the 8 bits that a video holds.
 
     `scale` pixels are shaved off every side. The original's luma is not rounded.
     """
     figures = [score_picture(upscale(picture.lr), picture.hr_HW3, scale) for picture in pictures]
     psnr_db, ssim_mean, chroma_psnr_db = (float(mean) for mean in np.mean(figures, axis=0))
-    return Score(psnr_db, ssim_mean, chroma_psnr_db, len(pictures))
+    return Score(psnr_db, ssim_mean, chroma_psnr_db, len(figures))
 
 
 def score_picture(made: Enlarged, hr_HW3: Picture, border: int) -> tuple[float, float, float]:

@@ -1,15 +1,12 @@
-"""A run's clock, its stop signal, and its records: `log.jsonl` and TensorBoard."""
+"""A run's clock, and its records: `log.jsonl` and TensorBoard."""
 
 from __future__ import annotations
 
 import json
-import logging
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,33 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from trainer.data.planes import Picture
 from trainer.state import Progress
 
-log = logging.getLogger(__name__)
-
 LOG_NAME, PANEL_DIR = "log.jsonl", "panels"
-
-
-class StopFlag:
-    """A flag that SIGTERM or SIGINT sets, so that the loop ends after its iteration."""
-
-    def __init__(self) -> None:
-        self._stopped = False
-
-    def __enter__(self) -> Self:
-        self._previous = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        self._stopped = True
-
-    def __bool__(self) -> bool:
-        return self._stopped
 
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "cpu": time.process_time}
@@ -102,7 +73,6 @@ class Journal:
         }
         with (self._run_dir / LOG_NAME).open("a") as file:
             file.write(json.dumps(line) + "\n")
-        log.info("%s", line)
         if self._writer is not None:
             for name, value in fields.items():
                 if isinstance(value, float):

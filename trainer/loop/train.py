@@ -17,21 +17,22 @@ from torch import nn
 from srstream.errors import UsageError
 from srstream.models.checkpoint import Weights
 from trainer.config import RunSection, StageSection, TrainConfig
+from trainer.console import Reporter
 from trainer.data.augment import Augmentation
-from trainer.data.pairs import Pair, PatchSampler
+from trainer.data.pairs import Pair, PairStore, PatchSampler
 from trainer.data.planes import Picture
+from trainer.loop.display import Display, time_left
 from trainer.loop.guards import Guard, check_finite
 from trainer.loop.journal import (
     CLOCKS,
     Clock,
     Journal,
-    StopFlag,
     Timer,
-    duration,
     past_validations,
 )
 from trainer.loop.recipe import fraction_done, recipe
 from trainer.loop.stages import make_stage
+from trainer.loop.stop import StopFlag
 from trainer.networks import (
     TrainedNetwork,
     folded,
@@ -61,9 +62,10 @@ Validate = Callable[[TrainedNetwork], Measures]
 
 def train(
     config: TrainConfig,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Pair] | PairStore,
     run_dir: Path,
     *,
+    reporter: Reporter | None = None,
     base: Weights | None = None,
     validate: Validate | None = None,
     panel: Callable[[TrainedNetwork], Picture] | None = None,
@@ -75,7 +77,8 @@ def train(
     `run_dir` receives `checkpoint.safetensors`, `log.jsonl`, `tensorboard/`, and with `panel`
     pictures of the network's output. With `resume`, the run continues from the checkpoint there, if
     there is one; without, a checkpoint there is a `UsageError`. `should_stop` sees all validations
-    so far and may end the run.
+    so far and may end the run. SIGTERM or SIGINT gives up a validation that is going on, and after
+    it there is none, unless there was none at all.
 
     Raises:
         TrainingCollapsedError: the output collapsed; the checkpoint is the last good one.
@@ -98,7 +101,6 @@ def train(
         raise UsageError(
             "sample_knob mixes the network with the weights that it starts from; use --base"
         )
-    names = [pair.name for pair in pairs]
     tones = config.data.augmentation
     augmentation = None if tones is None else Augmentation(tones, spec_of(config).color_form)
     sampler = PatchSampler(
@@ -110,6 +112,7 @@ def train(
         knobs=config.samples_knob,
         augmentation=augmentation,
     )
+    names = [outline.name for outline in sampler.outlines]
     if resumed:
         network = saved_network(spec_of(config), config.network, part(resumed[0], "average"))
     else:
@@ -128,6 +131,8 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     is_first = fabric.is_global_zero
     journal = Journal(run_dir, progress, tensorboard=run.tensorboard, is_silent=not is_first)
+    reporter = reporter if reporter and is_first else Reporter(is_silent=not is_first)
+    display = Display(reporter, config, run_dir)
     now = CLOCKS[run.clock]
     clock, guard = Clock(now), Guard()
     history = past_validations(run_dir, progress.iteration) if resumed else list[Measures]()
@@ -154,6 +159,7 @@ def train(
             history.append(measures)
             journal.write("validate", **{name: round(n, 4) for name, n in measures.items()})
             best = max(past.get("score", -math.inf) for past in history)
+            display.validated(progress, measures, is_best=measures.get("score") == best)
             if is_first and measures.get("score") == best:
                 made_by = recipe(config, progress, base_recipe)
                 write_atomically(run_dir / BEST_NAME, weights_bytes(plain, made_by))
@@ -161,11 +167,14 @@ def train(
             journal.panel(panel(plain))
 
     # --- loop ------------------------------------------------------------------------------
-    journal.write("start", model=config.model, num_pictures=len(pairs))
-    if base is not None and progress.iteration == 0:
-        measure()
+    journal.write("start", model=config.model, num_pictures=len(names))
+    display.begin(len(names), progress, fabric.device.type)
     sums, num_summed = dict[str, float](), 0
-    with StopFlag() as was_stopped:
+    section = stages[progress.stage]
+    with StopFlag(reporter) as was_stopped, reporter.task("training", len(stages)) as task:
+        if base is not None and progress.iteration == 0:
+            with was_stopped.interruptible():
+                measure()
         while not agreed(bool(was_stopped)):
             section = stages[progress.stage]
             done = agreed(fraction_done(progress, section))
@@ -180,6 +189,7 @@ def train(
             update_average(average, network, decay=section.ema, iteration=progress.iteration)
             progress.advance(clock.lap_seconds())
             values = {name: float(loss) for name, loss in losses.items()}
+            task.update(progress.stage + done, display.words(progress, section, values))
             guard.see(made[0], batch.hr[0])
             guard.check(progress.iteration, values)
             sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
@@ -197,15 +207,20 @@ def train(
             if agreed(checkpoint_timer.is_due()) or (every and progress.iteration % every == 0):
                 checkpoint()
             if validation_timer.is_due():
-                measure()
+                with was_stopped.interruptible():
+                    measure()
                 if should_stop is not None and should_stop(history):
                     break
 
-    checkpoint()
-    measure()
+        is_stopped = agreed(bool(was_stopped))
+        checkpoint()
+        if not is_stopped or not history:
+            with was_stopped.interruptible():
+                measure()
     is_finished = progress.stage + 1 == len(stages) and fraction_done(progress, section) >= 1.0
     journal.write("finish" if is_finished else "stop")
     journal.close()
+    display.ended(progress, is_finished=is_finished)
     return progress
 
 
@@ -299,9 +314,3 @@ def rate_factor(done: float, section: StageSection) -> float:
     along = min((done - section.warmup) / (1.0 - section.warmup), 1.0)
     last = section.final_learning_rate / section.learning_rate
     return last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * along))
-
-
-def time_left(progress: Progress, section: StageSection) -> str:
-    """Return the remaining time of the stage at its pace so far."""
-    done = max(fraction_done(progress, section), 1e-9)
-    return duration(progress.stage_seconds * max(1.0 - done, 0.0) / done)

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from trainer.console import Reporter
 from trainer.data.planes import Picture
 from trainer.judge.evaluate import Enlarged, TestPicture, load_test_set, network_upscaler, score
 from trainer.networks import TrainedNetwork
@@ -20,13 +21,14 @@ MAX_PANELS = 4
 class SetValidation:
     """Measures a network on a folder of originals and draws its output for them."""
 
-    def __init__(self, folder: Path, scale: int) -> None:
-        self.folder, self.scale = folder, scale
-        self.pictures = load_test_set(folder, scale)
+    def __init__(self, folder: Path, scale: int, reporter: Reporter) -> None:
+        self.folder, self.scale, self.reporter = folder, scale, reporter
+        self.pictures = load_test_set(folder, scale, reporter=reporter)
 
     def measure(self, network: TrainedNetwork) -> dict[str, float]:
         """Return PSNR (also as `score`) and SSIM on luma, and PSNR on chroma."""
-        reached = score(network_upscaler(network), self.pictures, self.scale)
+        pictures = self.reporter.each("validating", self.pictures, len(self.pictures))
+        reached = score(network_upscaler(network), pictures, self.scale)
         return {
             "score": reached.psnr_db,
             "psnr_db": reached.psnr_db,
