@@ -87,6 +87,16 @@ class ResumeMismatchError(JobError):
     exit_code = 3
 
 
+class DamagedError(JobError):
+    """The job's own store is damaged; the job can only begin again."""
+
+
+class QueueDamagedError(JobError):
+    """The daemon's queue is damaged, and nothing is left to restore it from."""
+
+    exit_code = 2
+
+
 class DiskFullError(JobError):
     """The disk is full; the job is paused and can be resumed."""
 

@@ -97,7 +97,7 @@ class Checks:
             update={
                 "ok": health.ok and not problems,
                 "problems": tuple(problems),
-                "notes": tuple(self._notes),
+                "notes": (*health.notes, *self._notes),
             }
         )
 

@@ -23,12 +23,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from srstream.config import JobConfig
-from srstream.daemon.folders.journals import adopt_rescued, carried_over
-from srstream.daemon.storage.reserve import Reserve
-from srstream.daemon.storage.schema import SCHEMA
+from srstream.daemon.storage.database import QueueDatabase, checksum
 from srstream.errors import BusyError, DiskFullError, JobError, UsageError
 from srstream.protocol.control import FINAL_STATES, Event, JobInfo, JobProgress, JobState
-from srstream.sqlite import is_disk_full, open_journal
+from srstream.sqlite import is_disk_full
 
 EventKind = Literal["state", "segment", "note", "daemon"]
 
@@ -115,15 +113,18 @@ class JobQueue:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._database = open_journal(path, SCHEMA)
-            adopt_rescued(self._database, path)
-            self._reserve = Reserve(self._database, path)
+            self._files = QueueDatabase(path)
+            self._database = self._files.main
             self._due = self._pauses_left()
         except (OSError, sqlite3.Error) as error:
-            raise JobError(
-                f"{path}: the queue cannot be opened ({error}). Move it away to begin with an "
-                "empty one; finished outputs are not affected."
-            ) from error
+            if is_disk_full(error):
+                raise DiskFullError(
+                    f"{path.parent}: the disk is full, so the queue cannot be opened; free some "
+                    "space."
+                ) from error
+            raise JobError(f"{path}: the queue cannot be opened ({error}).") from error
+        self.notes = self._files.notes
+        """What was damaged and what became of it, for `health`."""
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +133,7 @@ class JobQueue:
         self.close()
 
     def close(self) -> None:
-        self._database.close()
+        self._files.close()
 
     def reopen(self, *, is_same_folder: bool) -> None:
         """Go on in the file that the path leads to now, with all jobs; see `carried_over`.
@@ -141,13 +142,8 @@ class JobQueue:
             JobError: that cannot be.
         """
         try:
-            self._database = carried_over(
-                self._database,
-                self._path,
-                lambda: open_journal(self._path, SCHEMA),
-                is_same_folder=is_same_folder,
-            )
-            self._reserve = Reserve(self._database, self._path)
+            self._files.reopen(is_same_folder=is_same_folder)
+            self._database = self._files.main
         except (OSError, sqlite3.Error) as error:
             raise JobError(f"{self._path}: the queue cannot go on there ({error}).") from error
 
@@ -189,7 +185,7 @@ class JobQueue:
                 )
             now = time.time()
             job_id = new_job_id(now)
-            self._database.execute(
+            self._files.write(
                 "INSERT INTO job (id, key, state, input, output, overwrite, config, names_model,"
                 " priority, submitter, created) VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -205,6 +201,7 @@ class JobQueue:
                     now,
                 ),
             )
+            self._seal(job_id)
             event = self._tell(job_id, "state", {"state": "queued"})
         return self.get(job_id), event
 
@@ -250,7 +247,7 @@ class JobQueue:
         now = time.monotonic()
         rows = self._database.execute(
             "SELECT id FROM job WHERE state = 'queued' ORDER BY"
-            f"{' num_segments_done > 0 DESC,' if begun_first else ''} priority DESC, created"
+            f"{' num_segments_done > 0 DESC,' if begun_first else ''} priority DESC, rowid"
         )
         due = (job_id for (job_id,) in rows if self._due.get(job_id, 0.0) <= now)
         return [self.get(job_id) for job_id in islice(due, limit)]
@@ -324,17 +321,20 @@ class JobQueue:
         oldest = time.time() - keep_days * 86_400
         with self._transaction():
             marks = ",".join("?" * len(FINAL_STATES))
-            gone = self._database.execute(
+            gone = self._files.write(
                 f"DELETE FROM job WHERE state IN ({marks}) AND ended < ?", (*FINAL_STATES, oldest)
             ).rowcount
-            self._database.execute(
-                "DELETE FROM event WHERE seq <= ?", (self.last_seq - MAX_EVENTS,)
-            )
+            self._files.write("DELETE FROM event WHERE seq <= ?", (self.last_seq - MAX_EVENTS,))
         return gone
 
     def has_room(self) -> bool:
         """Return whether the queue has its reserve of disk space, filled again if possible."""
-        return self._reserve.fill()
+        return self._files.has_room()
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the queue's files; None if nothing is."""
+        return self._files.problem
 
     def _pauses_left(self) -> dict[str, float]:
         """When, by the monotonic clock, each job may start whose pause began in an earlier run."""
@@ -374,15 +374,19 @@ class JobQueue:
     def remember(self, name: str, value: str) -> None:
         """Store a value under a name."""
         with self._transaction():
-            self._database.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (name, value))
+            self._files.write("INSERT OR REPLACE INTO setting VALUES (?, ?)", (name, value))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """Run the block as one transaction; a full disk raises `DiskFullError`."""
         try:
-            with self._database:
-                self._database.execute("BEGIN IMMEDIATE")
+            try:
+                self._files.begin()
                 yield
+                self._files.commit()
+            except BaseException:
+                self._files.roll_back()
+                raise
         except sqlite3.Error as error:
             if is_disk_full(error):
                 raise DiskFullError(
@@ -405,11 +409,17 @@ class JobQueue:
     def _update(self, job_id: str, **columns: Any) -> None:
         names = ", ".join(f"{name} = ?" for name in columns)
         values = (json.dumps(v) if isinstance(v, dict) else v for v in columns.values())
-        self._database.execute(f"UPDATE job SET {names} WHERE id = ?", (*values, job_id))
+        self._files.write(f"UPDATE job SET {names} WHERE id = ?", (*values, job_id))
+        self._seal(job_id)
+
+    def _seal(self, job_id: str) -> None:
+        """Give a job's row the checksum of its new content."""
+        if (row := self._row("id = ?", job_id)) is not None:
+            self._files.write("UPDATE job SET checksum = ? WHERE id = ?", (checksum(row), job_id))
 
     def _tell(self, job_id: str | None, kind: EventKind, data: dict[str, Any]) -> Event:
         now = time.time()
-        cursor = self._database.execute(
+        cursor = self._files.write(
             "INSERT INTO event (time, job, kind, data) VALUES (?, ?, ?, ?)",
             (now, job_id, kind, json.dumps(data)),
         )
@@ -418,7 +428,7 @@ class JobQueue:
 
 
 def _job(row: sqlite3.Row) -> QueuedJob:
-    values = {name: row[name] for name in row.keys() if name != "key"}  # noqa: SIM118
+    values = {name: row[name] for name in row.keys() if name not in ("key", "checksum")}  # noqa: SIM118
     return QueuedJob(
         **{
             **values,

@@ -425,7 +425,8 @@ class Scheduler:
     def health(self) -> HealthInfo:
         """The daemon's condition."""
         counts = self.queue.counts()
-        problems = [text for text in (self._writes.problem, self._shortage.problem) if text]
+        faults = self._writes.problem, self._shortage.problem, self.queue.problem
+        problems = [text for text in faults if text]
         problems += [
             f"engine worker {worker.name} is not ready{f': {worker.fault}' if worker.fault else ''}"
             for worker in self.workers
@@ -440,6 +441,7 @@ class Scheduler:
             num_paused=counts.get("paused", 0),
             workers=tuple(worker.info() for worker in self.workers),
             problems=tuple(problems),
+            notes=tuple(self.queue.notes),
         )
 
 

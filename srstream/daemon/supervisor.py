@@ -100,6 +100,7 @@ class Supervisor:
         queue = JobQueue(state / QUEUE_NAME)
         opened.callback(queue.close)
         self._state.note_journals()
+        queue.notes.extend(self._inbox.notes)
         self._keys = open_keys(self._path, settings)
         metrics = Metrics()
         folder = None if self._keys is None else self._keys.folder

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from srstream.errors import DiskFullError, JobError
+from srstream.errors import DamagedError, DiskFullError, JobError
 from srstream.files import fsync_path, give_name, take_lock
 from srstream.jobs.failpoints import failpoint
 from srstream.jobs.publish import OpenFolder, identity, output_folder, part_name, publish
 from srstream.media.types import SegmentFile
-from srstream.sqlite import is_disk_full, open_journal
+from srstream.sqlite import Schema, is_damage, is_disk_full, open_journal
 
 _MAX_NAME_BYTES = 255
 _DAMAGED = " Use --restart to start over."
@@ -42,6 +42,8 @@ CREATE TABLE IF NOT EXISTS segment (
 ) STRICT;
 """
 
+
+_JOB = Schema(0x7372736A, "segment", (_SCHEMA,))
 
 _ALL_SEGMENTS = """
 SELECT number, file, num_bytes, pts, last_duration, last_frame_hash FROM segment ORDER BY number
@@ -77,7 +79,8 @@ def disk_errors(doing: str, place: Path, advice: str = "") -> Iterator[None]:
                 f"{place}: the disk became full while {doing}; nothing was published. "
                 "Free some space and run the same command again: it resumes."
             ) from error
-        raise JobError(f"{place}: {doing} failed ({error}).{advice}") from error
+        kind = DamagedError if is_damage(error) else JobError
+        raise kind(f"{place}: {doing} failed ({error}).{advice}") from error
 
 
 class JobStore:
@@ -122,7 +125,7 @@ class JobStore:
                     path.unlink()
             with disk_errors("opening the journal", self.directory, _DAMAGED):
                 self._database = open_journal(
-                    self.directory / "journal.sqlite", _SCHEMA, any_thread=True
+                    self.directory / "journal.sqlite", _JOB, any_thread=True
                 )
         except JobError:
             self._lock.close()

@@ -259,7 +259,7 @@ class HealthInfo(_Message):
     workers: tuple[WorkerInfo, ...]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = Field(
-        (), description="what happened to the daemon's folders since the last reload, and when"
+        (), description="what happened to the daemon's folders and files and is over, and when"
     )
 
 

@@ -117,6 +117,11 @@ class Inbox:
         self._untended |= self._entries.keys() - self._tended
         self._is_changed.set()
 
+    @property
+    def notes(self) -> list[str]:
+        """What was damaged and what became of it, for `health`."""
+        return self._journal.notes
+
     def unfinished_entries(self) -> list[InboxFolder]:
         """The entries, present or former, of files whose jobs have not ended."""
         return self._journal.open_entries()

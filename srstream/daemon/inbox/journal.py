@@ -11,6 +11,7 @@ taken, so a reload does not affect that file.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sqlite3
 import time
@@ -25,8 +26,11 @@ from pydantic import ValidationError
 from srstream.daemon.folders.journals import adopt_rescued, carried_over
 from srstream.daemon.inbox.files import Found, Signature
 from srstream.daemon.settings import InboxFolder
+from srstream.daemon.storage.database import set_aside
 from srstream.errors import JobError
-from srstream.sqlite import open_journal
+from srstream.sqlite import Schema, is_damage, open_journal
+
+logger = logging.getLogger(__name__)
 
 TakenState = Literal["new", "submitted", "failing", "done", "failed", "cancelled"]
 
@@ -60,6 +64,17 @@ _OPEN = "state IN ('new', 'submitted', 'failing')"
 _ENDED = "state IN ('done', 'failed', 'cancelled')"
 
 
+def _add_columns(database: sqlite3.Connection) -> None:
+    """Add columns that a file lacks which was made before the numbers."""
+    there = {row["name"] for row in database.execute("PRAGMA table_info(taken)")}
+    for name, kind in _ADDED.items():
+        if name not in there:
+            database.execute(f"ALTER TABLE taken ADD COLUMN {name} {kind}")
+
+
+_INBOX = Schema(0x73727377, "taken", (_SCHEMA, _add_columns))
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """A file that was taken: one row."""
@@ -90,9 +105,11 @@ class InboxJournal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.notes: list[str] = []
+        """What was damaged and what became of it, for `health`."""
         try:
-            self._database = open_journal(path, _SCHEMA)
-            self._migrate()
+            self._database = self._opened()
+            self._complete()
             adopt_rescued(self._database, path)
         except (OSError, sqlite3.Error) as error:
             raise JobError(
@@ -113,12 +130,30 @@ class InboxJournal:
             self._database = carried_over(
                 self._database,
                 self._path,
-                lambda: open_journal(self._path, _SCHEMA),
+                self._opened,
                 is_same_folder=is_same_folder,
             )
-            self._migrate()
+            self._complete()
         except (OSError, sqlite3.Error) as error:
             raise JobError(f"{self._path}: the journal cannot go on there ({error}).") from error
+
+    def _opened(self) -> sqlite3.Connection:
+        """Open the journal, and an empty one in place of one that is damaged.
+
+        Nothing is lost with it: the files are found again, and their keys lead to the same jobs.
+        """
+        try:
+            return open_journal(self._path, _INBOX)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            aside = set_aside(self._path)
+            self.notes.append(
+                f"{self._path}: {error}; it was kept as {aside.name}, and the files in the watched "
+                "folders are looked at again."
+            )
+            logger.error("%s", self.notes[-1])
+            return open_journal(self._path, _INBOX)
 
     def add(self, entry: InboxFolder, found: Found, attempt: int, output: Path) -> Taken:
         """Record that a file is taken, before it is submitted."""
@@ -219,12 +254,8 @@ class InboxJournal:
         rows = self._database.execute(f"SELECT rowid AS row, * FROM taken WHERE {where}", values)
         return [_taken(row) for row in rows]
 
-    def _migrate(self) -> None:
-        """Add columns that an older version's journal lacks; its ended files count as ended now."""
-        there = {row["name"] for row in self._database.execute("PRAGMA table_info(taken)")}
-        for name, kind in _ADDED.items():
-            if name not in there:
-                self._database.execute(f"ALTER TABLE taken ADD COLUMN {name} {kind}")
+    def _complete(self) -> None:
+        """Count files that ended under an older version as ended now."""
         self._database.execute(
             f"UPDATE taken SET ended = ? WHERE ended IS NULL AND {_ENDED}", (time.time(),)
         )

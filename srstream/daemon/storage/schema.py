@@ -1,6 +1,10 @@
-"""The tables of the queue."""
+"""The tables of the queue, and how files of older versions get them."""
 
-SCHEMA = """
+from __future__ import annotations
+
+from srstream.sqlite import Schema
+
+_FIRST_TABLES = """
 CREATE TABLE IF NOT EXISTS job (
     id TEXT PRIMARY KEY,
     key TEXT UNIQUE,
@@ -38,3 +42,15 @@ CREATE TABLE IF NOT EXISTS event (
 CREATE INDEX IF NOT EXISTS event_by_job ON event (job, seq);
 CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
+
+_CHECKSUMS = """
+ALTER TABLE job ADD COLUMN checksum TEXT;
+"""
+
+_ORDER_OF_SUBMISSION = """
+DROP INDEX job_by_state;
+CREATE INDEX job_by_state ON job (state, priority DESC);
+"""
+"""Jobs of one priority start in the order of their row numbers: the wall clock may jump."""
+
+QUEUE = Schema(0x73727371, "job", (_FIRST_TABLES, _CHECKSUMS, _ORDER_OF_SUBMISSION))

@@ -24,6 +24,7 @@ from srstream.enhancer.enhancer import Enhancer
 from srstream.enhancer.fair_queue import Member, Round, SharedStage
 from srstream.enhancer.stage import Stage
 from srstream.errors import (
+    DamagedError,
     FolderGoneError,
     InterruptedJobError,
     RefusedError,
@@ -102,7 +103,7 @@ class RunningJob:
         try:
             try:
                 result = self._enhance(restart=False)
-            except ResumeMismatchError as error:
+            except (ResumeMismatchError, DamagedError) as error:
                 self._tell(Note(text=f"{error} The job begins anew."))
                 result = self._enhance(restart=True)
         except InterruptedJobError as error:
