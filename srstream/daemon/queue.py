@@ -12,95 +12,26 @@ FULL), so whatever a client has been told survives a power cut.
 from __future__ import annotations
 
 import json
-import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from srstream.config import JobConfig
 from srstream.daemon.storage.database import QueueDatabase, checksum
+from srstream.daemon.storage.rows import EventKind, QueuedJob, event_of, job_of, new_job_id
 from srstream.errors import BusyError, DiskFullError, JobError, UsageError
-from srstream.protocol.control import FINAL_STATES, Event, JobInfo, JobProgress, JobState
+from srstream.protocol.control import FINAL_STATES, Event, JobState
 from srstream.sqlite import is_disk_full
-
-EventKind = Literal["state", "segment", "note", "daemon"]
 
 _MAX_PAUSE_SECONDS = 300.0
 """Longest rest of a pause that is kept when the daemon starts again."""
 
 MAX_EVENTS = 200_000
 """Number of events that are kept; older ones are deleted."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueuedJob:
-    """A job on record: one row of the queue."""
-
-    id: str
-    state: JobState
-    input: Path
-    output: Path
-    overwrite: bool
-    config: JobConfig
-    names_model: bool
-    """Whether the client named the model; otherwise it is the daemon's default."""
-    priority: int
-    submitter: str
-    created: float
-    started: float | None
-    ended: float | None
-    attempts: int
-    failures: int
-    """Failures in a row without a new segment."""
-    crashes: int
-    """How often in a row its worker died while the job was at the same segment."""
-    retry_at: float | None
-    error: str | None
-    num_segments: int | None
-    num_segments_done: int
-    weights_sha256: str | None
-    changes_weights: bool
-    """Whether it continues with other weights than those it began with."""
-    wanted: Literal["cancel", "pause"] | None
-    """What a client asked for while the job ran; it is done once the job's thread has ended."""
-    result: dict[str, Any] | None
-
-    @property
-    def is_final(self) -> bool:
-        return self.state in FINAL_STATES
-
-    def info(self, progress: JobProgress | None = None) -> JobInfo:
-        """The job as clients see it."""
-        return JobInfo(
-            id=self.id,
-            state=self.state,
-            input=str(self.input),
-            output=str(self.output),
-            priority=self.priority,
-            submitter=self.submitter,
-            created=self.created,
-            started=self.started,
-            ended=self.ended,
-            attempts=self.attempts,
-            retry_at=self.retry_at,
-            error=self.error,
-            num_segments=self.num_segments,
-            num_segments_done=self.num_segments_done,
-            progress=progress if self.state == "running" else None,
-            model=self.config.model.name,
-            weights_sha256=self.weights_sha256,
-            result=self.result,
-        )
-
-
-def new_job_id(now: float) -> str:
-    """A new id, which sorts by time: 11 hexadecimal digits of milliseconds, then 8 random ones."""
-    return f"{int(now * 1000):011x}{secrets.token_hex(4)}"
 
 
 class JobQueue:
@@ -168,7 +99,7 @@ class JobQueue:
             BusyError: the queue is full, or an unfinished job has the same output.
         """
         if key is not None and (row := self._row("key = ?", key)) is not None:
-            return _job(row), None
+            return job_of(row), None
         if not self.has_room():
             raise DiskFullError(
                 f"{self._path.parent}: the disk is nearly full, so no job is accepted; free some "
@@ -214,12 +145,12 @@ class JobQueue:
         row = self._row("id = ?", job_id)
         if row is None:
             raise UsageError(f"{job_id}: no such job; `srstream jobs` lists those there are.")
-        return _job(row)
+        return job_of(row)
 
     def with_key(self, key: str) -> QueuedJob | None:
         """The job that was submitted with a key; None if there is none."""
         row = self._row("key = ?", key)
-        return None if row is None else _job(row)
+        return None if row is None else job_of(row)
 
     def jobs(
         self, states: Sequence[JobState] = (), *, limit: int = 1000, before: str | None = None
@@ -236,7 +167,7 @@ class JobQueue:
             f"SELECT * FROM job WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?",
             (*values, limit),
         )
-        return [_job(row) for row in rows]
+        return [job_of(row) for row in rows]
 
     def next_jobs(self, limit: int, *, begun_first: bool = False) -> list[QueuedJob]:
         """Jobs that may start now, in the order in which they should start.
@@ -362,7 +293,7 @@ class JobQueue:
         rows = self._database.execute(
             f"SELECT * FROM event WHERE seq > ? {where} ORDER BY seq LIMIT ?", values
         )
-        return [_event(row) for row in rows]
+        return [event_of(row) for row in rows]
 
     # --- settings ----------------------------------------------------------------------------
 
@@ -425,29 +356,3 @@ class JobQueue:
         )
         assert cursor.lastrowid is not None
         return Event(seq=cursor.lastrowid, time=now, job=job_id, kind=kind, data=data)
-
-
-def _job(row: sqlite3.Row) -> QueuedJob:
-    values = {name: row[name] for name in row.keys() if name not in ("key", "checksum")}  # noqa: SIM118
-    return QueuedJob(
-        **{
-            **values,
-            "input": Path(row["input"]),
-            "output": Path(row["output"]),
-            "overwrite": bool(row["overwrite"]),
-            "names_model": bool(row["names_model"]),
-            "changes_weights": bool(row["changes_weights"]),
-            "config": JobConfig.model_validate_json(row["config"]),
-            "result": None if row["result"] is None else json.loads(row["result"]),
-        }
-    )
-
-
-def _event(row: sqlite3.Row) -> Event:
-    return Event(
-        seq=row["seq"],
-        time=row["time"],
-        job=row["job"],
-        kind=row["kind"],
-        data=json.loads(row["data"]),
-    )

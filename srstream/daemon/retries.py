@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from srstream.daemon.queue import QueuedJob
 from srstream.daemon.settings import JobSettings
+from srstream.daemon.storage.rows import QueuedJob
 from srstream.errors import (
     DiskFullError,
     EngineError,

@@ -15,11 +15,13 @@ from pathlib import Path
 from srstream.daemon import retries
 from srstream.daemon.api.publisher import Publisher
 from srstream.daemon.metrics import Metrics
-from srstream.daemon.queue import JobQueue, QueuedJob
+from srstream.daemon.queue import JobQueue
 from srstream.daemon.reload import Configuration
 from srstream.daemon.retries import Verdict
 from srstream.daemon.settings import with_model
+from srstream.daemon.storage.rows import QueuedJob
 from srstream.daemon.storage.space import PendingWrites, Shortage
+from srstream.daemon.workers.drain import drain, num_running
 from srstream.daemon.workers.link import (
     Beat,
     Configure,
@@ -40,8 +42,6 @@ from srstream.protocol.control import Event, HealthInfo, JobInfo
 logger = logging.getLogger(__name__)
 
 _DEFAULT_MODEL = "default_model"
-_STOP_SECONDS, _LEAVE_SECONDS = 5.0, 6.0
-_POLL_SECONDS = 0.1
 _ALL = 1_000_000
 
 
@@ -220,33 +220,12 @@ class Scheduler:
             worker.send(configure)
 
     async def drain(self, seconds: float, tell: Callable[[int], None]) -> None:
-        """Let segments end within `seconds`, then stop all jobs and end the workers.
-
-        Args:
-            tell: is called ten times a second with the number of jobs that still run.
-        """
-        deadline = time.monotonic() + seconds
-        self._stop_jobs(now=False)
-        while self._num_running() and time.monotonic() < deadline:
-            tell(self._num_running())
-            await asyncio.sleep(_POLL_SECONDS)
-        self._stop_jobs(now=True)
-        await _until(lambda: not self._num_running(), _STOP_SECONDS)
-        for worker in self.workers:
-            worker.leave()
-        # The workers tell clients of the data socket that the daemon ends.
-        await _until(lambda: all(worker.pid is None for worker in self.workers), _LEAVE_SECONDS)
-        for worker in self.workers:
-            worker.kill()
+        """Let segments end within `seconds`, then end the workers; see `workers.drain`."""
+        await drain(self.workers, seconds, tell)
         self._writes.retry(has_room=False)
 
-    def _stop_jobs(self, *, now: bool) -> None:
-        for worker in self.workers:
-            for job in worker.running:
-                worker.send(Stop(job=job, now=now))
-
     def _num_running(self) -> int:
-        return sum(len(worker.running) for worker in self.workers)
+        return num_running(self.workers)
 
     # --- what workers report -----------------------------------------------------------------
 
@@ -443,10 +422,3 @@ class Scheduler:
             problems=tuple(problems),
             notes=tuple(self.queue.notes),
         )
-
-
-async def _until(condition: Callable[[], bool], seconds: float) -> None:
-    """Wait until a condition holds, for `seconds` at most."""
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        await asyncio.sleep(_POLL_SECONDS)

@@ -11,8 +11,9 @@ import pytest
 from srstream import errors
 from srstream.config import JobConfig
 from srstream.daemon import retries
-from srstream.daemon.queue import JobQueue, QueuedJob
+from srstream.daemon.queue import JobQueue
 from srstream.daemon.settings import JobSettings
+from srstream.daemon.storage.rows import QueuedJob
 from srstream.enhancer.fair_queue import STEP, Round
 from srstream.errors import RefusedError, SrstreamError, UsageError
 

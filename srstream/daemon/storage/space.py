@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from srstream.daemon.queue import QueuedJob
+from srstream.daemon.storage.rows import QueuedJob
 from srstream.errors import DiskFullError
 
 logger = logging.getLogger(__name__)
