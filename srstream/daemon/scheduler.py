@@ -36,7 +36,14 @@ from srstream.daemon.workers.link import (
     WorkerMessage,
 )
 from srstream.daemon.workers.process import EngineProcess
-from srstream.errors import DiskFullError, EngineError, NoSpaceError, StalledError, error_named
+from srstream.errors import (
+    DiskFullError,
+    EngineError,
+    JobError,
+    NoSpaceError,
+    StalledError,
+    error_named,
+)
 from srstream.protocol.control import Event, HealthInfo, JobInfo
 
 logger = logging.getLogger(__name__)
@@ -106,7 +113,7 @@ class Scheduler:
                     # No job overtakes a suspect that waits to be alone, or it would wait forever.
                     return
                 self._start(job, worker)
-        except DiskFullError as error:
+        except JobError as error:
             self._writes.note(str(error))
 
     def _look_for_space(self) -> None:
@@ -122,7 +129,7 @@ class Scheduler:
         """Delete jobs that ended too long ago, and the oldest events, from the queue."""
         try:
             self.queue.forget_old(self._configuration.settings.jobs.keep_days)
-        except DiskFullError as error:
+        except JobError as error:
             self._writes.note(str(error))
 
     def _worker_for(self, job: QueuedJob) -> EngineProcess | None:

@@ -41,8 +41,8 @@ class Reserve:
         (num_free,) = self._database.execute("PRAGMA freelist_count").fetchone()
         try:
             wal_bytes = os.stat(self._wal).st_size
-        except OSError:
-            return True
+        except OSError:  # the folder was renamed or deleted; the open file is as it was
+            wal_bytes = RESERVE_BYTES
         return min(num_free * self._page_bytes, wal_bytes) < RESERVE_BYTES // 2
 
     def fill(self) -> bool:

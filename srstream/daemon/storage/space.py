@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from srstream.daemon.storage.rows import QueuedJob
-from srstream.errors import DiskFullError
+from srstream.errors import JobError
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _SMALLEST_GAIN_BYTES, _LARGEST_GAIN_BYTES, _GAIN_SHARE = 1 << 20, 256 << 20, 0.0
 
 
 class PendingWrites:
-    """Writes to the queue that a full disk has refused; they are repeated, in order, until done."""
+    """Writes to the queue that its disk has refused; they are repeated, in order, until done."""
 
     def __init__(self) -> None:
         self._writes: deque[Callable[[], None]] = deque()
@@ -39,12 +39,12 @@ class PendingWrites:
         """Why the queue cannot be written, or soon will not be; None if all is well."""
 
     def do(self, write: Callable[[], None]) -> None:
-        """Write now, or later if the disk is full or others wait."""
+        """Write now, or later if the disk refuses it or others wait."""
         if not self._writes:
             try:
                 write()
                 return
-            except DiskFullError as error:
+            except JobError as error:
                 self.note(str(error))
         self._writes.append(write)
 
@@ -58,7 +58,7 @@ class PendingWrites:
             while self._writes:
                 self._writes[0]()
                 self._writes.popleft()
-        except DiskFullError as error:
+        except JobError as error:
             self.note(str(error))
             return
         if has_room and self.problem is not None:

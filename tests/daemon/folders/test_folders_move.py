@@ -17,7 +17,7 @@ import pytest
 from srstream.daemon.folders.journals import carried_over, rescue_of
 from srstream.daemon.folders.roots import Roots
 from srstream.errors import FolderGoneError
-from srstream.sqlite import open_journal
+from srstream.sqlite import Schema, open_journal
 from tests.support import clips
 from tests.support.daemon import Daemon, wait_for
 from tests.support.jobs import video_times
@@ -106,10 +106,16 @@ def test_a_root_that_is_deleted_refuses_until_it_is_back(tmp_path: Path) -> None
     assert len(told) == 2 and told[1].endswith("this folder is back.")
 
 
-SCHEMA = """
+SCHEMA = Schema(
+    1,
+    "job",
+    (
+        """
 CREATE TABLE IF NOT EXISTS job (id TEXT PRIMARY KEY, key TEXT UNIQUE) STRICT;
 CREATE TABLE IF NOT EXISTS event (seq INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT) STRICT;
-"""
+""",
+    ),
+)
 
 
 def rows(path: Path, table: str) -> list[tuple[object, ...]]:
@@ -123,7 +129,8 @@ def test_a_journal_goes_along_and_harms_no_other_of_its_name(tmp_path: Path) -> 
     """The other one's last rows are in its `-wal` file, as after a power cut."""
     state, other = tmp_path / "state", tmp_path / "other"
     crash = (
-        "import os, sys\nfrom pathlib import Path\nfrom srstream.sqlite import open_journal\n"
+        "import os, sys\nfrom pathlib import Path\n"
+        "from srstream.sqlite import Schema, open_journal\n"
         f"database = open_journal(Path({str(other / 'jobs.sqlite')!r}), {SCHEMA!r})\n"
         "database.execute(\"INSERT INTO job VALUES ('theirs', 'k')\")\n"
         "database.execute(\"INSERT INTO event (job) VALUES ('theirs')\")\nos._exit(0)"
