@@ -207,13 +207,17 @@ def finetune(
     """
     from trainer.finetune import FineTuning
     from trainer.finetune import finetune as run_finetune
+    from trainer.memory import bound_memory, memory_in_words
 
     task = FineTuning(
         tuple(videos), base, output, hours, tuple(originals or ()), seed, threads, resume
     )
-    outcome = run_finetune(task)
+    bound_memory()
+    with reporting() as reporter, memory_in_words("Close other programs, or give shorter videos"):
+        outcome = run_finetune(task, reporter)
     show(
-        f"{outcome.weights}: {outcome.gain_db:+.2f} dB over {base} on held-out frames; the report "
+        f"{outcome.weights}: {outcome.gain_db:+.2f} dB over {base} on held-out frames (noise: "
+        f"±{outcome.psnr.noise:.2f} dB); the report "
         f"is {outcome.report}. Use it: srstream models add {outcome.weights}"
     )
 

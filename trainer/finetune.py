@@ -10,7 +10,7 @@ from typing import get_args
 
 import numpy as np
 
-from srstream.errors import SrstreamError, UsageError
+from srstream.errors import InterruptedJobError, SrstreamError, UsageError
 from srstream.models.checkpoint import Weights, load_weights, safetensors_bytes
 from srstream.models.networks import network_from_weights
 from srstream.models.registry import find_model
@@ -29,13 +29,14 @@ from trainer.config import (
     RunSection,
     TrainConfig,
 )
+from trainer.console import Reporter
 from trainer.data.clips import pairs_of_clip
 from trainer.data.codec import PRESETS, CodecSettings, decode, encode, x264_at
 from trainer.data.degrade import SCALE, downscale
 from trainer.data.footage import MOMENT_FRAMES, Footage, frames_of, paired_frames, survey
 from trainer.data.pairs import Pair
 from trainer.data.planes import as_yuv420, decoded_input, target_planes
-from trainer.judge.comparison import Comparison, Method, Row
+from trainer.judge.comparison import Comparison, Method
 from trainer.judge.evaluate import (
     LowResolution,
     TestPicture,
@@ -44,19 +45,18 @@ from trainer.judge.evaluate import (
     score,
 )
 from trainer.judge.perceptual import PerceptualDistance
-from trainer.loop.recipe import recipe
+from trainer.judge.verdict import HELD_OUT, Outcome, outcome_of, verdict_of
+from trainer.loop.journal import past_validations
+from trainer.loop.recipe import fraction_done, recipe
 from trainer.loop.train import BEST_NAME, Measures, train
 from trainer.networks import TrainedNetwork, is_flat
 from trainer.ship.report import Report, write_report
-from trainer.state import write_atomically
+from trainer.state import Progress, write_atomically
 
 log = logging.getLogger(__name__)
 
 WINDOW = 640
 """Side of the window cut from each frame, in high-resolution pixels."""
-
-MIN_GAIN_DB = 0.02
-"""The smallest gain on held-out frames that counts; less is invisible."""
 
 NUM_VALIDATIONS = 12
 PATIENCE = 4
@@ -107,22 +107,7 @@ class Material:
     """A description of how the low resolution was degraded."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The result; all figures are measured on the held-out frames."""
-
-    bicubic: Row
-    base: Row
-    tuned: Row
-    weights: Path
-    report: Path
-
-    @property
-    def gain_db(self) -> float:
-        return self.tuned.psnr_db - self.base.psnr_db
-
-
-def finetune(task: FineTuning) -> Outcome:
+def finetune(task: FineTuning, reporter: Reporter | None = None) -> Outcome:
     """Fine-tune a model on the user's footage and verify the gain.
 
     Writes `OUTPUT` (weights for `srstream models add`), the report next to it (`.html`), and the
@@ -133,8 +118,10 @@ def finetune(task: FineTuning) -> Outcome:
         UsageError: there is too little footage, or no such base.
         MediaError: a video cannot be read.
     """
+    reporter = reporter or Reporter()
     _check_names(task)
     base = load_base(task.base)
+    reporter.say(f"looking through {footage_of(task)} for scenes and sharp moments")
     material = prepare(task, base.spec)
 
     # --- train -----------------------------------------------------------------------------
@@ -143,31 +130,28 @@ def finetune(task: FineTuning) -> Outcome:
         config,
         material.pairs,
         task.run_dir,
+        reporter=reporter,
         base=base,
-        validate=_validation(material),
+        validate=_validation(material, reporter),
         should_stop=has_stopped_improving,
         resume=task.resume,
     )
 
     # --- compare ---------------------------------------------------------------------------
-    footage = ", ".join(path.name for path in task.videos)
-    stated = f"{recipe(config, progress, base.recipe)}; on {footage}"
+    held_out = frames_to_compare(task, config, material, progress, reporter)
+    stated = f"{recipe(config, progress, base.recipe)}; on {footage_of(task)}"
     best = replace(load_weights(task.run_dir / BEST_NAME), recipe=stated)
-    methods = [
-        Method("bicubic", bicubic_upscaler(SCALE)),
-        method_of_weights("base", base),
-        method_of_weights("tuned", best),
-    ]
+    methods = methods_to_compare(base, best)
     comparison = Comparison(methods)
-    comparison.add_sequences("held out", material.held_out, SCALE, PerceptualDistance())
-    bicubic, before, after = comparison.rows
-    outcome = Outcome(bicubic, before, after, task.output, task.report_path)
-    improved = outcome.gain_db >= MIN_GAIN_DB
+    judge = PerceptualDistance()
+    comparison.add_sequences(HELD_OUT, held_out, SCALE, judge, reporter=reporter)
+    outcome = outcome_of(comparison, len(material.held_out), task.output, task.report_path)
     verdict = verdict_of(outcome, task.base)
+    reporter.say("writing the report")
     report = Report(
         title=task.output.stem,
         verdict=verdict,
-        is_better=improved,
+        is_better=outcome.is_better,
         facts=facts(task, material, progress.iteration, progress.elapsed_seconds),
         rows=comparison.rows,
         methods=methods,
@@ -177,7 +161,7 @@ def finetune(task: FineTuning) -> Outcome:
     write_report(report, task.report_path)
 
     # --- keep, or roll back ----------------------------------------------------------------
-    if not improved:
+    if not outcome.is_better:
         raise NoGainError(f"{verdict} No weights were written; the report is {task.report_path}.")
     is_large = isinstance(best.spec.network, ResidualGenerator)
     write_atomically(task.output, safetensors_bytes(best, half=is_large))
@@ -194,16 +178,60 @@ def _check_names(task: FineTuning) -> None:
         )
 
 
-def _validation(material: Material) -> Callable[[TrainedNetwork], Measures]:
-    """Return the measure that decides when to stop: two frames of each held-out moment."""
-    few = [sequence[:: MOMENT_FRAMES // 2] for sequence in material.held_out]
-    pictures = [picture for sequence in few for picture in sequence]
+def _validation(material: Material, reporter: Reporter) -> Callable[[TrainedNetwork], Measures]:
+    """Return the measure that decides when to stop: on two frames of each held-out moment."""
+    pictures = few_frames(material)
 
     def validate(network: TrainedNetwork) -> Measures:
-        reached = score(network_upscaler(network), pictures, SCALE)
+        shown = reporter.each("validating", pictures, len(pictures))
+        reached = score(network_upscaler(network), shown, SCALE)
         return {"score": reached.psnr_db, "psnr_db": reached.psnr_db, "ssim": reached.ssim}
 
     return validate
+
+
+def few_frames(material: Material) -> list[TestPicture]:
+    """Return two frames of each held-out moment, in order."""
+    few = [sequence[:: MOMENT_FRAMES // 2] for sequence in material.held_out]
+    return [picture for sequence in few for picture in sequence]
+
+
+def frames_to_compare(
+    task: FineTuning,
+    config: TrainConfig,
+    material: Material,
+    progress: Progress,
+    reporter: Reporter,
+) -> list[list[TestPicture]]:
+    """Return all held-out moments, or a few single frames of them after a run that was stopped.
+
+    Raises:
+        InterruptedJobError: it was stopped before there was anything to compare.
+    """
+    if not (task.run_dir / BEST_NAME).exists():
+        raise InterruptedJobError(
+            f"stopped before the base was measured; {task.run_dir} goes on with --resume"
+        )
+    if not was_stopped(config, progress, task.run_dir):
+        return material.held_out
+    few = few_frames(material)
+    reporter.say(
+        f"comparing on {len(few)} held-out frames only, since the run was stopped; Ctrl-C cancels "
+        "that, and --resume continues the training"
+    )
+    return [[picture] for picture in few]
+
+
+def was_stopped(config: TrainConfig, progress: Progress, run_dir: Path) -> bool:
+    """Whether a signal ended the run, not its length or the lack of any improvement."""
+    if fraction_done(progress, config.stages[progress.stage]) >= 1.0:
+        return False
+    return not has_stopped_improving(past_validations(run_dir, progress.iteration))
+
+
+def footage_of(task: FineTuning) -> str:
+    """Return the videos' names."""
+    return ", ".join(path.name for path in task.videos)
 
 
 def load_base(name: str) -> Weights:
@@ -325,26 +353,20 @@ def has_stopped_improving(history: Sequence[Measures]) -> bool:
     return len(scores) > PATIENCE and max(scores[-PATIENCE:]) <= max(scores[:-PATIENCE])
 
 
+def methods_to_compare(base: Weights, tuned: Weights) -> list[Method]:
+    """Return bicubic, the base and the tuned model."""
+    return [
+        Method("bicubic", bicubic_upscaler(SCALE)),
+        method_of_weights("base", base),
+        method_of_weights("tuned", tuned),
+    ]
+
+
 def method_of_weights(name: str, weights: Weights) -> Method:
     """Wrap folded weights as a method of a comparison."""
     size = sum(tensor.size for tensor in weights.tensors.values())
     upscale = network_upscaler(network_from_weights(weights))
     return Method(name, upscale, size, weights.spec.kmac_per_pixel, weights.recipe)
-
-
-def verdict_of(outcome: Outcome, base: str) -> str:
-    """One sentence."""
-    gain = outcome.gain_db
-    over_bicubic = outcome.tuned.psnr_db - outcome.bicubic.psnr_db
-    if gain >= MIN_GAIN_DB:
-        return (
-            f"On held-out frames the tuned model is {gain:.2f} dB better than {base}; over bicubic "
-            f"it gains {over_bicubic:.2f} dB."
-        )
-    return (
-        f"Rolled back: on held-out frames training gained {gain:+.2f} dB over {base}, less than "
-        f"the required {MIN_GAIN_DB:g} dB; keep using {base}."
-    )
 
 
 def facts(

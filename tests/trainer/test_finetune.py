@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -18,6 +21,7 @@ from srstream.models.checkpoint import Weights, load_weights, safetensors_bytes
 from srstream.models.networks import fold, network_tensors, training_network
 from srstream.models.registry import REGISTRY_VARIABLE
 from srstream.models.table import MODELS, weights_path
+from tests.support.paths import REPOSITORY
 from trainer.cli import app
 from trainer.data.clips import decoded_frames, frame_to_rgb
 from trainer.data.footage import MOMENT_FRAMES, Moment, _split, frames_of, paired_frames, survey
@@ -243,6 +247,33 @@ def test_a_run_is_gone_on_with_and_a_second_one_is_refused(video, tmp_path):
     iterations = [event["iteration"] for event in events]
     assert all(b >= a for a, b in pairwise(iterations))
     assert [event["event"] for event in events].count("start") == 2
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_stopped_run_compares_a_few_frames_and_says_so(video, tmp_path):
+    """Ctrl-C in a long run: the comparison is short, shown, and judged like any other."""
+    output = tmp_path / "own.safetensors"
+    arguments = ["finetune", "--video", str(video), "--hours", "10", "-o", str(output)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.cli", *arguments], cwd=REPOSITORY, stderr=subprocess.PIPE
+    )
+    said = ""
+    for line in process.stderr:
+        said += line.decode()
+        if "iteration" in said.rpartition("validation at iteration 0")[2].partition("\n")[2]:
+            break
+    process.send_signal(signal.SIGINT)
+    said += process.communicate(timeout=400)[1].decode()
+    assert "stopping after this iteration" in said
+    held_out = len(prepare(task(video, tmp_path), load_base("fast").spec).held_out)
+    assert f"comparing on {2 * held_out} held-out frames only, since the run was stopped" in said
+    assert process.returncode == (0 if output.exists() else 1), said
+    assert (
+        f"over {2 * held_out} frames of {held_out} moments"
+        in output.with_suffix(".html").read_text()
+    )
+    assert "Traceback" not in said
 
 
 def test_what_is_flat_by_construction_stays_so(video, tmp_path):

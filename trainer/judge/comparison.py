@@ -12,8 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from srstream.quality import luma_bt601, static_flicker, warping_error
+from trainer.console import Reporter, Task
 from trainer.judge.evaluate import TestPicture, Upscaler, as_codes, score_picture
 from trainer.judge.perceptual import Judge, PerceptualDistance, color_shift, grid_energy
+
+Figures = tuple[float, float, float]
+"""Of a picture: PSNR and SSIM on luma, PSNR on chroma."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Comparison:
     methods: list[Method]
     rows: list[Row] = field(default_factory=list)
     judge_name: str = PerceptualDistance.name
+    by_picture: dict[tuple[str, str], list[list[Figures]]] = field(default_factory=dict)
+    """By method and material: the figures of each picture of each sequence."""
 
     def row(self, method: str, material: str) -> Row:
         """Return the row of a method on a material, or raise `KeyError`."""
@@ -86,10 +92,17 @@ class Comparison:
         sequences: Sequence[Sequence[TestPicture]],
         scale: int,
         judge: Judge | None,
+        *,
+        reporter: Reporter | None = None,
     ) -> None:
         """Measure every method on several clips together; single pictures have no motion."""
+        reporter = reporter or Reporter(is_silent=True)
+        total = sum(map(len, sequences))
         for method in self.methods:
-            self.rows.append(_measure(method, material, sequences, scale, judge))
+            with reporter.task(f"measuring {method.name} on {material}", total) as task:
+                row, figures = _measure(method, material, sequences, scale, judge, task)
+            self.rows.append(row)
+            self.by_picture[method.name, material] = figures
 
     def markdown(self) -> str:
         """Return a table for each material, the methods' costs, and any published figures."""
@@ -131,12 +144,16 @@ def _measure(
     sequences: Sequence[Sequence[TestPicture]],
     scale: int,
     judge: Judge | None,
-) -> Row:
-    figures, distances, shifts, grids = [], [], [], []
+    task: Task,
+) -> tuple[Row, list[list[Figures]]]:
+    by_sequence: list[list[Figures]] = []
+    distances, shifts, grids = [], [], []
     flickers, warpings = [], []
     seconds, num_pixels = 0.0, 0
     for pictures in sequences:
         made_luma, true_luma = [], []
+        figures: list[Figures] = []
+        by_sequence.append(figures)
         for picture in pictures:
             began = time.perf_counter()
             made = method.upscale(picture.lr)
@@ -150,14 +167,16 @@ def _measure(
             shifts.append(color_shift(rgb_HW3, picture.hr_HW3))
             if judge is not None:
                 distances.append(judge(rgb_HW3, picture.hr_HW3))
+            task.advance()
         if len(pictures) > 1:
             flickers.append(static_flicker(made_luma, true_luma))
             warpings.append(warping_error(made_luma, true_luma))
-    psnr_db, ssim, chroma_psnr_db = (round(float(mean), 4) for mean in np.mean(figures, axis=0))
-    return Row(
+    means = np.mean([figures for sequence in by_sequence for figures in sequence], axis=0)
+    psnr_db, ssim, chroma_psnr_db = (round(float(mean), 4) for mean in means)
+    row = Row(
         method.name,
         material,
-        len(figures),
+        sum(map(len, by_sequence)),
         psnr_db,
         ssim,
         chroma_psnr_db,
@@ -168,6 +187,7 @@ def _measure(
         flicker=_mean_of_known(flickers),
         warping_error=_mean_of_known(warpings),
     )
+    return row, by_sequence
 
 
 def _mean_of_known(values: Sequence[float]) -> float | None:
