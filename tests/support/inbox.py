@@ -114,5 +114,7 @@ class Service:
 
     def files(self) -> set[str]:
         return {str(p.relative_to(self.home)) for p in self.home.rglob("*") if p.is_file()} - {
-            f"{name}.sqlite{suffix}" for name in ("w", "jobs") for suffix in ("", "-wal", "-shm")
+            f"{name}.sqlite{suffix}"
+            for name in ("w", "jobs", "backup/jobs")
+            for suffix in ("", "-wal", "-shm")
         }
