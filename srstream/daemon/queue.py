@@ -55,7 +55,8 @@ class JobQueue:
                 ) from error
             raise JobError(f"{path}: the queue cannot be opened ({error}).") from error
         self.notes = self._files.notes
-        """What was damaged and what became of it, for `health`."""
+        """What happened and is over, such as a damaged file restored, for `health`."""
+        self.note = self._files.note
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +116,7 @@ class JobQueue:
                     "output, or cancel that job."
                 )
             now = time.time()
-            job_id = new_job_id(now)
+            job_id = new_job_id(now, self._newest_id())
             self._files.write(
                 "INSERT INTO job (id, key, state, input, output, overwrite, config, names_model,"
                 " priority, submitter, created) VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -208,7 +209,9 @@ class JobQueue:
                 jump, has no part in it; `retry_at` is for display.
         """
         if state in FINAL_STATES:
-            columns.setdefault("ended", time.time())
+            # Where the wall clock was set back, no duration becomes negative.
+            started = self.get(job_id).started or 0.0
+            columns.setdefault("ended", max(time.time(), started))
         if pause_seconds is not None:
             columns["retry_at"] = time.time() + pause_seconds
         with self._transaction():
@@ -244,19 +247,23 @@ class JobQueue:
                 job_id, "segment", {"num_done": num_done, "num_segments": num_segments}
             )
 
-    def forget_old(self, keep_days: float) -> int:
-        """Delete jobs that ended more than `keep_days` ago, and events beyond `MAX_EVENTS`.
+    def forget_old(self, before: float) -> int:
+        """Delete jobs that ended before a time, and events beyond `MAX_EVENTS`.
 
         Returns the number of jobs deleted.
         """
-        oldest = time.time() - keep_days * 86_400
         with self._transaction():
             marks = ",".join("?" * len(FINAL_STATES))
             gone = self._files.write(
-                f"DELETE FROM job WHERE state IN ({marks}) AND ended < ?", (*FINAL_STATES, oldest)
+                f"DELETE FROM job WHERE state IN ({marks}) AND ended < ?", (*FINAL_STATES, before)
             ).rowcount
             self._files.write("DELETE FROM event WHERE seq <= ?", (self.last_seq - MAX_EVENTS,))
         return gone
+
+    def pause_left(self, job_id: str) -> float | None:
+        """How many seconds a job must still wait; None if it may start."""
+        left = self._due.get(job_id, 0.0) - time.monotonic()
+        return left if left > 0 else None
 
     def has_room(self) -> bool:
         """Return whether the queue has its reserve of disk space, filled again if possible."""
@@ -336,6 +343,9 @@ class JobQueue:
 
     def _count(self, where: str) -> int:
         return int(self._database.execute(f"SELECT count(*) FROM job WHERE {where}").fetchone()[0])
+
+    def _newest_id(self) -> str:
+        return str(self._database.execute("SELECT max(id) FROM job").fetchone()[0] or "")
 
     def _update(self, job_id: str, **columns: Any) -> None:
         names = ", ".join(f"{name} = ?" for name in columns)

@@ -125,10 +125,10 @@ class Scheduler:
         self._writes.retry(has_room=has_room)
         self.queue.hurry(self._shortage.given_back())
 
-    def forget_old(self) -> None:
-        """Delete jobs that ended too long ago, and the oldest events, from the queue."""
+    def forget_old(self, before: float) -> None:
+        """Delete jobs that ended before a time, and the oldest events, from the queue."""
         try:
-            self.queue.forget_old(self._configuration.settings.jobs.keep_days)
+            self.queue.forget_old(before)
         except JobError as error:
             self._writes.note(str(error))
 
@@ -153,7 +153,7 @@ class Scheduler:
             job.id,
             "running",
             {"worker": worker.name},
-            started=job.started or time.time(),
+            started=job.started or max(time.time(), job.created),
             attempts=job.attempts + 1,
             retry_at=None,
             config=config.model_dump_json(),
@@ -172,7 +172,7 @@ class Scheduler:
         )
         self._publisher.publish(event)
         if job.started is None:
-            self._metrics.job_started(time.time() - job.created)
+            self._publisher.first_start(job)
         self._shortage.started(job.id)
         told = {"job": job.id, "segment": job.num_segments_done, "worker": worker.name}
         # While space is short, a job may start every minute.
@@ -382,7 +382,9 @@ class Scheduler:
         for worker in self.workers:
             if job.id in worker.running:
                 return job.info(worker.running[job.id].progress)
-        return job.info()
+        left = self.queue.pause_left(job.id)
+        retry_at = None if left is None else time.time() + left
+        return job.info().model_copy(update={"retry_at": retry_at})
 
     def stop_job(self, job_id: str, *, now: bool) -> bool:
         """Ask the worker that has a job to end it; False where none has."""

@@ -19,6 +19,7 @@ from typing import Any
 from srstream.daemon import logs
 from srstream.daemon.actions import Actions, Peer, job_config
 from srstream.daemon.api.zmq.control import ControlServer
+from srstream.daemon.clock import Clock
 from srstream.daemon.folders.held import Sight
 from srstream.daemon.folders.state import INBOX_NAME, QUEUE_NAME, StateFolder, check_private
 from srstream.daemon.health import Checks, FolderNotes
@@ -59,7 +60,8 @@ class Supervisor:
         self._path, self._initial_settings = path, settings
         self._stopping = asyncio.Event()
         self._exit_code = 0
-        self._swept_at = 0.0
+        self._swept_at = time.monotonic()
+        self._clock = Clock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._readiness = Readiness(Notifier(), settings.ready_file)
 
@@ -162,6 +164,8 @@ class Supervisor:
             stopping.cancel()
             changing.cancel()
             scheduler.changed.clear()
+            if (jump := self._clock.jump()) is not None:
+                scheduler.queue.note(f"{jump}.", logging.WARNING)
             is_advancing = scheduler.check_workers()
             self._check_tasks()
             if self._has_state():
@@ -210,11 +214,16 @@ class Supervisor:
         self._notes.add(state.path, f"{state.path}: the state folder {reason}; {text}")
 
     def _sweep(self) -> None:
-        """Once an hour, forget what ended long ago."""
+        """Once an hour, forget what ended long ago.
+
+        The first time is an hour after the start: a machine may begin with a wrong clock.
+        """
         if time.monotonic() - self._swept_at > _SWEEP_SECONDS:
             self._swept_at = time.monotonic()
-            self._scheduler.forget_old()
-            self._inbox.forget_old(self._configuration.settings.jobs.keep_days)
+            keep_seconds = self._configuration.settings.jobs.keep_days * 86_400
+            before = self._clock.earliest() - keep_seconds
+            self._scheduler.forget_old(before)
+            self._inbox.forget_old(before)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.add(asyncio.ensure_future(work))

@@ -132,7 +132,7 @@ def test_a_damaged_queue_is_restored_whole(
         assert aside[0].read_bytes() == damaged
     caplog.clear()
     with JobQueue(path) as queue:  # it is healed, and so is the replica
-        assert queue.notes == [] and queue.counts()["queued"] == NUM_JOBS // 3 + 1
+        assert not queue.notes and queue.counts()["queued"] == NUM_JOBS // 3 + 1
         assert not caplog.records
 
 
@@ -198,7 +198,7 @@ def test_a_queue_from_before_the_numbers_is_taken_over(tmp_path: Path) -> None:
         )
     database.close()
     with JobQueue(path) as queue:
-        assert content(queue) == before and queue.notes == []
+        assert content(queue) == before and not queue.notes
     path.unlink()
     with JobQueue(path) as queue:
         assert content(queue) == before

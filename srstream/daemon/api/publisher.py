@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 
 from srstream.daemon.metrics import Metrics
 from srstream.daemon.queue import JobQueue
+from srstream.daemon.storage.rows import QueuedJob
 from srstream.daemon.workers.process import RunningOrder
-from srstream.protocol.control import FINAL_STATES, Event, JobProgress
+from srstream.protocol.control import Event, JobProgress
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,9 @@ class Publisher:
         self._listeners: list[Callable[[Event], None]] = []
         self._reported: dict[str, tuple[float, JobProgress]] = {}
         """When the progress of each job was last published, and what it was."""
+        self._queued_at: dict[str, float] = {}
+        self._started_at: dict[str, float] = {}
+        """When, by the monotonic clock, jobs were queued and started for the first time."""
 
     def subscribe(self, listener: Callable[[Event], None]) -> None:
         """Call `listener` from now on."""
@@ -35,11 +39,33 @@ class Publisher:
             return
         told = {"job": event.job, "seq": event.seq, "kind": event.kind, "data": event.data}
         logger.debug("event", extra=told)
-        if event.kind == "state" and event.data["state"] in FINAL_STATES and event.job:
-            job = self._queue.get(event.job)
-            if job.started is not None and job.ended is not None:
-                self._metrics.job_ended(job.state, job.ended - job.started)
+        if event.kind == "state" and event.job:
+            self._measure(self._queue.get(event.job))
         self._tell(event)
+
+    def _measure(self, job: QueuedJob) -> None:
+        """Note when a job was queued and started; tell the metrics how long it ran.
+
+        Of jobs from before the daemon's start only the wall clock's times are known.
+        """
+        now = time.monotonic()
+        if job.state == "queued":
+            self._queued_at.setdefault(job.id, now)
+        elif job.state == "running" and job.id not in self._started_at:
+            self._started_at[job.id] = now
+        elif job.is_final:
+            self._queued_at.pop(job.id, None)
+            started_at = self._started_at.pop(job.id, None)
+            if started_at is not None:
+                self._metrics.job_ended(job.state, now - started_at)
+            elif job.started is not None and job.ended is not None:
+                self._metrics.job_ended(job.state, job.ended - job.started)
+
+    def first_start(self, job: QueuedJob) -> None:
+        """Tell the metrics how long a job waited that starts for the first time."""
+        queued_at = self._queued_at.get(job.id)
+        waited = time.time() - job.created if queued_at is None else time.monotonic() - queued_at
+        self._metrics.job_started(waited)
 
     def publish_progress(self, running: Mapping[str, RunningOrder]) -> None:
         """Pass on how far jobs are, once a second at most for each."""

@@ -126,9 +126,9 @@ class Inbox:
         """The entries, present or former, of files whose jobs have not ended."""
         return self._journal.open_entries()
 
-    def forget_old(self, keep_days: float) -> None:
-        """Begin to delete from the journal what ended over `keep_days` ago, where it is safe."""
-        self._forgetter.begin(self._entries, time.time() - keep_days * 86_400)
+    def forget_old(self, before: float) -> None:
+        """Begin to delete from the journal what ended before a time, where it is safe."""
+        self._forgetter.begin(self._entries, before)
 
     async def run(self) -> None:
         """Watch until cancelled. A folder that hangs or is missing does not delay the others."""

@@ -12,6 +12,7 @@ import json
 import logging
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from srstream.sqlite import NewerFileError, is_damage, open_journal
 logger = logging.getLogger(__name__)
 
 _RENEW_SECONDS = 10.0
+_MAX_NOTES = 20
 _BUMP = (
     "INSERT INTO setting VALUES ('revision', '1') ON CONFLICT (name) DO UPDATE"
     " SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT)"
@@ -61,8 +63,8 @@ class QueueDatabase:
 
     def __init__(self, path: Path) -> None:
         self._path, self._replica_path = path, path.parent / "backup" / path.name
-        self.notes: list[str] = []
-        """What was damaged and what became of it, for people."""
+        self.notes: deque[str] = deque(maxlen=_MAX_NOTES)
+        """What happened and is over, for people."""
         self._statements: list[Statement] = []
         self._replica: sqlite3.Connection | None = None
         self._renewed_at = 0.0
@@ -192,7 +194,7 @@ class QueueDatabase:
             if main.kind != "missing":
                 self._set_aside(self._path, main, "the queue was restored from its replica")
             else:
-                self._note(f"{self._path} is gone; the queue was restored from its replica.")
+                self.note(f"{self._path} is gone; the queue was restored from its replica.")
             assert replica.database is not None
             _copy(replica.database, self._path)
             return True
@@ -204,10 +206,11 @@ class QueueDatabase:
     def _set_aside(self, path: Path, found: _Found, consequence: str) -> None:
         reason = found.reason or "its last changes are missing, as if its -wal file was lost"
         aside = set_aside(path)
-        self._note(f"{path}: {reason}; it was kept as {aside.name}, and {consequence}.")
+        self.note(f"{path}: {reason}; it was kept as {aside.name}, and {consequence}.")
 
-    def _note(self, text: str) -> None:
-        logger.error("%s", text)
+    def note(self, text: str, level: int = logging.ERROR) -> None:
+        """Log what happened, and keep it for `health`."""
+        logger.log(level, "%s", text)
         self.notes.append(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}")
 
 

@@ -76,9 +76,15 @@ class QueuedJob:
         )
 
 
-def new_job_id(now: float) -> str:
-    """A new id, which sorts by time: 11 hexadecimal digits of milliseconds, then 8 random ones."""
-    return f"{int(now * 1000):011x}{secrets.token_hex(4)}"
+def new_job_id(now: float, newest: str) -> str:
+    """A new id: 11 hexadecimal digits of milliseconds, then 8 random ones.
+
+    It sorts behind the newest id that there is, also after the wall clock was set back.
+    """
+    milliseconds = int(now * 1000)
+    if newest:
+        milliseconds = max(milliseconds, int(newest[:11], 16) + 1)
+    return f"{milliseconds:011x}{secrets.token_hex(4)}"
 
 
 def job_of(row: sqlite3.Row) -> QueuedJob:

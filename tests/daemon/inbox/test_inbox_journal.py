@@ -16,8 +16,8 @@ from tests.support.inbox import Service
 def prune(service: Service, *, jobs_too: bool = True) -> set[str]:
     """Make a whole round; returns the names of inputs that the journal still has."""
     if jobs_too:
-        service.queue.forget_old(0)
-    service.inbox.forget_old(0)
+        service.queue.forget_old(time.time())
+    service.inbox.forget_old(time.time())
     service.settle()
     with sqlite3.connect(service.home / "w.sqlite") as journal:
         return {
