@@ -73,10 +73,24 @@ class ReuseConfig(Section):
 
 
 class ScaleConfig(Section):
-    """The size of the output: the model's own 4x unless a smaller size is asked for."""
+    """The size of the output: the model's own unless one of these is given."""
 
-    scale: float | None = Field(None, gt=0, le=4, description="factor on the source's size")
+    scale: float | None = Field(None, gt=0, le=64, description="factor on the source's size")
     height: int | None = Field(None, ge=2, le=65535, description="rows of the output")
+    width: int | None = Field(None, ge=2, le=65535, description="columns of the output")
+    fit: str | None = Field(
+        None,
+        pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$",
+        description="the box that the output fills, such as 1920x1080",
+    )
+
+    @property
+    def box(self) -> tuple[int, int] | None:
+        """Return `fit` as (width, height)."""
+        if self.fit is None:
+            return None
+        width, height = self.fit.split("x")
+        return int(width), int(height)
 
 
 class EncodeConfig(Section):
@@ -95,6 +109,14 @@ class EncodeConfig(Section):
         """Replace the name of a codec by that of its encoder."""
         name = codec.strip().lower()
         return ENCODER_NAMES.get(name, name)
+
+
+class StreamsConfig(Section):
+    """What becomes of the streams beside the enhanced video."""
+
+    other_video: Literal["keep", "drop"] = Field(
+        "keep", description="further videos: copied behind the enhanced one, or left out"
+    )
 
 
 class SourceConfig(Section):
@@ -131,6 +153,7 @@ class JobConfig(Section):
     reuse: ReuseConfig = ReuseConfig()
     scaling: ScaleConfig = ScaleConfig()
     encode: EncodeConfig = EncodeConfig()
+    streams: StreamsConfig = StreamsConfig()
     source: SourceConfig = SourceConfig()
     deterministic: bool = Field(
         False, description="byte-reproducible result: one encoder thread, fixed inference order"

@@ -13,9 +13,13 @@ KEPT_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
 
 
 def mark_of(scaling: ScaleConfig) -> str:
-    """Return the marker of an output of this size: `4x`, `2.5x`, `720p`."""
+    """Return what marks an output of this size: `4x`, `2.5x`, `720p`, `1280w`, `1920x1080`."""
     if scaling.height is not None:
         return f"{scaling.height}p"
+    if scaling.width is not None:
+        return f"{scaling.width}w"
+    if scaling.fit is not None:
+        return scaling.fit
     return f"{round(scaling.scale or NATIVE_SCALE, 2):g}x"
 
 

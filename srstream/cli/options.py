@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -50,6 +51,37 @@ def parse_bytes(text: str | None) -> int | None:
         raise UsageError(
             f"--max-memory {text}: write a number with K, M or G, such as 2G."
         ) from error
+
+
+def parse_time(option: str, text: str | None) -> float | None:
+    """Return seconds for `90`, `90.5`, `1:30` or `0:01:30.5`.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(?:(?:(\d+):)?([0-5]?\d):)?(\d+(?:\.\d*)?)", text.strip())
+    if found is None or (found[2] is not None and float(found[3]) >= 60):
+        raise UsageError(
+            f"{option} {text}: write seconds, such as 90.5, or a time, such as 0:01:30."
+        )
+    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def parse_box(text: str | None) -> str | None:
+    """Return a size such as `1920x1080` as the settings spell it.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if text is None:
+        return None
+    box = text.strip().lower().replace("×", "x")
+    if re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", box) is None:
+        raise UsageError(f"--fit {text}: write the columns and rows of a box, such as 1920x1080.")
+    return box
 
 
 def parse_restore(text: str) -> float | str:
@@ -103,19 +135,34 @@ JOB_OPTIONS = {
     ),
     "detail": _JobOption("model.detail", float, "From faithful (0) to crisp (1).", min=0, max=1),
     "scale": _JobOption(
-        "scaling.scale", float | None, "Factor on the input's size, at most the model's 4."
+        "scaling.scale", float | None, "Factor on the input's size, instead of the model's own."
     ),
-    "height": _JobOption("scaling.height", int | None, "Rows of the output."),
+    "height": _JobOption("scaling.height", int | None, "Rows of the output, such as 1080."),
+    "width": _JobOption("scaling.width", int | None, "Columns of the output, such as 1920."),
+    "fit": _JobOption(
+        "scaling.fit", str | None, "Box that the output fills, such as 1920x1080.", read=parse_box
+    ),
     "codec": _JobOption(
         "encode.codec", str, "Video encoder: auto, libx264, libx265, libsvtav1, ffv1 ..."
     ),
     "crf": _JobOption("encode.crf", float | None, "Quality; lower is better and larger."),
     "preset": _JobOption("encode.preset", str | None, "The encoder's speed preset."),
     "start": _JobOption(
-        "source.start_seconds", float | None, "Begin here; seconds from the first video frame."
+        "source.start_seconds",
+        str | None,
+        "Begin here: seconds, or 0:01:30, from the first video frame.",
+        read=lambda text: parse_time("--start", text),
     ),
     "end": _JobOption(
-        "source.end_seconds", float | None, "End here; seconds from the first video frame."
+        "source.end_seconds",
+        str | None,
+        "End here: seconds, or 0:01:30, from the first video frame.",
+        read=lambda text: parse_time("--end", text),
+    ),
+    "other_video": _JobOption(
+        "streams.other_video",
+        Literal["keep", "drop"],
+        "What becomes of further videos in the file: kept behind the enhanced one, or left out.",
     ),
     "keep_start": _JobOption(
         "source.keep_start", bool, "Begin when the source's clock does instead of at zero."

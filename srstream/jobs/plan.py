@@ -13,14 +13,14 @@ from typing import Any
 
 import av
 
-from srstream.config import EngineConfig, JobConfig, ModelConfig, ScaleConfig
+from srstream.config import EngineConfig, JobConfig, ModelConfig
 from srstream.engines.bicubic_mix import softened
 from srstream.engines.contract import Engine
 from srstream.engines.table import ENGINES, choose_engine, engine_name
 from srstream.errors import NoSpaceError, RefusedError, TruncatedError, UsageError
 from srstream.files import largest_file
-from srstream.frame import FrameForm
 from srstream.jobs.segments import SegmentCuts
+from srstream.jobs.size import output_size, size_note
 from srstream.media.read.degradation import RestoreChoice
 from srstream.media.read.demux import nvdec_fault
 from srstream.media.read.start import earliest, start_pts
@@ -59,7 +59,6 @@ _LOW_BITS_PER_PIXEL = 0.01
 _TYPICAL_BITS_PER_PIXEL = 0.06
 _LOSSLESS_BITS_PER_SAMPLE = 2.5
 _MAX_NAME_BYTES = 255
-_MIN_OUTPUT_SIDE = 16
 OpenEngine = Callable[[EngineConfig, ModelConfig, ModelSpec], tuple[Engine, str]]
 
 _LOSSLESS_CODECS = frozenset({"ffv1", "utvideo", "png", "qtrle"})
@@ -136,8 +135,11 @@ def make_plan(
     if source.exists() and not source.is_file() and not source.is_dir():
         raise UsageError(f"{source}: this is no regular file; give a file that can be read twice.")
     info = media.do(Probe(config=config.source), source)
-    size = output_size(info.video.form, config.scaling, spec.scale)
-    config, decoder_notes = _with_decoder(source, config)
+    size = output_size(
+        info.video.form, config.scaling, spec.scale, rotation_degrees=info.video.rotation_degrees
+    )
+    config, notes = _with_decoder(source, config)
+    notes = (*size_note(info.video.form, size, spec), *notes)
     plan = _plan_output(source, info, config, output, size, media, work_folder)
     _check_name(plan.path, source)
     scan = Scan(video=info.video, deadline_seconds=deadline_seconds)
@@ -152,7 +154,7 @@ def make_plan(
     job = JobPlan(
         source=info,
         index=index,
-        output=replace(plan, notes=(*plan.notes, *decoder_notes)),
+        output=replace(plan, notes=(*plan.notes, *notes)),
         model=spec,
         engine=engine,
         engine_reason=reason,
@@ -261,42 +263,6 @@ def _with_decoder(source: Path, config: JobConfig) -> tuple[JobConfig, tuple[str
     note = "Decoded by NVDEC, on the GPU." if fault is None else f"Decoded on the CPU: {fault}."
     section = config.source.model_copy(update={"decoder": chosen})
     return config.model_copy(update={"source": section}), (note,)
-
-
-def output_size(source: FrameForm, scaling: ScaleConfig, model_scale: int) -> tuple[int, int]:
-    """Return (width, height) of the output, rounded to the chroma grid.
-
-    Raises:
-        UsageError: both --scale and --height were given.
-        RefusedError: the requested size is larger than the model's own.
-    """
-    full_width, full_height = source.width * model_scale, source.height * model_scale
-    if scaling.scale is not None and scaling.height is not None:
-        raise UsageError("--scale and --height exclude each other; give one.")
-    if scaling.scale is None and scaling.height is None:
-        return full_width, full_height
-    factor = (
-        Fraction(scaling.height, source.height)
-        if scaling.height is not None
-        else Fraction(scaling.scale or 1).limit_denominator(10_000)
-    )
-    if factor > model_scale:
-        raise RefusedError(
-            f"{source.height * factor} rows were asked for, the model makes at most {full_height}; "
-            "choose a smaller --height or --scale."
-        )
-    if min(source.width, source.height) * factor < _MIN_OUTPUT_SIDE:
-        raise RefusedError(
-            f"a picture smaller than {_MIN_OUTPUT_SIDE} pixels was asked for; choose a larger "
-            "--scale or --height."
-        )
-    return tuple(  # type: ignore[return-value]
-        max(2, round(side * factor / step) * step)
-        for side, step in (
-            (source.width, 1 << source.layout.log2_chroma_w),
-            (source.height, 1 << source.layout.log2_chroma_h),
-        )
-    )
 
 
 def time_window(video: VideoInfo, index: PacketIndex, config: JobConfig) -> TimeWindow:

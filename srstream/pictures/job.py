@@ -31,7 +31,7 @@ from srstream.files import write_whole
 from srstream.frame import ColorSpec, Frame, FrameForm, Plane, PlaneLayout
 from srstream.jobs.events import SCHEMA, OnEvent, ignore
 from srstream.jobs.job import enhance_file
-from srstream.jobs.plan import output_size
+from srstream.jobs.size import output_size
 from srstream.media.read.probe import probe
 from srstream.media.write.containers import VIDEO_SUFFIXES
 from srstream.media.write.output import plan_output
@@ -187,8 +187,9 @@ def plan_animation(source: Path, destination: Path, config: JobConfig) -> Animat
         SrstreamError: the picture cannot be read or enhanced.
     """
     info = probe(source, config.source)
+    scale = model_spec(resolved(config.model).name).scale
     size = output_size(
-        info.video.form, config.scaling, model_spec(resolved(config.model).name).scale
+        info.video.form, config.scaling, scale, rotation_degrees=info.video.rotation_degrees
     )
     video = plan_output(info, config, destination, size).video
     sizes = (info.video.width, info.video.height), (video.width, video.height)

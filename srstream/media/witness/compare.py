@@ -67,7 +67,7 @@ def testify(
         MediaError, UsageError: one of the two files cannot be read.
     """
     source = survey(source_path)
-    output = survey(output_path, num_videos_before(source))
+    output = survey(output_path, is_output=True)
     base = source.streams[source.video].base
     window = tuple(None if pts is None else pts * base for pts in (start_pts, end_pts))
     return _Testimony(source, output, window, sample).receipt(promises)

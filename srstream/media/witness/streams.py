@@ -122,6 +122,7 @@ def compare_streams(
     result = Inventory()
     pairs = _pairs(source, output)
     said = {} if promises is None else {promise.index: promise for promise in promises.streams}
+    result.problems += _default_problems(output)
     for before in source.streams:
         index = pairs.get(before.index)
         now = None if index is None else output.streams[index]
@@ -361,12 +362,26 @@ def _label_problems(before: StreamFacts, now: StreamFacts, brand: str) -> list[s
     mask = KEPT_DISPOSITIONS.get(brand, Disposition(0))
     if before.kind == "picture":
         mask = Disposition.attached_pic
+    if before.kind == "video":
+        mask &= ~Disposition.default  # `_default_problems` looks at that.
     was, is_now = Disposition(before.disposition) & mask, Disposition(now.disposition) & mask
     if before.kind != "attachment" and was != is_now:
         found.append(
             f"stream {before.index}: its disposition became {is_now!r}, the source says {was!r}"
         )
     return found
+
+
+def _default_problems(output: Survey) -> list[str]:
+    """Find out whether a player would show another video than the enhanced one."""
+    videos = [s for s in output.streams if s.kind == "video"]
+    if len(videos) < 2 or output.brand not in KEPT_DISPOSITIONS:
+        return []
+    return [
+        f"stream {s.index} of the output is a second video that players show by default"
+        for s in videos
+        if s.index != output.video and Disposition(s.disposition) & Disposition.default
+    ]
 
 
 def _label_losses(before: StreamFacts, now: StreamFacts, brand: str) -> list[str]:

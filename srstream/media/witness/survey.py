@@ -140,18 +140,18 @@ class Survey:
         return found
 
 
-def survey(path: Path, num_videos_before: int | None = None) -> Survey:
+def survey(path: Path, *, is_output: bool = False) -> Survey:
     """Read all packets of a file.
 
     Args:
-        num_videos_before: for an output, how many videos precede the enhanced one in its source;
-            None finds the one that a job would enhance in a source.
+        is_output: the video is the file's first, as in every output; else the one that a job of
+            this source enhances.
 
     Raises:
         MediaError, UsageError: the file cannot be read, or holds no video.
     """
     with open_plain(path) as container:
-        video = _video_index(path, container, num_videos_before)
+        video = _video_index(path, container, is_output)
         found = Survey(
             path=path,
             formats=frozenset(container.format.name.split(",")),
@@ -222,13 +222,12 @@ def num_videos_before(found: Survey) -> int:
     return sum(s.kind == "video" and s.index < found.video for s in found.streams)
 
 
-def _video_index(path: Path, container: InputContainer, before: int | None) -> int:
+def _video_index(path: Path, container: InputContainer, is_output: bool) -> int:
     videos = [s for s in container.streams.video if not is_cover(s)]
     if not videos:
         raise MediaError(sentence(path, "holds no video"))
-    if before is not None:
-        # The output's container may not carry a video that precedes it.
-        return videos[min(before, len(videos) - 1)].index
+    if is_output:
+        return videos[0].index
     known = [s for s in videos if s.codec_context is not None]
     best = container.streams.best("video")
     if isinstance(best, VideoStream) and best in known:

@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 from av.codec import Codec
 
+from srstream.config import StreamsConfig
 from srstream.errors import RefusedError
 from srstream.media.languages import QUICKTIME_LANGUAGES, spelled_language
 from srstream.media.types import Action, SourceInfo, StreamInfo, StreamPlan
@@ -159,9 +160,25 @@ def muxed_codecs(muxer: str) -> frozenset[str]:
     return listed - _ON_PAPER.get(muxer, set())
 
 
-def plan_streams(source: SourceInfo, container: Container) -> tuple[StreamPlan, ...]:
-    """Decide what happens to each stream of the source in `container`."""
-    return tuple(_plan_stream(source, stream, container) for stream in source.streams)
+def plan_streams(
+    source: SourceInfo, container: Container, config: StreamsConfig
+) -> tuple[StreamPlan, ...]:
+    """Plan what becomes of each stream of the source in `container`, in the source's order."""
+    return tuple(
+        StreamPlan(stream.index, "video", canonical_codec(stream.codec), "drop", None, _UNWANTED)
+        if config.other_video == "drop" and is_other_video(source, stream)
+        else _plan_stream(source, stream, container)
+        for stream in source.streams
+    )
+
+
+def is_other_video(source: SourceInfo, stream: StreamInfo) -> bool:
+    """Return whether a stream is a video beside the enhanced one, and no cover picture."""
+    is_video = stream.type == "video" and not stream.is_attached_picture
+    return is_video and stream.index != source.video.index
+
+
+_UNWANTED = "--other-video drop was given"
 
 
 def targets_of(kind: str, codec: str, container: Container) -> tuple[str, ...]:

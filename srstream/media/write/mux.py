@@ -14,7 +14,7 @@ import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
-from av.stream import AttachmentStream, Stream
+from av.stream import AttachmentStream, Disposition, Stream
 from av.video.stream import VideoStream
 
 from srstream.errors import EncodeError
@@ -30,7 +30,12 @@ from srstream.media.read.skipped import SkippedPackets
 from srstream.media.types import OutputPlan, SegmentFile, SourceInfo, StreamPlan, TimeWindow
 from srstream.media.write.codecs import nominal_rate
 from srstream.media.write.container_file import fill_up, open_output, set_chapters
-from srstream.media.write.containers import CONTAINERS, TEXT_CODECS, canonical_codec
+from srstream.media.write.containers import (
+    CONTAINERS,
+    TEXT_CODECS,
+    canonical_codec,
+    is_other_video,
+)
 from srstream.media.write.convert import Converter, TextConverter, make_converter
 from srstream.media.write.copies import Durations, Head, Taken, moment
 from srstream.media.write.cues import Cue, one_at_a_time, with_ends
@@ -136,10 +141,13 @@ class _Assembly:
     # Streams
 
     def add_streams(self, first: SegmentFile) -> None:
-        """Create the output's streams, in the source's order, with tags and dispositions."""
+        """Make the output's streams with tags and dispositions: the enhanced video before others.
+
+        Players that heed no disposition show the first video.
+        """
         with libav_errors(self._source.path, "its cover pictures cannot be read"):
             covers = self._read_covers()
-        for stream_plan in self._plan.streams:
+        for stream_plan in _enhanced_before_others(self._plan.streams):
             template = self._input.streams[stream_plan.index]
             if stream_plan.action == "enhance":
                 self._add_video(template, first)
@@ -220,10 +228,20 @@ class _Assembly:
         self._copied[template.index] = copied
 
     def _describe(self, stream: Stream, template: Stream, is_enhanced: bool = False) -> None:
-        stream.disposition = template.disposition
+        stream.disposition = self._disposition(template, is_enhanced)
         tags = stream_tags(template, self._source, self._container, is_enhanced=is_enhanced)
         stream.metadata.clear()
         stream.metadata.update(tags)
+
+    def _disposition(self, template: Stream, is_enhanced: bool) -> Disposition:
+        """Return the source's disposition, but with the enhanced one as the only default video."""
+        others = [s for s in self._source.streams if is_other_video(self._source, s)]
+        default = Disposition.default
+        if is_enhanced and others:
+            return template.disposition | default
+        if template.index in {s.index for s in others}:
+            return template.disposition & ~default
+        return template.disposition
 
     def _read_covers(self) -> dict[int, Packet[Stream]]:
         indices = {s.index for s in self._source.streams if s.is_attached_picture}
@@ -420,3 +438,12 @@ class _Assembly:
                 packet.pts = packet.dts
         copied.last_dts = packet.dts
         return True
+
+
+def _enhanced_before_others(streams: tuple[StreamPlan, ...]) -> list[StreamPlan]:
+    """Return the streams in the source's order, but the enhanced one before every other video."""
+    enhanced = next(s for s in streams if s.action == "enhance")
+    ordered = [s for s in streams if s is not enhanced]
+    first = next((n for n, s in enumerate(ordered) if s.type == "video"), len(ordered))
+    place = min(first, streams.index(enhanced))
+    return [*ordered[:place], enhanced, *ordered[place:]]

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from srstream.color import is_full_range
-from srstream.config import JobConfig
+from srstream.config import JobConfig, StreamsConfig
 from srstream.errors import RefusedError
 from srstream.frame import ColorSpec, PlaneLayout
 from srstream.media.siting import siting_in, siting_note
@@ -37,6 +37,7 @@ from srstream.media.write.containers import (
     check_carried,
     container_for,
     family_of,
+    is_other_video,
     losses_of,
     plan_streams,
 )
@@ -75,7 +76,7 @@ def plan_output(
     check_encoder(video)
     if named is not None and not named.tells_of_itself:
         video = replace(video, display_matrix=None)
-    streams_in = _StreamsIn(source, video, try_streams)
+    streams_in = _StreamsIn(source, video, config.streams, try_streams)
     container, streams = _container(source, choice, named, streams_in)
     path = output or _default_path(source, config, container)
     return OutputPlan(
@@ -101,15 +102,20 @@ class _StreamsIn:
     """Plans a source's streams for different containers, and tries each container at most once."""
 
     def __init__(
-        self, source: SourceInfo, video: OutputVideo, try_streams: TryStreams | None
+        self,
+        source: SourceInfo,
+        video: OutputVideo,
+        config: StreamsConfig,
+        try_streams: TryStreams | None,
     ) -> None:
-        self._source, self._video, self._try = source, video, try_streams
+        self._source, self._video, self._config = source, video, config
+        self._try = try_streams
         self._found: dict[str, tuple[StreamPlan, ...]] = {}
 
     def __call__(self, container: Container) -> tuple[StreamPlan, ...]:
         """Return the stream plans for `container`; raises RefusedError if the trial fails."""
         if container.name not in self._found:
-            streams = plan_streams(self._source, container)
+            streams = plan_streams(self._source, container, self._config)
             if self._try is not None:
                 streams = self._try(self._video, container, streams).streams
             self._found[container.name] = streams
@@ -287,7 +293,23 @@ def _notes(
             f"{container.label} counts {counts}: times are rounded to {rounded}; those of the "
             f"source are exact to {source.video.time_base} s."
         )
+    notes += _other_videos(source, streams)
     for stream in streams:
         if stream.action == "convert" and stream.type == "subtitle":
             notes.append(f"Stream {stream.index} is converted to {stream.output_codec}.")
     return notes
+
+
+def _other_videos(source: SourceInfo, streams: tuple[StreamPlan, ...]) -> list[str]:
+    infos = {stream.index: stream for stream in source.streams}
+    kept = [
+        str(plan.index)
+        for plan in streams
+        if plan.action != "drop" and is_other_video(source, infos[plan.index])
+    ]
+    if not kept:
+        return []
+    what = f"Stream {kept[0]} is" if len(kept) == 1 else f"Streams {', '.join(kept)} are"
+    video = "another video" if len(kept) == 1 else "other videos"
+    note = f"{what} {video}, kept behind the enhanced one and not played by default"
+    return [f"{note} (--other-video drop leaves such streams out)."]

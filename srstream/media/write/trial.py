@@ -232,7 +232,7 @@ class _Trial:
     def _problems(self, plan: OutputPlan, taken: dict[int, Taken]) -> list[str]:
         """Return how the beginning of an output differs from the plan."""
         with open_source(plan.path, MAX_PIXELS) as container:
-            index = _enhanced_index(self._source, container)
+            index = _enhanced_index(self._source.path, container)
         output = probe(plan.path, _CONFIG, video_index=index)
         found = _seconds_of_first(plan.path)
         if self._container is TS and index in found:
@@ -312,18 +312,12 @@ class _Trial:
         return problems
 
 
-def _enhanced_index(source: SourceInfo, output: InputContainer) -> int:
-    """Return the enhanced video's stream number in the output; copied videos may precede it."""
-    before = [
-        s
-        for s in source.streams
-        if s.type == "video" and not s.is_attached_picture and s.index < source.video.index
-    ]
+def _enhanced_index(source: Path, output: InputContainer) -> int:
+    """Return the number of the enhanced video in the output, where it is the first video."""
     videos = [s for s in output.streams.video if not is_picture(s)]
     if not videos:
-        raise MediaError(sentence(source.path, "the output holds no video"))
-    # The output's container may not carry a video that precedes it.
-    return videos[min(len(before), len(videos) - 1)].index
+        raise MediaError(sentence(source, "the output holds no video"))
+    return videos[0].index
 
 
 def _seconds_of_first(path: Path) -> dict[int, Taken]:
