@@ -102,6 +102,10 @@ class EncodeConfig(Section):
     )
     crf: float | None = Field(None, ge=0, le=63, description="constant quality; codec's scale")
     preset: str | None = Field(None, description="encoder preset; codec's own names")
+    chroma: Literal["auto", "keep"] = Field(
+        "auto",
+        description="resolution of color; auto: 4:2:0, which devices play, keep: the source's",
+    )
 
     @field_validator("codec")
     @classmethod

@@ -26,6 +26,7 @@ from srstream.jobs.events import (
     Started,
     Verified,
 )
+from srstream.media.write.players import sentence
 from srstream.terminal import plain_console, show_json, tell
 
 if TYPE_CHECKING:
@@ -199,6 +200,7 @@ def render_summary(summary: PlanSummary) -> list[str]:
         f"{summary.input}: {num_frames} frames, {duration}, {size} {summary.pix_fmt}{woven}",
         f"  to {summary.output} ({summary.container}): {output_size} {summary.output_pix_fmt}, "
         + summary.codec,
+        f"  {sentence(summary.plays_in)}",
         f"  model {summary.model} on {summary.engine} ({summary.engine_reason})",
         "  " + knobs(summary.restore, summary.strength, summary.restore_reason, summary.detail),
         "",

@@ -147,6 +147,11 @@ JOB_OPTIONS = {
     ),
     "crf": _JobOption("encode.crf", float | None, "Quality; lower is better and larger."),
     "preset": _JobOption("encode.preset", str | None, "The encoder's speed preset."),
+    "chroma": _JobOption(
+        "encode.chroma",
+        Literal["auto", "keep"],
+        "Resolution of color: auto makes 4:2:0, which devices play; keep keeps the source's.",
+    ),
     "start": _JobOption(
         "source.start_seconds",
         str | None,

@@ -11,6 +11,8 @@ from srstream.jobs.estimate import estimate
 from srstream.jobs.events import printable
 from srstream.jobs.gpu_model import device_spec, predict
 from srstream.jobs.plan import JobPlan, make_plan
+from srstream.media.write.containers import canonical_codec
+from srstream.media.write.players import players_of
 
 SCHEMA = "srstream.plan/1"
 _SCAN_SECONDS = 1.0
@@ -47,6 +49,8 @@ class PlanSummary(BaseModel):
     output_pix_fmt: str
     codec: str
     codec_options: dict[str, str]
+    plays_in: list[str]
+    """Which of browsers, phones and TVs usually play the output."""
     num_frames: int
     is_whole_file_read: bool
     duration_seconds: float | None
@@ -102,6 +106,7 @@ def plan_summary(
         output_pix_fmt=out.pix_fmt,
         codec=out.codec,
         codec_options=out.options,
+        plays_in=list(_players(plan)),
         num_frames=plan.num_frames,
         is_whole_file_read=plan.index.is_complete,
         duration_seconds=plan.source.duration_seconds,
@@ -125,6 +130,18 @@ def plan_summary(
         estimated_memory_bytes=memory_bytes(plan),
         device_prediction=predicted,
     )
+
+
+def _players(plan: JobPlan) -> tuple[str, ...]:
+    video = plan.output.video
+    audio = {
+        canonical_codec(stream.output_codec or stream.codec)
+        for stream in plan.output.streams
+        if stream.type == "audio" and stream.action != "drop"
+    }
+    size = video.width, video.height
+    codec = canonical_codec(video.codec)
+    return players_of(plan.output.container, codec, video.layout, size, audio)
 
 
 def _stream_summaries(plan: JobPlan) -> list[StreamSummary]:

@@ -1,28 +1,25 @@
-"""Chooses and configures a video encoder: format, quality, color, limits."""
+"""Configures a video encoder: quality, color, threads; and tries whether it opens."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 import av
-from av.codec import Codec
 from av.codec.context import CodecContext
 from av.codec.context import Flags as CodecFlags
 from av.video.codeccontext import VideoCodecContext
 
 from srstream.config import EncodeConfig
-from srstream.errors import MediaError, RefusedError
+from srstream.errors import RefusedError
 from srstream.frame import PlaneLayout
 from srstream.media.errors import ffmpeg_text
-from srstream.media.layouts import layout_of
 from srstream.media.siting import LOCATION_NAMES, states_siting
 from srstream.media.thread_priority import same_scheduling
-from srstream.media.types import HdrMetadata, OutputVideo, VideoInfo
-from srstream.media.write.containers import Container, canonical_codec
+from srstream.media.types import HdrMetadata, OutputVideo
+from srstream.media.write.containers import canonical_codec
 
 PACKED_FORMATS = frozenset({"rgb24", "bgr0", "bgra", "ya8"})
 """Packed formats that `srstream.media.write.encode` can fill besides libav's planar ones."""
@@ -70,61 +67,6 @@ SIDE_LIMITS = {"libsvtav1": (16384, 8704), "libvpx-vp9": (65535, 65535)}
 _MAX_TRIAL_PIXELS = 1 << 21
 _NVENC_TRIAL_SIDE = 256
 """NVENC refuses pictures under 145x49."""
-_ALPHA_KEEPERS = frozenset({"ffv1", "prores_ks"})
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderChoice:
-    """An encoder, its input pixel format, and what that format loses."""
-
-    codec: str
-    pix_fmt: str
-    layout: PlaneLayout
-    losses: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def choose_encoder(
-    video: VideoInfo, config: EncodeConfig, container: Container | None, *, on_gpu: bool = False
-) -> EncoderChoice:
-    """Choose the encoder for a source; `container` is None if the user named none.
-
-    `on_gpu` means that the network runs on a GPU. x264 would then be the bottleneck, so `auto` uses
-    NVENC instead where it opens.
-
-    Raises:
-        RefusedError: this FFmpeg lacks the encoder, or it does not accept such pictures.
-    """
-    wanted = video.layout
-    codec = config.codec if config.codec != "auto" else _auto_codec(video, container)
-    notes = []
-    if on_gpu and config.codec == "auto" and codec == "libx264" and wanted.bits == 8:
-        fault = nvenc_fault("h264_nvenc")
-        if fault is None:
-            codec = "h264_nvenc"
-            notes.append("Encoded with h264_nvenc on the GPU; use --codec libx264 for x264.")
-        else:
-            notes.append(f"Encoded with libx264: {fault}.")
-    codec = _require_encoder(codec)
-    if codec == "libx264" and wanted.kind == "rgb":
-        codec = "libx264rgb"
-        notes.append("Encoded with libx264rgb because the source is RGB.")
-    pix_fmt, layout = _nearest_format(codec, wanted)
-    losses = []
-    if wanted.has_alpha and not layout.has_alpha:
-        losses.append(f"The alpha plane is left out: {codec} cannot keep it; ffv1 in .mkv can.")
-    if layout.bits < wanted.bits:
-        losses.append(f"{wanted.bits} bits become {layout.bits}: {codec} takes no more.")
-    if _chroma_is_lost(wanted, layout):
-        losses.append(f"Chroma resolution is reduced to fit {codec} ({pix_fmt}).")
-    if config.codec == "auto" and codec not in ("libx264", "h264_nvenc"):
-        notes.append(f"Encoded with {codec}, which keeps {_say(wanted, video)}.")
-        notes += [
-            f"{codec} has no --{name}; it is left out."
-            for name in ("crf", "preset")
-            if getattr(config, name) is not None and name not in _private_options(codec)
-        ]
-    return EncoderChoice(codec, pix_fmt, layout, tuple(losses), tuple(notes))
 
 
 def encoder_options(
@@ -135,7 +77,7 @@ def encoder_options(
     Raises:
         RefusedError: crf or preset was given for a user-chosen encoder that does not have it.
     """
-    known = _private_options(codec)
+    known = private_options(codec)
     options: dict[str, str] = {}
     is_chosen = config.codec != "auto"  # An automatically chosen encoder ignores what it lacks.
     if is_chosen and config.crf is not None and not {"crf", "cq"} & known:
@@ -251,99 +193,7 @@ def nominal_rate(rate: Fraction | None) -> Fraction:
     return min(max(Fraction(rate), Fraction(1)), Fraction(240)).limit_denominator(1001)
 
 
-def _auto_codec(video: VideoInfo, container: Container | None) -> str:
-    layout = video.layout
-    if container is not None and container.name == "webm":
-        is_420 = layout.kind == "gray" or (layout.log2_chroma_w, layout.log2_chroma_h) == (1, 1)
-        fits_av1 = layout.kind != "rgb" and is_420 and layout.bits in (8, 10)
-        return "libsvtav1" if fits_av1 else "libvpx-vp9"
-    ffv1_fits = container is None or container.name == "mkv"
-    if layout.has_alpha and ffv1_fits:
-        return "ffv1"
-    if layout.kind == "rgb":
-        if layout.bits == 8:
-            return "libx264rgb"
-        return "libx265" if layout.bits in (10, 12) or not ffv1_fits else "ffv1"
-    if layout.bits == 10 and video.color.transfer in HDR_TRANSFERS:
-        return "libx265"
-    if layout.bits in (8, 10):
-        return "libx264"
-    return "libx265" if layout.bits == 12 or not ffv1_fits else "ffv1"
-
-
-def _require_encoder(codec: str) -> str:
-    """Return the encoder's own name; `codec` may also be the name of a codec.
-
-    Raises:
-        RefusedError: there is no such encoder.
-    """
-    try:
-        encoder = Codec(codec, "w")
-    except ValueError:
-        raise RefusedError(
-            f"This FFmpeg has no encoder {codec!r}; use libx264, libx265, libsvtav1, ffv1 or "
-            "prores_ks."
-        ) from None
-    if encoder.type != "video":
-        raise RefusedError(f"{codec} is no video encoder; use libx264, for example.")
-    return str(encoder.name)
-
-
-def _formats(codec: str) -> Iterator[tuple[str, PlaneLayout]]:
-    """Yield the encoder's pixel formats that can be written plane by plane without swscale."""
-    for fmt in Codec(codec, "w").video_formats or ():
-        name = fmt.name
-        is_planar = name.startswith(("yuv", "gbr", "gray")) and not name.startswith("yuvj")
-        if name.endswith("be") or "f16" in name or "f32" in name or "msb" in name:
-            continue
-        if is_nvenc(codec) and name.endswith("16le"):
-            continue  # the encoder accepts 16 bits but keeps 10
-        if not is_planar and name not in PACKED_FORMATS:
-            continue
-        try:
-            yield name, layout_of(name)
-        except MediaError:
-            continue
-
-
-def _nearest_format(codec: str, wanted: PlaneLayout) -> tuple[str, PlaneLayout]:
-    """Return the format that loses least, then adds least; planar before packed."""
-    best: tuple[tuple[int, ...], str, PlaneLayout] | None = None
-    for name, layout in _formats(codec):
-        gray_in_yuv = wanted.kind == "gray" and layout.kind == "yuv"
-        if layout.kind != wanted.kind and not gray_in_yuv:
-            continue
-        if layout.has_alpha and not (wanted.has_alpha and codec in _ALPHA_KEEPERS):
-            continue
-        cost = (
-            int(wanted.has_alpha and not layout.has_alpha),
-            max(wanted.bits - layout.bits, 0),
-            _chroma_is_lost(wanted, layout) and not gray_in_yuv,
-            max(layout.bits - wanted.bits, 0),
-            int(gray_in_yuv),
-            -(layout.log2_chroma_w + layout.log2_chroma_h),
-            int(name in PACKED_FORMATS),
-        )
-        if best is None or cost < best[0]:
-            best = (cost, name, layout)
-    if best is None:
-        raise RefusedError(
-            f"{codec} takes no {wanted.kind} pictures such as the source's; use --codec auto."
-        )
-    _, name, layout = best
-    if layout.kind != wanted.kind:
-        # The neutral chroma is added when the frame is filled.
-        layout = PlaneLayout("gray", layout.bits)
-    return name, layout
-
-
-def _chroma_is_lost(wanted: PlaneLayout, layout: PlaneLayout) -> bool:
-    return wanted.kind == "yuv" and (
-        layout.log2_chroma_w > wanted.log2_chroma_w or layout.log2_chroma_h > wanted.log2_chroma_h
-    )
-
-
-def _private_options(codec: str) -> set[str]:
+def private_options(codec: str) -> set[str]:
     options = CodecContext.create(codec, "w").supported_options.private
     return {option.name for option in options}
 
@@ -421,16 +271,6 @@ def _thread_options(
         params = [part for part in params if part]
         return {"svtav1-params": ":".join(params)} if params else {}
     return {}
-
-
-def _say(layout: PlaneLayout, video: VideoInfo) -> str:
-    if layout.has_alpha:
-        return "the alpha plane"
-    if layout.kind == "rgb":
-        return f"{layout.bits}-bit RGB"
-    if video.color.transfer in HDR_TRANSFERS:
-        return "HDR and its metadata"
-    return f"{layout.bits} bits"
 
 
 def _show(options: dict[str, str]) -> str:

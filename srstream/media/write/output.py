@@ -23,9 +23,7 @@ from srstream.media.types import (
 )
 from srstream.media.write.codecs import (
     HDR_KEEPERS,
-    EncoderChoice,
     check_encoder,
-    choose_encoder,
     encoder_options,
 )
 from srstream.media.write.containers import (
@@ -41,6 +39,7 @@ from srstream.media.write.containers import (
     losses_of,
     plan_streams,
 )
+from srstream.media.write.encoder_choice import EncoderChoice, choose_encoder
 from srstream.naming import marked
 
 TryStreams = Callable[[OutputVideo, Container, tuple[StreamPlan, ...]], Tried]
@@ -69,7 +68,7 @@ def plan_output(
             the container cannot carry, a size that the encoder rejects.
     """
     named = None if output is None else container_for(output)
-    choice = choose_encoder(source.video, config.encode, named, on_gpu=on_gpu)
+    choice = choose_encoder(source.video, config.encode, named, output_size, on_gpu=on_gpu)
     if named is not None:
         check_carried(choice.codec, named)
     video = _output_video(source, config, choice, output_size)

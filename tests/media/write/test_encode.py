@@ -18,7 +18,7 @@ from srstream.frame import ColorSpec, Frame, PlaneLayout
 from srstream.media.layouts import extract_planes
 from srstream.media.read.probe import probe
 from srstream.media.types import HdrMetadata, OutputVideo, SegmentFile
-from srstream.media.write import codecs
+from srstream.media.write import codecs, encoder_choice
 from srstream.media.write.encode import SegmentEncoder, plan_output
 from tests.support.encode import YUV420, moving_frame, output_video, plan, source_info
 
@@ -161,7 +161,8 @@ LAYOUTS = [
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_pixels_of_every_layout_come_back(tmp_path: Path, layout: PlaneLayout) -> None:
     """Within 1 level of 8 bits on average, at the defaults, after 4x downscaling."""
-    output = plan(source_info("in.mkv", "matroska,webm", layout))
+    config = JobConfig(encode=EncodeConfig(chroma="keep"))
+    output = plan(source_info("in.mkv", "matroska,webm", layout), config=config)
     assert output.losses == ()
     video = replace(output.video, width=128, height=96)
     assert video.layout == layout
@@ -241,16 +242,15 @@ def test_auto_on_a_gpu_without_nvenc_falls_back_and_says_so() -> None:
     ("layout", "codec", "pix_fmt"),
     [
         (YUV420, "h264_nvenc", "yuv420p"),
-        (PlaneLayout("yuv", 8), "h264_nvenc", "yuv444p"),
-        (PlaneLayout("yuv", 10, 1, 1), "libx264", "yuv420p10le"),
+        (PlaneLayout("yuv", 10, 1, 1), "libx265", "yuv420p10le"),
     ],
 )
 def test_auto_on_a_gpu_takes_nvenc_where_it_loses_nothing(
     layout: PlaneLayout, codec: str, pix_fmt: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(codecs, "nvenc_fault", lambda name: None)
+    monkeypatch.setattr(encoder_choice, "nvenc_fault", lambda name: None)
     video = replace(source_info().video, layout=layout)
-    choice = codecs.choose_encoder(video, EncodeConfig(), None, on_gpu=True)
+    choice = encoder_choice.choose_encoder(video, EncodeConfig(), None, (1920, 1080), on_gpu=True)
     assert (choice.codec, choice.pix_fmt, choice.layout) == (codec, pix_fmt, layout)
     assert not choice.losses
     config = EncodeConfig(crf=22)

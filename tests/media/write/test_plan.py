@@ -15,10 +15,13 @@ from srstream.media.types import StreamInfo
 from tests.support import clips
 from tests.support.encode import plan, source_info
 
+KEEPS_CHROMA = JobConfig(encode=EncodeConfig(chroma="keep"))
+
 
 def test_subsampling_without_an_encoder_of_its_own_loses_no_chroma() -> None:
     for log2_w, log2_h, expected in ((2, 0, (1, 0)), (2, 2, (1, 1)), (0, 1, (0, 0))):
-        output = plan(source_info(layout=PlaneLayout("yuv", 8, log2_w, log2_h)))
+        source = source_info(layout=PlaneLayout("yuv", 8, log2_w, log2_h))
+        output = plan(source, config=KEEPS_CHROMA)
         layout = output.video.layout
         assert (layout.log2_chroma_w, layout.log2_chroma_h) == expected
         assert output.losses == ()
@@ -98,6 +101,7 @@ def test_alpha_is_kept_or_its_loss_is_said() -> None:
         ("o.mp4", {"preset": "quick"}, (64, 48), "preset"),
         ("o.mkv", {"codec": "ffv1", "crf": 20}, (64, 48), "no --crf"),
         ("o.mp4", {}, (20000, 1000), "20000x1000"),
+        ("o.mp4", {"codec": "libx264"}, (20000, 1000), "20000x1000"),
         ("o.mp4", {"codec": "libx265"}, (16386, 16), "16386x16"),
         ("o.mp4", {"codec": "libsvtav1"}, (16384, 9000), "16384x8704"),
         ("o.mkv", {"codec": "ffv1"}, (65536, 65536), "65536x65536"),
@@ -114,8 +118,9 @@ def test_what_cannot_work_is_refused(
 def test_odd_sizes_go_to_the_chroma_grid() -> None:
     video = plan(source_info(), size=(161, 91)).video
     assert (video.width, video.height) == (160, 90)
-    gray = plan(source_info(layout=PlaneLayout("yuv", 8, 0, 0)), size=(161, 91)).video
-    assert (gray.width, gray.height) == (161, 91)
+    full = source_info(layout=PlaneLayout("yuv", 8, 0, 0))
+    video = plan(full, size=(161, 91), config=KEEPS_CHROMA).video
+    assert (video.width, video.height) == (161, 91)
 
 
 def test_rounding_in_matroska_is_said() -> None:

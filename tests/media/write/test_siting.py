@@ -53,7 +53,8 @@ def test_other_formats_are_verified_whatever_they_state(
     tmp_path: Path, ending: str, pix_fmt: str, location: str
 ) -> None:
     source = source_with(tmp_path / "in.mkv", location, pix_fmt)
-    made = make_output(source, tmp_path / f"out{ending}")
+    config = JobConfig(encode=EncodeConfig(chroma="keep"))
+    made = make_output(source, tmp_path / f"out{ending}", config=config)
     # Left is what players take 4:2:2 for; 4:4:4 has no place to speak of.
     moved = location == "center" and pix_fmt != "yuv444p"
     said = [note for note in made.plan.notes if "chroma is moved from center to left" in note]
@@ -66,7 +67,8 @@ def test_other_formats_are_verified_whatever_they_state(
 def test_chroma_is_moved_where_its_place_cannot_be_stated(tmp_path: Path, scale: str) -> None:
     """By the real enhancer, measured by the witness, which would find it moved by 0.25 columns."""
     source = source_with(tmp_path / "in.mkv", "center", "yuv422p")
-    done = jobs.run("enhance", source, "-o", tmp_path / "out.mp4", "--scale", scale)
+    options = ["--scale", scale, "--chroma", "keep"]
+    done = jobs.run("enhance", source, "-o", tmp_path / "out.mp4", *options)
     assert done.returncode == 0, done.stderr
     assert "4:2:2 chroma is moved from center to left" in " ".join(done.stderr.split())
     assert stated(tmp_path / "out.mp4") == "left"
