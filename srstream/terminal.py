@@ -58,13 +58,25 @@ def run_app(app: typer.Typer) -> NoReturn:
     The parser's errors quote arguments, which may be file names, so they are made visible too.
     """
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        command = typer.main.get_command(app)
+        _tidy_help(command)
+        sys.exit(command(standalone_mode=False) or 0)
     except _ParseError as error:
         from typer.rich_utils import rich_format_error
 
         error.message = visible(error.message)
         rich_format_error(error)
         sys.exit(error.exit_code)
+
+
+def _tidy_help(command: Any) -> None:
+    """Let `-h` ask for help too, and show no type behind the names of flags."""
+    command.context_settings = {"help_option_names": ["-h", "--help"], **command.context_settings}
+    for parameter in command.params:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = " "
+    for child in getattr(command, "commands", {}).values():
+        _tidy_help(child)
 
 
 _ParseError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

@@ -38,11 +38,12 @@ RANKS = {
     "sandbox": 7,
     "jobs": 8,
     "pictures": 9,
-    "client": 10,
-    "daemon": 11,
-    "api": 12,
-    "cli": 13,
-    "__main__": 14,
+    "batch": 10,
+    "client": 11,
+    "daemon": 12,
+    "api": 13,
+    "cli": 14,
+    "__main__": 15,
 }
 TRAINER_MAY_IMPORT = {name for name, rank in RANKS.items() if rank < RANKS["enhancer"]}
 PICKLE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "joblib", "marshal"}

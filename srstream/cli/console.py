@@ -65,8 +65,9 @@ class JsonReporter:
 class ConsoleReporter:
     """Sentences and progress on standard error; standard output stays free for data."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_verbose: bool = False) -> None:
         self._console = plain_console(stderr=True)
+        self._is_verbose = is_verbose
         self._bar: Bar | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0
@@ -109,15 +110,16 @@ class ConsoleReporter:
     def _started(self, event: Started) -> None:
         self.say(
             f"{event.input}: {event.width}x{event.height} to "
-            f"{event.output_width}x{event.output_height}, model {event.model} on {event.engine} "
-            f"({event.engine_reason}), {event.codec}"
+            f"{event.output_width}x{event.output_height}, model {event.model}"
         )
-        self.say(knobs(event.restore, event.strength, event.restore_reason, event.detail))
+        if self._is_verbose:
+            self.say(f"encoder {event.codec}, engine {event.engine} ({event.engine_reason})")
+            self.say(knobs(event.restore, event.strength, event.restore_reason, event.detail))
         for note in event.notes:
             self.say(f"note: {note}")
         for loss in event.losses:
             self.say(f"loss: {loss}")
-        if event.num_frames_done:
+        if event.is_resumed:
             self.say(f"resuming: {event.num_frames_done} of {event.num_frames} frames are done")
 
     def _progress(self, event: Progress) -> None:
@@ -186,26 +188,42 @@ def knobs(restore: float, strength: float, reason: str, detail: float) -> str:
     return f"restore {restore:g}{softened} ({reason}), detail {detail:g}"
 
 
-def render_summary(summary: PlanSummary) -> list[str]:
-    """The summary as lines to read."""
+def count(number: int, noun: str) -> str:
+    """Return `1 segment`, `2 segments`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Return `12 MB`, `1.4 GB`; small sizes in KB, so that nothing is about 0 MB."""
+    if num_bytes < 1e6:
+        return f"{max(round(num_bytes / 1e3), 1)} KB"
+    return f"{num_bytes / 1e6:.0f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:.1f} GB"
+
+
+def render_summary(summary: PlanSummary, *, is_verbose: bool = False) -> list[str]:
+    """Return the summary as readable lines; `is_verbose` adds engine, knobs and segments."""
     duration = format_seconds(summary.duration_seconds)
     time_needed = format_seconds(summary.estimated_seconds)
     speed = f"{time_needed} on this machine, {summary.estimated_fps:.1f} fps"
-    disk, memory = summary.estimated_output_bytes / 1e6, summary.estimated_memory_bytes / 1e6
-    num_frames = summary.num_frames
+    disk = format_bytes(summary.estimated_output_bytes)
+    memory = format_bytes(summary.estimated_memory_bytes)
+    num_frames = count(summary.num_frames, "frame")
     size = f"{summary.width}x{summary.height}"
     output_size = f"{summary.output_width}x{summary.output_height}"
     woven = ", interlaced (will be deinterlaced)" if summary.is_interlaced else ""
     lines = [
-        f"{summary.input}: {num_frames} frames, {duration}, {size} {summary.pix_fmt}{woven}",
+        f"{summary.input}: {num_frames}, {duration}, {size} {summary.pix_fmt}{woven}",
         f"  to {summary.output} ({summary.container}): {output_size} {summary.output_pix_fmt}, "
         + summary.codec,
         f"  {sentence(summary.plays_in)}",
-        f"  model {summary.model} on {summary.engine} ({summary.engine_reason})",
-        "  " + knobs(summary.restore, summary.strength, summary.restore_reason, summary.detail),
-        "",
-        "streams",
+        f"  model {summary.model}",
     ]
+    if is_verbose:
+        lines += [
+            f"  engine {summary.engine} ({summary.engine_reason})",
+            "  " + knobs(summary.restore, summary.strength, summary.restore_reason, summary.detail),
+        ]
+    lines += ["", "streams"]
     for stream in summary.streams:
         language = f" [{stream.language}]" if stream.language else ""
         what = stream.action
@@ -214,13 +232,14 @@ def render_summary(summary: PlanSummary) -> list[str]:
         reason = f": {stream.reason}" if stream.reason else ""
         lines.append(f"  {stream.index}  {stream.type} {stream.codec}{language}  {what}{reason}")
     if summary.num_chapters:
-        lines.append(f"     {summary.num_chapters} chapters  copy")
+        lines.append(f"     {count(summary.num_chapters, 'chapter')}  copy")
     lines += [
         "",
         f"about {speed}",
-        f"about {disk:.0f} MB on disk, {memory:.0f} MB of memory",
-        f"{summary.num_segments} segments, each safe once written",
+        f"about {disk} on disk, {memory} of memory",
     ]
+    if is_verbose:
+        lines.append(f"{count(summary.num_segments, 'segment')}, each safe once written")
     if summary.device_prediction is not None:
         lines.append(summary.device_prediction)
     if not summary.is_whole_file_read:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,11 +19,13 @@ from srstream.cli.options import (
     Json,
     Output,
     Overwrite,
-    Source,
+    Recursive,
+    Sources,
+    Verbose,
     with_job_options,
 )
 from srstream.errors import InterruptedJobError, SrstreamError, StalledError
-from srstream.terminal import run_app, show, show_json, tell
+from srstream.terminal import run_app, show, show_json
 
 app = typer.Typer(
     name="srstream",
@@ -41,75 +39,76 @@ app = typer.Typer(
 @app.command()
 @with_job_options()
 def enhance(
-    source: Source,
+    sources: Sources,
     *,
     output: Output = None,
     overwrite: Overwrite = False,
+    recursive: Recursive = False,
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing/--no-skip-existing",
+            help="Of several inputs, leave those alone that have a result already.",
+        ),
+    ] = True,
     options: JobOptions,
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard an unfinished job of this output.")
     ] = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
-    """Enhance a video file or pictures.
+    """Enhance videos and pictures: files, folders, or quoted patterns.
 
     Killed or interrupted, the same command resumes where it was. Exit codes: 0 done, 1 failed,
     2 usage, 3 an unfinished job that does not match, 4 done in part (--salvage), 130 interrupted.
     """
-    from srstream.cli.console import ConsoleReporter, JsonReporter
-    from srstream.jobs.context import StopSignal
-    from srstream.jobs.job import enhance_file
-    from srstream.pictures.inputs import is_picture_input
+    from srstream.cli.enhance import enhance as enhance_all
 
-    config = options.config()
-    if is_picture_input(source):
-        raise typer.Exit(_enhance_pictures(source, output, config, overwrite, as_json))
-    stop = StopSignal()
-    with JsonReporter() if as_json else ConsoleReporter() as reporter, _signals(stop, reporter):
-        result = enhance_file(
-            source,
+    raise typer.Exit(
+        enhance_all(
+            sources,
             output,
-            config,
+            options.config(),
+            is_recursive=recursive,
             overwrite=overwrite,
             restart=restart,
-            on_event=reporter,
-            stop=stop,
+            skips_existing=skip_existing,
+            as_json=as_json,
+            is_verbose=verbose,
         )
-    raise typer.Exit(result.exit_code)
+    )
 
 
 @app.command()
 @with_job_options()
 def plan(
-    source: Source,
+    sources: Sources,
     *,
     output: Output = None,
+    recursive: Recursive = False,
     options: JobOptions,
     device: Annotated[
         str | None,
         typer.Option("--device", help="Predict the speed of a GPU, on paper: h100, l4, t4 ..."),
     ] = None,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Say what enhancing would do, take and lose, without doing it."""
-    from srstream.cli.console import render_left_out, render_pictures, render_summary
-    from srstream.jobs.summary import plan_summary
-    from srstream.pictures.inputs import is_picture_input, left_out
-    from srstream.pictures.job import plan_pictures
+    from srstream.cli.enhance import plan as plan_all
 
-    config = options.config()
-    if is_picture_input(source):
-        pictures, rest = plan_pictures(source, output, config), left_out(source)
-        if as_json:
-            show_json(json.dumps([entry.as_json() for entry in (*pictures, *rest)], indent=2))
-        else:
-            show(*render_pictures(pictures), *render_left_out(rest))
-        return
-    summary = plan_summary(source, output, config, device=device)
-    if as_json:
-        show_json(summary.model_dump_json(by_alias=True, indent=2))
-    else:
-        show(*render_summary(summary))
+    raise typer.Exit(
+        plan_all(
+            sources,
+            output,
+            options.config(),
+            is_recursive=recursive,
+            device=device,
+            as_json=as_json,
+            is_verbose=verbose,
+        )
+    )
 
 
 @app.command()
@@ -308,56 +307,6 @@ def main() -> None:
     except Exception as error:
         print_error(_internal_error(error))
         sys.exit(1)
-
-
-def _enhance_pictures(
-    source: Path, output: Path | None, config: Any, overwrite: bool, as_json: bool
-) -> int:
-    from srstream.cli.console import ConsoleReporter, JsonReporter, print_error, render_left_out
-    from srstream.jobs.events import Note
-    from srstream.pictures.inputs import left_out
-    from srstream.pictures.job import enhance_pictures
-
-    exit_code = 0
-    reporter = JsonReporter() if as_json else ConsoleReporter()
-    results = enhance_pictures(source, output, config, overwrite=overwrite, on_event=reporter)
-    for line in render_left_out(left_out(source)):
-        reporter(Note(text=line))
-    for result in results:
-        if as_json:
-            show_json(json.dumps(result.as_event()))
-        elif result.error is None:
-            tell(f"{result.source} -> {result.destination}")
-        if result.error is not None:
-            print_error(str(result.error))
-            exit_code = max(exit_code, result.error.exit_code)
-    return exit_code
-
-
-@contextmanager
-def _signals(stop: Any, reporter: Any) -> Iterator[None]:
-    """First Ctrl-C: stop after the segment under way; second, or SIGTERM: at once."""
-
-    def at_once(number: int, frame: FrameType | None) -> None:
-        raise InterruptedJobError("interrupted. Run the same command again to go on.")
-
-    def soon(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, at_once)
-        stop.request()
-        tell(
-            "srstream: finishing the segment under way; Ctrl-C again stops at once. "
-            "Both can be resumed."
-        )
-
-    former = {
-        signal.SIGINT: signal.signal(signal.SIGINT, soon),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, at_once),
-    }
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def _internal_error(error: Exception) -> str:

@@ -22,7 +22,17 @@ from srstream.errors import UsageError
 
 _T = TypeVar("_T")
 
-Source = Annotated[Path, typer.Argument(help="The video, picture, folder or pattern to enhance.")]
+Sources = Annotated[
+    list[Path],
+    typer.Argument(help="Videos, pictures, folders, and quoted patterns, in any mix."),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", help="Say which engine, encoder and settings are used."),
+]
+Recursive = Annotated[
+    bool, typer.Option("--recursive", help="Look into the folders of a folder too.")
+]
 Output = Annotated[
     Path | None,
     typer.Option("-o", "--output", help="Name of the result. [dim]default: INPUT_4x beside it[/]"),
@@ -31,6 +41,21 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing output, at the very end.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on standard output.")]
+
+
+def complete_model(begun: str) -> list[str]:
+    """Return the models whose names begin so: those that ship, and the user's own."""
+    from srstream.models.registry import registered_models
+    from srstream.models.table import available_models
+
+    names = [*available_models(), *(model.name for model in registered_models())]
+    return [name for name in names if name.startswith(begun)]
+
+
+def complete_codec(begun: str) -> list[str]:
+    """Return the common codecs whose names begin so."""
+    names = ("auto", "h264", "hevc", "av1", "vp9", "ffv1", "prores")
+    return [name for name in names if name.startswith(begun)]
 
 
 def parse_bytes(text: str | None) -> int | None:
@@ -112,11 +137,22 @@ class _JobOption:
     max: float | None = None
     read: Callable[[Any], Any] = lambda value: value
     """Makes the setting of the option's value."""
+    metavar: str | None = None
+    """What --help calls the value."""
+    complete: Callable[[str], list[str]] | None = None
+    """Returns the values that begin with a text, for the shell's completion."""
 
     def parameter(self, name: str) -> inspect.Parameter:
         """What Typer makes the option of."""
         default = False if self.kind is bool else operator.attrgetter(self.setting)(JobConfig())
-        info = typer.Option(_flag(name), min=self.min, max=self.max, help=self.help)
+        info = typer.Option(
+            _flag(name),
+            min=self.min,
+            max=self.max,
+            help=self.help,
+            metavar=self.metavar,
+            autocompletion=self.complete,
+        )
         return inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
@@ -126,26 +162,50 @@ class _JobOption:
 
 
 JOB_OPTIONS = {
-    "model": _JobOption("model.name", str, "Network: speed against quality."),
+    "model": _JobOption(
+        "model.name",
+        str,
+        "Network, from fast to best: fast, balanced, srgan; or one of your own.",
+        metavar="NAME",
+        complete=complete_model,
+    ),
     "restore": _JobOption(
         "model.restore",
         str,
         "Mend what a codec has damaged: 0 to 1, or auto by the source.",
         read=parse_restore,
+        metavar="NUMBER",
     ),
     "detail": _JobOption("model.detail", float, "From faithful (0) to crisp (1).", min=0, max=1),
     "scale": _JobOption(
-        "scaling.scale", float | None, "Factor on the input's size, instead of the model's own."
+        "scaling.scale",
+        float | None,
+        "Factor on the input's size, instead of the model's own.",
+        metavar="FACTOR",
     ),
-    "height": _JobOption("scaling.height", int | None, "Rows of the output, such as 1080."),
-    "width": _JobOption("scaling.width", int | None, "Columns of the output, such as 1920."),
+    "height": _JobOption(
+        "scaling.height", int | None, "Rows of the output, such as 1080.", metavar="ROWS"
+    ),
+    "width": _JobOption(
+        "scaling.width", int | None, "Columns of the output, such as 1920.", metavar="COLUMNS"
+    ),
     "fit": _JobOption(
-        "scaling.fit", str | None, "Box that the output fills, such as 1920x1080.", read=parse_box
+        "scaling.fit",
+        str | None,
+        "Box that the output fills, such as 1920x1080.",
+        read=parse_box,
+        metavar="WxH",
     ),
     "codec": _JobOption(
-        "encode.codec", str, "Video encoder: auto, libx264, libx265, libsvtav1, ffv1 ..."
+        "encode.codec",
+        str,
+        "Video codec: auto, h264, hevc, av1, vp9, ffv1, prores ...",
+        metavar="NAME",
+        complete=complete_codec,
     ),
-    "crf": _JobOption("encode.crf", float | None, "Quality; lower is better and larger."),
+    "crf": _JobOption(
+        "encode.crf", float | None, "Quality; lower is better and larger.", metavar="NUMBER"
+    ),
     "preset": _JobOption("encode.preset", str | None, "The encoder's speed preset."),
     "chroma": _JobOption(
         "encode.chroma",
@@ -157,12 +217,14 @@ JOB_OPTIONS = {
         str | None,
         "Begin here: seconds, or 0:01:30, from the first video frame.",
         read=lambda text: parse_time("--start", text),
+        metavar="TIME",
     ),
     "end": _JobOption(
         "source.end_seconds",
         str | None,
         "End here: seconds, or 0:01:30, from the first video frame.",
         read=lambda text: parse_time("--end", text),
+        metavar="TIME",
     ),
     "other_video": _JobOption(
         "streams.other_video",

@@ -19,7 +19,7 @@ class _Event(BaseModel):
 
 
 class Started(_Event):
-    """The job was planned and begins; `num_frames_done` is above 0 when it resumes."""
+    """The job was planned and begins, or goes on where it was interrupted (`is_resumed`)."""
 
     event: Literal["started"] = "started"
     input: str
@@ -38,6 +38,7 @@ class Started(_Event):
     codec: str
     num_frames: int | None
     num_frames_done: int
+    is_resumed: bool = False
     losses: list[str]
     notes: list[str]
 

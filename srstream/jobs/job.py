@@ -35,7 +35,7 @@ from srstream.jobs.events import (
 )
 from srstream.jobs.executor import Executor, LocalExecutor
 from srstream.jobs.failpoints import failpoint
-from srstream.jobs.plan import JobPlan, fingerprint, make_plan
+from srstream.jobs.plan import JobPlan, fingerprint, in_words, make_plan
 from srstream.jobs.segments import DecoderDiedError, SegmentTask
 from srstream.jobs.store import JobStore, SegmentRecord, disk_errors, job_directory
 from srstream.media.receipt import Receipt
@@ -65,6 +65,7 @@ def enhance_file(
     output: Path | None = None,
     config: JobConfig | None = None,
     *,
+    unsuffixed: Path | None = None,
     overwrite: bool = False,
     restart: bool = False,
     on_event: OnEvent = ignore,
@@ -72,6 +73,10 @@ def enhance_file(
     context: JobContext | None = None,
 ) -> Result:
     """Enhance one video file; resumes an unfinished job of the same output.
+
+    Args:
+        unsuffixed: the output's path without the suffix, which its container decides; for where
+            `output` is None and the default, beside the source, is not wanted.
 
     Raises:
         SrstreamError: one of the tree in `srstream.errors`, its text meant for the user.
@@ -83,6 +88,7 @@ def enhance_file(
             source,
             output,
             config or JobConfig(),
+            unsuffixed=unsuffixed,
             on_read=_Throttle(on_event, "reading"),
             media=place.media,
             open_engine=place.open_engine,
@@ -121,6 +127,7 @@ class _Job:
         self._overwrite, self._restart, self._started = overwrite, restart, started
         self._output = plan.output.path
         self._num_enhanced = 0
+        self._is_resumed = False
 
     def run(self) -> Result:
         self._check_output_is_free()
@@ -164,13 +171,14 @@ class _Job:
         if self._place.may_change_weights:
             differences -= {name for name in differences if name.startswith(_OF_WEIGHTS)}
         if found is not None and differences and not self._restart:
-            differing = ", ".join(sorted(differences))
+            differing = ", ".join(sorted({in_words(name) for name in differences}))
             raise ResumeMismatchError(
                 f"{self._output}: an unfinished job exists that differs in: {differing}. "
                 "Use --restart to start over, or the former settings to resume it."
             )
         if found is None or self._restart:
             store.forget()
+        self._is_resumed = found is not None and not self._restart
         if found != wanted:
             store.put("fingerprint", wanted)
         store.sweep()
@@ -190,6 +198,8 @@ class _Job:
                 return DecodeOutcome.model_validate(outcome)
             try:
                 ended = self._execute(store, done)
+            except InterruptedJobError as error:
+                raise self._interrupted(store) from error
             except DecoderDiedError as error:
                 deaths = deaths + 1 if len(store.segments()) == len(done) else 1
                 if deaths >= _MAX_DECODER_DEATHS:
@@ -202,11 +212,15 @@ class _Job:
                 store.sweep()
                 continue
             if ended is None:
-                raise InterruptedJobError(
-                    f"{self._output}: interrupted; {len(store.segments())} of {len(plan.cuts)} "
-                    "segments are done. Run the same command again to go on."
-                )
+                raise self._interrupted(store)
             store.put("outcome", ended.model_dump())
+
+    def _interrupted(self, store: JobStore) -> InterruptedJobError:
+        kept = sum(len(record.file.pts) for record in store.segments())
+        return InterruptedJobError(
+            f"{self._output}: interrupted; {kept} of {self._plan.num_frames} frames are kept. "
+            "Run the same command again to go on."
+        )
 
     def _execute(self, store: JobStore, done: list[SegmentRecord]) -> DecodeOutcome | None:
         """Process the remaining segments; None if a stop was requested."""
@@ -324,6 +338,7 @@ class _Job:
                 codec=output.codec,
                 num_frames=plan.num_frames,
                 num_frames_done=sum(len(record.file.pts) for record in done),
+                is_resumed=self._is_resumed,
                 losses=list(plan.output.losses),
                 notes=[*plan.source.warnings, *plan.output.notes],
             )

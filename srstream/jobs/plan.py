@@ -19,6 +19,7 @@ from srstream.engines.contract import Engine
 from srstream.engines.table import ENGINES, choose_engine, engine_name
 from srstream.errors import NoSpaceError, RefusedError, TruncatedError, UsageError
 from srstream.files import largest_file
+from srstream.jobs.memory import memory_notes
 from srstream.jobs.segments import SegmentCuts
 from srstream.jobs.size import output_size, size_note
 from srstream.media.read.degradation import RestoreChoice
@@ -109,6 +110,7 @@ def make_plan(
     output: Path | None,
     config: JobConfig,
     *,
+    unsuffixed: Path | None = None,
     deadline_seconds: float | None = None,
     on_read: OnProgress | None = None,
     media: MediaSteps | None = None,
@@ -118,6 +120,7 @@ def make_plan(
     """Decide everything about a job.
 
     Args:
+        unsuffixed: names an output whose suffix its container decides; see `enhance_file`.
         media: runs the steps that read the source; None: this process does.
         open_engine: returns the engine for a model and the reason for the choice.
         work_folder: where the unfinished job is; None: next to the output.
@@ -139,8 +142,12 @@ def make_plan(
         info.video.form, config.scaling, spec.scale, rotation_degrees=info.video.rotation_degrees
     )
     config, notes = _with_decoder(source, config)
-    notes = (*size_note(info.video.form, size, spec), *notes)
-    plan = _plan_output(source, info, config, output, size, media, work_folder)
+    plan = _plan_output(source, info, config, output, size, media, work_folder, unsuffixed)
+    notes = (
+        *size_note(info.video.form, size, spec),
+        *notes,
+        *memory_notes(info.video, plan.video),
+    )
     _check_name(plan.path, source)
     scan = Scan(video=info.video, deadline_seconds=deadline_seconds)
     index = media.do(scan, source, on_read)
@@ -174,6 +181,7 @@ def _plan_output(
     size: tuple[int, int],
     media: MediaSteps,
     work_folder: Path | None,
+    unsuffixed: Path | None,
 ) -> OutputPlan:
     """Plan the output; `media` tries in `work_folder` which streams its container takes."""
 
@@ -191,7 +199,15 @@ def _plan_output(
 
     engine = engine_name(config.engine, model_spec(config.model.name).name)
     on_gpu = engine == "tensorrt" and not config.deterministic
-    return plan_output(info, config, output, size, on_gpu=on_gpu, try_streams=try_streams)
+    return plan_output(
+        info,
+        config,
+        output,
+        size,
+        on_gpu=on_gpu,
+        try_streams=try_streams,
+        unsuffixed=unsuffixed,
+    )
 
 
 def _check_name(path: Path, source: Path) -> None:
@@ -226,8 +242,19 @@ def _fitted_to_disk(job: JobPlan, work_folder: Path | None) -> JobPlan:
     folders = [job.output.path.parent, *([work_folder] if work_folder is not None else [])]
     for folder in folders:
         _check_disk(job, folder)
+    job = _noted_space(job, folders)
     limits = [limit for limit in map(largest_file, folders) if limit is not None]
     return _fitted(job, min(limits, default=None))
+
+
+def _noted_space(job: JobPlan, folders: list[Path]) -> JobPlan:
+    """Return the job, with a note if its disk may become full."""
+    free = min(shutil.disk_usage(folder).free for folder in folders)
+    needed = 2 * job.typical_bytes
+    if free >= needed:
+        return job
+    note = f"About {needed / 1e9:.1f} GB of disk space are needed, {free / 1e9:.1f} GB are free."
+    return replace(job, output=replace(job.output, notes=(*job.output.notes, note)))
 
 
 def _fitted(job: JobPlan, limit: int | None) -> JobPlan:
@@ -352,6 +379,37 @@ def fingerprint(plan: JobPlan) -> dict[str, Any]:
         "weights": plan.engine.capabilities.weights_sha256,
         "versions": _versions(plan.engine.capabilities.name),
     }
+
+
+_OPTIONS = {
+    "settings.source.start_seconds": "--start",
+    "settings.source.end_seconds": "--end",
+    "settings.streams.other_video": "--other-video",
+    "settings.reuse.threshold": "--reuse-threshold",
+    "settings.engine.name": "--engine",
+    "settings.model.name": "--model",
+}
+_PARTS = {
+    "source": "the source's content",
+    "weights": "the network's weights",
+    "output.codec": "the video encoder",
+    "output.container": "the container",
+    "output.pix_fmt": "the pixel format",
+    "output.size": "the output's size",
+}
+
+
+def in_words(difference: str) -> str:
+    """Name an entry of `fingerprint` as its user does: `--crf` for `settings.encode.crf`."""
+    if difference in _OPTIONS:
+        return _OPTIONS[difference]
+    if difference.startswith("settings."):
+        return "--" + difference.rsplit(".", 1)[1].replace("_", "-")
+    if difference.startswith("versions."):
+        return f"the version of {difference.removeprefix('versions.')}"
+    if difference.startswith("output.options."):
+        return f"the encoder's {difference.removeprefix('output.options.')}"
+    return _PARTS.get(difference, difference)
 
 
 def _versions(engine: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from srstream.config import JobConfig
 from srstream.jobs.estimate import estimate
 from srstream.jobs.events import printable
 from srstream.jobs.gpu_model import device_spec, predict
+from srstream.jobs.memory import memory_bytes
 from srstream.jobs.plan import JobPlan, make_plan
 from srstream.media.write.containers import canonical_codec
 from srstream.media.write.players import players_of
@@ -77,7 +78,12 @@ class PlanSummary(BaseModel):
 
 
 def plan_summary(
-    source: Path, output: Path | None, config: JobConfig, *, device: str | None = None
+    source: Path,
+    output: Path | None,
+    config: JobConfig,
+    *,
+    device: str | None = None,
+    unsuffixed: Path | None = None,
 ) -> PlanSummary:
     """Plan a job, measure the speed of this machine, and return both.
 
@@ -87,7 +93,7 @@ def plan_summary(
         SrstreamError: as in `make_plan`.
     """
     spec = None if device is None else device_spec(device)
-    plan = make_plan(source, output, config, deadline_seconds=_SCAN_SECONDS)
+    plan = make_plan(source, output, config, unsuffixed=unsuffixed, deadline_seconds=_SCAN_SECONDS)
     speed = estimate(plan)
     video, out = plan.source.video, plan.output.video
     predicted = None
@@ -127,7 +133,7 @@ def plan_summary(
         estimated_fps=round(speed.fps, 2),
         estimated_seconds=round(speed.seconds, 1),
         estimated_output_bytes=plan.typical_bytes,
-        estimated_memory_bytes=memory_bytes(plan),
+        estimated_memory_bytes=memory_bytes(plan.source.video, plan.output.video),
         device_prediction=predicted,
     )
 
@@ -158,15 +164,3 @@ def _stream_summaries(plan: JobPlan) -> list[StreamSummary]:
         )
         for stream in plan.output.streams
     ]
-
-
-def memory_bytes(plan: JobPlan) -> int:
-    """Return the peak memory of a job: libraries, queues in both processes, encoder look-ahead.
-
-    The constant is the resident size of the interpreter with all libraries loaded.
-    """
-    video, out = plan.source.video, plan.output.video
-    frame_in = video.layout.frame_bytes(video.width, video.height)
-    frame_out = out.layout.frame_bytes(out.width, out.height)
-    libraries, window, lookahead = 160 << 20, 24, 50
-    return libraries + 2 * window * frame_in + (16 + lookahead) * frame_out

@@ -19,8 +19,9 @@ import cv2
 import numpy as np
 
 from srstream.errors import EncodeError, MediaError, RefusedError
+from srstream.pictures.tiff import is_tiff, read_tiff_header
 
-Format = Literal["png", "jpeg", "webp", "bmp"]
+Format = Literal["png", "jpeg", "webp", "bmp", "tiff"]
 
 SUFFIXES: dict[str, Format] = {
     ".png": "png",
@@ -28,10 +29,24 @@ SUFFIXES: dict[str, Format] = {
     ".jpeg": "jpeg",
     ".webp": "webp",
     ".bmp": "bmp",
+    ".tif": "tiff",
+    ".tiff": "tiff",
 }
-MAX_SIDE: dict[Format, int] = {"png": 2**31 - 1, "jpeg": 65500, "webp": 16383, "bmp": 32767}
-MAX_BITS: dict[Format, int] = {"png": 16, "jpeg": 8, "webp": 8, "bmp": 8}
-HOLDS_ALPHA: dict[Format, bool] = {"png": True, "jpeg": False, "webp": True, "bmp": False}
+MAX_SIDE: dict[Format, int] = {
+    "png": 2**31 - 1,
+    "jpeg": 65500,
+    "webp": 16383,
+    "bmp": 32767,
+    "tiff": 2**31 - 1,
+}
+MAX_BITS: dict[Format, int] = {"png": 16, "jpeg": 8, "webp": 8, "bmp": 8, "tiff": 16}
+HOLDS_ALPHA: dict[Format, bool] = {
+    "png": True,
+    "jpeg": False,
+    "webp": True,
+    "bmp": False,
+    "tiff": True,
+}
 
 ENCODE_OPTIONS: dict[Format, list[int]] = {
     "png": [],
@@ -43,6 +58,7 @@ ENCODE_OPTIONS: dict[Format, list[int]] = {
     ],
     "webp": [cv2.IMWRITE_WEBP_QUALITY, 95],
     "bmp": [],
+    "tiff": [cv2.IMWRITE_TIFF_COMPRESSION, cv2.IMWRITE_TIFF_COMPRESSION_ADOBE_DEFLATE],
 }
 LOSSLESS_WEBP = [cv2.IMWRITE_WEBP_QUALITY, 101]
 
@@ -86,7 +102,7 @@ def read_header(path: Path, content: bytes) -> Header:
     except (struct.error, IndexError) as error:
         raise MediaError(f"{path}: the picture's header is damaged or cut off.") from error
     if header is None:
-        raise MediaError(f"{path}: is no PNG, JPEG, WebP or BMP picture.")
+        raise MediaError(f"{path}: is no PNG, JPEG, WebP, BMP or TIFF picture.")
     if header.width < 1 or header.height < 1:
         raise MediaError(f"{path}: its header says {header.width}x{header.height} pixels.")
     if _is_cut_off(content, header.format):
@@ -104,6 +120,9 @@ def _header(content: bytes) -> Header | None:
         return _jpeg_header(content)
     if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
         return _webp_header(content)
+    if is_tiff(content):
+        tiff = read_tiff_header(content)
+        return Header("tiff", tiff.width, tiff.height, tiff.is_gray, refusal=tiff.refusal)
     if content.startswith(b"BM"):
         width, height = struct.unpack_from("<ii", content, 18)
         return Header("bmp", width, abs(height))
@@ -171,6 +190,8 @@ def _is_cut_off(content: bytes, form: Format) -> bool:
         return b"IEND" not in content[-64:] and b"IEND" not in {k for k, _ in _png_chunks(content)}
     if form == "jpeg":
         return b"\xff\xd9" not in content[content.rfind(b"\xff\xda") :]
+    if form == "tiff":
+        return not read_tiff_header(content).is_complete
     size = struct.unpack_from("<I", content, 4 if form == "webp" else 2)[0]
     return len(content) < size + (8 if form == "webp" else 0)
 

@@ -66,7 +66,7 @@ def expand_inputs(source: Path) -> list[Path]:
         found = [path for path in source.iterdir() if _is_wanted(path)]
         if not found:
             raise UsageError(
-                f"{source}: this folder holds no picture (PNG, JPEG, WebP, BMP, GIF). "
+                f"{source}: this folder holds no picture (PNG, JPEG, WebP, BMP, TIFF, GIF). "
                 "Videos are named one by one."
             )
         return sorted(found)
@@ -96,7 +96,7 @@ def _why_left_out(path: Path) -> str:
         return "it is a folder, which is named by itself"
     if not path.is_file():
         return "it is no regular file"
-    return "it is no picture (PNG, JPEG, WebP, BMP, GIF); videos are named one by one"
+    return "it is no picture (PNG, JPEG, WebP, BMP, TIFF, GIF); videos are named one by one"
 
 
 def _is_wanted(path: Path) -> bool:

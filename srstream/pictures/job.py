@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import glob
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,6 +29,7 @@ from srstream.files import write_whole
 from srstream.frame import ColorSpec, Frame, FrameForm, Plane, PlaneLayout
 from srstream.jobs.events import SCHEMA, OnEvent, ignore
 from srstream.jobs.job import enhance_file
+from srstream.jobs.memory import available_bytes
 from srstream.jobs.size import output_size
 from srstream.media.read.probe import probe
 from srstream.media.write.containers import VIDEO_SUFFIXES
@@ -272,7 +271,7 @@ def plan_picture(source: Path, destination: Path, config: JobConfig) -> PictureP
     width, height = output_size(form, config.scaling, scale)
     picture_files.check_holds(SUFFIXES[destination.suffix.lower()], width, height, False)
     needed = WORKING_BYTES_PER_PIXEL * header.width * header.height * scale * scale
-    available = config.engine.max_memory_bytes or _available_bytes()
+    available = config.engine.max_memory_bytes or available_bytes()
     if needed > available:
         raise RefusedError(
             f"{source}: enhancing {header.width}x{header.height} takes about {needed / 1e9:.1f} GB "
@@ -373,15 +372,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise MediaError(f"{path}: cannot be read ({error.strerror}).") from error
-
-
-def _available_bytes() -> int:
-    """Return the memory that is free or can be freed."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _publish(destination: Path, data: bytes, overwrite: bool) -> None:

@@ -93,7 +93,8 @@ def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
         (["enhance", "in.mp4", "-o", "nowhere/out.mp4"], "no such folder"),
         (["enhance", "in.mp4", "-o", "out.webm", "--codec", "libx264"], "WebM"),
         (["plan", "missing.mp4"], "missing.mp4"),
-        (["plan", "."], "folder"),
+        (["plan", "in.mp4", ".none"], ".none"),
+        (["plan", "nothing"], "this folder is empty"),
     ],
 )
 def test_what_cannot_work_ends_with_a_sentence_and_code_2(
@@ -101,6 +102,7 @@ def test_what_cannot_work_ends_with_a_sentence_and_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     clips.cfr(tmp_path / "in.mp4")
+    (tmp_path / "nothing").mkdir()
     failed = subprocess.run(
         command(*arguments),
         capture_output=True,
@@ -197,13 +199,15 @@ def test_help_reads_well(arguments: list[str]) -> None:
 
 def test_the_daemon_takes_the_options_of_enhance() -> None:
     def told(command: str) -> list[str]:
-        """All that --help says of the options of a job."""
+        """All words that --help says of the options of a job."""
         lines = run(command, "--help").stdout.splitlines()
         begin = next(n for n, line in enumerate(lines) if "--model" in line)
         end = next(n for n, line in enumerate(lines) if "--deterministic" in line)
-        return [" ".join(line.split()) for line in lines[begin : end + 1]]
+        # The columns may be of another width.
+        words = " ".join(lines[begin : end + 1]).replace("│", " ").split()
+        return sorted(words)
 
-    text = "\n".join(told("enhance"))
+    text = " ".join(told("enhance"))
     assert all("--" + name.replace("_", "-") in text for name in JOB_OPTIONS)
     assert told("submit") == told("enhance")
 

@@ -60,7 +60,7 @@ def test_submit_prints_the_id_and_sends_only_what_was_given(
     [
         (("--restore", "2"), "--restore 2: write a number from 0 to 1, or auto."),
         (("--max-memory", "2X"), "--max-memory 2X"),
-        (("--scale", "9"), "--scale 9"),
+        (("--scale", "99"), "--scale 99"),
         (("--engine", "abacus"), "abacus"),
     ],
 )

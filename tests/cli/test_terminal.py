@@ -93,7 +93,9 @@ def test_json_holds_the_names_and_nothing_that_acts(folder: Path) -> None:
 def test_enhanced_pictures_are_told_by_their_names(folder: Path, tmp_path: Path) -> None:
     done = run("enhance", folder, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert {line.split(" -> ")[0] for line in done.stderr.splitlines()} == {
+    *lines, summary = done.stderr.splitlines()
+    assert summary == f"srstream: {len(FILES)} done"
+    assert {line.split(" -> ")[0] for line in lines} == {
         f"{folder}/{shown}.png" for shown in FILES.values()
     }
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{n}.png" for n in FILES}
@@ -107,14 +109,16 @@ def test_errors_quote_names_in_one_line(tmp_path: Path) -> None:
     assert failed.stderr.count("\n") == 1 and shown in failed.stderr
 
 
-@pytest.mark.parametrize("arguments", [["plan", "a.mp4", *NAMES], ["[red]\x1b[31m[/]:smile:"]])
+@pytest.mark.parametrize(
+    "arguments", [["verify", "a.mp4", "b.mp4", *NAMES], ["[red]\x1b[31m[/]:smile:"]]
+)
 def test_the_parser_quotes_names_as_they_are(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     failed = run(*arguments)
     assert failed.returncode == 2 and failed.stdout == ""
-    quoted = visible(" ".join(arguments[2:] or arguments))
+    quoted = visible(" ".join(arguments[3:] or arguments))
     assert quoted in failed.stderr.replace(r"\x0a", r"\n").replace(r"\x0d", r"\r")
     assert not DOES_SOMETHING.search(failed.stderr)
 

@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
 
 import av
 from av.audio.stream import AudioStream
@@ -42,6 +41,7 @@ from srstream.media.read.demux import (
 )
 from srstream.media.read.opacity import has_transparent_pixels, is_opaque, may_be_opaque
 from srstream.media.read.scan import scan_packets as scan_packets
+from srstream.media.side_data import side_data_of
 from srstream.media.types import (
     AudioForm,
     HdrMetadata,
@@ -262,7 +262,7 @@ def _look_at(looked: _Looked, frame: VideoFrame) -> None:
     looked.is_interlaced |= frame.interlaced_frame
     looked.has_alpha |= has_transparent_palette(frame)
     looked.is_transparent = looked.is_transparent or has_transparent_pixels(frame)
-    for data in cast(Any, frame.side_data):
+    for data in side_data_of(frame):
         kind = data.type
         if kind == SideDataType.DISPLAYMATRIX and looked.display_matrix is None:
             _take_matrix(looked, bytes(data), frame.rotation)

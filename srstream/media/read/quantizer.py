@@ -13,7 +13,6 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -28,6 +27,7 @@ from srstream.errors import MediaError
 from srstream.media.layouts import extract_planes
 from srstream.media.read.demux import open_decoder, open_source
 from srstream.media.read.sharpness import detail_of, mean_detail
+from srstream.media.side_data import side_data_of
 from srstream.media.types import VideoInfo
 from srstream.models.restore_auto import Detail
 
@@ -122,7 +122,7 @@ def estimated_quantizer(codec: str, bits_per_pixel: float) -> float:
 
 def frame_quantizer(frame: VideoFrame) -> float | None:
     """Return the mean over a frame's blocks, on x264's scale; None if libav exports nothing."""
-    exported: Any = frame.side_data
+    exported = side_data_of(frame)
     side_data = exported.get(Type.VIDEO_ENC_PARAMS)
     return None if side_data is None else _mean_quantizer(bytes(side_data))
 

@@ -24,6 +24,8 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 
+from srstream.media.side_data import side_data_of
+
 Shape = tuple[int, int]
 """(rows, columns)."""
 
@@ -370,7 +372,7 @@ def _known(code: int, default: int, unknown: tuple[int, ...] = (0, 2, 3)) -> int
 
 
 def _turn(frame: VideoFrame) -> tuple[tuple[int, int, int, int], int]:
-    for data in cast(Any, frame.side_data):
+    for data in side_data_of(frame):
         if data.type == SideData.DISPLAYMATRIX:
             numbers = struct.unpack_from("=9i", bytes(data))
             a, b, c, d = (numbers[n] for n in (0, 1, 3, 4))
@@ -385,7 +387,7 @@ def _turn(frame: VideoFrame) -> tuple[tuple[int, int, int, int], int]:
 def _hdr(frame: VideoFrame) -> tuple[str | None, tuple[int, int] | None]:
     """Return SMPTE ST 2086 data as x265 writes it, and (MaxCLL, MaxFALL)."""
     mastering, light = None, None
-    for data in cast(Any, frame.side_data):
+    for data in side_data_of(frame):
         if data.type == SideData.CONTENT_LIGHT_LEVEL:
             light = struct.unpack_from("=2I", bytes(data))
         elif data.type == SideData.MASTERING_DISPLAY_METADATA and len(bytes(data)) >= 80:

@@ -54,6 +54,7 @@ def plan_output(
     *,
     on_gpu: bool = False,
     try_streams: TryStreams | None = None,
+    unsuffixed: Path | None = None,
 ) -> OutputPlan:
     """Choose where the result goes and in what form.
 
@@ -61,6 +62,7 @@ def plan_output(
         output: as the user named it; None puts it next to the source.
         on_gpu: the network runs on a GPU; see `choose_encoder`.
         output_size: (width, height), rounded down to the output's chroma grid if needed.
+        unsuffixed: the path without its suffix, if `output` is None.
         try_streams: see `srstream.media.write.trial`; None relies on the codec tables alone.
 
     Raises:
@@ -77,7 +79,7 @@ def plan_output(
         video = replace(video, display_matrix=None)
     streams_in = _StreamsIn(source, video, config.streams, try_streams)
     container, streams = _container(source, choice, named, streams_in)
-    path = output or _default_path(source, config, container)
+    path = output or _default_path(source, config, container, unsuffixed)
     return OutputPlan(
         path=path,
         container=container.name,
@@ -218,11 +220,15 @@ def _output_aspect(source: SourceInfo, size: tuple[int, int]) -> Fraction:
     return aspect if aspect > 0 else Fraction(1)
 
 
-def _default_path(source: SourceInfo, config: JobConfig, container: Container) -> Path:
+def _default_path(
+    source: SourceInfo, config: JobConfig, container: Container, unsuffixed: Path | None
+) -> Path:
     """Return `input_4x.mp4` next to `input.mp4`; `_720p` if a height was requested."""
     suffix = source.path.suffix.lower()
     if suffix not in container.extensions:
         suffix = container.extensions[0]
+    if unsuffixed is not None:
+        return unsuffixed.with_name(unsuffixed.name + suffix)
     return marked(source.path, config.scaling, suffix)
 
 
