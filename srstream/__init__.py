@@ -128,15 +128,28 @@ def plan(
     )
 
 
-def verify(source: PathLike, output: PathLike, *, sample: int | None = None) -> Receipt:
+def verify(
+    source: PathLike,
+    output: PathLike,
+    *,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    sample: int | None = None,
+) -> Receipt:
     """Compare an output with its source; `sample` limits the frames whose pixels are compared.
 
     Raises:
         srstream.errors.MediaError: one of the two cannot be read.
     """
-    from srstream.media.verify import verify as make_receipt
+    from srstream.jobs.excerpt import verify_excerpt
 
-    return make_receipt(Path(source), Path(output), sample=sample)
+    return verify_excerpt(
+        Path(source),
+        Path(output),
+        start_seconds=start_seconds,
+        end_seconds=end_seconds,
+        sample=sample,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -26,6 +26,7 @@ RANKS = {
     "files": 1,
     "terminal": 1,
     "sqlite": 1,
+    "installing": 1,
     "naming": 2,
     "frame": 2,
     "color": 3,
@@ -149,6 +150,7 @@ WITNESS_MAY_IMPORT = {
     "srstream.media.languages",  # names of languages
     "srstream.media.tag_values",  # text in, text out
     "srstream.media.receipt",  # plain data
+    "srstream.media.side_data",  # names of kinds that PyAV lacks
 }
 
 

@@ -6,8 +6,10 @@ def main() -> None:
     try:
         from trainer.cli import main as run
     except ModuleNotFoundError as error:
+        from srstream.installing import install_command
+
         raise SystemExit(
             f"srtrain: training needs {error.name}, which isn't installed: "
-            "pip install 'srstream[train]'"
+            f"{install_command('train')}"
         ) from None
     run()

@@ -26,7 +26,7 @@ from srstream.jobs.events import (
     Started,
     Verified,
 )
-from srstream.media.write.players import sentence
+from srstream.media.players import sentence
 from srstream.terminal import plain_console, show_json, tell
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from srstream.cli.options import (
     Recursive,
     Sources,
     Verbose,
+    parse_time,
     with_job_options,
 )
 from srstream.errors import InterruptedJobError, SrstreamError, StalledError
@@ -119,14 +120,28 @@ def verify(
         int | None,
         typer.Option("--sample", min=1, help="Compare the pixels of so many frames, not of all."),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--start", metavar="TIME", help="Where the excerpt begins, as it was made."),
+    ] = None,
+    end: Annotated[
+        str | None,
+        typer.Option("--end", metavar="TIME", help="Where the excerpt ends, as it was made."),
+    ] = None,
 ) -> None:
     """Compare an output with its source and print the fidelity receipt as JSON.
 
     Exit code 0 if everything of the source is there, 1 if not.
     """
-    from srstream.media.verify import verify as make_receipt
+    from srstream.jobs.excerpt import verify_excerpt
 
-    receipt = make_receipt(source, output, sample=sample)
+    receipt = verify_excerpt(
+        source,
+        output,
+        start_seconds=parse_time("--start", start),
+        end_seconds=parse_time("--end", end),
+        sample=sample,
+    )
     show_json(receipt.model_dump_json(by_alias=True, indent=2))
     raise typer.Exit(0 if receipt.ok else 1)
 

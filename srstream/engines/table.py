@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import Engine
 from srstream.errors import ConfigError, EngineError
+from srstream.installing import install_command
 from srstream.models.table import ModelSpec
 
 
@@ -20,29 +21,34 @@ class EngineEntry:
     """Module and class, joined by a colon. The class takes what `open_engine` takes but `name`."""
     package: str
     """The import name that must be installed."""
-    install: str
+    extra: str | None = None
+    """The extra that installs the package; None: the base package needs it."""
+
+    @property
+    def install(self) -> str:
+        """Return the command that installs the package."""
+        return install_command(self.extra) if self.extra else f"pip install {self.package}"
 
 
 ENGINES: dict[str, EngineEntry] = {
     "openvino": EngineEntry(
         target="srstream.engines.openvino.engine:OpenVinoEngine",
         package="openvino",
-        install="pip install openvino",
     ),
     "pytorch": EngineEntry(
         target="srstream.engines.pytorch:PyTorchEngine",
         package="torch",
-        install="pip install 'srstream[train]'",
+        extra="train",
     ),
     "tensorrt": EngineEntry(
         target="srstream.engines.tensorrt.engine:TensorRtEngine",
         package="torch_tensorrt",
-        install="pip install 'srstream[tensorrt]'",
+        extra="tensorrt",
     ),
     "ncnn": EngineEntry(
         target="srstream.engines.ncnn.engine:NcnnEngine",
         package="ncnn",
-        install="pip install 'srstream[ncnn]'",
+        extra="ncnn",
     ),
 }
 

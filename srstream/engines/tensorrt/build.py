@@ -18,6 +18,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from srstream.errors import EngineError, first_line
+from srstream.installing import install_command
 from srstream.models.networks import FlatNetwork, Network
 
 MIN_SIDE = 8
@@ -35,7 +36,7 @@ def import_torch_tensorrt() -> ModuleType:
     except Exception as error:  # ImportError, OSError, RuntimeError, AssertionError occur
         raise EngineError(
             f"torch-tensorrt cannot be loaded ({first_line(error)}). It needs an NVIDIA driver "
-            "and pip install 'srstream[tensorrt]'"
+            f"and {install_command('tensorrt')}"
         ) from error
     for name in ("torch_tensorrt", "torch.export"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -9,12 +9,15 @@ from math import ceil, floor
 
 import numpy as np
 from av.codec import Codec
-from av.stream import Disposition
 
 from srstream.media.languages import spelled_language
 from srstream.media.receipt import StreamReceipt
-from srstream.media.tag_values import same_tag
 from srstream.media.witness.cues import READERS, cue_differences, shown_lines
+from srstream.media.witness.stream_labels import (
+    default_problems,
+    label_losses,
+    label_problems,
+)
 from srstream.media.witness.survey import Seconds, StreamFacts, Survey, Ticks
 
 TEXTS = frozenset(READERS)
@@ -48,19 +51,6 @@ CARRIED = {
     ),
 }
 """What a container certainly takes unchanged; if such a stream is not copied, that is a fault."""
-
-KEPT_DISPOSITIONS = {
-    "mkv": Disposition.default
-    | Disposition.forced
-    | Disposition.hearing_impaired
-    | Disposition.visual_impaired
-    | Disposition.original
-    | Disposition.comment,
-    "mov": Disposition(0),
-    "mp4": Disposition.hearing_impaired | Disposition.visual_impaired,
-    "webm": Disposition.default | Disposition.forced,
-}
-"""Dispositions that a container can store; MP4 has boxes for few of them."""
 
 _TOLERANCE = Fraction(1, 1000)
 _PRIMING, _PADDING = Fraction(1, 10), Fraction(1, 4)
@@ -122,7 +112,7 @@ def compare_streams(
     result = Inventory()
     pairs = _pairs(source, output)
     said = {} if promises is None else {promise.index: promise for promise in promises.streams}
-    result.problems += _default_problems(output)
+    result.problems += default_problems(output)
     for before in source.streams:
         index = pairs.get(before.index)
         now = None if index is None else output.streams[index]
@@ -132,8 +122,8 @@ def compare_streams(
             if now is not None:
                 moved = _compare(result, before, now, placing, action, output.brand)
         elif now is not None:
-            result.problems += _label_problems(before, now, output.brand)
-            result.losses += _label_losses(before, now, output.brand)
+            result.problems += label_problems(before, now, output.brand)
+            result.losses += label_losses(before, now, output.brand)
         if moved is not None and before.kind == "audio":
             result.largest_offset_change = max(result.largest_offset_change, abs(moved))
         result.streams.append(_receipt(before, now, action, moved, placing))
@@ -217,8 +207,8 @@ def _compare(
     brand: str,
 ) -> Fraction | None:
     """Compare a stream with its partner; return by how much it moved, if that is known."""
-    result.problems += _label_problems(before, now, brand)
-    result.losses += _label_losses(before, now, brand)
+    result.problems += label_problems(before, now, brand)
+    result.losses += label_losses(before, now, brand)
     if before.kind in ("attachment", "picture"):
         if before.content != now.content or (
             before.kind == "picture" and before.checksum != now.checksum
@@ -351,53 +341,6 @@ def _same_codec(before: StreamFacts, now: StreamFacts) -> bool:
     if before.kind in ("attachment", "picture"):
         return True
     return before.codec == now.codec or {before.codec, now.codec} <= _LAYERS
-
-
-def _label_problems(before: StreamFacts, now: StreamFacts, brand: str) -> list[str]:
-    found = []
-    old, new = spelled_language(before.language), spelled_language(now.language)
-    if before.kind != "attachment" and "und" not in (old, new) and old != new:
-        # A changed language is a different stream; a missing one only lacks a label.
-        found.append(f"{before.name()}: its language became {new}, the source says {old}")
-    mask = KEPT_DISPOSITIONS.get(brand, Disposition(0))
-    if before.kind == "picture":
-        mask = Disposition.attached_pic
-    if before.kind == "video":
-        mask &= ~Disposition.default  # `_default_problems` looks at that.
-    was, is_now = Disposition(before.disposition) & mask, Disposition(now.disposition) & mask
-    if before.kind != "attachment" and was != is_now:
-        found.append(
-            f"stream {before.index}: its disposition became {is_now!r}, the source says {was!r}"
-        )
-    return found
-
-
-def _default_problems(output: Survey) -> list[str]:
-    """Find out whether a player would show another video than the enhanced one."""
-    videos = [s for s in output.streams if s.kind == "video"]
-    if len(videos) < 2 or output.brand not in KEPT_DISPOSITIONS:
-        return []
-    return [
-        f"stream {s.index} of the output is a second video that players show by default"
-        for s in videos
-        if s.index != output.video and Disposition(s.disposition) & Disposition.default
-    ]
-
-
-def _label_losses(before: StreamFacts, now: StreamFacts, brand: str) -> list[str]:
-    """Return the labels that a stream has lost, which are no reason to refuse it."""
-    found = []
-    language = spelled_language(before.language)
-    if before.kind != "attachment" and language != "und" == spelled_language(now.language):
-        found.append(f"{before.name()}: its language is not there")
-    if (
-        brand == "mkv"
-        and before.kind != "attachment"
-        and before.title
-        and not same_tag("title", before.title, now.title or "")
-    ):
-        found.append(f"{before.name()}: its title became {now.title!r}")
-    return found
 
 
 def _pairs(source: Survey, output: Survey) -> dict[int, int]:

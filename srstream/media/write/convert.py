@@ -20,9 +20,9 @@ from av.stream import Stream
 from av.subtitles.stream import SubtitleStream
 
 from srstream.errors import EncodeError
+from srstream.media.subtitle_cues import Cue
 from srstream.media.types import AudioForm, StreamPlan
 from srstream.media.write.audio import configure_audio, encoder_form
-from srstream.media.write.cues import Cue
 
 _ASS_HEADER = b"""[Script Info]
 ScriptType: v4.00+

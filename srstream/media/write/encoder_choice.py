@@ -11,6 +11,7 @@ from srstream.config import EncodeConfig
 from srstream.errors import MediaError, RefusedError
 from srstream.frame import PlaneLayout
 from srstream.media.layouts import layout_of
+from srstream.media.players import H264_MAX, HEVC_MAX, fits
 from srstream.media.types import VideoInfo
 from srstream.media.write.codecs import (
     HDR_TRANSFERS,
@@ -20,7 +21,6 @@ from srstream.media.write.codecs import (
     private_options,
 )
 from srstream.media.write.containers import Container, canonical_codec
-from srstream.media.write.players import H264_MAX, HEVC_MAX, fits
 
 _ON_GPU = {"libx264": "h264_nvenc", "libx265": "hevc_nvenc"}
 _DEVICE_CODECS = frozenset({"h264", "hevc", "av1", "vp9"})

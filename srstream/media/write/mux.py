@@ -27,6 +27,7 @@ from srstream.media.read.demux import (
     read_packets,
 )
 from srstream.media.read.skipped import SkippedPackets
+from srstream.media.subtitle_cues import Cue, one_at_a_time, with_ends
 from srstream.media.types import OutputPlan, SegmentFile, SourceInfo, StreamPlan, TimeWindow
 from srstream.media.write.codecs import nominal_rate
 from srstream.media.write.container_file import fill_up, open_output, set_chapters
@@ -38,7 +39,6 @@ from srstream.media.write.containers import (
 )
 from srstream.media.write.convert import Converter, TextConverter, make_converter
 from srstream.media.write.copies import Durations, Head, Taken, moment
-from srstream.media.write.cues import Cue, one_at_a_time, with_ends
 from srstream.media.write.matroska import ASPECT_TITLE_PAD, write_aspect
 from srstream.media.write.segments import SegmentCheck, check_segments, open_segment, video_packets
 from srstream.media.write.tags import stream_tags

@@ -18,8 +18,8 @@ from srstream.media.read.demux import (
     read_packets,
 )
 from srstream.media.read.start import start_pts
+from srstream.media.subtitle_cues import Cue
 from srstream.media.types import TimeWindow, VideoInfo
-from srstream.media.write.cues import Cue
 
 _NUM_FIRST_PACKETS = 40
 

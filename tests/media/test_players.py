@@ -11,7 +11,7 @@ import pytest
 
 from srstream.config import EncodeConfig, JobConfig
 from srstream.frame import PlaneLayout
-from srstream.media.write.players import players_of, sentence
+from srstream.media.players import players_of, sentence
 from tests.support import clips
 from tests.support.encode import plan, source_info
 from tests.support.ffmpeg import needs_ffmpeg, probe

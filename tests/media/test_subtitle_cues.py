@@ -19,10 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srstream.media.subtitle_cues import Cue, one_at_a_time, with_ends
 from srstream.media.types import TimeWindow
 from srstream.media.verify import verify
 from srstream.media.write.convert import _READERS, _WRITERS
-from srstream.media.write.cues import Cue, one_at_a_time, with_ends
 from tests.support import clips
 from tests.support.outputs import Made, make_output, packet_times
 

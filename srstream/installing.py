@@ -1,0 +1,30 @@
+"""Names the command that installs optional packages into the environment that srstream runs in."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+
+_INDEXES = {"tensorrt": "--extra-index-url https://pypi.nvidia.com "}
+_REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def install_command(extra: str) -> str:
+    """Return the command for what an extra of `pyproject.toml` needs.
+
+    It lists the packages themselves, since srstream need not be in any index: it may have been
+    installed from a checkout that is gone.
+    """
+    try:
+        required = metadata.requires("srstream") or []
+    except metadata.PackageNotFoundError:
+        required = []
+    wanted = [
+        requirement.partition(";")[0].strip()
+        for requirement in required
+        if f"extra == '{extra}'" in requirement.replace('"', "'")
+    ] or [f"{_REPOSITORY}[{extra}]"]
+    python = shlex.quote(sys.executable or "python3")
+    return f"{python} -m pip install {_INDEXES.get(extra, '')}{shlex.join(wanted)}"
