@@ -335,7 +335,10 @@ def advice(report: Report) -> list[str]:
                 "less than 0.1 dB."
             )
     if report.slowest_stage == "encode":
-        found.append("the encoder is what takes the time; a faster --preset would help.")
+        found.append(
+            "the encoder is what takes the time; --preset superfast or ultrafast makes larger "
+            "files in less of it."
+        )
     if report.slowest_stage == "decode":
         found.append("decoding is what takes the time; nothing of srstream's would help.")
     if own is not None and own.share_of_gemm < 0.5:
@@ -387,7 +390,7 @@ def as_text(report: Report) -> str:
             name, f"{stage.fps:.1f}", f"{min(runs):.1f}", f"{max(runs):.1f}",
             f"{stage.cpu_ms_per_frame:.1f}",
         )  # fmt: skip
-    networks = Table("network", "engine", "fps", "GFLOP/s", "of the matrix product", box=None)
+    networks = Table("network", "engine", "fps", "GFLOP/s", "per matrix product", box=None)
     for n in report.networks:
         networks.add_row(
             n.model, n.engine, f"{n.fps:.2f}", f"{n.gflops:.0f}", f"{n.share_of_gemm:.2f}"
@@ -411,6 +414,12 @@ def as_text(report: Report) -> str:
         if report.networks:
             console.print()
             console.print(networks)
+            console.print()
+            console.print(
+                "GFLOP/s count every multiplication of the plain convolution. A value above 1 "
+                "comes from algorithms with fewer of them (Winograd) and from units for int8 and "
+                "bfloat16."
+            )
         for sentence in report.advice:
             console.print()
             console.print(f"- {sentence}")
