@@ -25,7 +25,7 @@ import numpy as np
 from srstream.config import EngineConfig, JobConfig, ModelConfig, ReuseConfig
 from srstream.enhancer.enhancer import Enhancer
 from srstream.frame import Frame
-from srstream.jobs.plan import JobPlan, make_plan
+from srstream.jobs.planning.plan import JobPlan, make_plan
 from srstream.media.read.decode import Decoder
 from srstream.quality import psnr
 from trainer.data.clips import decoded_frames, frame_to_rgb

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from srstream.client.jobs import Client
     from srstream.jobs.events import OnEvent
     from srstream.jobs.job import Result
-    from srstream.jobs.summary import PlanSummary
+    from srstream.jobs.planning.summary import PlanSummary
     from srstream.media.verify import Receipt
     from srstream.pictures.job import PictureResult
 
@@ -121,7 +121,7 @@ def plan(
     Raises:
         srstream.errors.SrstreamError: the job cannot work, and why.
     """
-    from srstream.jobs.summary import plan_summary
+    from srstream.jobs.planning.summary import plan_summary
 
     return plan_summary(
         Path(source), None if output is None else Path(output), config or JobConfig()

@@ -11,7 +11,7 @@ import pytest
 from srstream.config import JobConfig, ModelConfig
 from srstream.errors import NoSpaceError
 from srstream.files import largest_file, take_lock, write_whole
-from srstream.jobs.plan import _fitted, make_plan
+from srstream.jobs.planning.plan import _fitted, make_plan
 from tests.support import clips
 
 

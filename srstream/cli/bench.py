@@ -32,7 +32,7 @@ from srstream.engines.table import ENGINES, FASTER_IN_NCNN, can_run, open_engine
 from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import EngineError
 from srstream.frame import Frame, Plane
-from srstream.jobs.plan import JobPlan, make_plan
+from srstream.jobs.planning.plan import JobPlan, make_plan
 from srstream.media.read.decode import Decoder
 from srstream.media.write.encode import SegmentEncoder
 from srstream.models.table import ModelSpec, available_models, model_spec

@@ -32,7 +32,7 @@ from srstream.terminal import plain_console, show_json, tell
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from srstream.jobs.summary import PlanSummary
+    from srstream.jobs.planning.summary import PlanSummary
     from srstream.pictures.inputs import LeftOut
     from srstream.pictures.job import AnimationPlan, PicturePlan
 

@@ -28,7 +28,7 @@ from srstream.errors import InterruptedJobError, SrstreamError
 from srstream.jobs.context import StopSignal
 from srstream.jobs.events import Note
 from srstream.jobs.job import enhance_file
-from srstream.jobs.summary import PlanSummary, plan_summary
+from srstream.jobs.planning.summary import PlanSummary, plan_summary
 from srstream.media.write.containers import VIDEO_SUFFIXES
 from srstream.pictures.inputs import is_picture
 from srstream.pictures.job import PicturePlan, enhance_picture, plan_picture

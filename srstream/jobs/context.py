@@ -10,7 +10,7 @@ from pathlib import Path
 from srstream.engines.table import choose_engine
 from srstream.enhancer.enhancer import Enhancer
 from srstream.enhancer.stage import Stage
-from srstream.jobs.plan import OpenEngine
+from srstream.jobs.planning.plan import OpenEngine
 from srstream.jobs.publish import OpenFolder
 from srstream.jobs.stall import STALL_SECONDS
 from srstream.sandbox.media_steps import InProcess, MediaSteps

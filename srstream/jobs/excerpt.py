@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from srstream.config import JobConfig, SourceConfig
-from srstream.jobs.plan import time_window
+from srstream.jobs.planning.plan import time_window
 from srstream.media.read.probe import probe
 from srstream.media.read.scan import scan_packets
 from srstream.media.receipt import Receipt

@@ -13,7 +13,7 @@ from srstream.enhancer.enhancer import Enhancer
 from srstream.enhancer.stage import Stage
 from srstream.jobs.context import JobContext, StopSignal
 from srstream.jobs.encoder import EncoderThread
-from srstream.jobs.plan import JobPlan
+from srstream.jobs.planning.plan import JobPlan
 from srstream.jobs.segments import SegmentTask, Worker
 from srstream.jobs.store import JobStore, SegmentRecord
 from srstream.jobs.wakeup import Wakeup

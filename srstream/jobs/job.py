@@ -35,7 +35,7 @@ from srstream.jobs.events import (
 )
 from srstream.jobs.executor import Executor, LocalExecutor
 from srstream.jobs.failpoints import failpoint
-from srstream.jobs.plan import JobPlan, fingerprint, in_words, make_plan
+from srstream.jobs.planning.plan import JobPlan, fingerprint, in_words, make_plan
 from srstream.jobs.segments import DecoderDiedError, SegmentTask
 from srstream.jobs.store import JobStore, SegmentRecord, disk_errors, job_directory
 from srstream.media.receipt import Receipt

@@ -29,8 +29,8 @@ from srstream.files import write_whole
 from srstream.frame import ColorSpec, Frame, FrameForm, Plane, PlaneLayout
 from srstream.jobs.events import SCHEMA, OnEvent, ignore
 from srstream.jobs.job import enhance_file
-from srstream.jobs.memory import available_bytes
-from srstream.jobs.size import output_size
+from srstream.jobs.planning.memory import available_bytes
+from srstream.jobs.planning.size import output_size
 from srstream.media.read.probe import probe
 from srstream.media.write.containers import VIDEO_SUFFIXES
 from srstream.media.write.output import plan_output

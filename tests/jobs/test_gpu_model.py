@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from srstream.cli.main import app
 from srstream.errors import UsageError
-from srstream.jobs.gpu_model import DEVICES, device_spec, predict
+from srstream.jobs.planning.gpu_model import DEVICES, device_spec, predict
 from srstream.models.table import MODELS
 from tests.support import clips
 

@@ -17,7 +17,7 @@ import pytest
 
 from srstream.frame import ColorSpec, PlaneLayout
 from srstream.jobs.failpoints import STEPS
-from srstream.jobs.plan import MAX_SEGMENT_MACS, cut_segments, longest_segment
+from srstream.jobs.planning.plan import MAX_SEGMENT_MACS, cut_segments, longest_segment
 from srstream.jobs.store import job_directory
 from srstream.media.types import PacketIndex, TimeWindow, VideoInfo
 from srstream.models.table import model_spec

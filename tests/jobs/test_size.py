@@ -10,7 +10,7 @@ import pytest
 from srstream.config import ScaleConfig
 from srstream.errors import RefusedError, UsageError
 from srstream.frame import ColorSpec, FrameForm, PlaneLayout
-from srstream.jobs.size import output_size
+from srstream.jobs.planning.size import output_size
 from tests.support import clips
 from tests.support.ffmpeg import needs_ffmpeg, probe
 from tests.support.jobs import run

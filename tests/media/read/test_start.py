@@ -12,7 +12,7 @@ import av
 import pytest
 
 from srstream.config import JobConfig, SourceConfig
-from srstream.jobs.plan import fingerprint, make_plan
+from srstream.jobs.planning.plan import fingerprint, make_plan
 from srstream.media.read.probe import probe
 from srstream.media.read.scan import scan_packets
 from srstream.media.types import TimeWindow

@@ -12,7 +12,7 @@ import numpy as np
 
 from srstream.enhancer.enhancer import Enhancer
 from srstream.frame import Frame, Plane
-from srstream.jobs.plan import JobPlan
+from srstream.jobs.planning.plan import JobPlan
 from srstream.media.write.encode import SegmentEncoder
 
 _MAX_WIDTH, _MAX_HEIGHT = 320, 180

@@ -19,9 +19,9 @@ from srstream.engines.contract import Engine
 from srstream.engines.table import ENGINES, choose_engine, engine_name
 from srstream.errors import NoSpaceError, RefusedError, TruncatedError, UsageError
 from srstream.files import largest_file
-from srstream.jobs.memory import memory_notes
+from srstream.jobs.planning.memory import memory_notes
+from srstream.jobs.planning.size import output_size, size_note
 from srstream.jobs.segments import SegmentCuts
-from srstream.jobs.size import output_size, size_note
 from srstream.media.read.degradation import RestoreChoice
 from srstream.media.read.demux import nvdec_fault
 from srstream.media.read.start import earliest, start_pts

@@ -7,11 +7,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from srstream.config import JobConfig
-from srstream.jobs.estimate import estimate
 from srstream.jobs.events import printable
-from srstream.jobs.gpu_model import device_spec, predict
-from srstream.jobs.memory import memory_bytes
-from srstream.jobs.plan import JobPlan, make_plan
+from srstream.jobs.planning.estimate import estimate
+from srstream.jobs.planning.gpu_model import device_spec, predict
+from srstream.jobs.planning.memory import memory_bytes
+from srstream.jobs.planning.plan import JobPlan, make_plan
 from srstream.media.players import players_of
 from srstream.media.write.containers import canonical_codec
 
