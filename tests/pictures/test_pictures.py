@@ -154,7 +154,7 @@ def test_another_format_on_request_carries_depth_and_metadata_it_can(tmp_path, c
         enhance_picture(clear, tmp_path / "clear.jpg", config)
     assert enhanced(clear, config, suffix=".webp")[0].shape == (80, 128, 4)
     with pytest.raises(UsageError, match="ends in"):
-        enhance_picture(path, tmp_path / "in.tiff", config)
+        enhance_picture(path, tmp_path / "in.heic", config)
 
 
 def test_smaller_scale(tmp_path, config):
