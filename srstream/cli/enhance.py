@@ -26,7 +26,7 @@ from srstream.cli.console import (
 from srstream.config import JobConfig
 from srstream.errors import InterruptedJobError, SrstreamError
 from srstream.jobs.context import StopSignal
-from srstream.jobs.events import Note
+from srstream.jobs.events import Note, printable
 from srstream.jobs.job import enhance_file
 from srstream.jobs.planning.summary import PlanSummary, plan_summary
 from srstream.media.write.containers import VIDEO_SUFFIXES
@@ -221,14 +221,11 @@ def _plan_several(
 def _plan_target(target: Target, config: JobConfig, device: str | None) -> Any:
     if target.input.is_still:
         return plan_picture(target.input.path, target.path, config)
-    output = target.path if target.suffix else None
-    return plan_summary(
-        target.input.path,
-        output,
-        config,
-        device=device,
-        unsuffixed=target.path if target.folder.is_dir() else None,
-    )
+    # The folder of the results need not exist yet, so the plan is made beside the source.
+    made = plan_summary(target.input.path, None, config, device=device)
+    suffix = target.suffix or Path(made.output).suffix
+    name = printable(target.folder / (target.stem + suffix))
+    return made.model_copy(update={"output": name})
 
 
 def _plan_one(entry: Input, output: Path | None, config: JobConfig, device: str | None) -> Any:

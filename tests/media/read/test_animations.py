@@ -233,20 +233,21 @@ def test_a_folder_is_planned_with_all_that_it_holds(mixed: Path) -> None:
         "moves.png": "moves.mp4",
         "clear.png": "clear.mkv",
         "spin.gif": "spin.mp4",
-        "film.mp4": None,
+        "film.mp4": "film.mp4",
         "notes.txt": None,
         "inner": None,
     }
-    assert entries["moves.png"]["output_size"] == [128, 96]
-    assert "videos are named one by one" in entries["film.mp4"]["reason"]
+    moves = entries["moves.png"]
+    assert (moves["output_width"], moves["output_height"]) == (128, 96)
+    assert "neither a video nor a picture" in entries["notes.txt"]["reason"]
 
 
 def test_a_folder_is_enhanced_with_its_animations(mixed: Path, tmp_path: Path) -> None:
     done = run("enhance", mixed, "-o", tmp_path / "out")
     assert done.returncode == 1
     made = {path.name for path in (tmp_path / "out").iterdir()}
-    assert made == {"still.png", "moves.mp4", "clear.mkv", "spin.mp4"}
-    assert "left out: film.mp4, notes.txt: it is no picture" in done.stderr
+    assert made == {"still.png", "moves.mp4", "clear.mkv", "spin.mp4", "film.mp4"}
+    assert "left out: notes.txt: it is neither a video nor a picture" in done.stderr
     assert "left out: inner: it is a folder" in done.stderr
     assert "srstream: " in done.stderr and "bad.gif" in done.stderr
     assert "hidden" not in done.stderr

@@ -236,7 +236,7 @@ def test_the_plan_says_what_was_chosen(tmp_path):
     assert {"restore", "restore_reason", "strength", "detail"} <= summary.keys()
     strength = summary["strength"]
     at_strength = "" if strength == 1 else f" at a strength of {strength:g}"
-    assert f"restore {summary['restore']:g}{at_strength} (" in run("plan", clip).stdout
+    assert f"restore {summary['restore']:g}{at_strength} (" in run("plan", clip, "--verbose").stdout
     soft = write_clip(
         tmp_path / "soft.mp4",
         frames_of(cv2.GaussianBlur(checks(), (0, 0), 4.0)),
@@ -245,7 +245,9 @@ def test_the_plan_says_what_was_chosen(tmp_path):
     )
     summary = json.loads(run("plan", soft, "--json").stdout)
     assert 0 < summary["strength"] < 1
-    assert f"at a strength of {summary['strength']:g} (h264" in run("plan", soft).stdout
+    assert (
+        f"at a strength of {summary['strength']:g} (h264" in run("plan", soft, "--verbose").stdout
+    )
     asked = json.loads(run("plan", soft, "--json", "--restore", "0.5").stdout)
     assert (asked["restore"], asked["strength"]) == (0.5, 1.0)
     refused = run("plan", clip, "--restore", "much")
