@@ -83,7 +83,6 @@ def plan_summary(
     config: JobConfig,
     *,
     device: str | None = None,
-    unsuffixed: Path | None = None,
 ) -> PlanSummary:
     """Plan a job, measure the speed of this machine, and return both.
 
@@ -93,7 +92,7 @@ def plan_summary(
         SrstreamError: as in `make_plan`.
     """
     spec = None if device is None else device_spec(device)
-    plan = make_plan(source, output, config, unsuffixed=unsuffixed, deadline_seconds=_SCAN_SECONDS)
+    plan = make_plan(source, output, config, deadline_seconds=_SCAN_SECONDS)
     speed = estimate(plan)
     video, out = plan.source.video, plan.output.video
     predicted = None
