@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,8 +50,14 @@ class Found:
     """Whether more than one file was named, or a folder or pattern, however few it holds."""
 
 
-def find_inputs(sources: Sequence[Path], *, is_recursive: bool = False) -> Found:
+def find_inputs(
+    sources: Sequence[Path], *, is_recursive: bool = False, output: Path | None = None
+) -> Found:
     """Find the files behind names, folders and patterns, each once, in the order given.
+
+    Args:
+        is_recursive: look into the folders of a folder too.
+        output: the folder of the results; what it holds is no input.
 
     Raises:
         UsageError: a folder or pattern holds nothing to enhance.
@@ -58,18 +65,34 @@ def find_inputs(sources: Sequence[Path], *, is_recursive: bool = False) -> Found
     inputs: dict[Path, Input] = {}
     left_out: dict[Path, LeftOut] = {}
     for source in sources:
-        found = list(_behind(source, is_recursive))
+        found = [
+            entry
+            for entry in _behind(source, is_recursive)
+            if not _is_result(entry.path, source, output)
+        ]
         usable = [entry for entry in found if isinstance(entry, Input)]
         unusable = [entry for entry in found if isinstance(entry, LeftOut)]
         if not usable:
             raise UsageError(_nothing(source, unusable))
         for entry in usable:
-            inputs.setdefault(entry.path.resolve(), entry)
+            inputs.setdefault(_real(entry.path), entry)
         for unwanted in unusable:
-            left_out.setdefault(unwanted.path.resolve(), unwanted)
+            left_out.setdefault(_real(unwanted.path), unwanted)
     is_several = len(sources) > 1 or any(entry.folder is not None for entry in inputs.values())
     rest = [unwanted for path, unwanted in left_out.items() if path not in inputs]
     return Found(tuple(inputs.values()), tuple(rest), is_several)
+
+
+def _is_result(path: Path, source: Path, output: Path | None) -> bool:
+    """Return whether a file of a folder lies in the folder of the results, further down."""
+    if output is None or _real(output) == _real(source) or not source.is_dir():
+        return False
+    return _real(path).is_relative_to(_real(output))
+
+
+def _real(path: Path) -> Path:
+    """Return where a path leads; a loop of links leads to itself."""
+    return Path(os.path.realpath(path))
 
 
 def _behind(source: Path, is_recursive: bool) -> Iterator[Input | LeftOut]:

@@ -55,7 +55,7 @@ def enhance(
     Raises:
         SrstreamError: of a single file, what went wrong.
     """
-    found = find_inputs(sources, is_recursive=is_recursive)
+    found = find_inputs(sources, is_recursive=is_recursive, output=output)
     stop = StopSignal()
     reporter = JsonReporter() if as_json else ConsoleReporter(is_verbose=is_verbose)
     with reporter, _signals(stop):
@@ -174,7 +174,7 @@ def plan(
     Raises:
         SrstreamError: of a single file, why it cannot be enhanced.
     """
-    found = find_inputs(sources, is_recursive=is_recursive)
+    found = find_inputs(sources, is_recursive=is_recursive, output=output)
     if not found.is_several and not _is_folder(output):
         (entry,) = found.inputs
         made = _plan_one(entry, output, config, device)

@@ -64,6 +64,31 @@ def test_named_files_go_beside_and_own_outputs_are_not_enlarged_again(folder: Pa
     assert planned.stdout.count("64x48 to ") == 2
 
 
+def test_odd_entries_of_a_folder_stop_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "v"
+    (folder / "dir.mp4").mkdir(parents=True)
+    clips.cfr(folder / "we[i]rd *?.mp4", frames=2)
+    (folder / "link.mp4").symlink_to("we[i]rd *?.mp4")
+    (folder / "loop").symlink_to("loop")
+    (folder / "empty.mp4").touch()
+    os.mkfifo(folder / "pipe.mp4")
+    done = run("enhance", folder, *QUICK)
+    assert "error inside srstream" not in done.stderr, done.stderr
+    assert names(tmp_path / "v_4x") in ({"we[i]rd *?.mp4"}, {"link.mp4"})
+    assert f"1 done, 1 failed: {folder / 'empty.mp4'}" in " ".join(done.stderr.split())
+    assert "left out: dir.mp4: it is a folder" in done.stderr
+    assert "left out: loop, pipe.mp4: it is no regular file" in done.stderr
+
+
+def test_results_inside_the_folder_are_no_inputs(folder: Path) -> None:
+    out = folder / "big"
+    assert run("enhance", folder, "--recursive", "-o", out, *QUICK).returncode == 0
+    again = run("enhance", folder, "--recursive", "-o", out, *QUICK)
+    assert again.returncode == 0
+    assert "srstream: 5 skipped" in again.stderr
+    assert not list(out.rglob("big"))
+
+
 def test_a_size_in_a_film_s_own_name_is_no_sign_of_an_output(tmp_path: Path) -> None:
     clips.cfr(tmp_path / "film_720p.mp4", frames=1)
     assert "film_720p.mp4: 64x48 to" in run("plan", str(tmp_path / "*.mp4")).stdout
