@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from srstream.config import ScaleConfig
+from srstream.errors import UsageError
 
 NATIVE_SCALE = 4
 
 KEPT_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
 """Suffixes that an output keeps if it is named before the input has been opened."""
+
+
+_MAX_NAME_BYTES = 255
+
+
+def check_length(path: Path) -> None:
+    """Check that a file system takes an output's name.
+
+    Raises:
+        UsageError: it is too long.
+    """
+    if len(os.fsencode(path.name)) > _MAX_NAME_BYTES:
+        raise UsageError(f"{path.name[:40]}...: this name is too long; give another with -o.")
 
 
 def mark_of(scaling: ScaleConfig) -> str:

@@ -98,9 +98,11 @@ class Client:
         """Queue a file on the daemon's machine; relative paths start at the current folder.
 
         Args:
-            output: path of the result; `INPUT_4x` beside the source if None.
+            output: path of the result; None: `INPUT_4x`, in a folder that the daemon's
+                configuration names, or beside the source.
             config: differences from the daemon's defaults, in the sections of `JobConfig`.
-            key: submitting again with the same key returns the first job.
+            key: submitting again with the same key returns the first job; with another source it
+                is refused.
         """
         values = {
             "input": os.path.abspath(source),

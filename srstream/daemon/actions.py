@@ -12,19 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from srstream.config import JobConfig
+from srstream.daemon.api.submission import (
+    check_job,
+    check_model,
+    job_config,
+    output_of,
+    section_of,
+)
 from srstream.daemon.health import Checks
 from srstream.daemon.metrics import Metrics
 from srstream.daemon.reload import Configuration
 from srstream.daemon.scheduler import Scheduler
-from srstream.daemon.settings import ServiceSettings, with_model
+from srstream.daemon.settings import with_model
 from srstream.daemon.workers.registration import Registered, Registration
 from srstream.errors import JobError, RefusedError, UsageError
-from srstream.models.registry import find_model, registered_models
+from srstream.jobs.events import printable
+from srstream.models.registry import registered_models
 from srstream.models.table import MODELS, available_models
-from srstream.naming import unopened_output
 from srstream.protocol import control as protocol
 from srstream.sandbox.child import start_child
 
@@ -113,17 +117,24 @@ class Actions:
 
     def submit(self, request: protocol.Submit, peer: Peer) -> dict[str, Any]:
         """Add a job to the queue, after all checks that need not read the file."""
+        source = Path(request.input)
         # This comes first: by now its output may exist, and its input be gone.
         if request.key is not None and (first := self._queue.with_key(request.key)) is not None:
+            if first.input != source:
+                raise UsageError(
+                    f"key {request.key!r}: job {first.id} has it, for {printable(first.input)}; "
+                    "choose another key for another input."
+                )
             return self._scheduler.info(first).model_dump()
         self._checks.require_state()
-        source = Path(request.input)
-        config = job_config(self._configuration.settings, request.config)
-        output = Path(request.output or unopened_output(source, config.scaling))
-        names_model = "name" in _section(request.config, "model")
+        settings = self._configuration.settings
+        config = job_config(settings, request.config)
+        output = Path(request.output or output_of(source, config, settings))
+        names_model = "name" in section_of(request.config, "model")
         if not names_model:
             config = with_model(config, self._scheduler.default_model)
-        check_model(config.model.name)
+        tables = (worker.tables for worker in self._scheduler.workers)
+        check_job(source, output, config, next(filter(None, tables), None))
         os.close(self._configuration.roots.open_source(source))
         folder = self._configuration.roots.open_folder(output.parent)
         try:
@@ -143,7 +154,7 @@ class Actions:
             priority=request.priority,
             submitter=peer.name,
             key=request.key,
-            max_queued=self._configuration.settings.jobs.max_queued,
+            max_queued=settings.jobs.max_queued,
         )
         self._scheduler.publish(event)
         return self._scheduler.info(job).model_dump()
@@ -248,46 +259,6 @@ class Actions:
 
     def _shown(self, job_id: str) -> dict[str, Any]:
         return self._scheduler.info(self._queue.get(job_id)).model_dump()
-
-
-def job_config(settings: ServiceSettings, changes: dict[str, Any]) -> JobConfig:
-    """The daemon's defaults with a client's changes.
-
-    Raises:
-        UsageError: a change is invalid, or names a file of weights.
-    """
-    merged = settings.defaults.model_dump()
-    for section, values in changes.items():
-        if isinstance(values, dict) and isinstance(merged.get(section), dict):
-            merged[section] = {**merged[section], **values}
-        else:
-            merged[section] = values
-    if _section(changes, "model").get("weights") is not None:
-        raise UsageError(
-            "config.model.weights: files of a client's are not read; register them with "
-            "models.add and name the model."
-        )
-    try:
-        return JobConfig.model_validate(merged)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"config.{where}: {first['msg'].lower()}.") from None
-
-
-def check_model(name: str) -> None:
-    """Check that there are weights of this name.
-
-    Raises:
-        UsageError: there are none.
-    """
-    if name not in available_models() and find_model(name) is None:
-        raise UsageError(f"model {name!r}: there are no such weights; models.list says which.")
-
-
-def _section(changes: dict[str, Any], name: str) -> dict[str, Any]:
-    section = changes.get(name)
-    return section if isinstance(section, dict) else {}
 
 
 def _is_taken(name: str, folder: int) -> bool:

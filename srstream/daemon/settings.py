@@ -101,6 +101,11 @@ class JobSettings(Section):
         default_factory=default_state_dir,
         description="folder of the queue, unfinished work and pinned weights",
     )
+    output_dir: Path | None = Field(
+        None,
+        description="folder of outputs that no submit names, beneath a write root; None: the "
+        "input's own if it is beneath one, otherwise the only write root",
+    )
     max_running: int = Field(2, ge=1, le=64, description="jobs at a time on one device")
     max_queued: int = Field(
         10_000, ge=1, description="unfinished jobs in the queue; more are refused"
@@ -217,6 +222,9 @@ class ServiceSettings(BaseSettings):
         for root in (*roots[0], *roots[1]):
             if not root.is_absolute():
                 raise ValueError(f"security: {root} is not an absolute path")
+        default, outputs = self.jobs.output_dir, [entry.output for entry in self.watch]
+        if default and not any(map(default.is_relative_to, (*roots[1], *outputs))):
+            raise ValueError(f"jobs.output_dir: {default} is beneath none of the write_roots")
         return self
 
     @classmethod

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from srstream.daemon import logs
-from srstream.daemon.actions import Actions, Peer, job_config
+from srstream.daemon.actions import Actions, Peer
+from srstream.daemon.api.submission import job_config
 from srstream.daemon.api.zmq.control import ControlServer
 from srstream.daemon.clock import Clock
 from srstream.daemon.folders.held import Sight

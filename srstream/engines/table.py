@@ -72,6 +72,24 @@ def is_installed(name: str) -> bool:
     return importlib.util.find_spec(ENGINES[name].package) is not None
 
 
+def check_engine(name: str, config: EngineConfig) -> None:
+    """Check that the engine of this name is installed and computes in the precision asked for.
+
+    Raises:
+        ConfigError: no engine has this name.
+        EngineError: its package is missing, or it does not.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"no engine is called {name!r}; there are: {', '.join(ENGINES)}")
+    if not is_installed(name):
+        install = ENGINES[name].install
+        raise EngineError(f"engine {name!r} needs a package that is missing: {install}")
+    if config.precision != "float32" and name != "openvino":
+        raise EngineError(
+            f"--precision {config.precision} works with openvino only; leave it out with {name}"
+        )
+
+
 def open_engine(name: str, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> Engine:
     """Open the engine of this name with the model's weights.
 
@@ -80,16 +98,8 @@ def open_engine(name: str, config: EngineConfig, model: ModelConfig, spec: Model
         EngineError: its package is missing, or it cannot start.
         WeightsError: the weights are missing or damaged.
     """
-    if name not in ENGINES:
-        raise ConfigError(f"no engine is called {name!r}; there are: {', '.join(ENGINES)}")
-    entry = ENGINES[name]
-    if not is_installed(name):
-        raise EngineError(f"engine {name!r} needs a package that is missing: {entry.install}")
-    if config.precision != "float32" and name != "openvino":
-        raise EngineError(
-            f"--precision {config.precision} works with openvino only; leave it out with {name}"
-        )
-    module_name, class_name = entry.target.split(":")
+    check_engine(name, config)
+    module_name, class_name = ENGINES[name].target.split(":")
     engine_class = getattr(importlib.import_module(module_name), class_name)
     engine: Engine = engine_class(config, model, spec)
     return engine

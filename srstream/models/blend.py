@@ -60,16 +60,31 @@ def blend_of(model: ModelConfig, spec: ModelSpec) -> Blend:
             user's own.
         WeightsError: a file is missing, cannot be read, or names further files for its weights.
     """
+    turned = check_knobs(model, spec)
+    if model.weights is not None:
+        return Blend((_read(Path(model.weights), 1.0),))
+    files = [_read(weights_path(spec.name), 1.0 - sum(turned.values()))]
+    files += [
+        _read(weights_path(spec.name, weight_set=weight_set), value)
+        for weight_set, value in turned.items()
+    ]
+    return Blend(tuple(files))
+
+
+def check_knobs(model: ModelConfig, spec: ModelSpec) -> dict[WeightSet, float]:
+    """Return the knobs that are turned, by the sets of weights that they mix in.
+
+    Raises:
+        UsageError: the model has no such weights, or the weights are the user's own.
+    """
     restore = 0.0 if model.restore == "auto" else model.restore
     knobs: dict[WeightSet, float] = {"restore": restore, "crisp": model.detail}
     turned = {weight_set: value for weight_set, value in knobs.items() if value}
-    if model.weights is not None:
-        if turned:
-            raise UsageError(
-                "--restore and --detail mix the weights that ship with a model; they cannot be "
-                f"turned with other weights ({model.weights})."
-            )
-        return Blend((_read(Path(model.weights), 1.0),))
+    if model.weights is not None and turned:
+        raise UsageError(
+            "--restore and --detail mix the weights that ship with a model; they cannot be "
+            f"turned with other weights ({model.weights})."
+        )
     for weight_set in turned:
         if weight_set not in available_sets(spec.name):
             option = "--restore" if weight_set == "restore" else "--detail"
@@ -77,12 +92,7 @@ def blend_of(model: ModelConfig, spec: ModelSpec) -> Blend:
                 f"{option} {turned[weight_set]:g}: model {spec.name!r} has no {weight_set} "
                 f"weights, only {', '.join(available_sets(spec.name))}."
             )
-    files = [_read(weights_path(spec.name), 1.0 - sum(turned.values()))]
-    files += [
-        _read(weights_path(spec.name, weight_set=weight_set), value)
-        for weight_set, value in turned.items()
-    ]
-    return Blend(tuple(files))
+    return turned
 
 
 def _read(path: Path, share: float) -> WeightFile:

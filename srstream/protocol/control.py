@@ -54,7 +54,9 @@ class Submit(_Request):
 
     op: Literal["submit"] = "submit"
     input: PathText
-    output: PathText | None = Field(None, description="None: INPUT_4x beside the input")
+    output: PathText | None = Field(
+        None, description="None: INPUT_4x, in a folder that the daemon's configuration names"
+    )
     config: dict[str, dict[str, Any] | bool] = Field(
         default_factory=dict,
         max_length=16,
@@ -63,7 +65,10 @@ class Submit(_Request):
     overwrite: bool = False
     priority: Priority = 0
     key: str | None = Field(
-        None, min_length=1, max_length=128, description="makes it harmless to repeat a submit"
+        None,
+        min_length=1,
+        max_length=128,
+        description="makes it harmless to repeat a submit; refused with another input",
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from srstream.config import JobConfig
 from srstream.daemon.settings import LogSettings, SecuritySettings, SocketSettings
+from srstream.media.output_checks import OutputTables
 from srstream.protocol.control import JobProgress
 
 MAX_MESSAGE_BYTES = 16 << 20
@@ -97,6 +98,8 @@ class Ready(_LinkMessage):
     say: Literal["ready"] = "ready"
     engine: str
     reason: str
+    tables: OutputTables
+    """What outputs can be written here; the supervisor loads no libav to find out."""
 
 
 class Counts(_LinkMessage):

@@ -49,6 +49,7 @@ from srstream.engines.pool import EnginePool
 from srstream.enhancer.fair_queue import Round
 from srstream.errors import SrstreamError, error_to_wire
 from srstream.jobs.events import Event
+from srstream.media.output_checks import output_tables
 from srstream.models.registry import resolved
 from srstream.models.table import model_spec
 from srstream.sandbox.child import Channel, take_order
@@ -96,7 +97,7 @@ class EngineWorker:
         session.close()
         if self._setup.max_frame_sessions:
             self._frames = self._start_frames()
-        return Ready(engine=can.name, reason=reason)
+        return Ready(engine=can.name, reason=reason, tables=output_tables())
 
     def _start_frames(self) -> FramesServer:
         setup, most = self._setup, FrameLimits()

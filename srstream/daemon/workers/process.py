@@ -20,6 +20,7 @@ from srstream.daemon.workers.link import (
     Start,
     WorkerMessage,
 )
+from srstream.media.output_checks import OutputTables
 from srstream.protocol.control import JobProgress, WorkerInfo
 from srstream.sandbox.child import Child, ended, packed, read_message, start_child
 
@@ -65,6 +66,8 @@ class EngineProcess:
         self.running: dict[str, RunningOrder] = {}
         self.is_ready = self.is_leaving = False
         self.engine = ""
+        self.tables: OutputTables | None = None
+        """What the first worker, or a successor, has said can be written."""
         self.fault = ""
         """The error with which the last worker ended."""
         self.num_restarts = 0
@@ -167,7 +170,7 @@ class EngineProcess:
                 return
             self._heard_at = time.monotonic()
             if isinstance(message, Ready):
-                self.is_ready, self.engine = True, message.engine
+                self.is_ready, self.engine, self.tables = True, message.engine, message.tables
             elif isinstance(message, Beat):
                 self._take_beat(message)
             self._on_message(self, message)

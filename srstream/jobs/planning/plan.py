@@ -39,6 +39,7 @@ from srstream.media.write.containers import Container
 from srstream.media.write.output import plan_output
 from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec, model_spec
+from srstream.naming import check_length
 from srstream.sandbox.media_steps import (
     ChooseRestore,
     InProcess,
@@ -59,7 +60,6 @@ which is what a kill loses if frames take seconds."""
 _LOW_BITS_PER_PIXEL = 0.01
 _TYPICAL_BITS_PER_PIXEL = 0.06
 _LOSSLESS_BITS_PER_SAMPLE = 2.5
-_MAX_NAME_BYTES = 255
 OpenEngine = Callable[[EngineConfig, ModelConfig, ModelSpec], tuple[Engine, str]]
 
 _LOSSLESS_CODECS = frozenset({"ffv1", "utvideo", "png", "qtrle"})
@@ -222,8 +222,7 @@ def _check_name(path: Path, source: Path) -> None:
         raise UsageError(f"{path.parent}: there is no such folder; create it or change -o.")
     if path.is_dir():
         raise UsageError(f"{path}: this is a folder; give the output a name in it.")
-    if len(os.fsencode(path.name)) > _MAX_NAME_BYTES:
-        raise UsageError(f"{path.name[:40]}...: this name is too long; give another with -o.")
+    check_length(path)
 
 
 def _check_index(source: Path, index: PacketIndex, config: JobConfig) -> None:

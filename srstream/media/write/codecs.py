@@ -16,6 +16,7 @@ from srstream.config import EncodeConfig
 from srstream.errors import RefusedError
 from srstream.frame import PlaneLayout
 from srstream.media.errors import ffmpeg_text
+from srstream.media.output_checks import check_quality
 from srstream.media.siting import LOCATION_NAMES, states_siting
 from srstream.media.thread_priority import same_scheduling
 from srstream.media.types import HdrMetadata, OutputVideo
@@ -84,6 +85,8 @@ def encoder_options(
         raise RefusedError(f"{codec} has no --crf; leave it out or choose another --codec.")
     if is_chosen and config.preset is not None and "preset" not in known:
         raise RefusedError(f"{codec} has no --preset; leave it out or choose another --codec.")
+    if is_chosen:
+        check_quality(codec, config)
     if is_nvenc(codec):
         quality = DEFAULT_CQ if config.crf is None else config.crf
         options |= {"rc": "vbr", "cq": f"{quality:g}", "b": "0", "tune": "hq"}

@@ -13,8 +13,8 @@ import av
 from av.codec import Codec
 
 from srstream.config import StreamsConfig
-from srstream.errors import RefusedError
 from srstream.media.languages import QUICKTIME_LANGUAGES, spelled_language
+from srstream.media.output_checks import check_ending, not_carried
 from srstream.media.types import Action, SourceInfo, StreamInfo, StreamPlan
 from srstream.media.write.audio import encoder_form, is_deep, num_channels
 
@@ -64,8 +64,6 @@ VIDEO_SUFFIXES = frozenset(
 )
 """File name extensions of video, including those that srstream does not write."""
 
-_PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-
 FAMILIES = {"mov": MP4, "mp4": MP4, "3gp": MP4, "matroska": MKV, "webm": MKV}
 """Default output container by any of libav's names of the input's; MP4 for all others."""
 
@@ -114,14 +112,13 @@ def container_for(path: Path) -> Container:
     Raises:
         RefusedError: srstream writes no such container.
     """
-    for container in CONTAINERS.values():
-        if path.suffix.lower() in container.extensions:
-            return container
-    names = ", ".join(extension for c in CONTAINERS.values() for extension in c.extensions)
-    what = f"cannot write {path.suffix}" if path.suffix else "its name has no extension"
-    if path.suffix.lower() in _PICTURE_SUFFIXES:
-        what = "a video becomes a video and no picture"
-    raise RefusedError(f"{path.name}: {what}; name an output that ends in one of {names}.")
+    by_extension = {
+        extension: container
+        for container in CONTAINERS.values()
+        for extension in container.extensions
+    }
+    check_ending(path, by_extension)
+    return by_extension[path.suffix.lower()]
 
 
 def family_of(source: SourceInfo) -> Container:
@@ -309,8 +306,4 @@ def check_carried(codec: str, container: Container) -> None:
     """
     if canonical_codec(codec) not in carried_codecs(container):
         fits_matroska = canonical_codec(codec) in carried_codecs(MKV)
-        advice = "name an output that ends in .mkv or " if fits_matroska else ""
-        raise RefusedError(
-            f"{container.label} cannot carry {canonical_codec(codec)} video; {advice}choose "
-            "another --codec."
-        )
+        raise not_carried(container.label, canonical_codec(codec), fits_matroska=fits_matroska)

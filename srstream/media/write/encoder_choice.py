@@ -11,6 +11,7 @@ from srstream.config import EncodeConfig
 from srstream.errors import MediaError, RefusedError
 from srstream.frame import PlaneLayout
 from srstream.media.layouts import layout_of
+from srstream.media.output_checks import no_encoder
 from srstream.media.players import H264_MAX, HEVC_MAX, fits
 from srstream.media.types import VideoInfo
 from srstream.media.write.codecs import (
@@ -151,10 +152,7 @@ def _require_encoder(codec: str) -> str:
     try:
         encoder = Codec(codec, "w")
     except ValueError:
-        raise RefusedError(
-            f"This FFmpeg has no encoder {codec!r}; use libx264, libx265, libsvtav1, ffv1 or "
-            "prores_ks."
-        ) from None
+        raise no_encoder(codec) from None
     if encoder.type != "video":
         raise RefusedError(f"{codec} is no video encoder; use libx264, for instance.")
     return str(encoder.name)
