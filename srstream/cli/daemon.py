@@ -115,7 +115,7 @@ def jobs(
         typer.Option("--state", help="Only jobs of this state; can be given several times."),
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, max=1000, help="Largest number of jobs to list.")
+        int, typer.Option("--limit", min=1, help="Largest number of jobs to list.")
     ] = 100,
     address: Address = None,
     client_key: Key = None,

@@ -34,6 +34,7 @@ from srstream.protocol.control import (
 from srstream.protocol.keys import ClientKey
 
 _CREDIT = 1000
+_PAGE_JOBS = 500
 _RECONNECT_SECONDS = 0.5
 _HEARTBEAT_MS, _SILENCE_MS = 5_000, 15_000
 
@@ -121,9 +122,19 @@ class Client:
     def list(
         self, *states: JobState, limit: int = 100, before: str | None = None
     ) -> tuple[JobInfo, ...]:
-        """Return jobs of these states (none: of all), newest first; `before` continues a list."""
-        result = self.ask("list", states=states, limit=limit, before=before)
-        return tuple(_checked(JobInfo, each) for each in result.get("jobs", ()))
+        """Return jobs of these states (none: of all), newest first; `before` continues a list.
+
+        The daemon is asked for one page after the other.
+        """
+        found: list[JobInfo] = []
+        while (num_left := limit - len(found)) > 0:
+            size = min(num_left, _PAGE_JOBS)
+            result = self.ask("list", states=states, limit=size, before=before)
+            found += (_checked(JobInfo, each) for each in result.get("jobs", ()))
+            before = result.get("next")
+            if before is None:
+                break
+        return tuple(found)
 
     def cancel(self, job: str) -> JobInfo:
         """End a job for good."""

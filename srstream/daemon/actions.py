@@ -20,6 +20,7 @@ from srstream.daemon.api.submission import (
     section_of,
 )
 from srstream.daemon.health import Checks
+from srstream.daemon.job_pages import JobPages
 from srstream.daemon.metrics import Metrics
 from srstream.daemon.reload import Configuration
 from srstream.daemon.scheduler import Scheduler
@@ -64,9 +65,10 @@ class Actions:
         self._configuration, self._scheduler = configuration, scheduler
         self._queue = scheduler.queue
         self._checks, self._metrics, self._reload = checks, metrics, reload
+        self._pages = JobPages(self._queue.path)
 
-    async def handle(self, request: protocol.Request, peer: Peer) -> dict[str, Any]:
-        """Answer a request, count it in the metrics, and return its result.
+    async def handle(self, request: protocol.Request, peer: Peer) -> dict[str, Any] | bytes:
+        """Answer a request, count it in the metrics, and return its result, or that as JSON.
 
         Raises:
             SrstreamError: the request is refused or failed.
@@ -82,15 +84,14 @@ class Actions:
         """Sequence number of the newest event; 0 before the first."""
         return self._queue.last_seq
 
-    async def _answer(self, request: protocol.Request, peer: Peer) -> dict[str, Any]:
+    async def _answer(self, request: protocol.Request, peer: Peer) -> dict[str, Any] | bytes:
         match request:
             case protocol.Submit():
                 return self.submit(request, peer)
             case protocol.Status():
                 return self._shown(request.job)
             case protocol.List():
-                jobs = self._queue.jobs(request.states, limit=request.limit, before=request.before)
-                return {"jobs": [self._scheduler.info(job).model_dump() for job in jobs]}
+                return await self._pages.read(request, self._progress())
             case protocol.Cancel():
                 return self._cancel(request.job)
             case protocol.Pause():
@@ -256,6 +257,11 @@ class Actions:
                     self._scheduler.stop_job(job.id, now=False)
                     changed.append(job.id)
         return {"default": request.name, "jobs": changed}
+
+    def _progress(self) -> dict[str, protocol.JobProgress]:
+        """The progress of the running jobs that have reported any, by id."""
+        running = [job for each in self._scheduler.workers for job in each.running.values()]
+        return {job.order.id: job.progress for job in running if job.progress is not None}
 
     def _shown(self, job_id: str) -> dict[str, Any]:
         return self._scheduler.info(self._queue.get(job_id)).model_dump()

@@ -42,7 +42,7 @@ class JobQueue:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         try:
             self._files = QueueDatabase(path)
             self._database = self._files.main
@@ -77,7 +77,7 @@ class JobQueue:
             self._files.reopen(is_same_folder=is_same_folder)
             self._database = self._files.main
         except (OSError, sqlite3.Error) as error:
-            raise JobError(f"{self._path}: the queue cannot go on there ({error}).") from error
+            raise JobError(f"{self.path}: the queue cannot go on there ({error}).") from error
 
     # --- jobs --------------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ class JobQueue:
             return job_of(row), None
         if not self.has_room():
             raise DiskFullError(
-                f"{self._path.parent}: the disk is nearly full, so no job is accepted; free some "
+                f"{self.path.parent}: the disk is nearly full, so no job is accepted; free some "
                 "space, or cancel jobs."
             )
         with self._transaction():
@@ -328,10 +328,10 @@ class JobQueue:
         except sqlite3.Error as error:
             if is_disk_full(error):
                 raise DiskFullError(
-                    f"{self._path}: the disk is full; nothing was lost, and nothing new can be "
+                    f"{self.path}: the disk is full; nothing was lost, and nothing new can be "
                     "kept until there is space."
                 ) from error
-            raise JobError(f"{self._path}: the queue cannot be written ({error}).") from error
+            raise JobError(f"{self.path}: the queue cannot be written ({error}).") from error
 
     # --- rows --------------------------------------------------------------------------------
 

@@ -80,7 +80,11 @@ class Status(_Request):
 
 
 class List(_Request):
-    """Ask for jobs, newest first."""
+    """Ask for a page of jobs, newest first.
+
+    The result has `jobs` and `next`, which is `before` for the next page; null: there is none. A
+    page is at most a mebibyte, so it may have fewer jobs than `limit`.
+    """
 
     op: Literal["list"] = "list"
     states: tuple[JobState, ...] = Field((), max_length=7, description="none: all")

@@ -73,8 +73,8 @@ _REVOKED_TEXT = "this key is not allowed any more."
 class ControlHandler(EventSource, Protocol):
     """Answers requests, except watches, which the server keeps itself."""
 
-    async def handle(self, request: Request, peer: Peer) -> dict[str, Any]:
-        """Returns the reply's `result`; an SrstreamError becomes an error reply."""
+    async def handle(self, request: Request, peer: Peer) -> dict[str, Any] | bytes:
+        """Returns the reply's `result`, or its JSON; an SrstreamError becomes an error reply."""
         ...
 
 
@@ -247,7 +247,7 @@ class ControlServer:
         finally:
             del self._pending[key]
 
-    async def _answer(self, key: _PeerKey, message: PeerMessage) -> Reply:
+    async def _answer(self, key: _PeerKey, message: PeerMessage) -> bytes:
         payload = message.payload
         if payload is None:
             return _refusal("", "a request is one part of JSON, after an empty one for REQ.")
@@ -256,18 +256,20 @@ class ControlServer:
         except UsageError as error:
             return _refusal(_id_of(payload), str(error))
         try:
-            result = pydantic_core.to_jsonable_python(await self._result(key, message, request))
+            result = await self._result(key, message, request)
+            if not isinstance(result, bytes):
+                result = pydantic_core.to_json(result)
         except SrstreamError as error:
             return _error_reply(request.id, *error_to_wire(error))
         except Exception:
             logger.exception("a request failed inside the daemon", op=request.op)
             text = "an error inside the daemon; its log says more."
             return _error_reply(request.id, "InternalError", text)
-        return Reply(id=request.id, ok=True, result=result)
+        return _good_reply(request.id, result)
 
     async def _result(
         self, key: _PeerKey, message: PeerMessage, request: Request
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | bytes:
         peer = self._peer(key[0], message)
         if not isinstance(request, Watch):
             return await self._handler.handle(request, peer)
@@ -288,10 +290,9 @@ class ControlServer:
             raise RefusedError(_REVOKED_TEXT)
         return Peer(key.name, message.address)
 
-    def _reply(self, endpoint: Endpoint, message: PeerMessage, reply: Reply) -> Sent:
+    def _reply(self, endpoint: Endpoint, message: PeerMessage, reply: bytes) -> Sent:
         """Send a reply; it is lost if its client makes no room for it."""
-        payload = reply.model_dump_json().encode()
-        return endpoint.send(message.identity, message.envelope, payload)
+        return endpoint.send(message.identity, message.envelope, reply)
 
     def _send_event(self, key: _PeerKey, payload: bytes) -> Sent:
         endpoint, identity = key
@@ -313,7 +314,7 @@ class ControlServer:
                     self._watches.end(key)
                     logger.warning("a connection is ended: its key was revoked")
                     refusal = _error_reply("", RefusedError.__name__, _REVOKED_TEXT)
-                    endpoint.send(key[1], (), refusal.model_dump_json().encode())
+                    endpoint.send(key[1], (), refusal)
             told = still
 
     def _is_revoked(self, public: str) -> bool:
@@ -352,14 +353,24 @@ def _inherited(descriptor: int) -> socket.socket:
     return listener
 
 
-def _refusal(identifier: str, text: str) -> Reply:
+def _refusal(identifier: str, text: str) -> bytes:
     return _error_reply(identifier, "ProtocolError", text)
 
 
-def _error_reply(identifier: str, kind: str, text: str) -> Reply:
+def _error_reply(identifier: str, kind: str, text: str) -> bytes:
     if len(text) > _MAX_TEXT:
         text = text[:_MAX_TEXT] + " ..."
-    return Reply(id=identifier, ok=False, error=ErrorInfo(kind=kind, text=text))
+    return _encoded(Reply(id=identifier, ok=False, error=ErrorInfo(kind=kind, text=text)))
+
+
+def _good_reply(identifier: str, result: bytes) -> bytes:
+    """A reply around the JSON of its result, which is not parsed again."""
+    before, after = _encoded(Reply(id=identifier, ok=True)).rsplit(b"null", 2)[:2]
+    return before + result + after + b"null}"
+
+
+def _encoded(reply: Reply) -> bytes:
+    return reply.model_dump_json().encode()
 
 
 def _id_of(payload: bytes | None) -> str:
