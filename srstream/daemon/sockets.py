@@ -10,7 +10,7 @@ from pathlib import Path
 from srstream.errors import ServiceError
 from srstream.files import take_lock
 
-_BACKLOG = 128
+_BACKLOG = 1024  # a connection beyond it is tried again by its client only after 0.1 s
 
 
 def lock_socket(path: Path) -> int:

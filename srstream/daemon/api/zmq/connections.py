@@ -57,7 +57,7 @@ class Connections:
         """Note a new connection, and end the oldest silent one if there are too many."""
         self._open.pop(descriptor, None)
         self._open[descriptor] = Connection(inode_of(descriptor))
-        if not self.has_room:
+        if len(self._open) > self._most:
             self._end_silent(descriptor)
 
     def disconnect(self, descriptor: int) -> None:

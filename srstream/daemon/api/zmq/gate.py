@@ -24,8 +24,10 @@ from srstream.daemon.logs import MinuteQuota
 logger = logging.getLogger(__name__)
 
 _SMALL_READ_BYTES, _LARGE_READ_BYTES = 2 << 10, 64 << 10
+_ACCEPT_BATCH = 16
 _MAX_AHEAD = 256  # messages that a connection may send ahead of its rate
 _GREETING_BYTES = 64
+_GREETING_SECONDS = 5.0
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _PAUSE_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
@@ -153,10 +155,9 @@ class Gate:
         """Read buffer that all connections share; nothing stays in it."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweeper: asyncio.TimerHandle | None = None
-        self._clients: dict[_Client, None] = {}  # in the order in which they came
+        self._clients: dict[_Client, asyncio.Task[None]] = {}  # in the order in which they came
         self._unfinished: dict[_Client, _Unfinished] = {}
         self._num_unfinished_bytes = 0
-        self._tasks: set[asyncio.Task[None]] = set()
         self._endings = MinuteQuota()
 
     def start(self) -> None:
@@ -181,28 +182,32 @@ class Gate:
     def close(self) -> None:
         """End all connections."""
         self.stop()
-        for task in self._tasks:
-            task.cancel()
         for client in list(self._clients):
             client.end()
 
     def _accept(self) -> None:
+        """Accept what waits, but only so many that other connections have a turn soon."""
+        for _ in range(_ACCEPT_BATCH):
+            if not self._accept_one():
+                return
+
+    def _accept_one(self) -> bool:
+        """Accept a connection; returns whether another one may wait."""
         try:
             connection, _ = self._listener.accept()
         except BlockingIOError:
-            return
+            return False
         except OSError as error:  # no descriptor is free; other connections may end meanwhile
             self.note(error.strerror or str(error))
             self._pause()
-            return
+            return False
         if len(self._clients) >= self._max_connections and not self._end_silent():
             connection.close()
-            return
+            return True
         client = _Client(self)
-        self._clients[client] = None
         task = asyncio.get_running_loop().create_task(self._forward(connection, client))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        client.connecting = self._clients[client] = task
+        return True
 
     def _pause(self) -> None:
         loop = asyncio.get_running_loop()
@@ -214,18 +219,19 @@ class Gate:
             self._loop.add_reader(self._listener, self._accept)
 
     async def _forward(self, connection: socket.socket, client: _Client) -> None:
-        """Connect to libzmq, then read what the client sends."""
+        """Connect to libzmq once the client has sent something, then read what it sends."""
         loop = asyncio.get_running_loop()
         inner = _Side(self)
         client.other, inner.other = inner, client
         try:
+            async with asyncio.timeout(_GREETING_SECONDS):
+                await _first_bytes(connection)
             await loop.create_unix_connection(lambda: inner, str(self._inner))
             await loop.connect_accepted_socket(lambda: client, connection)
-        except OSError:
-            connection.close()
-            self._clients.pop(client, None)
-        if client not in self._clients:
+        except (OSError, asyncio.CancelledError):
             client.end()
+            self._clients.pop(client, None)
+            connection.close()
 
     def _end_silent(self) -> bool:
         """End the oldest connection that has sent no message; returns whether there is one."""
@@ -271,6 +277,23 @@ class Gate:
                 self.cut(client, "a message that was not finished in time")
         if self._loop is not None:
             self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+
+async def _first_bytes(connection: socket.socket) -> None:
+    """Wait until there is something to read.
+
+    Raises:
+        OSError: the connection has ended instead.
+    """
+    loop, has_sent = asyncio.get_running_loop(), asyncio.Event()
+    connection.setblocking(False)
+    loop.add_reader(connection, has_sent.set)
+    try:
+        await has_sent.wait()
+    finally:
+        loop.remove_reader(connection)
+    if not connection.recv(1, socket.MSG_PEEK):
+        raise ConnectionError("nothing was sent")
 
 
 @dataclass(slots=True)
@@ -348,6 +371,7 @@ class _Client(_Side):
     def __init__(self, gate: Gate) -> None:
         super().__init__(gate)
         self._counter = FrameCounter(gate.limits)
+        self.connecting: asyncio.Task[None] | None = None
         self._num_ahead = 0.0
         self._counted_at = time.monotonic()
 
@@ -396,6 +420,8 @@ class _Client(_Side):
 
     def end(self) -> None:
         """End the connection at once, so that libzmq drops an unfinished message."""
+        if self.connecting is not None and self.connecting is not asyncio.current_task():
+            self.connecting.cancel()
         for side in (self, self.other):
             if side is not None and side.transport is not None:
                 side.transport.abort()
