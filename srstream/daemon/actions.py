@@ -6,6 +6,7 @@ Nothing here knows a socket, so another API can stand beside the one over ZeroMQ
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from srstream.models.registry import registered_models
 from srstream.models.table import MODELS, available_models
 from srstream.protocol import control as protocol
 from srstream.sandbox.child import start_child
+
+logger = logging.getLogger(__name__)
 
 _ADD_SECONDS = 120.0
 
@@ -235,6 +238,7 @@ class Actions:
         try:
             message = await asyncio.to_thread(child.channel.receive, _ADD_SECONDS)
         except EOFError:
+            logger.warning("the process that registers weights died: %s", source)
             raise JobError(f"{source}: the process that read it died.") from None
         finally:
             await asyncio.to_thread(child.end)

@@ -415,11 +415,7 @@ class Scheduler:
         counts = self.queue.counts()
         faults = self._writes.problem, self._shortage.problem, self.queue.problem
         problems = [text for text in faults if text]
-        problems += [
-            f"engine worker {worker.name} is not ready{f': {worker.fault}' if worker.fault else ''}"
-            for worker in self.workers
-            if not worker.is_ready
-        ]
+        problems += [text for worker in self.workers for text in worker.problems()]
         return HealthInfo(
             ok=not problems,
             version=version("srstream"),

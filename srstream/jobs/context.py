@@ -57,6 +57,8 @@ class JobContext:
     to call when the engine may be free for the job."""
     on_alive: Callable[[], None] = lambda: None
     """Called at least once a second while the work on segments makes progress."""
+    on_death: Callable[[str], None] = lambda reason: None
+    """Called when the decoder process has died and is to be replaced."""
     stall_seconds: float = STALL_SECONDS
     """The job ends if no segment makes progress for this long."""
     may_change_weights: bool = False

@@ -201,6 +201,7 @@ class _Job:
             except InterruptedJobError as error:
                 raise self._interrupted(store) from error
             except DecoderDiedError as error:
+                self._place.on_death(str(error))
                 deaths = deaths + 1 if len(store.segments()) == len(done) else 1
                 if deaths >= _MAX_DECODER_DEATHS:
                     raise HostileInputError(

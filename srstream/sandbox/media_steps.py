@@ -6,6 +6,7 @@ in `media_child.py`.
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,6 +38,8 @@ from srstream.media.write.trial import try_output
 from srstream.models.table import model_spec
 from srstream.sandbox.child import CONFINED, Child, start_child
 from srstream.sandbox.life import SignsOfLife
+
+logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int | None], None]
 
@@ -230,7 +233,15 @@ class InChild:
             try:
                 return self._try(step, on_progress)
             except EOFError:
-                self.close()
+                status = self._end()
+                logger.warning(
+                    "the process that reads the source died (status %s) at the step %r, %d of %d "
+                    "times that are tried",
+                    status,
+                    step.step,
+                    deaths,
+                    MAX_DEATHS,
+                )
                 if deaths == MAX_DEATHS:
                     raise HostileInputError(
                         f"{self._opening.source}: reading it ended the process that did so "
@@ -243,9 +254,15 @@ class InChild:
 
     def close(self) -> None:
         """End the child."""
+        self._end()
+
+    def _end(self) -> int | None:
+        """End the child and return its exit status, negative for a signal."""
         child, self._child = self._child, None
-        if child is not None:
-            child.end()
+        if child is None:
+            return None
+        child.end()
+        return child.status
 
     def _try(self, step: Step[_T], on_progress: OnProgress | None) -> _T:
         child = self._child or self._start()

@@ -148,6 +148,11 @@ class FramesServer:
             reserved_bytes=sum(s.limits.reserved_bytes for s in sessions),
         )
 
+    @property
+    def problem(self) -> str:
+        """Why clients may not be reached at present; may be read from any thread."""
+        return self._sockets.problem
+
     def _all_sessions(self) -> list[FrameSession]:
         return [*self._sessions.values(), *self._ending]
 

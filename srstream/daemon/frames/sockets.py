@@ -85,6 +85,12 @@ class FrameSockets:
         assert self._guard is not None and self._gate is not None
         return self._router, self._guard, self._gate
 
+    @property
+    def problem(self) -> str:
+        """Why the gate was replaced just now, or is being replaced; empty if all is well."""
+        gate = self._gate
+        return "" if gate is None else gate.problem
+
     def hide(self) -> None:
         """Removes the socket's name, so that nobody new connects."""
         self._settings.frames_path.unlink(missing_ok=True)

@@ -181,6 +181,7 @@ class RunningJob:
                         source_descriptor=source,
                         share=self._share,
                         on_alive=self._advanced,
+                        on_death=partial(logger.warning, "%s"),
                         may_change_weights=order.may_change_weights,
                         keeps_directory=True,
                         decoder_memory_bytes=self._security.decoder_memory_bytes,

@@ -121,6 +121,8 @@ class Beat(_LinkMessage):
     advance: dict[str, int]
     progress: dict[str, JobProgress]
     counts: Counts
+    problem: str = ""
+    """What is wrong although the worker lives; empty: nothing."""
 
 
 class Happened(_LinkMessage):

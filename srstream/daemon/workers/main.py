@@ -195,6 +195,7 @@ class EngineWorker:
             advance={name: job.advance for name, job in jobs.items()},
             progress={name: job.progress for name, job in jobs.items() if job.progress is not None},
             counts=counts,
+            problem="" if self._frames is None else self._frames.problem,
         )
 
 

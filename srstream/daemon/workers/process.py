@@ -70,6 +70,7 @@ class EngineProcess:
         """What the first worker, or a successor, has said can be written."""
         self.fault = ""
         """The error with which the last worker ended."""
+        self._problem = ""
         self.num_restarts = 0
         self.num_deaths_in_a_row = 0
         """Deaths between which no job advanced."""
@@ -91,6 +92,12 @@ class EngineProcess:
             num_jobs=len(self.running),
             num_restarts=self.num_restarts,
         )
+
+    def problems(self) -> list[str]:
+        """What is wrong with the worker; nothing if clients can rely on it."""
+        if not self.is_ready:
+            return [f"engine worker {self.name} is not ready{self.fault and f': {self.fault}'}"]
+        return [self._problem] if self._problem else []
 
     async def live(self) -> None:
         """Start the worker, listen until it dies, start the next; until `leave` or cancelled."""
@@ -176,6 +183,7 @@ class EngineProcess:
             self._on_message(self, message)
 
     def _take_beat(self, beat: Beat) -> None:
+        self._problem = beat.problem
         for job, advance in beat.advance.items():
             running = self.running.get(job)
             if running is not None and advance != running.advance:
