@@ -286,6 +286,9 @@ ConfigFile = Annotated[
         "[dim]default: this user's; if there is none, the system service's[/]",
     ),
 ]
+IsAdmin = Annotated[
+    bool, typer.Option("--admin", help="The client may also change the jobs of others.")
+]
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="The client's name.")]
 
 
@@ -296,6 +299,7 @@ def new_key(
         Path | None,
         typer.Option("-o", "--output", help="File for the client. [dim]default: NAME.key[/]"),
     ] = None,
+    admin: IsAdmin = False,
     keys_dir: KeysDir = None,
     config: ConfigFile = None,
     as_json: Json = False,
@@ -307,7 +311,7 @@ def new_key(
     path = Path(f"{name}.key") if output is None else output
     if path.exists():
         raise UsageError(f"{path}: exists already and was not touched; choose another --output.")
-    key = ring.new(name)
+    key = ring.new(name, "admin" if admin else "client")
     try:
         write_client_key(key, path)
     except BaseException:
@@ -326,6 +330,7 @@ def allow_key(
         str | None,
         typer.Option("--name", help="The client's name. [dim]default: the file's name[/]"),
     ] = None,
+    admin: IsAdmin = False,
     keys_dir: KeysDir = None,
     config: ConfigFile = None,
     as_json: Json = False,
@@ -338,7 +343,7 @@ def allow_key(
     if name is None:
         raise UsageError("a key by itself has no name; give it one with --name.")
     ring = _ring(keys_dir, config)
-    ring.allow(name, public)
+    ring.allow(name, public, "admin" if admin else "client")
     told = {"name": name, "public": public, "server": ring.public}
     _print(told, as_json, f"{name}: allowed; the server's key is {ring.public}")
 
@@ -357,11 +362,12 @@ def list_keys(keys_dir: KeysDir = None, config: ConfigFile = None, as_json: Json
     """List the clients that may connect, and the server's public key."""
     ring = _ring(keys_dir, config)
     if as_json:
-        show_json(json.dumps({"server": ring.public, "clients": ring.names()}, indent=2))
+        told = {"server": ring.public, "clients": ring.names(), "admins": ring.admins()}
+        show_json(json.dumps(told, indent=2))
         return
     show(f"{ring.public}  (the server)")
     for name, public in ring.names().items():
-        show(f"{public}  {name}")
+        show(f"{public}  {name}{' (admin)' if name in ring.admins() else ''}")
 
 
 def _client(address: str | None, client_key: Path | None, timeout: float = 10.0) -> Client:

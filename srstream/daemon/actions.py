@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pwd
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,17 +38,27 @@ from srstream.sandbox.child import start_child
 logger = logging.getLogger(__name__)
 
 _ADD_SECONDS = 120.0
+_FEW = 50  # jobs that can be listed in the event loop without holding up others
 
 
 @dataclass(frozen=True)
 class Peer:
-    """The client that asks: `local` over ipc, the name of its key over TCP.
+    """The client that asks.
 
-    `address` is for logs.
+    Its name is that of its key over TCP. Over ipc it is `local` for the daemon's own user, `uid:N`
+    for others. `address` is for logs.
     """
 
     name: str
     address: str = ""
+    uid: int | None = None
+    """The user id, over ipc."""
+    is_admin: bool = False
+    """Whether its key has the role `admin`."""
+
+
+INBOX = Peer("watch", is_admin=True)
+"""The watch folders, whose jobs no limit for a single client bounds."""
 
 
 class Actions:
@@ -94,25 +105,32 @@ class Actions:
             case protocol.Status():
                 return self._shown(request.job)
             case protocol.List():
-                return await self._pages.read(request, self._progress())
+                return await self._list(request)
             case protocol.Cancel():
+                self._check_may_change(request.job, peer)
                 return self._cancel(request.job)
             case protocol.Pause():
+                self._check_may_change(request.job, peer)
                 return self._pause(request.job)
             case protocol.Resume():
+                self._check_may_change(request.job, peer)
                 return self._resume(request.job)
             case protocol.SetPriority():
-                self._queue.get(request.job)
+                self._check_may_change(request.job, peer)
                 self._queue.update(request.job, priority=request.priority)
                 self._scheduler.weigh_job(request.job, request.priority)
                 return self._shown(request.job)
             case protocol.ModelsList():
                 return self._models()
             case protocol.ModelsAdd():
+                if request.replace:
+                    self._check_admin(peer, "replace a model")
                 return await self._add_model(request)
             case protocol.ModelsUse():
+                self._check_admin(peer, "change the default model")
                 return self._use_model(request)
             case protocol.Reload():
+                self._check_admin(peer, "reload the configuration")
                 return {"needs_restart": self._reload()}
             case protocol.Health():
                 return self._checks.probed_health().model_dump()
@@ -149,6 +167,7 @@ class Actions:
                 )
         finally:
             os.close(folder)
+        limit = None if peer == INBOX else settings.jobs.max_queued_per_client
         job, event = self._queue.add(
             source,
             output,
@@ -159,9 +178,36 @@ class Actions:
             submitter=peer.name,
             key=request.key,
             max_queued=settings.jobs.max_queued,
+            max_queued_of_client=limit,
         )
         self._scheduler.publish(event)
         return self._scheduler.info(job).model_dump()
+
+    def _check_may_change(self, job_id: str, peer: Peer) -> None:
+        """Check that a job is the client's own, or the client an admin.
+
+        Raises:
+            RefusedError: it is another client's.
+        """
+        owner = self._queue.get(job_id).submitter
+        if owner != peer.name and not self._is_admin(peer):
+            raise RefusedError(
+                f"{job_id}: this job belongs to {owner}; only {owner} and admins may change it, "
+                f"and you are {peer.name}."
+            )
+
+    def _check_admin(self, peer: Peer, action: str) -> None:
+        if not self._is_admin(peer):
+            raise RefusedError(
+                f"{peer.name} is no admin and may not {action}. Admins are root, the daemon's own "
+                "user, security.admin_users, and keys made with --admin."
+            )
+
+    def _is_admin(self, peer: Peer) -> bool:
+        if peer.uid is None:
+            return peer.is_admin
+        named = self._configuration.settings.security.admin_users
+        return peer.uid in (0, os.geteuid()) or any(_is_user(peer.uid, name) for name in named)
 
     def _cancel(self, job_id: str) -> dict[str, Any]:
         """End a job for good."""
@@ -262,6 +308,16 @@ class Actions:
                     changed.append(job.id)
         return {"default": request.name, "jobs": changed}
 
+    async def _list(self, request: protocol.List) -> dict[str, Any] | bytes:
+        """Read a page from the queue's file, if its path still leads to it, else from here."""
+        if self._checks.state_sight.kind == "same":
+            return await self._pages.read(request, self._progress())
+        limit = min(request.limit, _FEW)
+        jobs = self._queue.jobs(request.states, limit=limit, before=request.before)
+        following = jobs[-1].id if len(jobs) == limit else None
+        shown = [self._scheduler.info(job).model_dump() for job in jobs]
+        return {"jobs": shown, "next": following}
+
     def _progress(self) -> dict[str, protocol.JobProgress]:
         """The progress of the running jobs that have reported any, by id."""
         running = [job for each in self._scheduler.workers for job in each.running.values()]
@@ -269,6 +325,16 @@ class Actions:
 
     def _shown(self, job_id: str) -> dict[str, Any]:
         return self._scheduler.info(self._queue.get(job_id)).model_dump()
+
+
+def _is_user(uid: int, name: str) -> bool:
+    """Return whether a user id is the one that `name`, a user's name or id, stands for."""
+    if name.isdecimal():
+        return uid == int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid == uid
+    except KeyError:
+        return False
 
 
 def _is_taken(name: str, folder: int) -> bool:

@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -93,6 +93,7 @@ class JobQueue:
         submitter: str,
         key: str | None,
         max_queued: int,
+        max_queued_of_client: int | None = None,
     ) -> tuple[QueuedJob, Event | None]:
         """Add a job; for a key that is known, return the first job with it and no event.
 
@@ -110,6 +111,11 @@ class JobQueue:
             waiting = "state IN ('queued', 'running', 'paused')"
             if self._count(waiting) >= max_queued:
                 raise BusyError(f"the queue is full: {max_queued} jobs wait. Try again later.")
+            most = max_queued_of_client
+            if most is not None and self._count(f"{waiting} AND submitter = ?", submitter) >= most:
+                raise BusyError(
+                    f"{submitter} has {most} jobs here, the most allowed; try again later."
+                )
             if (row := self._row(f"output = ? AND {waiting}", str(output))) is not None:
                 raise BusyError(
                     f"{output}: job {row['id']} is about to write this file; choose another "
@@ -170,19 +176,34 @@ class JobQueue:
         )
         return [job_of(row) for row in rows]
 
-    def next_jobs(self, limit: int, *, begun_first: bool = False) -> list[QueuedJob]:
+    def next_jobs(
+        self, limit: int, *, begun_first: bool = False, most_of_client: int | None = None
+    ) -> list[QueuedJob]:
         """Jobs that may start now, in the order in which they should start.
 
         Args:
             begun_first: whether those that have segments go first, since they end sooner.
+            most_of_client: how many jobs of one client may run; None: any number.
         """
         now = time.monotonic()
         rows = self._database.execute(
-            "SELECT id FROM job WHERE state = 'queued' ORDER BY"
+            "SELECT id, submitter FROM job WHERE state = 'queued' ORDER BY"
             f"{' num_segments_done > 0 DESC,' if begun_first else ''} priority DESC, rowid"
         )
-        due = (job_id for (job_id,) in rows if self._due.get(job_id, 0.0) <= now)
-        return [self.get(job_id) for job_id in islice(due, limit)]
+        found, num_running = list[QueuedJob](), Counter(self._num_running())
+        for job_id, submitter in rows:
+            if len(found) == limit:
+                break
+            is_full = most_of_client is not None and num_running[submitter] >= most_of_client
+            if not is_full and self._due.get(job_id, 0.0) <= now:
+                num_running[submitter] += 1
+                found.append(self.get(job_id))
+        return found
+
+    def _num_running(self) -> dict[str, int]:
+        """Number of running jobs by submitter."""
+        question = "SELECT submitter, count(*) FROM job WHERE state = 'running' GROUP BY submitter"
+        return dict(self._database.execute(question).fetchall())
 
     def hurry(self, job_ids: Iterable[str]) -> None:
         """Let jobs start although their pause is not over."""
@@ -341,8 +362,9 @@ class JobQueue:
         ).fetchone()
         return row
 
-    def _count(self, where: str) -> int:
-        return int(self._database.execute(f"SELECT count(*) FROM job WHERE {where}").fetchone()[0])
+    def _count(self, where: str, *values: Any) -> int:
+        question = f"SELECT count(*) FROM job WHERE {where}"
+        return int(self._database.execute(question, values).fetchone()[0])
 
     def _newest_id(self) -> str:
         return str(self._database.execute("SELECT max(id) FROM job").fetchone()[0] or "")

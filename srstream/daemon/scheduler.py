@@ -105,9 +105,11 @@ class Scheduler:
             return
         self._look_for_space()
         alone = self._shortage.runs_alone
-        limit = 1 if alone else self._configuration.settings.jobs.max_running * len(self.workers)
+        settings = self._configuration.settings.jobs
+        limit = 1 if alone else settings.max_running * len(self.workers)
+        most = settings.max_running_per_client
         try:
-            for job in self.queue.next_jobs(limit, begun_first=alone):
+            for job in self.queue.next_jobs(limit, begun_first=alone, most_of_client=most):
                 worker = self._worker_for(job)
                 if worker is None or (alone and self._num_running()):
                     # No job overtakes a suspect that waits to be alone, or it would wait forever.

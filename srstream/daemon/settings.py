@@ -79,6 +79,11 @@ class SecuritySettings(Section):
     write_roots: tuple[Path, ...] = Field(
         (), max_length=MAX_ROOTS, description="folders that take outputs"
     )
+    admin_users: tuple[str, ...] = Field(
+        (),
+        description="names or ids of local users who, beside root and the daemon's own user, may "
+        "change the jobs of others",
+    )
     keys_dir: Path | None = Field(
         None, description="CURVE keys, see `srstream keys`; None: keys/ beside the configuration"
     )
@@ -109,6 +114,12 @@ class JobSettings(Section):
     max_running: int = Field(2, ge=1, le=64, description="jobs at a time on one device")
     max_queued: int = Field(
         10_000, ge=1, description="unfinished jobs in the queue; more are refused"
+    )
+    max_queued_per_client: int = Field(
+        5_000, ge=1, description="unfinished jobs of one client; more are refused"
+    )
+    max_running_per_client: int | None = Field(
+        None, ge=1, description="jobs of one client that run at a time; None: as many as there are"
     )
     max_attempts: int = Field(
         8,

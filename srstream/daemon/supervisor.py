@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from srstream.daemon import logs
-from srstream.daemon.actions import Actions, Peer
+from srstream.daemon.actions import INBOX, Actions
 from srstream.daemon.api.submission import job_config
 from srstream.daemon.api.zmq.control import ControlServer
 from srstream.daemon.clock import Clock
@@ -46,7 +46,6 @@ logger = logging.getLogger(__name__)
 EXIT_FAILED = 1
 _TICK_SECONDS = 1.0
 _SWEEP_SECONDS = 3600.0
-_INBOX_SUBMITTER = "watch"
 _ALL = 1_000_000
 
 
@@ -317,7 +316,7 @@ class Supervisor:
     # --- between the inbox and the queue -----------------------------------------------------
 
     async def _submit_file(self, request: Submit) -> JobInfo:
-        return JobInfo.model_validate(self._actions.submit(request, Peer(_INBOX_SUBMITTER)))
+        return JobInfo.model_validate(self._actions.submit(request, INBOX))
 
     def _info_of(self, job_id: str) -> JobInfo | None:
         try:

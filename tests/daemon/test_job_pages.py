@@ -20,7 +20,8 @@ import pytest
 from srstream.client.jobs import Client
 from srstream.config import JobConfig
 from srstream.daemon.job_pages import MAX_PAGE_BYTES, JobPages
-from srstream.daemon.queue import JobQueue, QueuedJob
+from srstream.daemon.queue import JobQueue
+from srstream.daemon.storage.rows import QueuedJob
 from srstream.errors import JobError
 from srstream.protocol.control import JobProgress, JobState, List
 from tests.support.daemon import Daemon

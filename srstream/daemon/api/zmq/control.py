@@ -284,11 +284,13 @@ class ControlServer:
     def _peer(self, endpoint: Endpoint, message: PeerMessage) -> Peer:
         """Who sent a message; what came before a revocation is refused after it."""
         if endpoint is self._endpoints.get(LOCAL_DOMAIN):
-            return Peer(LOCAL, message.address)
+            uid = os.geteuid() if message.uid is None else message.uid  # None: not by the gate
+            name = LOCAL if uid == os.geteuid() else f"uid:{uid}"
+            return Peer(name, message.address, uid=uid)
         key = None if self._keys is None else self._keys.find(message.user or "")
         if key is None:
             raise RefusedError(_REVOKED_TEXT)
-        return Peer(key.name, message.address)
+        return Peer(key.name, message.address, is_admin=key.role == "admin")
 
     def _reply(self, endpoint: Endpoint, message: PeerMessage, reply: bytes) -> Sent:
         """Send a reply; it is lost if its client makes no room for it."""

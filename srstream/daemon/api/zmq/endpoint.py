@@ -21,6 +21,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from srstream.daemon.api.zmq.connections import Connection, Connections, inode_of, shut_down
+from srstream.daemon.api.zmq.credentials import UID_PROPERTY
 from srstream.daemon.authentication import has_message
 from srstream.daemon.memory import return_memory
 from srstream.protocol.control import MAX_MESSAGE_BYTES
@@ -46,6 +47,8 @@ class PeerMessage:
     payload: bytes | None
     user: str | None
     """The public key of its sender, over CURVE."""
+    uid: int | None
+    """The user id of its sender, where a gate states it."""
     address: str
 
 
@@ -212,6 +215,7 @@ class Endpoint:
             (b"",) if is_req else (),
             parts[-1].bytes if is_whole and len(parts) == 1 + is_req else None,
             user,
+            _uid(parts),
             _metadata(parts, "Peer-Address") or "",
         )
 
@@ -271,6 +275,11 @@ def _num_discarded(router: zmq.Socket[bytes]) -> int:
     counter = itertools.count(1)
     deque(zip(takewhile(attrgetter("more"), rest), counter, strict=False), maxlen=0)
     return next(counter)
+
+
+def _uid(parts: list[zmq.Frame]) -> int | None:
+    text = _metadata(parts, UID_PROPERTY)
+    return None if text is None else int(text)
 
 
 def _metadata(parts: list[zmq.Frame], name: str) -> str | None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from srstream.daemon.api.zmq.credentials import HandshakeError, UidStamp, peer_uid
 from srstream.daemon.logs import MinuteQuota
 
 logger = logging.getLogger(__name__)
@@ -204,7 +205,7 @@ class Gate:
         if len(self._clients) >= self._max_connections and not self._end_silent():
             connection.close()
             return True
-        client = _Client(self)
+        client = _Client(self, peer_uid(connection))
         task = asyncio.get_running_loop().create_task(self._forward(connection, client))
         client.connecting = self._clients[client] = task
         return True
@@ -343,7 +344,10 @@ class _Side(asyncio.BufferedProtocol):
         return self._gate.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        data = bytes(self._gate.buffer[:nbytes])
+        self.forward(bytes(self._gate.buffer[:nbytes]))
+
+    def forward(self, data: bytes) -> None:
+        """Give bytes to the other end, or keep them until there is one."""
         if self.other is not None and self.other.transport is not None:
             self.other.transport.write(data)
         else:
@@ -368,9 +372,10 @@ class _Side(asyncio.BufferedProtocol):
 class _Client(_Side):
     """The end towards a client."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, uid: int) -> None:
         super().__init__(gate)
         self._counter = FrameCounter(gate.limits)
+        self._stamp = UidStamp(uid)
         self.connecting: asyncio.Task[None] | None = None
         self._num_ahead = 0.0
         self._counted_at = time.monotonic()
@@ -389,10 +394,10 @@ class _Client(_Side):
         num_messages, num_commands = counter.num_messages, counter.num_commands
         try:
             counter.feed(self._gate.buffer[:nbytes])
-        except FrameError as error:
+            self.forward(self._stamp.feed(bytes(self._gate.buffer[:nbytes])))
+        except (FrameError, HandshakeError) as error:
             self._gate.cut(self, str(error))
             return
-        super().buffer_updated(nbytes)
         if counter.num_messages > num_messages:
             self._gate.take_note(self, 0)
         self._gate.take_note(self, counter.num_unfinished_bytes)
