@@ -113,9 +113,7 @@ class JobQueue:
                 raise BusyError(f"the queue is full: {max_queued} jobs wait. Try again later.")
             most = max_queued_of_client
             if most is not None and self._count(f"{waiting} AND submitter = ?", submitter) >= most:
-                raise BusyError(
-                    f"{submitter} has {most} jobs here, the most allowed; try again later."
-                )
+                raise BusyError(f"{submitter} has {most} jobs here, the most allowed; try later.")
             if (row := self._row(f"output = ? AND {waiting}", str(output))) is not None:
                 raise BusyError(
                     f"{output}: job {row['id']} is about to write this file; choose another "
