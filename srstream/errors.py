@@ -41,6 +41,12 @@ class ServiceError(SrstreamError):
     """The daemon is not running, does not answer, or cannot start its service."""
 
 
+class NoDaemonError(ServiceError):
+    """No daemon listens at the address, or none answers."""
+
+    exit_code = 5
+
+
 class MediaError(SrstreamError):
     """The input could not be opened, read or decoded."""
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from srstream.cli.job_view import JobBar, details, event_line, sentence, table
 from srstream.cli.options import JobOptions, Json, Output, Overwrite, with_job_options
-from srstream.errors import UsageError
-from srstream.terminal import show, show_json
+from srstream.errors import InterruptedJobError, UsageError
+from srstream.terminal import show, show_json, tell
 
 if TYPE_CHECKING:
     from srstream.client.jobs import Client
-    from srstream.protocol.control import Event, JobInfo
+    from srstream.protocol.control import JobInfo
     from srstream.protocol.keys import KeyRing
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -100,8 +101,13 @@ def submit(
             return
         if not as_json:
             show(job.id)
-        job = client.wait(job.id)
-    _print_model(job, as_json, _sentence(job))
+        try:
+            with JobBar() as bar:
+                job = client.wait(job.id, on_info=bar)
+        except KeyboardInterrupt:
+            tell(f"srstream: the job goes on; srstream watch {job.id} follows it, cancel ends it.")
+            raise typer.Exit(InterruptedJobError.exit_code) from None
+    _print_model(job, as_json, sentence(job))
     raise typer.Exit(_exit_code(job))
 
 
@@ -125,13 +131,13 @@ def jobs(
     with _client(address, client_key) as client:
         if job is not None:
             info = client.status(job)
-            _print_model(info, as_json, *_details(info))
+            _print_model(info, as_json, *details(info))
             return
         found = client.list(*_checked_states(state or ()), limit=limit)
     if as_json:
         show_json(json.dumps([info.model_dump(mode="json") for info in found], indent=2))
     else:
-        show(*_table(found))
+        show(*table(found))
 
 
 @app.command()
@@ -153,7 +159,7 @@ def watch(
         if job is not None and after < 0 and client.status(job).state in FINAL_STATES:
             return
         for event in client.watch(job, after=after):
-            _print_model(event, as_json, _event_line(event), indent=None)
+            _print_model(event, as_json, event_line(event), indent=None)
             if job is not None and event.data.get("state") in FINAL_STATES:
                 return
 
@@ -165,7 +171,7 @@ def cancel(
     """End a job for good."""
     with _client(address, client_key) as client:
         info = client.cancel(job)
-    _print_model(info, as_json, _sentence(info))
+    _print_model(info, as_json, sentence(info))
 
 
 @app.command()
@@ -175,7 +181,7 @@ def pause(
     """Stop a job at the end of the segment under way."""
     with _client(address, client_key) as client:
         info = client.pause(job)
-    _print_model(info, as_json, _sentence(info))
+    _print_model(info, as_json, sentence(info))
 
 
 @app.command()
@@ -185,7 +191,7 @@ def resume(
     """Let a paused job continue; try a failed one again."""
     with _client(address, client_key) as client:
         info = client.resume(job)
-    _print_model(info, as_json, _sentence(info))
+    _print_model(info, as_json, sentence(info))
 
 
 @app.command(context_settings={"ignore_unknown_options": True})  # so that -3 is a number
@@ -211,7 +217,7 @@ def health(
     client_key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Show the daemon's condition. Exit code 0 if it is well, 1 if not or if it does not answer."""
+    """Show the daemon's condition. Exit code 0 if it is well, 1 if not, 5 if there is no answer."""
     with _client(address, client_key, timeout) as client:
         info = client.health()
     well = "well" if info.ok else "not well"
@@ -416,34 +422,3 @@ def _exit_code(job: JobInfo) -> int:
     if job.state != "done":
         return 1
     return int((job.result or {}).get("exit_code") or 0)
-
-
-def _sentence(job: JobInfo) -> str:
-    reason = f": {job.error}" if job.error else ""
-    return f"{job.id}: {job.state}, {job.output}{reason}"
-
-
-def _how_far(job: JobInfo) -> str:
-    """Return how many segments are done, of how many; empty while the number is unknown."""
-    if job.num_segments is None:
-        return ""
-    return f"{job.num_segments_done}/{job.num_segments}"
-
-
-def _table(found: Iterable[JobInfo]) -> list[str]:
-    lines = [f"{'job':<14} {'state':<11} {'prio':>4} {'segments':>9}  input"]
-    lines += [
-        f"{job.id:<14} {job.state:<11} {job.priority:>4} {_how_far(job):>9}  {job.input}"
-        for job in found
-    ]
-    return lines
-
-
-def _details(job: JobInfo) -> list[str]:
-    values = job.model_dump(mode="json", exclude_none=True)
-    return [f"{name.replace('_', ' '):<18} {value}" for name, value in values.items()]
-
-
-def _event_line(event: Event) -> str:
-    data = " ".join(f"{name}={value}" for name, value in event.data.items())
-    return f"{event.seq} {event.job or '-'} {event.kind} {data}"

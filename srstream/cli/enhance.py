@@ -24,9 +24,9 @@ from srstream.cli.console import (
     render_summary,
 )
 from srstream.config import JobConfig
-from srstream.errors import InterruptedJobError, SrstreamError
+from srstream.errors import InterruptedJobError, SrstreamError, error_to_wire
 from srstream.jobs.context import StopSignal
-from srstream.jobs.events import Note, printable
+from srstream.jobs.events import Failed, Note, printable
 from srstream.jobs.job import enhance_file
 from srstream.jobs.planning.summary import PlanSummary, plan_summary
 from srstream.media.write.containers import VIDEO_SUFFIXES
@@ -55,9 +55,15 @@ def enhance(
     Raises:
         SrstreamError: of a single file, what went wrong.
     """
-    found = find_inputs(sources, is_recursive=is_recursive, output=output)
     stop = StopSignal()
     reporter = JsonReporter() if as_json else ConsoleReporter(is_verbose=is_verbose)
+    try:
+        found = find_inputs(sources, is_recursive=is_recursive, output=output)
+    except SrstreamError as error:
+        kind, text = error_to_wire(error)
+        code = error.exit_code
+        reporter(Failed(kind=kind, text=text, exit_code=code, resumable=False))
+        raise
     with reporter, _signals(stop):
         if found.is_several or _is_folder(output):
             batch = Batch(

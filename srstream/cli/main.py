@@ -25,7 +25,7 @@ from srstream.cli.options import (
     parse_time,
     with_job_options,
 )
-from srstream.errors import InterruptedJobError, SrstreamError, StalledError
+from srstream.errors import InterruptedJobError, SrstreamError, StalledError, error_to_wire
 from srstream.terminal import run_app, show, show_json
 
 app = typer.Typer(
@@ -306,6 +306,10 @@ def main() -> None:
         # What hangs in a library would keep Python from ending.
         os._exit(error.exit_code)
     except SrstreamError as error:
+        if "--json" in sys.argv and "enhance" not in sys.argv[1:2]:
+            # `enhance` has told it as an event.
+            kind, text = error_to_wire(error)
+            show_json(json.dumps({"error": {"kind": kind, "text": text}}))
         print_error(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

@@ -7,42 +7,36 @@ with srstream.Client() as client:
 
 from __future__ import annotations
 
-import itertools
+import functools
 import os
-import socket
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import zmq
 from pydantic import ValidationError
 
-from srstream.errors import ServiceError, UsageError, error_from_wire
+from srstream.client.connection import Connection, NoAnswerError, check_there
+from srstream.errors import ServiceError, UsageError
 from srstream.protocol.addresses import CONTROL_NAME, default_address
 from srstream.protocol.control import (
     FINAL_STATES,
-    PROTOCOL_VERSION,
     WATCH_SECONDS,
     Event,
-    EventMessage,
     HealthInfo,
     JobInfo,
+    JobProgress,
     JobState,
-    Reply,
 )
 from srstream.protocol.keys import ClientKey
 
 _CREDIT = 1000
 _PAGE_JOBS = 500
 _RECONNECT_SECONDS = 0.5
-_HEARTBEAT_MS, _SILENCE_MS = 5_000, 15_000
 
 Answer = TypeVar("Answer", JobInfo, HealthInfo)
-
-
-class NoAnswerError(ServiceError):
-    """The daemon did not answer in time."""
 
 
 class Client:
@@ -73,7 +67,7 @@ class Client:
         if self.address.startswith("tcp://") and self._key is None:
             raise UsageError(f"{self.address}: TCP needs a key; see srstream keys new.")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -116,8 +110,12 @@ class Client:
         return self._ask_for(JobInfo, "submit", **values)
 
     def status(self, job: str) -> JobInfo:
-        """Return a job."""
-        return self._ask_for(JobInfo, "status", job=job)
+        """Return a job.
+
+        Raises:
+            UsageError: there is none of this id.
+        """
+        return self._ask_for(JobInfo, "status", job=_job_id(job))
 
     def list(
         self, *states: JobState, limit: int = 100, before: str | None = None
@@ -138,19 +136,19 @@ class Client:
 
     def cancel(self, job: str) -> JobInfo:
         """End a job for good."""
-        return self._ask_for(JobInfo, "cancel", job=job)
+        return self._ask_for(JobInfo, "cancel", job=_job_id(job))
 
     def pause(self, job: str) -> JobInfo:
         """Stop a job at the end of the segment under way."""
-        return self._ask_for(JobInfo, "pause", job=job)
+        return self._ask_for(JobInfo, "pause", job=_job_id(job))
 
     def resume(self, job: str) -> JobInfo:
         """Let a paused job continue, or try a failed one again."""
-        return self._ask_for(JobInfo, "resume", job=job)
+        return self._ask_for(JobInfo, "resume", job=_job_id(job))
 
     def set_priority(self, job: str, priority: int) -> JobInfo:
         """Change a job's priority, from -10 to 10; higher ones go first."""
-        return self._ask_for(JobInfo, "priority", job=job, priority=priority)
+        return self._ask_for(JobInfo, "priority", job=_job_id(job), priority=priority)
 
     def models(self) -> dict[str, Any]:
         """Return `models`, which a job may name, and `default`, which the others get."""
@@ -195,8 +193,17 @@ class Client:
         finally:
             watch.close()
 
-    def wait(self, job: str, timeout_seconds: float | None = None) -> JobInfo:
+    def wait(
+        self,
+        job: str,
+        timeout_seconds: float | None = None,
+        *,
+        on_info: Callable[[JobInfo], None] = lambda info: None,
+    ) -> JobInfo:
         """Wait until a job has ended, successfully or not, and return it.
+
+        Args:
+            on_info: called with the job whenever its state or its progress has changed.
 
         Raises:
             ServiceError: it has not ended within `timeout_seconds`, or the daemon is gone.
@@ -207,9 +214,10 @@ class Client:
             watch.begin()  # before the first status, so that no change is missed in between
             while True:
                 info = self._patient_status(job)
+                on_info(info)
                 if info.state in FINAL_STATES:
                     return info
-                if not watch.next_state(ends):
+                if not watch.next_state(ends, functools.partial(_tell, on_info, info)):
                     raise ServiceError(f"job {job}: {info.state} still after {timeout_seconds} s.")
         finally:
             watch.close()
@@ -226,11 +234,11 @@ class Client:
             self._connection = None
             raise
 
-    def connect(self) -> _Connection:
+    def connect(self) -> Connection:
         """Make a further connection, which the caller closes."""
         if self.address.startswith("ipc://"):
-            _check_there(self.address.removeprefix("ipc://"))
-        return _Connection(self._context, self.address, self._key)
+            check_there(self.address.removeprefix("ipc://"))
+        return Connection(self._context, self.address, self._key)
 
     def _ask_for(self, kind: type[Answer], op: str, **values: Any) -> Answer:
         return _checked(kind, self.ask(op, **values))
@@ -250,84 +258,6 @@ class Client:
 _PATIENCE_SECONDS = 60.0
 
 
-class _Connection:
-    """A DEALER, and the events that it has received before they were asked for."""
-
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], address: str, key: ClientKey | None
-    ) -> None:
-        self.address = address
-        self._numbers = itertools.count(1)
-        self._events: list[Event] = []
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.linger = 0
-        self._socket.immediate = True
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
-        if key is not None and address.startswith("tcp://"):
-            self._socket.curve_publickey = key.public.encode()
-            self._socket.curve_secretkey = key.secret.encode()
-            self._socket.curve_serverkey = key.server.encode()
-        try:
-            self._socket.connect(address)
-        except zmq.ZMQError as error:
-            self._socket.close()
-            raise UsageError(f"{address}: {error.strerror}.") from error
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def ask(self, op: str, values: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
-        """Send a request and return its result; events before it wait for `next_event`."""
-        ends = time.monotonic() + timeout_seconds
-        identifier = str(next(self._numbers))
-        self._send({"version": PROTOCOL_VERSION, "id": identifier, "op": op, **values}, ends)
-        while (message := self._receive(ends)) is not None:
-            if isinstance(message, Event):
-                self._events.append(message)
-            elif message.id in (identifier, ""):
-                return _result(message)
-        raise NoAnswerError(f"the daemon at {self.address} gave no answer in {timeout_seconds} s.")
-
-    def next_event(self, timeout_seconds: float) -> Event | None:
-        """The next event; None if none comes in time.
-
-        Raises:
-            SrstreamError: the daemon has ended the watch, and says why.
-        """
-        if self._events:
-            return self._events.pop(0)
-        ends = time.monotonic() + timeout_seconds
-        while (message := self._receive(ends)) is not None:
-            if isinstance(message, Event):
-                return message
-            if not message.ok and not message.id:
-                _result(message)
-        return None
-
-    def _send(self, values: dict[str, Any], ends: float) -> None:
-        if not self._socket.poll(_ms_until(ends), zmq.POLLOUT):
-            over_tcp = self.address.startswith("tcp://")
-            raise NoAnswerError(
-                f"no daemon can be reached at {self.address}"
-                + (", or it does not know the key." if over_tcp else ", or it takes no more.")
-            )
-        self._socket.send_json(values, zmq.NOBLOCK)
-
-    def _receive(self, ends: float) -> Reply | Event | None:
-        if not self._socket.poll(_ms_until(ends), zmq.POLLIN):
-            return None
-        payload = self._socket.recv_multipart(zmq.NOBLOCK)[-1]
-        try:
-            if payload.startswith(b'{"version":1,"event":'):
-                return EventMessage.model_validate_json(payload).event
-            return Reply.model_validate_json(payload)
-        except ValidationError as error:
-            raise ServiceError(
-                f"{self.address} does not speak version {PROTOCOL_VERSION} of srstream's protocol."
-            ) from error
-
-
 class _Watch:
     """A subscription to events that survives the loss of its connection."""
 
@@ -336,7 +266,7 @@ class _Watch:
         self._job = job
         self._seq = after
         self._patience_seconds = patience
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._credit = 0
         self._renew_at = 0.0
 
@@ -359,11 +289,13 @@ class _Watch:
                 return event
         return None
 
-    def next_state(self, ends: float | None) -> bool:
+    def next_state(self, ends: float | None, on_progress: Callable[[Event], None]) -> bool:
         """Wait for the event of a new state; False if none comes until `ends`."""
         while (event := self.next_event(ends)) is not None:
             if event.kind == "state":
                 return True
+            if event.kind == "progress":
+                on_progress(event)
         return False
 
     def close(self) -> None:
@@ -405,31 +337,21 @@ _RENEW_SECONDS = min(WATCH_SECONDS / 4, 5.0)
 """Time between renewals, in which a restart of the daemon is noticed too."""
 
 
-def _check_there(path: str) -> None:
-    """Check that a daemon listens at `path`; libzmq would try to connect forever.
+def _job_id(text: str) -> str:
+    """Check that a text may be a job's id.
 
     Raises:
-        ServiceError: none does.
+        UsageError: no job can have it.
     """
-    try:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1.0)
-            probe.connect(path)
-    except (FileNotFoundError, ConnectionRefusedError):
-        raise ServiceError(f"no daemon listens at {path}; start one with srstream serve.") from None
-    except (TimeoutError, BlockingIOError):
-        pass  # the daemon is there, but busy
-    except OSError as error:
-        raise ServiceError(f"{path}: {error.strerror or error}.") from error
+    if not re.fullmatch(r"[0-9a-z]{8,40}", text):
+        raise UsageError(f"{text}: there is no such job; srstream jobs lists them.")
+    return text
 
 
-def _result(reply: Reply) -> dict[str, Any]:
-    """The result of a reply; its error is raised."""
-    if reply.ok:
-        return reply.result or {}
-    if reply.error is None:
-        raise ServiceError("the daemon refused, and did not say why.")
-    raise error_from_wire(reply.error.kind, reply.error.text, ServiceError)
+def _tell(on_info: Callable[[JobInfo], None], job: JobInfo, event: Event) -> None:
+    """Pass on a job with the progress that an event tells."""
+    progress = JobProgress.model_validate(event.data)
+    on_info(job.model_copy(update={"progress": progress}))
 
 
 def _checked(kind: type[Answer], values: dict[str, Any]) -> Answer:
@@ -440,7 +362,3 @@ def _checked(kind: type[Answer], values: dict[str, Any]) -> Answer:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise ServiceError(f"the daemon's answer is odd: {where}: {first['msg']}.") from error
-
-
-def _ms_until(ends: float) -> int:
-    return max(0, int(1000 * (ends - time.monotonic()) + 0.999))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,41 @@ def test_jobs_lists_and_shows(running: Daemon, client: Client) -> None:
     ask(running, "jobs", "0000000000ff", code=2)
 
 
+def test_a_job_reads_well(running: Daemon, client: Client) -> None:
+    job = client.submit("/read.mp4")
+    text = ask(running, "jobs", job.id)
+    created = datetime.fromtimestamp(job.created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    assert f"created        {created}" in text
+    assert "{" not in text and "None" not in text
+
+
+@pytest.mark.parametrize("job", ["nosuch", "No/Such", "00000000000000ff"])
+def test_a_job_that_is_not_there_is_said(running: Daemon, job: str) -> None:
+    for words in (["jobs", job], ["cancel", job], ["priority", job, 3], ["watch", job]):
+        done = run(*words, "--json", "--address", running.address)
+        assert done.returncode == 2
+        error = json.loads(done.stdout)["error"]
+        assert error["kind"] == "UsageError"
+        assert job in error["text"] and job in done.stderr
+
+
+def test_ctrl_c_on_a_waiting_submit_says_that_the_job_goes_on(
+    running: Daemon, client: Client
+) -> None:
+    process = subprocess.Popen(
+        command("submit", "/goes_on.mp4", "--wait", "--address", running.address),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert process.stdout is not None
+    job = process.stdout.readline().strip()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"the job goes on; srstream watch {job} follows it" in said
+    assert client.status(job).state == "queued"
+
+
 def test_what_can_be_done_to_a_job(running: Daemon, client: Client) -> None:
     job = client.submit("/in.mp4").id
     assert "paused" in ask(running, "pause", job)
@@ -135,7 +172,7 @@ def test_health_is_an_exit_code(running: Daemon, client: Client, tmp_path: Path)
     finally:
         client.use_model("fast")
     gone = run("health", "--address", f"ipc://{tmp_path}/control.sock")
-    assert (gone.returncode, gone.stderr.count("\n")) == (1, 1)
+    assert (gone.returncode, gone.stderr.count("\n")) == (5, 1)
     assert "no daemon listens at" in gone.stderr
 
 

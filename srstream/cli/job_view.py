@@ -1,0 +1,145 @@
+"""Shows jobs of the daemon to a person: as a line, a table, in full, and while they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self
+
+from srstream.cli.console import count, format_seconds
+from srstream.terminal import plain_console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from srstream.protocol.control import Event, JobInfo
+
+
+def sentence(job: JobInfo) -> str:
+    """Return a job's state, its output, and why it failed."""
+    reason = f": {job.error}" if job.error else ""
+    return f"{job.id}: {job.state}, {job.output}{reason}"
+
+
+def table(found: Iterable[JobInfo]) -> list[str]:
+    """Return one line for each job."""
+    lines = [f"{'job':<14} {'state':<11} {'prio':>4} {'segments':>9}  input"]
+    lines += [
+        f"{job.id:<14} {job.state:<11} {job.priority:>4} {_how_far(job):>9}  {job.input}"
+        for job in found
+    ]
+    return lines
+
+
+def details(job: JobInfo) -> list[str]:
+    """Return all that is known of a job, with times of this machine's zone."""
+    rows: list[tuple[str, Any]] = [
+        ("job", job.id),
+        ("state", job.state),
+        ("input", job.input),
+        ("output", job.output),
+        ("priority", job.priority),
+        ("submitter", job.submitter),
+        ("model", job.model),
+        ("weights", job.weights_sha256),
+        ("created", _local_time(job.created)),
+        ("started", _local_time(job.started)),
+        ("ended", _local_time(job.ended)),
+        ("took", _duration(job)),
+        ("attempts", job.attempts or None),
+        ("next attempt", _local_time(job.retry_at)),
+        ("segments", _how_far(job) or None),
+        ("progress", _progress(job)),
+        ("error", job.error),
+        *_result_rows(job.result or {}),
+    ]
+    return [f"{name:<14} {value}" for name, value in rows if value is not None]
+
+
+def event_line(event: Event) -> str:
+    """Return one event in a line."""
+    data = " ".join(f"{name}={value}" for name, value in event.data.items())
+    return f"{event.seq} {event.job or '-'} {event.kind} {data}"
+
+
+class JobBar:
+    """Shows how far a job is: a bar on a terminal, and otherwise nothing."""
+
+    def __init__(self) -> None:
+        self._console = plain_console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]}", markup=False),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, job: JobInfo) -> None:
+        """Show a job's state or progress."""
+        if self._bar is None:
+            return
+        progress = job.progress
+        stage = job.state if progress is None else progress.stage
+        done, total = (0, None) if progress is None else (progress.done, progress.total)
+        speed = f"{progress.fps:.1f} fps" if progress is not None and progress.fps else ""
+        if self._task is None:
+            self._task = self._bar.add_task(stage, speed=speed)
+        self._bar.update(self._task, description=stage, completed=done, total=total, speed=speed)
+
+
+def _how_far(job: JobInfo) -> str:
+    """Return how many segments are done, of how many; empty while the number is unknown."""
+    if job.num_segments is None:
+        return ""
+    return f"{job.num_segments_done}/{job.num_segments}"
+
+
+def _local_time(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def _duration(job: JobInfo) -> str | None:
+    if job.started is None or job.ended is None:
+        return None
+    return format_seconds(max(job.ended - job.started, 0.0))
+
+
+def _progress(job: JobInfo) -> str | None:
+    progress = job.progress
+    if progress is None:
+        return None
+    speed = f", {progress.fps:.1f} fps" if progress.fps else ""
+    return f"{progress.stage}, {progress.done} of {progress.total or '?'}{speed}"
+
+
+def _result_rows(result: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return what a finished job made, without the whole receipt, which --json has."""
+    receipt = result.get("receipt") or {}
+    problems = receipt.get("problems") or []
+    rows: list[tuple[str, Any]] = []
+    if "num_frames" in result:
+        rows.append(("frames", result["num_frames"]))
+    if result.get("exit_code"):
+        rows.append(("exit code", result["exit_code"]))
+    if receipt:
+        said = "all that the source holds" if receipt.get("ok") else count(len(problems), "problem")
+        rows.append(("receipt", said))
+        rows += [("", problem) for problem in problems]
+    return rows
