@@ -20,8 +20,8 @@ MAX_MESSAGE_BYTES = 64 << 10
 MIN_PRIORITY, MAX_PRIORITY = -10, 10
 
 JobState = Literal["queued", "running", "paused", "done", "failed", "quarantined", "cancelled"]
-"""A job that waits for another attempt is `queued`; one that failed three times at one segment is
-`quarantined`."""
+"""A job that waits for another attempt is `queued`. One that failed three times at one segment,
+whose worker died there five times, or whose input is hostile is `quarantined`."""
 
 FINAL_STATES: tuple[JobState, ...] = ("done", "failed", "quarantined", "cancelled")
 
