@@ -23,9 +23,10 @@ DATA = Path(os.environ.get("SRSTREAM_DATA", REPOSITORY.parent / "shared" / "data
 NUM_CORES = len(os.sched_getaffinity(0))
 
 # A helper's assertion says what it compared, as a test's does.
-for helpers in (REPOSITORY / "tests" / "support").glob("*.py"):
+for helpers in (REPOSITORY / "tests" / "support").rglob("*.py"):
     if helpers.stem != "paths":  # imported by now, and without any
-        pytest.register_assert_rewrite(f"tests.support.{helpers.stem}")
+        name = helpers.relative_to(REPOSITORY).with_suffix("").parts
+        pytest.register_assert_rewrite(".".join(name))
 
 # A busy machine is no failure; pytest's own timeout ends what hangs.
 settings.register_profile("srstream", deadline=None)

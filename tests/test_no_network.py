@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import clips
-from tests.support.daemon import Daemon, wait_for
 from tests.support.jobs import command
 from tests.support.paths import REPOSITORY
+from tests.support.service.daemon import Daemon, wait_for
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 

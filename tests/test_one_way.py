@@ -129,7 +129,8 @@ def test_files_of_tests_can_be_read_at_once() -> None:
 
 
 def test_folders_can_be_seen_at_once() -> None:
-    for folder in {path.parent for path in SOURCES}:
+    tests = (REPOSITORY / "tests").rglob("*.py")
+    for folder in {path.parent for path in (*SOURCES, *tests)}:
         modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
         assert len(modules) <= MAX_MODULES, folder
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srstream.daemon.api.job_pages import JobPages
 from srstream.daemon.api.submission import (
     check_job,
     check_model,
@@ -22,7 +23,6 @@ from srstream.daemon.api.submission import (
     section_of,
 )
 from srstream.daemon.health import Checks
-from srstream.daemon.job_pages import JobPages
 from srstream.daemon.metrics import Metrics
 from srstream.daemon.reload import Configuration
 from srstream.daemon.scheduler import Scheduler

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from srstream.client.jobs import Client
-from tests.support.control import Daemon, daemon
 from tests.support.jobs import command, run
 from tests.support.paths import REPOSITORY
+from tests.support.service.control import Daemon, daemon
 
 
 @pytest.fixture(scope="module")

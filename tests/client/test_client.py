@@ -18,8 +18,8 @@ import srstream
 from srstream import errors
 from srstream.client.jobs import Client
 from srstream.errors import ConfigError, ServiceError, SrstreamError, UsageError
-from tests.support.control import Daemon, daemon
 from tests.support.paths import REPOSITORY
+from tests.support.service.control import Daemon, daemon
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from srstream.daemon.workers.link import Beat, WorkerMessage
 from tests.daemon.frames.test_frames_worker import WorkerProcess, frames, open_stream, worker
 from tests.daemon.test_daemon import long_clip
-from tests.support.daemon import Daemon, wait_for
+from tests.support.service.daemon import Daemon, wait_for
 
 __all__ = ["worker"]
 

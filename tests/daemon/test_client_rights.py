@@ -17,8 +17,8 @@ from srstream.errors import BusyError, RefusedError
 from srstream.protocol.keys import ClientKey, KeyRing
 from tests.daemon.test_daemon import long_clip
 from tests.daemon.zmq.test_keys import free_port
-from tests.support.daemon import Daemon, wait_for
 from tests.support.jobs import run
+from tests.support.service.daemon import Daemon, wait_for
 
 NOBODY = 65534
 ASK_AS_NOBODY = """

@@ -13,8 +13,8 @@ from srstream.daemon.clock import Clock
 from srstream.daemon.queue import JobQueue
 from tests.daemon.test_retries import add
 from tests.support import clips
-from tests.support.clock_shim import ShiftedClock
-from tests.support.daemon import Daemon, wait_for
+from tests.support.service.clock_shim import ShiftedClock
+from tests.support.service.daemon import Daemon, wait_for
 
 DAY = 86_400
 NOTICED_SECONDS = 10.0

@@ -15,8 +15,8 @@ import pytest
 
 from srstream.engines.table import can_run
 from tests.support import clips, nasty_clips
-from tests.support.daemon import FINAL, Daemon, wait_for
 from tests.support.jobs import file_hash, run, video_times
+from tests.support.service.daemon import FINAL, Daemon, wait_for
 
 DETERMINISTIC = {"deterministic": True}
 

@@ -17,7 +17,7 @@ from srstream.errors import DamagedError, QueueDamagedError
 from srstream.jobs.store import JobStore
 from tests.daemon.test_retries import add
 from tests.support import clips
-from tests.support.daemon import Daemon, wait_for
+from tests.support.service.daemon import Daemon, wait_for
 
 NUM_JOBS = 30
 

@@ -15,8 +15,8 @@ from srstream.errors import DiskFullError
 from tests.daemon.test_retries import add
 from tests.jobs.test_disk_full import mount
 from tests.support import clips
-from tests.support.daemon import Daemon, wait_for
 from tests.support.jobs import video_times
+from tests.support.service.daemon import Daemon, wait_for
 
 LARGE = {"encode": {"crf": 8}}
 

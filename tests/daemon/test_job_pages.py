@@ -19,12 +19,12 @@ import pytest
 
 from srstream.client.jobs import Client
 from srstream.config import JobConfig
-from srstream.daemon.job_pages import MAX_PAGE_BYTES, JobPages
+from srstream.daemon.api.job_pages import MAX_PAGE_BYTES, JobPages
 from srstream.daemon.queue import JobQueue
 from srstream.daemon.storage.rows import QueuedJob
 from srstream.errors import JobError
 from srstream.protocol.control import JobProgress, JobState, List
-from tests.support.daemon import Daemon
+from tests.support.service.daemon import Daemon
 
 PROGRESS = JobProgress(stage="enhancing", done=3, total=None, fps=1 / 3)
 

@@ -17,7 +17,7 @@ import pytest
 
 from srstream.daemon.logs import MinuteQuota, Repeats, redacted
 from tests.support import clips
-from tests.support.daemon import Daemon
+from tests.support.service.daemon import Daemon
 
 HEAD = """
 import contextvars, logging, sys, threading, structlog

@@ -19,7 +19,7 @@ from srstream.daemon.workers.link import Counts
 from srstream.errors import ConfigError, ServiceError, UsageError
 from srstream.protocol.control import HealthInfo, WorkerInfo
 from tests.support import clips
-from tests.support.daemon import Daemon, wait_for
+from tests.support.service.daemon import Daemon, wait_for
 
 Samples = dict[tuple[str, ...], float]
 

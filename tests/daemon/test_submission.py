@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.support import clips
-from tests.support.daemon import Daemon
 from tests.support.jobs import video_times
 from tests.support.paths import REPOSITORY
+from tests.support.service.daemon import Daemon
 
 
 @pytest.fixture(scope="module")

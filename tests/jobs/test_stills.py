@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from tests.support.clips import Rgb, picture, write_clip
-from tests.support.daemon import Daemon
 from tests.support.jobs import command, video_times
 from tests.support.paths import REPOSITORY
+from tests.support.service.daemon import Daemon
 
 LIMIT_SECONDS = 100
 CAMERA_SECONDS = 25
@@ -162,7 +162,11 @@ def test_jobs_of_the_daemon_end_side_by_side(daemon: Daemon, model: str, engine:
 
 def test_an_engine_that_hangs_ends_the_command_with_a_sentence(tmp_path: Path) -> None:
     source = write_still(tmp_path / "in.mp4", "still", SIZES["fast"])
-    script = "import tests.support.hanging_engine; from srstream.cli import main as cli; cli.main()"
+    script = (
+        "import tests.support.service.hanging_engine\n"
+        "from srstream.cli import main as cli\n"
+        "cli.main()"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", script, "enhance", str(source), "-o", str(tmp_path / "out.mp4")],
         env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
@@ -183,7 +187,7 @@ class HangingDaemon(Daemon):
 
     def launch(self) -> subprocess.Popen[bytes]:
         worker = "if 'srstream.daemon.workers.main' in __import__('sys').orig_argv"
-        customised = f"{worker}:\n    import tests.support.hanging_engine\n"
+        customised = f"{worker}:\n    import tests.support.service.hanging_engine\n"
         (self.home / "sitecustomize.py").write_text(customised)
         paths = f"{self.home}:{REPOSITORY}"
         environment = {"PYTHONPATH": paths, "HANG_ONCE": str(self.home / "hung")}

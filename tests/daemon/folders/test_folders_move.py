@@ -19,8 +19,8 @@ from srstream.daemon.folders.roots import Roots
 from srstream.errors import FolderGoneError
 from srstream.sqlite import Schema, open_journal
 from tests.support import clips
-from tests.support.daemon import Daemon, wait_for
 from tests.support.jobs import video_times
+from tests.support.service.daemon import Daemon, wait_for
 
 NOTICED_SECONDS = 10.0
 

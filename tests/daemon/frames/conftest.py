@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.frames import Server
-from tests.support.frames_server import open_engine
+from tests.support.service.frames import Server
+from tests.support.service.frames_server import open_engine
 
 
 @pytest.fixture(scope="package")

@@ -27,7 +27,8 @@ from srstream.frame import ColorSpec, Frame, FrameForm
 from srstream.media.layouts import extract_planes, layout_of
 from srstream.protocol import addresses
 from srstream.protocol.frames import ProtocolError, layout_named
-from tests.support.frames import (
+from tests.support.paths import REPOSITORY
+from tests.support.service.frames import (
     FORMS,
     LARGE,
     SMALL,
@@ -39,7 +40,6 @@ from tests.support.frames import (
     pictures,
     stream,
 )
-from tests.support.paths import REPOSITORY
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srstream.protocol.frames import ProtocolError, check_samples, read_frame
-from tests.support.frames import FORMS, SMALL, Raw, Server, assert_serves, frame_parts
 from tests.support.paths import REPOSITORY
+from tests.support.service.frames import FORMS, SMALL, Raw, Server, assert_serves, frame_parts
 
 
 def lying_planes() -> list[bytes]:

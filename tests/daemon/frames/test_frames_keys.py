@@ -17,7 +17,7 @@ from srstream.daemon.frames.sockets import CurveServer
 from srstream.daemon.settings import SocketSettings
 from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import ConfigError, ServiceError
-from tests.support.frames import SMALL, assert_same, in_process, no_stage, pictures
+from tests.support.service.frames import SMALL, assert_same, in_process, no_stage, pictures
 
 
 @pytest.fixture

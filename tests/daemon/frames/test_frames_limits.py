@@ -16,7 +16,7 @@ import pytest
 
 from srstream.errors import RefusedError
 from srstream.frame import Frame, FrameForm
-from tests.support.frames import (
+from tests.support.service.frames import (
     LARGE,
     SMALL,
     Raw,

@@ -17,7 +17,7 @@ from srstream.client.frames import CurveClient, FrameStream
 from srstream.errors import ServiceError, SrstreamError
 from srstream.frame import ColorSpec, Frame, PlaneLayout
 from srstream.protocol.keys import ClientKey, KeyRing
-from tests.support.daemon import Daemon, wait_for
+from tests.support.service.daemon import Daemon, wait_for
 
 LAYOUT = PlaneLayout("yuv", 8, 1, 1)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.inbox import Service
+from tests.support.service.inbox import Service
 
 
 @pytest.fixture

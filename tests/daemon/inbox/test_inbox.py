@@ -16,7 +16,7 @@ import pytest
 from srstream.config import EncodeConfig, JobConfig
 from srstream.daemon.inbox import files as inbox_files
 from srstream.errors import BusyError, RefusedError
-from tests.support.inbox import RECEIPT, Service
+from tests.support.service.inbox import RECEIPT, Service
 
 
 def test_the_size_that_the_folder_asks_for_is_in_the_name(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import clips
-from tests.support.daemon import Daemon, wait_for
 from tests.support.jobs import video_times
+from tests.support.service.daemon import Daemon, wait_for
 
 
 def watching(home: Path, watched: str = "watched", made: str = "made") -> str:

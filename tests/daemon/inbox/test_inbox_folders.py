@@ -15,7 +15,7 @@ from srstream.daemon.inbox import folders
 from srstream.daemon.inbox.folders import Inbox
 from srstream.daemon.settings import InboxFolder
 from srstream.errors import BusyError, ConfigError, RefusedError
-from tests.support.inbox import SETTLE_SECONDS, Service
+from tests.support.service.inbox import SETTLE_SECONDS, Service
 
 
 def running(service: Service, check: Callable[[], Awaitable[None]]) -> None:

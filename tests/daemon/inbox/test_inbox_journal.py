@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from srstream.daemon.inbox import forget as inbox_forget
-from tests.support.inbox import Service
+from tests.support.service.inbox import Service
 
 
 def prune(service: Service, *, jobs_too: bool = True) -> set[str]:

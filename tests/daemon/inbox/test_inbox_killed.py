@@ -8,7 +8,7 @@ import pytest
 
 from srstream.daemon.inbox import files as inbox_files
 from srstream.daemon.inbox import folders
-from tests.support.inbox import RECEIPT, Service
+from tests.support.service.inbox import RECEIPT, Service
 
 
 class Killed(BaseException):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import control
-from tests.support.control import Daemon
+from tests.support.service import control
+from tests.support.service.control import Daemon
 
 
 @pytest.fixture

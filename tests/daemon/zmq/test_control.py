@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import zmq
 
-from tests.support.control import Daemon
-from tests.support.control_clients import LATENCY_SECONDS, Connection, slowest, submit
+from tests.support.service.control import Daemon
+from tests.support.service.control_clients import LATENCY_SECONDS, Connection, slowest, submit
 
 
 @pytest.mark.parametrize("kind", [zmq.DEALER, zmq.REQ], ids=["dealer", "req"])

@@ -18,9 +18,9 @@ import zmq
 
 from srstream.protocol.control import MAX_MESSAGE_BYTES
 from srstream.protocol.keys import KeyRing
-from tests.support import control
-from tests.support.control import Daemon
-from tests.support.control_clients import LATENCY_SECONDS, Connection, slowest, submit
+from tests.support.service import control
+from tests.support.service.control import Daemon
+from tests.support.service.control_clients import LATENCY_SECONDS, Connection, slowest, submit
 
 
 def malformed(generator: random.Random) -> list[bytes]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import control
-from tests.support.control import Daemon
-from tests.support.control_clients import Connection
+from tests.support.service import control
+from tests.support.service.control import Daemon
+from tests.support.service.control_clients import Connection
 
 
 def test_the_socket_belongs_to_owner_and_group(shared_daemon: Daemon) -> None:

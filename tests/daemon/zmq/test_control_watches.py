@@ -13,8 +13,8 @@ from srstream.daemon.api.zmq import subscriptions
 from srstream.daemon.api.zmq.endpoint import Sent
 from srstream.daemon.api.zmq.subscriptions import Subscriptions
 from srstream.protocol.control import Event, Watch
-from tests.support.control import Daemon
-from tests.support.control_clients import Connection, submit
+from tests.support.service.control import Daemon
+from tests.support.service.control_clients import Connection, submit
 
 
 def events_of(connection: Connection, until: int) -> list[Any]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from srstream.daemon.api.zmq.credentials import UID_PROPERTY, HandshakeError, UidStamp
 from tests.daemon.zmq.test_gate import GREETING, READY, cut, frame
-from tests.support.control import daemon
+from tests.support.service.control import daemon
 
 
 def property_of(value: bytes) -> bytes:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from srstream.client.jobs import Client
 from srstream.daemon.api.zmq.gate import FrameCounter, FrameError, GateLimits
-from tests.support.control import Daemon, daemon
+from tests.support.service.control import Daemon, daemon
 
 GREETING = (
     b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)

@@ -21,7 +21,7 @@ from srstream.daemon.authentication import (
 from srstream.daemon.sockets import lock_socket
 from srstream.errors import ConfigError, RefusedError, ServiceError, SrstreamError, UsageError
 from srstream.protocol.keys import ClientKey, KeyRing, public_key_of, write_client_key
-from tests.support.control import Daemon, daemon, start
+from tests.support.service.control import Daemon, daemon, start
 
 
 def free_port() -> int:

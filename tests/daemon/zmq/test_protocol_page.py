@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import get_args
 
 from srstream.protocol import control as protocol
-from tests.support import control
-from tests.support.control_clients import Connection
 from tests.support.paths import REPOSITORY
+from tests.support.service import control
+from tests.support.service.control_clients import Connection
 
 PAGE = (REPOSITORY / "docs" / "protocol.md").read_text()
 REQUESTS = get_args(get_args(protocol.Request)[0])

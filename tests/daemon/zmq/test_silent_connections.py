@@ -15,7 +15,7 @@ from srstream.client.jobs import Client
 from srstream.protocol.keys import ClientKey, KeyRing
 from tests.daemon.zmq.test_gate import GREETING
 from tests.daemon.zmq.test_keys import free_port
-from tests.support.control import Daemon, daemon
+from tests.support.service.control import Daemon, daemon
 
 NUM_SILENT = 400  # more than the 256 connections that are served
 HANDSHAKE_SECONDS = 5.0  # after which libzmq ends them by itself

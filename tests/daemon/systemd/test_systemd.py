@@ -19,7 +19,7 @@ import pytest
 from srstream.sandbox.confine import landlock_abi
 from tests.support import clips
 from tests.support.paths import REPOSITORY
-from tests.support.systemd import (
+from tests.support.service.systemd import (
     SYSTEM_PYTHON,
     boot,
     can_make_an_environment,

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.support import clips
-from tests.support.daemon import Daemon
 from tests.support.paths import REPOSITORY
+from tests.support.service.daemon import Daemon
 
 START = """
 import os, sys

@@ -1,6 +1,7 @@
 """A daemon's control socket with a queue that is a dict; runs as a process of its own.
 
-python -m tests.support.control RUNTIME_DIR [--tcp ADDRESS --keys FOLDER] [--fd N] [--max-clients N]
+python -m tests.support.service.control RUNTIME_DIR [--tcp ADDRESS --keys FOLDER] [--fd N]
+    [--max-clients N]
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ def daemon(folder: Path, *options: object, **arguments: Any) -> Iterator[Daemon]
 def start(folder: Path, *options: object, **arguments: Any) -> subprocess.Popen[str]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.control", str(folder), *map(str, options)],
+        [sys.executable, "-m", "tests.support.service.control", str(folder), *map(str, options)],
         cwd=REPOSITORY, text=True, **{**pipes, **arguments},
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import zmq
 
-from tests.support.control import Daemon
+from tests.support.service.control import Daemon
 
 LATENCY_SECONDS = 0.1
 

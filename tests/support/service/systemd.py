@@ -63,7 +63,7 @@ def boot(layer: Path, results: Path, driver: str, *binds: Path) -> tuple[dict[st
     (results / "driver.sh").write_text(PRELUDE + driver)
     subprocess.run(
         ["unshare", "-mpfCiu", "--propagation", "private", "bash"]
-        + [str(REPOSITORY / "tests/support/systemd.sh"), str(layer), str(results)]
+        + [str(REPOSITORY / "tests/support/service/systemd.sh"), str(layer), str(results)]
         + [str(path) for path in binds],
         capture_output=True,
         check=False,

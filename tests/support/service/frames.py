@@ -37,7 +37,7 @@ class Server:
         self.address = f"ipc://{folder}/frames.sock"
         arguments = [str(folder), str(idle_seconds), str(max_sessions)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.frames_server", *arguments],
+            [sys.executable, "-m", "tests.support.service.frames_server", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -17,8 +17,8 @@ import pytest
 from srstream.daemon.systemd import Notifier, Readiness, listen_fds
 from srstream.protocol.control import HealthInfo, WorkerInfo
 from tests.support import clips
-from tests.support.daemon import Daemon, wait_for
 from tests.support.paths import REPOSITORY
+from tests.support.service.daemon import Daemon, wait_for
 
 
 class Manager:

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.systemd import SYSTEM_PYTHON, can_make_an_environment, install_units, make
+from tests.support.service.systemd import (
+    SYSTEM_PYTHON,
+    can_make_an_environment,
+    install_units,
+    make,
+)
 
 MAX_EXPOSURE = {"cpu": 1.5, "gpu": 2.0}
 

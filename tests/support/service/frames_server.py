@@ -1,6 +1,6 @@
 """A data socket over the shipped `fast` weights, in a process of its own; answers on stdin.
 
-    python -m tests.support.frames_server RUNTIME_DIR [IDLE_SECONDS] [MAX_SESSIONS]
+    python -m tests.support.service.frames_server RUNTIME_DIR [IDLE_SECONDS] [MAX_SESSIONS]
 
 Prints `ready`, then for each line read a line of JSON about the process; ends when stdin does.
 """
