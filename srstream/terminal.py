@@ -52,6 +52,27 @@ def show_json(text: str) -> None:
     print(_ACTIVE_IN_JSON.sub(lambda c: f"\\u{ord(c.group()):04x}", text), flush=True)
 
 
+def format_seconds(seconds: float | None) -> str:
+    """1:02:03 or 2:03; a dash while unknown."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 segment`, `2 segments`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Return `12 MB`, `1.4 GB`; small sizes in KB, so that nothing is about 0 MB."""
+    if num_bytes < 1e6:
+        return f"{max(round(num_bytes / 1e3), 1)} KB"
+    return f"{num_bytes / 1e6:.0f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:.1f} GB"
+
+
 def run_app(app: typer.Typer) -> NoReturn:
     """Run a command line and exit with its code.
 

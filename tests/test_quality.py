@@ -87,7 +87,7 @@ def test_resizing_to_the_same_size_changes_nothing():
 
 
 def test_downscaling_wants_multiples():
-    with pytest.raises(ValueError, match="no multiple"):
+    with pytest.raises(ValueError, match="not a multiple"):
         downscale(np.zeros((10, 12, 3), np.uint8), 4)
 
 

@@ -27,7 +27,7 @@ from srstream.jobs.events import (
     Verified,
 )
 from srstream.media.players import sentence
-from srstream.terminal import plain_console, show_json, tell
+from srstream.terminal import count, format_bytes, format_seconds, plain_console, show_json, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,15 +38,6 @@ if TYPE_CHECKING:
 
 _LINE_SECONDS = 5.0
 _NUM_NAMES = 5
-
-
-def format_seconds(seconds: float | None) -> str:
-    """1:02:03 or 2:03; a dash while unknown."""
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class JsonReporter:
@@ -186,18 +177,6 @@ def knobs(restore: float, strength: float, reason: str, detail: float) -> str:
     """What `--restore` and `--detail` came to, and why."""
     softened = "" if strength == 1.0 else f" at a strength of {strength:g}"
     return f"restore {restore:g}{softened} ({reason}), detail {detail:g}"
-
-
-def count(number: int, noun: str) -> str:
-    """Return `1 segment`, `2 segments`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def format_bytes(num_bytes: float) -> str:
-    """Return `12 MB`, `1.4 GB`; small sizes in KB, so that nothing is about 0 MB."""
-    if num_bytes < 1e6:
-        return f"{max(round(num_bytes / 1e3), 1)} KB"
-    return f"{num_bytes / 1e6:.0f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:.1f} GB"
 
 
 def render_summary(summary: PlanSummary, *, is_verbose: bool = False) -> list[str]:

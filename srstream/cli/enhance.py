@@ -16,8 +16,6 @@ from srstream.batch.run import Batch, FileResult, Target, plan_targets
 from srstream.cli.console import (
     ConsoleReporter,
     JsonReporter,
-    format_bytes,
-    format_seconds,
     print_error,
     render_left_out,
     render_pictures,
@@ -32,7 +30,7 @@ from srstream.jobs.planning.summary import PlanSummary, plan_summary
 from srstream.media.write.containers import VIDEO_SUFFIXES
 from srstream.pictures.inputs import is_picture
 from srstream.pictures.job import PicturePlan, enhance_picture, plan_picture
-from srstream.terminal import show, show_json, tell
+from srstream.terminal import format_bytes, format_seconds, show, show_json, tell
 
 _GRACE_SECONDS = 1.2
 """What a job has to end by itself after Ctrl-C, before it is ended wherever it is."""

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
-from srstream.cli.console import count, format_seconds
-from srstream.terminal import plain_console
+from srstream.terminal import count, format_seconds, plain_console
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

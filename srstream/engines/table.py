@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from srstream.config import EngineConfig, ModelConfig
-from srstream.engines.contract import Engine
 from srstream.errors import ConfigError, EngineError
 from srstream.installing import install_command
 from srstream.models.table import ModelSpec
+
+if TYPE_CHECKING:
+    from srstream.engines.contract import Engine
 
 
 @dataclass(frozen=True, slots=True)

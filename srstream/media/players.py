@@ -9,8 +9,10 @@ in 8 or 10 bits and 4:2:0 (ITU-T H.264 and H.265, annex A).
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-from srstream.frame import PlaneLayout
+if TYPE_CHECKING:
+    from srstream.frame import PlaneLayout
 
 H264_MAX = (4096, 2304)
 HEVC_MAX = (8192, 4320)

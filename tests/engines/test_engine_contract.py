@@ -353,7 +353,7 @@ def test_table_names_what_there_is(monkeypatch):
 
 
 def test_tensorrt_without_its_package_or_a_gpu_is_one_sentence(monkeypatch):
-    with pytest.raises(EngineError, match=r"pip install 'srstream\[tensorrt\]'"):
+    with pytest.raises(EngineError, match=r"-m pip install .*torch-tensorrt"):
         open_engine("tensorrt", EngineConfig(), ModelConfig(), SPEC)
     monkeypatch.setattr(table, "is_installed", lambda name: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -111,7 +111,7 @@ def test_the_decoder_dies_with_its_parent(source: Path, tmp_path: Path) -> None:
     time.sleep(0.5)
     process.kill()
     process.wait()
-    wait_for(lambda: not is_running(child), 10)
+    wait_for(lambda: not is_running(child), 60)
 
 
 def is_running(pid: int) -> bool:

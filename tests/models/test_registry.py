@@ -100,7 +100,7 @@ def test_a_video_and_pictures_are_enhanced_by_a_registered_name(own_weights, tmp
 def test_the_plan_takes_a_registered_name_and_knows_no_knobs_of_it(own_weights, tmp_path):
     add_model(own_weights)
     source = clips.cfr(tmp_path / "in.mp4", frames=3)
-    assert "no knobs" in invoke("plan", source, "--model", "cam1").output
+    assert "no knobs" in invoke("plan", source, "--model", "cam1", "--verbose").output
     refused = invoke("plan", source, "--model", "cam1", "--restore", "0.5")
     assert isinstance(refused.exception, UsageError)
 

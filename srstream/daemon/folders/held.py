@@ -70,9 +70,15 @@ class HeldFolder:
         """Return whether something is mounted where the folder's file system was."""
         return _mount_point(self.resolved).is_relative_to(self.mount_point)
 
-    def __del__(self) -> None:
-        if (descriptor := getattr(self, "descriptor", None)) is not None:
+    def close(self) -> None:
+        """Let go of the folder."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
             os.close(descriptor)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            self.close()
 
 
 def _mount_point(path: Path) -> Path:

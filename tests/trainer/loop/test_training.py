@@ -200,7 +200,7 @@ def test_evaluate_measures_an_onnx_file_and_refuses_others(tmp_path, pictures, c
     with pytest.raises(WeightsError, match="not an ONNX file"):
         evaluate([str(broken)], [pictures / "made"])
     broken.write_bytes(b"")
-    with pytest.raises(WeightsError, match="not one that srtrain exported"):
+    with pytest.raises(WeightsError, match="not an ONNX file"):
         evaluate([str(broken)], [pictures / "made"])
 
 
