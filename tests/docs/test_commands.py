@@ -85,7 +85,7 @@ def run_block(block: Block, folder: Path) -> None:
     shutil.copytree(REPOSITORY / "samples", folder / "samples")
     shutil.copy(REPOSITORY / "tests" / "docs" / "photo.png", folder)
     clip = REPOSITORY / "samples" / "nasa_13013.mp4"
-    for name in ("input.mp4", "other.mp4", "input_4x.mp4", "film.mp4"):
+    for name in ("input.mp4", "other.mp4", "film.mp4"):
         shutil.copy(clip, folder / name)
     weights = REPOSITORY / "srstream" / "models" / "weights" / "fast.safetensors"
     shutil.copy(weights, folder / "cam1.safetensors")
