@@ -27,6 +27,7 @@ RANKS = {
     "terminal": 1,
     "sqlite": 1,
     "installing": 1,
+    "memory": 1,
     "naming": 2,
     "frame": 2,
     "color": 3,

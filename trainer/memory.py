@@ -12,8 +12,7 @@ import cv2
 import torch
 
 from srstream.errors import SrstreamError
-
-CGROUP = Path("/sys/fs/cgroup")
+from srstream.memory import available_bytes, count_bytes
 
 KEPT_FREE_BYTES = 256 << 20
 """Of what is available, so that the kernel need not look for a process to kill."""
@@ -47,18 +46,6 @@ def bound_memory() -> None:
     if hard != resource.RLIM_INFINITY:
         bound = min(bound, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
-
-
-def available_bytes() -> int | None:
-    """Memory that this process may still take, of the machine's and of its control group's."""
-    fields = _fields(Path("/proc/meminfo"))
-    if "MemAvailable" not in fields:
-        return None
-    available = fields["MemAvailable"] + fields.get("SwapFree", 0)
-    with contextlib.suppress(OSError, ValueError):  # no control group, or none that limits
-        limit = int((CGROUP / "memory.max").read_text())
-        available = min(available, limit - int((CGROUP / "memory.current").read_text()))
-    return max(available, 0)
 
 
 @contextlib.contextmanager
@@ -97,14 +84,4 @@ def _asked_for(error: BaseException) -> str:
 
 
 def _data_bytes() -> int | None:
-    return _fields(Path("/proc/self/status")).get("VmData")
-
-
-def _fields(path: Path) -> dict[str, int]:
-    """The lines of `path` that count kB, in bytes (proc(5))."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return {}
-    found = (re.fullmatch(r"(\w+):\s+(\d+) kB", line) for line in lines)
-    return {match[1]: int(match[2]) * 1024 for match in found if match}
+    return count_bytes(Path("/proc/self/status")).get("VmData")

@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from srstream.errors import UsageError
 from srstream.media.write.containers import VIDEO_SUFFIXES
-from srstream.pictures.inputs import LeftOut, is_animated, is_picture
+from srstream.pictures.inputs import is_animated, is_picture
 
 _MORE_VIDEOS = (
     *("3g2", "3gp", "amv", "divx", "dv", "f4v", "h264", "h265", "hevc", "ivf", "m1v", "m2v", "mj2"),
@@ -38,6 +39,23 @@ class Input:
     def is_still(self) -> bool:
         """Return whether it is a picture that becomes a picture."""
         return is_picture(self.path) and not is_animated(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file that matches a folder or pattern but is not enhanced."""
+
+    path: Path
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return an entry of `srstream plan --json`."""
+        return {
+            "schema": "srstream.picture-plan/1",
+            "input": str(self.path),
+            "output": None,
+            "reason": self.reason,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Self
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-)
-from rich.progress import (
-    Progress as Bar,
-)
-
+from srstream.cli.stage_bar import StageBar
 from srstream.jobs.events import (
     Done,
     Event,
@@ -32,9 +23,9 @@ from srstream.terminal import count, format_bytes, format_seconds, plain_console
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from srstream.batch.inputs import LeftOut
     from srstream.jobs.planning.summary import PlanSummary
-    from srstream.pictures.inputs import LeftOut
-    from srstream.pictures.job import AnimationPlan, PicturePlan
+    from srstream.pictures.job import PicturePlan
 
 _LINE_SECONDS = 5.0
 _NUM_NAMES = 5
@@ -59,26 +50,15 @@ class ConsoleReporter:
     def __init__(self, *, is_verbose: bool = False) -> None:
         self._console = plain_console(stderr=True)
         self._is_verbose = is_verbose
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
+        self._bar = StageBar(self._console)
         self._last_line = 0.0
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._bar = Bar(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[speed]}", markup=False),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Progress):
@@ -117,17 +97,9 @@ class ConsoleReporter:
         speed = ""
         if event.stage == "enhancing" and event.fps is not None:
             speed = f"{event.fps:.1f} fps, {format_seconds(event.eta_seconds)} left"
-        if self._bar is not None:
-            if self._task is None:
-                self._task = self._bar.add_task(event.stage, speed=speed)
-            self._bar.update(
-                self._task,
-                description=event.stage,
-                completed=event.done,
-                total=event.total,
-                speed=speed,
-            )
-        elif speed and time.monotonic() - self._last_line > _LINE_SECONDS:
+        if self._bar.show(event.stage, event.done, event.total, speed):
+            return
+        if speed and time.monotonic() - self._last_line > _LINE_SECONDS:
             self._last_line = time.monotonic()
             total = "?" if event.total is None else event.total
             self.say(f"{event.stage}: {event.done}/{total} frames, {speed}")
@@ -153,7 +125,7 @@ def print_error(text: str) -> None:
     tell(f"srstream: {text}")
 
 
-def render_pictures(plans: Sequence[PicturePlan | AnimationPlan]) -> list[str]:
+def render_pictures(plans: Sequence[PicturePlan]) -> list[str]:
     """One line for each picture."""
     return [
         f"{plan.source}: {'x'.join(map(str, plan.size))} to "

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
+from srstream.cli.stage_bar import StageBar
 from srstream.terminal import count, format_seconds, plain_console
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from srstream.protocol.control import Event, JobInfo
 
 
@@ -65,40 +64,23 @@ class JobBar:
     """Shows how far a job is: a bar on a terminal, and otherwise nothing."""
 
     def __init__(self) -> None:
-        self._console = plain_console(stderr=True)
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._bar = StageBar(plain_console(stderr=True))
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[speed]}", markup=False),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
     def __call__(self, job: JobInfo) -> None:
         """Show a job's state or progress."""
-        if self._bar is None:
-            return
         progress = job.progress
-        stage = job.state if progress is None else progress.stage
-        done, total = (0, None) if progress is None else (progress.done, progress.total)
-        speed = f"{progress.fps:.1f} fps" if progress is not None and progress.fps else ""
-        if self._task is None:
-            self._task = self._bar.add_task(stage, speed=speed)
-        self._bar.update(self._task, description=stage, completed=done, total=total, speed=speed)
+        if progress is None:
+            self._bar.show(job.state, 0, None, "")
+            return
+        speed = f"{progress.fps:.1f} fps" if progress.fps else ""
+        self._bar.show(progress.stage, progress.done, progress.total, speed)
 
 
 def _how_far(job: JobInfo) -> str:

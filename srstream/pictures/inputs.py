@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import glob
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from srstream.errors import UsageError
 from srstream.pictures import files as picture_files
@@ -13,23 +11,6 @@ from srstream.pictures.files import SUFFIXES
 
 ANIMATED_SUFFIXES = frozenset({".gif", ".apng"})
 """Suffixes of animations that are never taken for a still picture."""
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A file that matches a folder or pattern but is not enhanced."""
-
-    path: Path
-    reason: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return an entry of `srstream plan --json`."""
-        return {
-            "schema": "srstream.picture-plan/1",
-            "input": str(self.path),
-            "output": None,
-            "reason": self.reason,
-        }
 
 
 def is_picture(path: Path) -> bool:
@@ -78,25 +59,6 @@ def expand_inputs(source: Path) -> list[Path]:
     if not found:
         raise UsageError(f"{source}: no picture has such a name.")
     return sorted(found)
-
-
-def left_out(source: Path) -> list[LeftOut]:
-    """Return the other files of a folder or pattern, except hidden ones, sorted by name."""
-    if source.is_dir():
-        found = [path for path in source.iterdir() if not path.name.startswith(".")]
-    elif source.exists() or not glob.has_magic(str(source)):
-        return []
-    else:
-        found = _matches(source)
-    return [LeftOut(path, _why_left_out(path)) for path in sorted(found) if not _is_wanted(path)]
-
-
-def _why_left_out(path: Path) -> str:
-    if path.is_dir():
-        return "it is a folder, which is named by itself"
-    if not path.is_file():
-        return "it is no regular file"
-    return "it is no picture (PNG, JPEG, WebP, BMP, TIFF, GIF); videos are named one by one"
 
 
 def _is_wanted(path: Path) -> bool:

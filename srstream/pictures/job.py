@@ -29,11 +29,11 @@ from srstream.files import write_whole
 from srstream.frame import ColorSpec, Frame, FrameForm, Plane, PlaneLayout
 from srstream.jobs.events import SCHEMA, OnEvent, ignore
 from srstream.jobs.job import enhance_file
-from srstream.jobs.planning.memory import available_bytes
 from srstream.jobs.planning.size import output_size
 from srstream.media.read.probe import probe
 from srstream.media.write.containers import VIDEO_SUFFIXES
 from srstream.media.write.output import plan_output
+from srstream.memory import available_bytes
 from srstream.models.registry import resolved
 from srstream.models.table import model_spec
 from srstream.naming import mark_of, marked
@@ -75,27 +75,6 @@ class PicturePlan:
             "output": str(self.destination),
             "size": list(self.size),
             "output_size": list(self.output_size),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class AnimationPlan:
-    """The plan for one animated picture, which becomes a video."""
-
-    source: Path
-    destination: Path
-    size: tuple[int, int]
-    output_size: tuple[int, int]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return an entry of `srstream plan --json`."""
-        return {
-            "schema": "srstream.picture-plan/1",
-            "input": str(self.source),
-            "output": str(self.destination),
-            "size": list(self.size),
-            "output_size": list(self.output_size),
-            "is_animated": True,
         }
 
 
@@ -158,41 +137,6 @@ def enhance_pictures(
                 yield PictureResult(path, None, error)
     finally:
         engine.close()
-
-
-def plan_pictures(
-    source: Path, output: Path | None, config: JobConfig
-) -> list[PicturePlan | AnimationPlan]:
-    """Plan each picture without enhancing it, with the same refusals as `enhance_pictures`.
-
-    Raises:
-        SrstreamError: the first picture that cannot work, and why.
-    """
-    sources = expand_inputs(source)
-    return [
-        plan_animation(path, target, config)
-        if is_animated(path)
-        else plan_picture(path, target, config)
-        for path, target in zip(
-            sources, _destinations(source, sources, output, config), strict=True
-        )
-    ]
-
-
-def plan_animation(source: Path, destination: Path, config: JobConfig) -> AnimationPlan:
-    """Return the sizes of an animated picture and of the video that it becomes.
-
-    Raises:
-        SrstreamError: the picture cannot be read or enhanced.
-    """
-    info = probe(source, config.source)
-    scale = model_spec(resolved(config.model).name).scale
-    size = output_size(
-        info.video.form, config.scaling, scale, rotation_degrees=info.video.rotation_degrees
-    )
-    video = plan_output(info, config, destination, size).video
-    sizes = (info.video.width, info.video.height), (video.width, video.height)
-    return AnimationPlan(source, destination, *sizes)
 
 
 def _destinations(
@@ -272,7 +216,7 @@ def plan_picture(source: Path, destination: Path, config: JobConfig) -> PictureP
     picture_files.check_holds(SUFFIXES[destination.suffix.lower()], width, height, False)
     needed = WORKING_BYTES_PER_PIXEL * header.width * header.height * scale * scale
     available = config.engine.max_memory_bytes or available_bytes()
-    if needed > available:
+    if available is not None and needed > available:
         raise RefusedError(
             f"{source}: enhancing {header.width}x{header.height} takes about {needed / 1e9:.1f} GB "
             f"of memory, {available / 1e9:.1f} GB may be used; crop the picture."

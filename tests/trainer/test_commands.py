@@ -174,7 +174,8 @@ def test_too_little_memory_is_a_sentence(tmp_path):
 
 def test_a_child_may_not_take_more_than_the_machine_has():
     code = (
-        "import resource, numpy; from trainer.memory import available_bytes, bound_memory;"
+        "import resource, numpy; from srstream.memory import available_bytes;"
+        "from trainer.memory import bound_memory;"
         "free = available_bytes(); bound_memory();"
         "soft, _ = resource.getrlimit(resource.RLIMIT_DATA); assert soft > free // 2, soft\n"
         "try: numpy.empty(2 * free, numpy.uint8)\n"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import srstream
+from srstream.batch.inputs import find_inputs
 from srstream.config import SourceConfig
 from srstream.errors import RefusedError, UsageError
 from srstream.media.read import opacity
@@ -21,8 +22,8 @@ from srstream.media.read.decode import Decoder
 from srstream.media.read.probe import probe
 from srstream.media.types import SourceInfo
 from srstream.pictures.files import PNG_SIGNATURE
-from srstream.pictures.inputs import is_picture_input, left_out
-from srstream.pictures.job import enhance_pictures, plan_pictures
+from srstream.pictures.inputs import is_picture_input
+from srstream.pictures.job import enhance_pictures, plan_picture
 from tests.support import clips, ffmpeg
 from tests.support.jobs import run
 
@@ -260,7 +261,8 @@ def test_many_left_out_files_are_one_line(tmp_path: Path) -> None:
     planned = run("plan", tmp_path)
     assert len(planned.stdout.splitlines()) == 2
     assert "left out: 00.txt, 01.txt, 02.txt, 03.txt, 04.txt and 35 more" in planned.stdout
-    assert len(left_out(tmp_path)) == 40 and not left_out(tmp_path / "a.png")
+    assert len(find_inputs([tmp_path]).left_out) == 40
+    assert not find_inputs([tmp_path / "a.png"]).left_out
 
 
 def test_two_animations_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -268,7 +270,7 @@ def test_two_animations_of_one_name_are_refused(tmp_path: Path) -> None:
     clips.write_clip(tmp_path / "a.gif", 2, codec="gif", pix_fmt="rgb8", rate=10)
     config = srstream.JobConfig()
     with pytest.raises(UsageError, match="rename one of them"):
-        plan_pictures(tmp_path, None, config)
+        list(enhance_pictures(tmp_path, None, config))
 
 
 # --- outputs that cannot be -------------------------------------------------------------------
@@ -288,13 +290,13 @@ def test_a_folder_may_be_called_like_a_video_if_it_is_there(tmp_path: Path) -> N
     (tmp_path / "in").mkdir()
     still(tmp_path / "in" / "a.png")
     (tmp_path / "out.mp4").mkdir()
-    (plan,) = plan_pictures(tmp_path / "in", tmp_path / "out.mp4", srstream.JobConfig())
-    assert plan.destination == tmp_path / "out.mp4" / "a.png"
+    (made,) = enhance_pictures(tmp_path / "in", tmp_path / "out.mp4", srstream.JobConfig())
+    assert made.destination == tmp_path / "out.mp4" / "a.png"
 
 
 def test_a_picture_becomes_no_video_and_a_video_no_picture(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a picture and becomes one"):
-        plan_pictures(still(tmp_path / "a.png"), tmp_path / "out.mp4", srstream.JobConfig())
+        plan_picture(still(tmp_path / "a.png"), tmp_path / "out.mp4", srstream.JobConfig())
     for source in (clips.cfr(tmp_path / "a.mp4", frames=2), apng(tmp_path / "b.png", [9, 9])):
         with pytest.raises(RefusedError, match=r"a video becomes a video and no picture.*\.mp4"):
             srstream.plan(source, tmp_path / "out.png")
