@@ -13,6 +13,8 @@ NATIVE_SCALE = 4
 KEPT_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
 """Suffixes that an output keeps if it is named before the input has been opened."""
 
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+"""Suffixes of still pictures; each is kept. A few files of such names are animations."""
 
 _MAX_NAME_BYTES = 255
 
@@ -44,9 +46,14 @@ def marked(path: Path, scaling: ScaleConfig, suffix: str | None = None) -> Path:
     return path.with_name(f"{path.stem}_{mark_of(scaling)}{ending}")
 
 
-def unopened_output(source: Path, scaling: ScaleConfig) -> Path:
-    """Return an output's name from the input's name alone: `.mkv` unless the suffix is kept."""
-    suffix = source.suffix if source.suffix.lower() in KEPT_SUFFIXES else ".mkv"
+def unopened_output(source: Path, scaling: ScaleConfig, *, is_still: bool = False) -> Path:
+    """Return an output's name from the input's name alone: `.mkv` unless the suffix is kept.
+
+    Args:
+        is_still: whether the input is a picture that becomes a picture.
+    """
+    is_kept = is_still or source.suffix.lower() in KEPT_SUFFIXES
+    suffix = source.suffix if is_kept else ".mkv"
     return marked(source, scaling, suffix)
 
 

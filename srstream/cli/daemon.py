@@ -62,7 +62,9 @@ PriorityArgument = Annotated[
 @app.command()
 @with_job_options()
 def submit(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="The video to enhance.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="The video or picture to enhance.")
+    ],
     *,
     output: Output = None,
     overwrite: Overwrite = False,
@@ -81,7 +83,7 @@ def submit(
     client_key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Give a video to the daemon, and print the job's id.
+    """Give a video or a picture to the daemon, and print the job's id.
 
     Options that are not given come from the daemon's configuration. With --wait the exit code is
     the job's: 0 done, 1 failed, 4 done in part.

@@ -18,6 +18,7 @@ from srstream.daemon.api.job_pages import JobPages
 from srstream.daemon.api.submission import (
     check_job,
     check_model,
+    check_picture_settings,
     job_config,
     output_of,
     section_of,
@@ -32,6 +33,7 @@ from srstream.errors import JobError, RefusedError, UsageError
 from srstream.jobs.events import printable
 from srstream.models.registry import registered_models
 from srstream.models.table import MODELS, available_models
+from srstream.pictures.stills import is_still
 from srstream.protocol import control as protocol
 from srstream.sandbox.child import start_child
 
@@ -138,7 +140,7 @@ class Actions:
                 raise UsageError("watches are the control socket's own business.")
 
     def submit(self, request: protocol.Submit, peer: Peer) -> dict[str, Any]:
-        """Add a job to the queue, after all checks that need not read the file."""
+        """Add a job to the queue, after all checks that need not decode the file."""
         source = Path(request.input)
         # This comes first: by now its output may exist, and its input be gone.
         if request.key is not None and (first := self._queue.with_key(request.key)) is not None:
@@ -151,13 +153,19 @@ class Actions:
         self._checks.require_state()
         settings = self._configuration.settings
         config = job_config(settings, request.config)
-        output = Path(request.output or output_of(source, config, settings))
+        descriptor = self._configuration.roots.open_source(source)
+        try:
+            still = is_still(source, descriptor)
+        finally:
+            os.close(descriptor)
+        if still and peer != INBOX:  # a folder's settings are for videos and pictures
+            check_picture_settings(source, request.config)
+        output = Path(request.output or output_of(source, config, settings, is_still=still))
         names_model = "name" in section_of(request.config, "model")
         if not names_model:
             config = with_model(config, self._scheduler.default_model)
         tables = (worker.tables for worker in self._scheduler.workers)
-        check_job(source, output, config, next(filter(None, tables), None))
-        os.close(self._configuration.roots.open_source(source))
+        check_job(source, output, config, next(filter(None, tables), None), is_still=still)
         folder = self._configuration.roots.open_folder(output.parent)
         try:
             if not request.overwrite and _is_taken(output.name, folder):

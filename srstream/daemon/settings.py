@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from srstream.config import JobConfig, Section
 from srstream.errors import ConfigError
+from srstream.naming import PICTURE_SUFFIXES
 from srstream.protocol.addresses import (
     CONTROL_NAME,
     FRAMES_NAME,
@@ -173,7 +174,10 @@ class InboxFolder(Section):
         5.0, gt=0, le=3600, description="a file that has not changed for so long is whole"
     )
     patterns: tuple[str, ...] = Field(
-        ("*.mp4", "*.mkv", "*.mov", "*.avi", "*.webm", "*.ts", "*.m4v", "*.mpg", "*.mpeg"),
+        (
+            *("*.mp4", "*.mkv", "*.mov", "*.avi", "*.webm", "*.ts", "*.m4v", "*.mpg", "*.mpeg"),
+            *(f"*{suffix}" for suffix in sorted(PICTURE_SUFFIXES)),
+        ),
         min_length=1,
         max_length=64,
         description="patterns of the names that are taken, in upper or lower case",

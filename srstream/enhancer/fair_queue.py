@@ -19,6 +19,9 @@ from srstream.frame import Frame, FrameForm
 STEP = 1.5
 """Factor by which one step of priority multiplies a member's share."""
 
+SLICE_SECONDS = 0.5
+"""Longest turn of a stage that works on one large frame."""
+
 
 class Member:
     """One job's place in the round.
@@ -57,6 +60,10 @@ class Member:
         if self._since is None and self._round.try_enter(self):
             self._since = time.monotonic()
         return self._since is not None
+
+    def held_seconds(self) -> float:
+        """Return for how long this member has held the engine; 0 if it does not hold it."""
+        return 0.0 if self._since is None else time.monotonic() - self._since
 
     def end_turn(self) -> None:
         """Pass the engine on, if this member holds it."""
@@ -182,6 +189,22 @@ class SharedStage:
     def _end_turn(self) -> None:
         if self._stage.has_room():
             self._member.end_turn()
+
+
+class SlicedStage(SharedStage):
+    """A stage for one large frame, which does not keep its turn until the frame is done.
+
+    Between its turns no tile is given to the engine.
+    """
+
+    def collect(self) -> list[Frame]:
+        """See `Stage.collect`; a frame of which tiles wait needs a turn to go on."""
+        if not self._stage.has_room() and not self._member.try_turn():
+            return []
+        made = super().collect()
+        if self._member.held_seconds() >= SLICE_SECONDS:
+            self._member.end_turn()
+        return made
 
 
 class WaitingStage:

@@ -13,7 +13,7 @@ from srstream.enhancer.stage import Stage
 from srstream.jobs.planning.plan import OpenEngine
 from srstream.jobs.publish import OpenFolder
 from srstream.jobs.stall import STALL_SECONDS
-from srstream.sandbox.media_steps import InProcess, MediaSteps
+from srstream.sandbox.steps import InProcess, Steps
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class StopSignal:
 class JobContext:
     """The environment of a job; the daemon's differs from the command line's."""
 
-    media: MediaSteps = field(default_factory=InProcess)
+    media: Steps = field(default_factory=InProcess)
     """Runs the steps that read the source."""
     open_engine: OpenEngine = choose_engine
     directory: Path | None = None

@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from srstream.config import EncodeConfig
 from srstream.errors import RefusedError
-
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+from srstream.naming import PICTURE_SUFFIXES
 
 CRF_RANGES = {
     "libx264": (0, 63),

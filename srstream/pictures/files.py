@@ -214,8 +214,18 @@ def decode(path: Path, content: bytes) -> Samples:
     return samples
 
 
-def encode(pixels: Any, form: Format, source: bytes, header: Header, samples: Samples) -> bytes:
+def copies_metadata(form: Format, header: Header) -> bool:
+    """Return whether an output's metadata are copied from the source's bytes, not by OpenCV."""
+    return form == header.format and form in ("png", "jpeg")
+
+
+def encode(
+    pixels: Any, form: Format, source: bytes, header: Header, samples: Samples | None
+) -> bytes:
     """Return a picture file of `pixels` with the metadata of the `source` file.
+
+    Args:
+        samples: the decoded source; None if `copies_metadata`.
 
     Raises:
         RefusedError: the format can't hold a picture of this size or kind.
@@ -225,7 +235,7 @@ def encode(pixels: Any, form: Format, source: bytes, header: Header, samples: Sa
     if form == "webp" and header.is_lossless:
         options = LOSSLESS_WEBP
     try:
-        if form == header.format and form in ("png", "jpeg"):
+        if samples is None or copies_metadata(form, header):
             ok, data = cv2.imencode(f".{form}", pixels, options)
         else:
             ok, data = cv2.imencodeWithMetadata(

@@ -1,4 +1,7 @@
-"""Jobs of pictures: one file, a folder or a pattern; each is independent, none overwrites."""
+"""Jobs of pictures: one file, a folder or a pattern; each is independent, none overwrites.
+
+`shared.py` does one of the daemon's.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Any
 import cv2
 
 from srstream.config import JobConfig
-from srstream.engines.contract import Engine
+from srstream.engines.contract import Engine, OnDone
 from srstream.engines.table import choose_engine
 from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import (
@@ -202,7 +205,15 @@ def plan_picture(source: Path, destination: Path, config: JobConfig) -> PictureP
         )
     if destination.resolve() == source.resolve():
         raise UsageError(f"{source}: the output would be the input itself; choose another -o.")
-    header = picture_files.read_header(source, _read(source))
+    return plan_of(picture_files.read_header(source, _read(source)), source, destination, config)
+
+
+def plan_of(header: Header, source: Path, destination: Path, config: JobConfig) -> PicturePlan:
+    """Plan a picture whose header has been read.
+
+    Raises:
+        RefusedError: it is too large, animated, or does not fit the destination's format.
+    """
     if header.refusal:
         raise RefusedError(f"{source}: {header.refusal}.")
     if header.width * header.height > config.source.max_pixels:
@@ -262,24 +273,45 @@ def enhance_picture(
 
 
 def _enhanced_pixels(plan: PicturePlan, samples: Samples, config: JobConfig, engine: Engine) -> Any:
-    frame = _frame(plan, samples.pixels)
-    form = SUFFIXES[plan.destination.suffix.lower()]
-    picture_files.check_holds(form, plan.width, plan.height, frame.layout.has_alpha)
-    bits = min(frame.layout.bits, picture_files.MAX_BITS[form])
-    layout = PlaneLayout(frame.layout.kind, bits, has_alpha=frame.layout.has_alpha)
-    output = FrameForm(plan.width, plan.height, layout, frame.color)
-    source = FrameForm(frame.width, frame.height, frame.layout, frame.color)
-    enhancer = Enhancer(engine, source, output, max_memory_bytes=config.engine.max_memory_bytes)
+    frame = frame_of(plan, samples.pixels)
+    enhancer = open_enhancer(plan, frame, config, engine)
     try:
         (enhanced,) = [*enhancer.push(frame), *enhancer.drain()]
     except SrstreamError as error:
         raise type(error)(f"{plan.source}: {error}") from error
     finally:
         enhancer.close()
-    return _interleaved(enhanced)
+    return interleaved(enhanced)
 
 
-def _frame(plan: PicturePlan, pixels: Any) -> Frame:
+def open_enhancer(
+    plan: PicturePlan,
+    frame: Frame,
+    config: JobConfig,
+    engine: Engine,
+    on_done: OnDone | None = None,
+) -> Enhancer:
+    """Return the stage that enlarges a picture to the plan's size.
+
+    Raises:
+        RefusedError: the destination's format holds no such picture.
+    """
+    form = SUFFIXES[plan.destination.suffix.lower()]
+    picture_files.check_holds(form, plan.width, plan.height, frame.layout.has_alpha)
+    bits = min(frame.layout.bits, picture_files.MAX_BITS[form])
+    layout = PlaneLayout(frame.layout.kind, bits, has_alpha=frame.layout.has_alpha)
+    output = FrameForm(plan.width, plan.height, layout, frame.color)
+    source = FrameForm(frame.width, frame.height, frame.layout, frame.color)
+    max_memory_bytes = config.engine.max_memory_bytes
+    return Enhancer(engine, source, output, max_memory_bytes=max_memory_bytes, on_done=on_done)
+
+
+def frame_of(plan: PicturePlan, pixels: Any) -> Frame:
+    """Return pixels in OpenCV's order as a frame.
+
+    Raises:
+        MediaError: there are more or fewer than the header says.
+    """
     height, width = pixels.shape[:2]
     if (width, height) != (plan.header.width, plan.header.height):
         raise MediaError(
@@ -302,7 +334,7 @@ def _frame(plan: PicturePlan, pixels: Any) -> Frame:
     return Frame(planes, layout, width, height, 0, Fraction(1), color=color)
 
 
-def _interleaved(frame: Frame) -> Any:
+def interleaved(frame: Frame) -> Any:
     """Return (H, W), (H, W, 3) BGR or (H, W, 4) BGRA for OpenCV, which has no gray with alpha."""
     if frame.layout.kind == "rgb":
         green, blue, red, *alpha = frame.planes

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from srstream.config import ReuseConfig
-from srstream.enhancer.enhancer import Enhancer
-from srstream.enhancer.fair_queue import Round, SharedStage, WaitingStage
+from srstream.enhancer import fair_queue
+from srstream.enhancer.enhancer import RESERVED_BYTES, Enhancer
+from srstream.enhancer.fair_queue import Round, SharedStage, SlicedStage, WaitingStage
 from srstream.enhancer.stage import Stage
 from srstream.frame import Frame
 from tests.support.enhancer import YUV420, engine_of, noise_frame, output, video
@@ -32,6 +33,10 @@ def waking(stage: Enhancer, round_: Round) -> Stage:
     return SharedStage(stage, round_.join(0), lambda: None)
 
 
+def sliced(stage: Enhancer, round_: Round) -> Stage:
+    return SlicedStage(stage, round_.join(0), lambda: None)
+
+
 def waiting(stage: Enhancer, round_: Round) -> Stage:
     member = round_.join(0)
     return WaitingStage(stage, member.turn, on_close=member.close)
@@ -46,7 +51,7 @@ def through(stage: Stage, frames: list[Frame]) -> list[Frame]:
     return made + stage.drain()
 
 
-@pytest.mark.parametrize("wrap", [waking, waiting])
+@pytest.mark.parametrize("wrap", [waking, sliced, waiting])
 def test_a_stage_in_turns_makes_the_same_frames(
     wrap: Callable[[Enhancer, Round], Stage], engine, enhancer
 ):
@@ -68,7 +73,7 @@ def test_a_stage_in_turns_makes_the_same_frames(
     stage.close()
 
 
-@pytest.mark.parametrize("wrap", [waking, waiting])
+@pytest.mark.parametrize("wrap", [waking, sliced, waiting])
 def test_a_stage_that_is_closed_with_frames_under_way_passes_the_engine_on(wrap, enhancer):
     round_ = Round()
     stage = wrap(enhancer, round_)
@@ -84,3 +89,32 @@ def test_closing_a_waiting_stage_frees_what_was_lent_to_it(enhancer):
     stage = WaitingStage(enhancer, Round().join(0).turn, on_close=partial(freed.append, True))
     stage.close()
     assert freed == [True]
+
+
+def test_a_large_frame_lets_others_in_before_it_is_done(engine, monkeypatch):
+    """Of many tiles, the ones given to the engine are done; the rest wait for the next turn."""
+    monkeypatch.setattr(fair_queue, "SLICE_SECONDS", 0.0)
+    forms = video(YUV420, width=640, height=480), output(YUV420, width=2560, height=1920)
+    frame = noise_frame(YUV420, width=640, height=480)
+    small_tiles = RESERVED_BYTES + 4 * forms[1].frame_bytes + 1
+    whole = Enhancer(engine, *forms)
+    (expected,) = through(whole, [frame])
+    whole.close()
+    round_ = Round()
+    enhancer = Enhancer(engine, *forms, max_memory_bytes=small_tiles)
+    stage = SlicedStage(enhancer, round_.join(0), lambda: None)
+    other = round_.join(0)
+    assert stage.has_room()
+    made, num_turns = stage.push(frame), 0
+    assert not enhancer.has_room()
+    while not made:
+        made = stage.collect()
+        if other.try_turn():
+            num_turns += not made
+            if num_turns == 1:
+                num_computed = enhancer.num_pixels_computed
+                assert not stage.collect() and enhancer.num_pixels_computed == num_computed
+            other.end_turn()
+    assert num_turns > 1
+    assert all(map(np.array_equal, made[0].planes, expected.planes))
+    stage.close()

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from srstream.config import JobConfig
+from srstream.config import EncodeConfig, JobConfig, StreamsConfig
 from srstream.daemon.settings import ServiceSettings
 from srstream.engines.table import check_engine
 from srstream.errors import UsageError
@@ -17,6 +17,14 @@ from srstream.models.blend import check_knobs
 from srstream.models.registry import find_model, resolved
 from srstream.models.table import available_models, model_spec
 from srstream.naming import check_length, unopened_output
+from srstream.pictures.stills import check_still_output
+
+_VIDEO_SETTINGS = {
+    "encode": EncodeConfig.model_fields,
+    "streams": StreamsConfig.model_fields,
+    "source": ("start_seconds", "end_seconds", "keep_start", "salvage", "decoder"),
+}
+"""The settings that mean nothing for a picture, by section."""
 
 
 def job_config(settings: ServiceSettings, changes: dict[str, Any]) -> JobConfig:
@@ -50,12 +58,14 @@ def section_of(changes: dict[str, Any], name: str) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-def output_of(source: Path, config: JobConfig, settings: ServiceSettings) -> Path:
+def output_of(
+    source: Path, config: JobConfig, settings: ServiceSettings, *, is_still: bool
+) -> Path:
     """The output of a job that names none: in the configured folder, or else beside the source.
 
     Where nothing may be written beside it, the only write root takes the output.
     """
-    beside = unopened_output(source, config.scaling)
+    beside = unopened_output(source, config.scaling, is_still=is_still)
     if settings.jobs.output_dir is not None:
         return settings.jobs.output_dir / beside.name
     roots = settings.security.write_roots
@@ -75,11 +85,35 @@ def check_model(name: str) -> None:
         raise UsageError(f"model {name!r}: there are no such weights; models.list says which.")
 
 
-def check_job(source: Path, output: Path, config: JobConfig, tables: OutputTables | None) -> None:
+def check_picture_settings(source: Path, changes: dict[str, Any]) -> None:
+    """Check that a client has changed nothing that means something for videos only.
+
+    Raises:
+        UsageError: it has.
+    """
+    for section, names in _VIDEO_SETTINGS.items():
+        standard = getattr(JobConfig(), section)
+        for name, value in section_of(changes, section).items():
+            if name in names and value != getattr(standard, name):
+                raise UsageError(
+                    f"config.{section}.{name}: {printable(source)} is a picture, for which this "
+                    "setting means nothing; leave it out."
+                )
+
+
+def check_job(
+    source: Path,
+    output: Path,
+    config: JobConfig,
+    tables: OutputTables | None,
+    *,
+    is_still: bool,
+) -> None:
     """Check the names and the settings of a job.
 
     Args:
         tables: what can be written; None while no worker has said so.
+        is_still: whether the source is a picture that becomes a picture.
 
     Raises:
         SrstreamError: the job would be refused for it, whatever its source holds.
@@ -88,7 +122,9 @@ def check_job(source: Path, output: Path, config: JobConfig, tables: OutputTable
         raise UsageError(f"{printable(source)}: the output would be the input; name another.")
     check_model(config.model.name)
     check_length(output)
-    if tables is not None:
+    if is_still:
+        check_still_output(source, output)
+    elif tables is not None:
         tables.check(output, config.encode)
     model = resolved(config.model)
     check_knobs(model, model_spec(model.name))

@@ -161,7 +161,7 @@ class Roots:
         try:
             if not stat.S_ISREG(os.fstat(found).st_mode):
                 raise RefusedError(
-                    f"{printable(path)}: this is no regular file; give the path of a video file."
+                    f"{printable(path)}: this is no regular file; give the path of a file."
                 )
             return _reopen(found, path, os.O_RDONLY)
         finally:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from srstream.daemon.settings import InboxFolder
 from srstream.files import give_name, write_whole
+from srstream.pictures.stills import has_picture_name, is_still
 
 _MAX_NAME_BYTES = 240
 """File systems allow 255; temporary names are slightly longer than final ones."""
@@ -124,6 +125,20 @@ def is_being_written(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def becomes_picture(path: Path) -> bool:
+    """Return whether a file becomes a picture, not a video."""
+    if not has_picture_name(path):
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        return is_still(path, descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def move_away(folder: Path, source: Path, target: Path, signature: Signature) -> bool:

@@ -24,6 +24,7 @@ from srstream.config import ScaleConfig
 from srstream.daemon.inbox.files import (
     Found,
     Signature,
+    becomes_picture,
     beside,
     find_files,
     free_names,
@@ -238,22 +239,25 @@ class Inbox:
         if is_new and await asyncio.to_thread(is_being_written, file.path):
             sighting.since = time.monotonic()
             return
+        is_still = is_new and await asyncio.to_thread(becomes_picture, file.path)
         if self._entries.get(entry.folder) is not entry:
             # A reload came in between; the next pass decides.
             return
         if is_new:
             attempt = 0 if last is None else last.attempt + 1
-            taken = self._journal.add(entry, file, attempt, self._output(entry, file.path))
+            output = self._output(entry, file.path, is_still=is_still)
+            taken = self._journal.add(entry, file, attempt, output)
             logger.info("watch folder: %s is taken", printable(file.path))
             sighting.is_taken = True
             await self._submit(taken)
         sighting.is_taken = True
         await self._forgetter.saw(entry.folder, file.path)
 
-    def _output(self, entry: InboxFolder, path: Path) -> Path:
+    def _output(self, entry: InboxFolder, path: Path, *, is_still: bool) -> Path:
         """The output's path: subfolders as in the input, and a name that no other input has."""
         scaling = self._scaling(_changes(entry))
-        default = entry.output / unopened_output(path.relative_to(entry.folder), scaling)
+        name = unopened_output(path.relative_to(entry.folder), scaling, is_still=is_still)
+        default = entry.output / name
         default = beside(default.with_suffix(""), default.suffix)
         if self._journal.inputs_of(default) <= {path}:
             return default

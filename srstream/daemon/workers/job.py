@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from srstream.daemon.workers.link import Ended, JobOrder
 from srstream.engines.contract import Engine
 from srstream.engines.pool import EnginePool, Lease
 from srstream.enhancer.enhancer import Enhancer
-from srstream.enhancer.fair_queue import Member, Round, SharedStage
+from srstream.enhancer.fair_queue import Member, Round, SharedStage, SlicedStage
 from srstream.enhancer.stage import Stage
 from srstream.errors import (
     DamagedError,
@@ -40,10 +41,12 @@ from srstream.jobs.job import Result, enhance_file
 from srstream.jobs.store import disk_errors
 from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec
-from srstream.pictures.files import is_animated_png
-from srstream.pictures.inputs import is_picture
+from srstream.pictures.shared import enhance_shared
+from srstream.pictures.steps import PICTURE_CHILD
+from srstream.pictures.stills import check_still_output, has_picture_name, is_still
 from srstream.protocol.control import JobProgress
-from srstream.sandbox.media_steps import InChild
+from srstream.sandbox.media_steps import MEDIA_CHILD
+from srstream.sandbox.steps import InChild
 
 logger = logging.getLogger(__name__)
 
@@ -141,21 +144,59 @@ class RunningJob:
             order.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         source = self._roots.open_source(order.input)
         try:
-            if is_picture(order.input) and not is_animated_png(Path(f"/proc/self/fd/{source}")):
-                raise RefusedError(
-                    f"{order.input}: the daemon takes videos; use `srstream enhance` for pictures."
-                )
+            becomes_picture = has_picture_name(order.input) and has_picture_name(order.output)
+            if not becomes_picture and is_still(order.input, source):
+                check_still_output(order.input, order.output)
             folder = self._open_folder()
             try:
-                return self._enhance_opened(source, folder, restart=restart)
+                if becomes_picture:
+                    return self._enhance_picture(source, folder)
+                return self._enhance_video(source, folder, restart=restart)
             finally:
                 os.close(folder)
         finally:
             os.close(source)
 
-    def _enhance_opened(self, source: int, folder: int, *, restart: bool) -> Result:
+    def _enhance_video(self, source: int, folder: int, *, restart: bool) -> Result:
+        order = self.order
+        with self._opened(MEDIA_CHILD, SharedStage, source, folder) as context:
+            return enhance_file(
+                order.input,
+                order.output,
+                self._config(),
+                overwrite=order.overwrite,
+                restart=restart,
+                on_event=self._on_event,
+                stop=self._stop,
+                context=context,
+            )
+
+    def _enhance_picture(self, source: int, folder: int) -> Result:
+        order = self.order
+        with self._opened(PICTURE_CHILD, SlicedStage, source, folder) as context:
+            return enhance_shared(
+                order.input,
+                order.output,
+                self._config(),
+                context,
+                overwrite=order.overwrite,
+                on_event=self._on_event,
+                stop=self._stop,
+            )
+
+    @contextmanager
+    def _opened(
+        self, child: str, stage: type[SharedStage], source: int, folder: int
+    ) -> Iterator[JobContext]:
+        """Provide what the job needs, and free it.
+
+        Args:
+            child: the module of the process that reads the source.
+            stage: the class that gives the job its share of the engine.
+        """
         order = self.order
         media = InChild(
+            child,
             order.input,
             source,
             order.directory,
@@ -165,27 +206,18 @@ class RunningJob:
         )
         try:
             with self._pool.lease() as lease:
-                return enhance_file(
-                    order.input,
-                    order.output,
-                    self._config(),
-                    overwrite=order.overwrite,
-                    restart=restart,
-                    on_event=self._on_event,
-                    stop=self._stop,
-                    context=JobContext(
-                        media=media,
-                        open_engine=partial(self._open_engine, lease),
-                        directory=order.directory,
-                        open_folder=partial(self._open_folder, folder),
-                        source_descriptor=source,
-                        share=self._share,
-                        on_alive=self._advanced,
-                        on_death=partial(logger.warning, "%s"),
-                        may_change_weights=order.may_change_weights,
-                        keeps_directory=True,
-                        decoder_memory_bytes=self._security.decoder_memory_bytes,
-                    ),
+                yield JobContext(
+                    media=media,
+                    open_engine=partial(self._open_engine, lease),
+                    directory=order.directory,
+                    open_folder=partial(self._open_folder, folder),
+                    source_descriptor=source,
+                    share=partial(self._share, stage),
+                    on_alive=self._advanced,
+                    on_death=partial(logger.warning, "%s"),
+                    may_change_weights=order.may_change_weights,
+                    keeps_directory=True,
+                    decoder_memory_bytes=self._security.decoder_memory_bytes,
                 )
         except StalledError:
             self._enhancer = None  # closing it would wait for the call that hangs
@@ -240,10 +272,12 @@ class RunningJob:
         self._pinned(engine.capabilities.weights_sha256)
         return engine, reason
 
-    def _share(self, enhancer: Enhancer, wake: Callable[[], None]) -> Stage:
+    def _share(
+        self, stage: type[SharedStage], enhancer: Enhancer, wake: Callable[[], None]
+    ) -> Stage:
         self._count()
         self._enhancer = enhancer
-        return SharedStage(enhancer, self._member, wake)
+        return stage(enhancer, self._member, wake)
 
     def _count(self) -> None:
         """Add the enhancer's counts to the job's, then close the enhancer."""

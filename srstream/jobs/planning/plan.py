@@ -40,15 +40,8 @@ from srstream.media.write.output import plan_output
 from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec, model_spec
 from srstream.naming import check_length
-from srstream.sandbox.media_steps import (
-    ChooseRestore,
-    InProcess,
-    MediaSteps,
-    OnProgress,
-    Probe,
-    Scan,
-    TryOutput,
-)
+from srstream.sandbox.media_steps import ChooseRestore, Probe, Scan, TryOutput
+from srstream.sandbox.steps import InProcess, OnProgress, Steps
 
 MIN_SEGMENT_SECONDS = 2
 MAX_SEGMENT_SECONDS = 10
@@ -115,7 +108,7 @@ def make_plan(
     unsuffixed: Path | None = None,
     deadline_seconds: float | None = None,
     on_read: OnProgress | None = None,
-    media: MediaSteps | None = None,
+    media: Steps | None = None,
     open_engine: OpenEngine = choose_engine,
     work_folder: Path | None = None,
 ) -> JobPlan:
@@ -173,7 +166,7 @@ def _plan_output(
     info: SourceInfo,
     config: JobConfig,
     output: Path | None,
-    media: MediaSteps,
+    media: Steps,
     work_folder: Path | None,
     unsuffixed: Path | None,
 ) -> OutputPlan:
