@@ -262,6 +262,12 @@ def add_model(
         return str(client.add_model(weights, name, replace=replace)["name"])
 
 
+def remove_model(name: str, address: str | None, client_key: Path | None) -> str:
+    """Do `srstream models remove --service`; returns the model's name."""
+    with _client(address, client_key) as client:
+        return str(client.remove_model(name)["name"])
+
+
 def use_model(
     name: Annotated[
         str, typer.Argument(help="The model's name, as `models list --service` shows it.")

@@ -257,8 +257,16 @@ models_app.command("use")(service.use_model)
 
 
 @models_app.command("remove")
-def remove_model(name: ModelName) -> None:
+def remove_model(
+    name: ModelName,
+    of_service: service.OfService = False,
+    address: service.Address = None,
+    client_key: service.Key = None,
+) -> None:
     """Forget a model of one's own and delete its files."""
+    if of_service:
+        show(f"{service.remove_model(name, address, client_key)}: removed")
+        return
     from srstream.models import registry
 
     show(f"{registry.remove_model(name).name}: removed")

@@ -164,6 +164,10 @@ class Client:
         """Make a model the default; with `running`, also of jobs that run with the former."""
         return self.ask("models.use", name=name, running=running)
 
+    def remove_model(self, name: str) -> dict[str, Any]:
+        """Remove a registered model that no unfinished job uses."""
+        return self.ask("models.remove", name=name)
+
     def reload(self) -> dict[str, Any]:
         """Let the daemon read its configuration again."""
         return self.ask("reload")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from srstream.daemon.api.job_pages import JobPages
+from srstream.daemon.api.model_uses import check_removable
 from srstream.daemon.api.submission import (
     check_job,
     check_model,
@@ -31,7 +32,7 @@ from srstream.daemon.settings import with_model
 from srstream.daemon.workers.registration import Registered, Registration
 from srstream.errors import JobError, RefusedError, UsageError
 from srstream.jobs.events import printable
-from srstream.models.registry import registered_models
+from srstream.models.registry import registered_models, remove_model
 from srstream.models.table import MODELS, available_models
 from srstream.pictures.stills import is_still
 from srstream.protocol import control as protocol
@@ -131,6 +132,9 @@ class Actions:
             case protocol.ModelsUse():
                 self._check_admin(peer, "change the default model")
                 return self._use_model(request)
+            case protocol.ModelsRemove():
+                self._check_admin(peer, "remove a model")
+                return self._remove_model(request)
             case protocol.Reload():
                 self._check_admin(peer, "reload the configuration")
                 return {"needs_restart": self._reload()}
@@ -315,6 +319,12 @@ class Actions:
                     self._scheduler.stop_job(job.id, now=False)
                     changed.append(job.id)
         return {"default": request.name, "jobs": changed}
+
+    def _remove_model(self, request: protocol.ModelsRemove) -> dict[str, Any]:
+        """Delete a registered model, unless something would lack it."""
+        default, settings = self._scheduler.default_model, self._configuration.settings
+        check_removable(request.name, default, settings, self._queue)
+        return {"name": remove_model(request.name).name}
 
     async def _list(self, request: protocol.List) -> dict[str, Any] | bytes:
         """Read a page from the queue's file, if its path still leads to it, else from here."""

@@ -174,6 +174,18 @@ class JobQueue:
         )
         return [job_of(row) for row in rows]
 
+    def unfinished_with_model(self, name: str) -> str | None:
+        """The id of a job that has not ended and uses a model; None if there is none.
+
+        One that has not begun and names no model will use what is the default then.
+        """
+        row = self._row(
+            "state IN ('queued', 'running', 'paused') AND (names_model OR started IS NOT NULL)"
+            " AND json_extract(config, '$.model.name') = ?",
+            name,
+        )
+        return None if row is None else str(row["id"])
+
     def next_jobs(
         self, limit: int, *, begun_first: bool = False, most_of_client: int | None = None
     ) -> list[QueuedJob]:

@@ -20,11 +20,13 @@ from platformdirs import user_data_dir
 from srstream.config import ModelConfig
 from srstream.errors import UsageError, WeightsError
 from srstream.files import write_whole
+from srstream.installing import install_command
 from srstream.models.table import MODELS, available_models
 
 REGISTRY_VARIABLE = "SRSTREAM_MODELS"
 """Environment variable that names another folder for the registry, such as a service's."""
 
+_OTHER_WEIGHTS = frozenset({".onnx", ".pth", ".pt", ".ckpt", ".bin"})
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -61,18 +63,12 @@ def add_model(source: Path, name: str | None = None, *, replace: bool = False) -
     """Register a `.safetensors` file of folded weights under a name; None means the file's name.
 
     Raises:
-        UsageError: the name is taken, belongs to a model that ships, or is not allowed.
+        UsageError: the name is taken, belongs to a model that ships, or is not allowed, or a
+            package is missing.
         WeightsError: the file is missing or damaged, or holds no weights of a known network.
     """
     from srstream.models.checkpoint import load_weights
     from srstream.models.table import ResidualGenerator
-
-    try:
-        from srstream.models.onnx_graph import onnx_model
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"adding a model needs the package {error.name}: pip install onnx"
-        ) from error
 
     name = source.stem if name is None else name
     if not _NAME.fullmatch(name):
@@ -86,7 +82,15 @@ def add_model(source: Path, name: str | None = None, *, replace: bool = False) -
         raise UsageError(f"a model {name!r} is registered already; use --replace, or --name.")
     if not source.is_file():
         raise WeightsError(f"{source}: there is no such file")
+    check_weights_name(source)
     weights = load_weights(source)
+    try:
+        from srstream.models.onnx_graph import onnx_model
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{source}: adding a model needs the package onnx, which is not installed; install it "
+            f"with: {install_command('train', 'onnx')}"
+        ) from error
     content = source.read_bytes()
     half = isinstance(weights.spec.network, ResidualGenerator)
     graph = onnx_model(weights, half=half).SerializeToString(deterministic=True)
@@ -103,6 +107,19 @@ def add_model(source: Path, name: str | None = None, *, replace: bool = False) -
     except OSError as error:
         raise UsageError(f"{folder}: the registry cannot be written ({error.strerror})") from error
     return model
+
+
+def check_weights_name(source: Path) -> None:
+    """Check that a file is not named as one of weights that cannot be added.
+
+    Raises:
+        WeightsError: it is.
+    """
+    if source.suffix.lower() in _OTHER_WEIGHTS:
+        raise WeightsError(
+            f"{source}: a model is added from a .safetensors file, as `srtrain finetune` writes "
+            f"it; {source.suffix} is not read."
+        )
 
 
 def registered_models() -> list[RegisteredModel]:
@@ -128,13 +145,18 @@ def remove_model(name: str) -> RegisteredModel:
     """Remove a model and delete its files.
 
     Raises:
-        UsageError: no model of this name is registered.
+        UsageError: no model of this name is registered, or a file cannot be deleted.
     """
     model = find_model(name)
     if model is None:
         raise UsageError(f"no model {name!r} is registered; {_what_there_is()}")
-    for suffix in (".json", ".onnx", ".safetensors"):
-        (registry_dir() / f"{name}{suffix}").unlink(missing_ok=True)
+    try:
+        for suffix in (".json", ".onnx", ".safetensors", ".int8.json"):
+            (registry_dir() / f"{name}{suffix}").unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename}: this file cannot be deleted ({error.strerror})."
+        ) from error
     return model
 
 

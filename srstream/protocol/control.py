@@ -166,6 +166,16 @@ class ModelsUse(_Request):
     running: bool = False
 
 
+class ModelsRemove(_Request):
+    """Remove a registered model and delete its files.
+
+    It is refused while the model is a default, or an unfinished job uses it.
+    """
+
+    op: Literal["models.remove"] = "models.remove"
+    name: Name
+
+
 class Reload(_Request):
     """Read the configuration again; an invalid one is refused and the old one kept."""
 
@@ -190,6 +200,7 @@ Request = Annotated[
     | ModelsList
     | ModelsAdd
     | ModelsUse
+    | ModelsRemove
     | Reload
     | Health,
     Field(discriminator="op"),

@@ -48,6 +48,7 @@ def test_every_request_and_what_it_returns(client: Client, tmp_path: Path) -> No
     assert {model["name"] for model in client.models()["models"]} == {"fast", "balanced"}
     assert client.add_model("/w/mine.safetensors") == {"name": "mine"}
     assert client.use_model("fast") == {"default": "fast"}
+    assert client.remove_model("mine") == {"name": "mine"}
     assert client.reload() == {"changed": []}
     assert client.health().ok
 

@@ -84,6 +84,7 @@ def test_clients_over_tcp_change_their_own_jobs_and_admins_all(shared: Shared) -
             lambda: bobs.resume(job.id),
             lambda: bobs.set_priority(job.id, 10),
             lambda: bobs.use_model("fast", running=True),
+            lambda: bobs.remove_model("mine"),
             bobs.reload,
         ]
         for change in changes:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -25,6 +29,7 @@ from srstream.models.registry import (
 )
 from srstream.models.table import available_models, weights_path
 from tests.support import clips
+from tests.support.paths import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +161,46 @@ def test_a_registry_that_cannot_be_written_is_said(own_weights, registry):
     registry.write_text("a file in the way")
     with pytest.raises(UsageError, match="the registry cannot be written"):
         add_model(own_weights)
+
+
+@pytest.fixture
+def without_onnx(tmp_path):
+    """The environment of a process in which the package onnx cannot be imported."""
+    blocker = tmp_path / "blocked"
+    blocker.mkdir()
+    (blocker / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.partition('.')[0] == 'onnx':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    return os.environ | {"PYTHONPATH": f"{blocker}:{REPOSITORY}"}
+
+
+def added(path, environment):
+    command = [sys.executable, "-m", "srstream", "models", "add", str(path)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_missing_package_is_named_with_a_command_that_installs_it(own_weights, without_onnx):
+    done = added(own_weights, without_onnx)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    said, _, command = line.partition("; install it with: ")
+    assert said.endswith(
+        "cam1.safetensors: adding a model needs the package onnx, which is not installed"
+    )
+    *words, package = shlex.split(command)
+    assert words == [sys.executable, "-m", "pip", "install"]
+    assert set(package.removeprefix("onnx").split(",")) == {">=1.18", "<2"}
+    assert find_model("cam1") is None
+
+
+@pytest.mark.parametrize("name", ["cam.onnx", "cam.pth"])
+def test_other_kinds_of_weights_ask_for_no_package(name, tmp_path, without_onnx):
+    (tmp_path / name).write_bytes(b"weights of some kind")
+    done = added(tmp_path / name, without_onnx)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and "from a .safetensors file" in line and "pip" not in line

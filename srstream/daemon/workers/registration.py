@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from srstream.errors import SrstreamError, error_to_wire
-from srstream.models.registry import add_model
+from srstream.models.registry import add_model, check_weights_name
 from srstream.sandbox.child import take_order
 
 
@@ -37,6 +37,7 @@ def register(order: Registration) -> Registered:
     """Register the weights; an error speaks of the file by the client's name for it."""
     opened = Path(f"/proc/self/fd/{order.descriptor}")
     try:
+        check_weights_name(order.source)
         add_model(opened, order.name, replace=order.replace)
     except SrstreamError as error:
         kind, text = error_to_wire(error)

@@ -118,6 +118,9 @@ class DictHandler:
         self.default = request.name
         return {"default": self.default}
 
+    async def models_remove(self, request: Any, peer: Peer) -> dict[str, Any]:
+        return {"name": request.name}
+
     async def reload(self, request: Any, peer: Peer) -> dict[str, Any]:
         return {"changed": []}
 
