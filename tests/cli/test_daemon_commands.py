@@ -182,7 +182,7 @@ def test_models_of_the_service_and_reload(running: Daemon) -> None:
         "balanced",
     ]
     assert "mine" in ask(running, "models", "add", "/w/mine.safetensors", "--service")
-    assert ask(running, "models", "remove", "mine", "--service") == "mine: removed\n"
+    assert ask(running, "models", "remove", "mine", "--service") == "mine: removed"
     assert "balanced" in ask(running, "models", "use", "balanced")
     assert (
         json.loads(ask(running, "models", "list", "--service", "--json"))["default"] == "balanced"
