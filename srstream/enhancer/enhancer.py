@@ -168,6 +168,10 @@ class Enhancer:
             return False
         return not self._tiles or len(self._tiles) < self._tiles[-1].session.num_in_flight
 
+    def has_waiting_tiles(self) -> bool:
+        """Return whether there are tiles for which the engine has had no room yet."""
+        return bool(self._queued_tiles)
+
     def push(self, frame: Frame) -> list[Frame]:
         """See `Stage.push`. `collect` or `drain` submits the tiles that do not fit yet."""
         while not self.has_room():

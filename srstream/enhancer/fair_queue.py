@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+from srstream.enhancer.enhancer import Enhancer
 from srstream.enhancer.stage import Stage
 from srstream.frame import Frame, FrameForm
 
@@ -191,20 +192,50 @@ class SharedStage:
             self._member.end_turn()
 
 
-class SlicedStage(SharedStage):
-    """A stage for one large frame, which does not keep its turn until the frame is done.
+class SlicedStage:
+    """A stage for one large frame, which gives tiles to the engine in short turns only.
 
-    Between its turns no tile is given to the engine.
+    Its first tiles, as many as the engine takes at once, need no turn. Preparing the frame and
+    composing the result take seconds, in which the engine is for others.
+
+    Args:
+        wake: called, from any thread, when the job's turn has come.
     """
 
+    def __init__(self, stage: Enhancer, member: Member, wake: Callable[[], None]) -> None:
+        self._stage, self._member = stage, member
+        member.call = wake
+
+    @property
+    def output(self) -> FrameForm:
+        return self._stage.output
+
+    def has_room(self) -> bool:
+        return self._stage.has_room()
+
+    def push(self, frame: Frame) -> list[Frame]:
+        return self._stage.push(frame)
+
     def collect(self) -> list[Frame]:
-        """See `Stage.collect`; a frame of which tiles wait needs a turn to go on."""
-        if not self._stage.has_room() and not self._member.try_turn():
+        """See `Stage.collect`; while tiles wait for the engine, nothing is done between turns."""
+        if not self._stage.has_waiting_tiles():
+            self._member.end_turn()
+        elif not self._member.try_turn():
             return []
-        made = super().collect()
+        made = self._stage.collect()
         if self._member.held_seconds() >= SLICE_SECONDS:
             self._member.end_turn()
         return made
+
+    def drain(self) -> list[Frame]:
+        return self._stage.drain()
+
+    def forget(self) -> None:
+        self._stage.forget()
+
+    def close(self) -> None:
+        self._stage.close()
+        self._member.end_turn()
 
 
 class WaitingStage:

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from srstream.config import JobConfig, ModelConfig
 from srstream.errors import InterruptedJobError, MediaError, SrstreamError, UsageError
@@ -32,7 +34,7 @@ _COPIES = 5
 """How many times the size of its pixels a picture takes in memory while it is encoded."""
 _LARGE_BYTES = 512 << 20
 """Memory that every process which reads a source has."""
-_COMPUTING_SECONDS = 600.0
+_BEAT_SECONDS, _COMPUTING_SECONDS = 1.0, 600.0
 """For so long computing counts as life although no tile is completed."""
 
 
@@ -109,8 +111,11 @@ class _Job:
         plan = plan_of(header, self._source, self._output, self._config)
         frame = frame_of(plan, self._decoded(plan))
         self._tell("enhancing", 0)
-        with disk_errors("storing the enlarged picture", self._directory):
-            enlarged = PixelFile.write(self._enlarged_path, self._enlarged(plan, frame))
+        with _Pulse(self._place.on_alive) as pulse:
+            pixels = self._enlarged(plan, frame, pulse)
+            with disk_errors("storing the enlarged picture", self._directory):
+                enlarged = PixelFile.write(self._enlarged_path, pixels)
+        del frame, pixels
         self._tell("enhancing", 1)
         self._tell("assembling", 0)
         encode = EncodePicture(
@@ -146,20 +151,20 @@ class _Job:
             self._decoded_path.unlink()
         return pixels
 
-    def _enlarged(self, plan: PicturePlan, frame: Frame) -> Any:
+    def _enlarged(self, plan: PicturePlan, frame: Frame, pulse: _Pulse) -> Any:
         model, place = _without_restore(resolved(self._config.model)), self._place
         engine, reason = place.open_engine(self._config.engine, model, model_spec(model.name))
         self._announce(plan, model, engine.capabilities.name, reason)
         with Wakeup() as wakeup:
             enhancer = open_enhancer(plan, frame, self._config, engine, wakeup.wake)
             stage = place.share(enhancer, wakeup.wake)
-            life = _Life()
             try:
+                self._check_stop(self._stop.is_requested())
                 while not stage.has_room():
-                    self._wait(wakeup, life, may_stop=True)
+                    self._wait(wakeup, pulse)
                 made = stage.push(frame)
                 while not made:
-                    self._wait(wakeup, life, may_stop=False)
+                    self._wait(wakeup, pulse)
                     made = stage.collect()
             except InterruptedJobError:
                 raise
@@ -169,18 +174,19 @@ class _Job:
                 stage.close()
         return interleaved(made[0])
 
-    def _wait(self, wakeup: Wakeup, life: _Life, *, may_stop: bool) -> None:
+    def _check_stop(self, is_stopped: bool) -> None:
+        if is_stopped:
+            raise InterruptedJobError(f"{self._output}: interrupted; the picture begins anew.")
+
+    def _wait(self, wakeup: Wakeup, pulse: _Pulse) -> None:
         """Wait until something may have happened.
 
         Raises:
-            InterruptedJobError: the job is to end.
+            InterruptedJobError: the job is to end at once.
         """
-        if self._stop.is_aborted() or (may_stop and self._stop.is_requested()):
-            raise InterruptedJobError(f"{self._output}: interrupted; the picture begins anew.")
+        self._check_stop(self._stop.is_aborted())
         if wakeup.wait((), _WAIT_SECONDS):
-            life.moved()
-            self._place.on_alive()
-        elif life.is_new():
+            pulse.moved()
             self._place.on_alive()
 
     def _tell(self, stage: Any, done: int) -> None:
@@ -212,21 +218,40 @@ class _Job:
         )
 
 
-class _Life:
-    """Tells whether this process computes although no tile is completed, for a limited time."""
+class _Pulse:
+    """Says from a thread that the job lives while this process computes, for a limited time.
 
-    def __init__(self) -> None:
-        self._moved_at, self._used_seconds = time.monotonic(), cpu_seconds("self")
+    What is done to a large picture before and after the network takes long, and tells nothing.
+
+    Args:
+        on_alive: called about once a second.
+    """
+
+    def __init__(self, on_alive: Callable[[], None]) -> None:
+        self._on_alive = on_alive
+        self._moved_at = time.monotonic()
+        self._has_ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._has_ended.set()
+        self._thread.join()
 
     def moved(self) -> None:
         """Note that a tile was completed, or that the engine may be free."""
         self._moved_at = time.monotonic()
 
-    def is_new(self) -> bool:
-        """Return whether there was a sign of life since the last call."""
-        used, before = cpu_seconds("self"), self._used_seconds
-        self._used_seconds = used
-        return used > before and time.monotonic() - self._moved_at < _COMPUTING_SECONDS
+    def _beat(self) -> None:
+        used_before = cpu_seconds("self")
+        while not self._has_ended.wait(_BEAT_SECONDS):
+            used = cpu_seconds("self")
+            if used > used_before and time.monotonic() - self._moved_at < _COMPUTING_SECONDS:
+                self._on_alive()
+            used_before = used
 
 
 def _without_restore(model: ModelConfig) -> ModelConfig:

@@ -34,7 +34,7 @@ class PixelFile:
     @classmethod
     def write(cls, path: Path, pixels: Any) -> PixelFile:
         """Write pixels, (H, W) or (H, W, C), uint8 or uint16."""
-        np.ascontiguousarray(pixels).tofile(path)
+        path.write_bytes(np.ascontiguousarray(pixels).data)  # NumPy's errors lack the errno
         height, width, *channels = pixels.shape
         return cls(path, height, width, (*channels, 1)[0], 8 * pixels.dtype.itemsize)
 
@@ -52,12 +52,19 @@ class PixelFile:
         return pixels.reshape(shape[:2] if self.channels == 1 else shape)
 
 
+def _content(source: Path) -> bytes:
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise MediaError(f"{source}: cannot be read ({error.strerror}).") from error
+
+
 class ReadHeader(Step[Header]):
     step: Literal["header"] = "header"
     reply = TypeAdapter(Header)
 
     def perform(self, source: Path, on_progress: OnProgress | None) -> Header:
-        return picture_files.read_header(source, source.read_bytes())
+        return picture_files.read_header(source, _content(source))
 
 
 class DecodePicture(Step[PixelFile]):
@@ -66,7 +73,7 @@ class DecodePicture(Step[PixelFile]):
     destination: Path
 
     def perform(self, source: Path, on_progress: OnProgress | None) -> PixelFile:
-        samples = picture_files.decode(source, source.read_bytes())
+        samples = picture_files.decode(source, _content(source))
         return PixelFile.write(self.destination, samples.pixels)
 
 
@@ -81,7 +88,7 @@ class EncodePicture(Step[None]):
     destination: Path
 
     def perform(self, source: Path, on_progress: OnProgress | None) -> None:
-        content, samples = source.read_bytes(), None
+        content, samples = _content(source), None
         if not picture_files.copies_metadata(self.form, self.header):
             samples = picture_files.decode(source, content)
         data = picture_files.encode(self.pixels.read(), self.form, content, self.header, samples)

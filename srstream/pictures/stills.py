@@ -28,7 +28,9 @@ def is_still(path: Path, descriptor: int) -> bool:
         descriptor: the file, opened for reading; its position stays.
     """
     try:
-        return has_picture_name(path) and not _is_animated_png(descriptor)
+        return has_picture_name(path) and not (
+            _is_animated_png(descriptor) or _is_animated_webp(descriptor)
+        )
     except OSError:
         return True  # Reading the whole file later reports why it cannot be read.
 
@@ -44,6 +46,13 @@ def check_still_output(source: Path, output: Path) -> None:
             f"{output}: {source.name} is a picture and becomes one; choose a name that ends in "
             f"{', '.join(sorted(PICTURE_SUFFIXES))}."
         )
+
+
+def _is_animated_webp(descriptor: int) -> bool:
+    """Look at the flags of the extended header (RFC 9649, 2.7)."""
+    head = os.pread(descriptor, 21, 0)
+    is_extended = head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X"
+    return is_extended and len(head) == 21 and bool(head[20] & 2)
 
 
 def _is_animated_png(descriptor: int) -> bool:

@@ -43,7 +43,7 @@ from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec
 from srstream.pictures.shared import enhance_shared
 from srstream.pictures.steps import PICTURE_CHILD
-from srstream.pictures.stills import check_still_output, has_picture_name, is_still
+from srstream.pictures.stills import is_still
 from srstream.protocol.control import JobProgress
 from srstream.sandbox.media_steps import MEDIA_CHILD
 from srstream.sandbox.steps import InChild
@@ -144,12 +144,9 @@ class RunningJob:
             order.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         source = self._roots.open_source(order.input)
         try:
-            becomes_picture = has_picture_name(order.input) and has_picture_name(order.output)
-            if not becomes_picture and is_still(order.input, source):
-                check_still_output(order.input, order.output)
             folder = self._open_folder()
             try:
-                if becomes_picture:
+                if is_still(order.input, source):
                     return self._enhance_picture(source, folder)
                 return self._enhance_video(source, folder, restart=restart)
             finally:
@@ -186,7 +183,7 @@ class RunningJob:
 
     @contextmanager
     def _opened(
-        self, child: str, stage: type[SharedStage], source: int, folder: int
+        self, child: str, stage: type[SharedStage | SlicedStage], source: int, folder: int
     ) -> Iterator[JobContext]:
         """Provide what the job needs, and free it.
 
@@ -273,7 +270,10 @@ class RunningJob:
         return engine, reason
 
     def _share(
-        self, stage: type[SharedStage], enhancer: Enhancer, wake: Callable[[], None]
+        self,
+        stage: type[SharedStage | SlicedStage],
+        enhancer: Enhancer,
+        wake: Callable[[], None],
     ) -> Stage:
         self._count()
         self._enhancer = enhancer

@@ -13,8 +13,13 @@ import psutil
 import pytest
 
 from srstream.jobs.failpoints import VARIABLE
+from srstream.pictures.steps import PixelFile
+from srstream.sqlite import is_disk_full
 from tests.daemon.pictures.test_picture_jobs import pixels, read, write
+from tests.daemon.test_full_disk import disk
 from tests.support.service.daemon import Daemon, wait_for
+
+__all__ = ["disk"]
 
 SIDE = 1600
 
@@ -137,3 +142,36 @@ def test_a_worker_that_is_killed_makes_the_picture_once(
         assert done["state"] == "done", done
         assert read(daemon.outputs / "p.png").shape == (64, 64)
         assert [path.name for path in daemon.outputs.iterdir()] == ["p.png"]
+
+
+def test_a_full_disk_is_waited_for(disk: Path, tmp_path: Path) -> None:
+    """A disk of 44 MB, of which 28 MB are taken away later; the picture's pixels are 12 MB."""
+    with Daemon(tmp_path, state=disk / "state") as daemon:
+        (disk / "ballast").write_bytes(bytes(28 << 20))
+        source = write(daemon.inputs / "p.png", pixels((500, 500, 3)))
+        job = daemon.submit(source, "p.png")
+        wait_for(lambda: "disk became full" in (daemon.job(job)["error"] or ""))
+        assert daemon.job(job)["state"] in ("queued", "running")
+        (disk / "ballast").unlink()
+        assert daemon.wait(job)["state"] == "done"
+        assert read(daemon.outputs / "p.png").shape == (2000, 2000, 3)
+
+
+def test_a_child_tells_a_full_disk_from_its_own_fault() -> None:
+    with pytest.raises(OSError, match="No space") as full:
+        PixelFile.write(Path("/dev/full"), np.zeros((300, 300), np.uint8))
+    assert is_disk_full(full.value)
+
+
+@pytest.mark.long
+def test_an_output_may_need_more_memory_than_a_source(tmp_path: Path) -> None:
+    """6400 x 6400 of 16 bits are 246 MB, and a child begins with 256 MiB."""
+    limit = f"[security]\ndecoder_memory_bytes = {256 << 20}"
+    with Daemon(tmp_path) as daemon:
+        text = daemon.config.read_text()
+        daemon.config.write_text(text.replace("[security]", limit))
+        daemon.result("reload")
+        source = large_picture(daemon.inputs / "p.png")
+        job = daemon.wait(daemon.submit(source, "p.png"), 120)
+        assert job["state"] == "done", job
+        assert read(daemon.outputs / "p.png").shape == (4 * SIDE, 4 * SIDE, 3)
