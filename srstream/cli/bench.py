@@ -27,7 +27,7 @@ from rich.table import Table
 
 from srstream.config import EncodeConfig, EngineConfig, JobConfig, ModelConfig, Precision
 from srstream.engines.contract import Engine, TileFormat
-from srstream.engines.openvino.library import import_openvino
+from srstream.engines.openvino.library import import_openvino, openvino_core
 from srstream.engines.table import ENGINES, FASTER_IN_NCNN, can_run, open_engine
 from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import EngineError
@@ -191,7 +191,7 @@ def gemm_gflops(cores: int, repeats: int) -> float:
     left, right = (ops.parameter(sides, openvino.Type.f32) for _ in range(2))
     graph = openvino.Model([ops.result(ops.matmul(left, right, False, False))], [left, right])
     options = {"INFERENCE_NUM_THREADS": str(cores), "INFERENCE_PRECISION_HINT": "f32"}
-    request = openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
+    request = openvino_core().compile_model(graph, "CPU", options).create_infer_request()
     request.infer(list(np.random.default_rng(0).random((2, *sides), np.float32)))
     seconds = []
     for _ in range(3 * repeats):

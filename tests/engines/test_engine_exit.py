@@ -1,4 +1,4 @@
-"""A program that ends while tiles are in the engine, as after an error, keeps its exit code."""
+"""How a program ends: with tiles in the engine, as after an error, and by signals after engines."""
 
 from __future__ import annotations
 
@@ -39,3 +39,30 @@ def test_a_program_may_end_with_tiles_under_way(engine: str) -> None:
             cwd=REPOSITORY,
         )
         assert (done.returncode, done.stderr) == (3, "")
+
+
+SIGNALLED = """
+import faulthandler, gc, os, signal, sys
+from srstream.config import EngineConfig, ModelConfig
+from srstream.engines.table import choose_engine
+from srstream.models.table import MODELS
+
+faulthandler.enable()  # as pytest does: the process has a signal stack of its own
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(3))
+opened = [
+    choose_engine(EngineConfig(name=sys.argv[1]), ModelConfig(name="fast"), MODELS["fast"])[0]
+    for _ in range(2)
+]
+while opened:
+    opened.pop(0).close()
+    gc.collect()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("engine", ["openvino", "ncnn", "pytorch"])
+def test_a_signal_is_answered_when_engines_that_overlapped_are_gone(engine: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, engine], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert (done.returncode, done.stderr) == (3, "")

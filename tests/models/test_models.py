@@ -78,7 +78,7 @@ def random_weights(spec=MODELS["fast"]):
 
 def in_openvino(model_bytes, lr_BCHW):
     openvino = import_openvino()
-    model = openvino.Core().read_model(model_bytes)
+    model = openvino_core().read_model(model_bytes)
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled([lr_BCHW])
     return [results[index] for index in range(len(compiled.outputs))]

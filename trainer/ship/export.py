@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from srstream.config import Precision
 from srstream.engines.openvino.engine import HINTS
 from srstream.engines.openvino.int8 import SUFFIX, ranges_json
-from srstream.engines.openvino.library import import_openvino
+from srstream.engines.openvino.library import openvino_core
 from srstream.errors import UsageError, WeightsError
 from srstream.models.checkpoint import Weights, load_weights, safetensors_bytes
 from srstream.models.networks import (
@@ -188,7 +188,7 @@ def mixed(weights: Weights, others: Weights, share: float) -> Weights:
 
 def openvino_planes(onnx_bytes: bytes) -> PlaneFunction:
     """Run the exported graph in OpenVINO, float32, one picture at a time."""
-    core = import_openvino().Core()
+    core = openvino_core()
     return compiled_planes(core, core.read_model(onnx_bytes))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from srstream.config import ModelConfig, Precision
 from srstream.engines.openvino.graph import engine_network
 from srstream.engines.openvino.int8 import ranges_of
-from srstream.engines.openvino.library import import_openvino
+from srstream.engines.openvino.library import openvino_core
 from srstream.errors import UsageError
 from srstream.models.blend import blend_of
 from srstream.models.checkpoint import Weights, load_weights
@@ -80,7 +80,7 @@ def _shipped(
     spec: ModelSpec, restore: float, strength: float, detail: float, precision: Precision
 ) -> Method:
     blend = blend_of(ModelConfig(name=spec.name, restore=restore, detail=detail), spec)
-    core = import_openvino().Core()
+    core = openvino_core()
     ranges = ranges_of(blend) if precision == "int8" else None
     network = engine_network(core, blend, spec, ranges)
     upscale = model_upscaler(compiled_planes(core, network, precision), spec)

@@ -62,6 +62,7 @@ skipped."""
 MIN_TICK_MS, MAX_TICK_MS = 1, 200
 
 REVOKED_SECONDS = 0.2
+_REVOKED_TEXT = "this key is not allowed any more."
 
 JOIN_SECONDS = 5.0
 """How long `close` waits for a session's thread to finish its frame."""
@@ -124,7 +125,7 @@ class FramesServer:
         self._is_blocked = False
         self._tick_ms = MIN_TICK_MS
         self._next_beat = self._next_check = 0.0
-        self._told_revoked: set[bytes] = set()
+        self._told_revoked: dict[bytes, float] = {}
         self._stopping = threading.Event()
         self._finished = threading.Event()
         self._finished.set()
@@ -219,7 +220,7 @@ class FramesServer:
             user = _user_of(peer)
             guard.saw_message(peer, user)
             try:
-                self._check_allowed(user)
+                self._check_allowed(peer.bytes, user)
                 self._handle(peer.bytes, parts)
             except SrstreamError as error:
                 num_faults += 1
@@ -263,10 +264,17 @@ class FramesServer:
         else:
             session.finish()
 
-    def _check_allowed(self, user: str | None) -> None:
+    def _check_allowed(self, peer: bytes, user: str | None) -> None:
         """Refuse the messages of a client whose key was revoked."""
         if user is not None and self._is_revoked(user):
-            raise RefusedError("this key is not allowed any more.")
+            self._note_revoked(peer)
+            raise RefusedError(_REVOKED_TEXT)
+
+    def _note_revoked(self, peer: bytes) -> None:
+        """Log that a connection ends, once, and remember when its client was told so."""
+        if peer not in self._told_revoked:
+            self._told_revoked[peer] = time.monotonic()
+            logger.warning("a connection is ended: its key was revoked")
 
     def _is_revoked(self, user: str) -> bool:
         return self._is_allowed is None or not self._is_allowed(user)
@@ -277,15 +285,17 @@ class FramesServer:
         if now < self._next_check:
             return
         self._next_check = now + REVOKED_SECONDS
-        told, self._told_revoked = self._told_revoked, set()
+        connected: set[bytes] = set()
         for descriptor, connection in guard.connections_of(self._is_revoked):
             peer = connection.identity or b""
-            if peer in told:  # and libzmq has had the time to send it
-                guard.end(descriptor)
-                continue
-            self._told_revoked.add(peer)
-            logger.warning("a connection is ended: its key was revoked")
-            self._refuse(router, peer, RefusedError("this key is not allowed any more."))
+            connected.add(peer)
+            if peer not in self._told_revoked:
+                self._note_revoked(peer)
+                self._refuse(router, peer, RefusedError(_REVOKED_TEXT))
+            elif now - self._told_revoked[peer] > REVOKED_SECONDS / 2:
+                guard.end(descriptor)  # libzmq has had the time to send it
+        for peer in self._told_revoked.keys() - connected:
+            del self._told_revoked[peer]
 
     def _greet(self, peer: bytes, session: FrameSession | None, rest: list[memoryview]) -> None:
         if session is not None:

@@ -24,7 +24,7 @@ from srstream.engines.openvino.graph import (
     integer_graph,
 )
 from srstream.engines.openvino.int8 import ranges_of
-from srstream.engines.openvino.library import import_openvino, last_line
+from srstream.engines.openvino.library import import_openvino, last_line, openvino_core
 from srstream.engines.openvino.session import OpenVinoSession
 from srstream.engines.threads import available_threads
 from srstream.errors import EngineError, WeightsError
@@ -66,7 +66,7 @@ class OpenVinoEngine:
         self.weights = self.blend.path
         try:
             self.openvino = import_openvino()
-            self.core = self.openvino.Core()
+            self.core = openvino_core()
             device = str(self.core.get_property("CPU", "FULL_DEVICE_NAME"))
         except (ImportError, RuntimeError) as error:
             raise EngineError(f"OpenVINO cannot be loaded ({last_line(error)})") from error

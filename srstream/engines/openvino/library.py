@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +22,28 @@ def import_openvino() -> Any:
         return sys.modules["openvino"]
     with _hidden_module("openvino_telemetry"):
         return importlib.import_module("openvino")
+
+
+def openvino_core() -> Any:
+    """Return the process's only `openvino.Core`, which lives as long as the process.
+
+    Its CPU plugin gives the thread a signal stack of its own (`sigaltstack`). Of two whose lives
+    overlap, the second restores the first's when it ends, which is freed by then: the next signal,
+    as a Ctrl-C, is the end of the process.
+
+    Raises:
+        ImportError, RuntimeError: OpenVINO cannot be loaded.
+    """
+    with _core_lock:
+        return _only_core()
+
+
+_core_lock = threading.Lock()
+
+
+@functools.cache
+def _only_core() -> Any:
+    return import_openvino().Core()
 
 
 @contextlib.contextmanager
