@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 import time
@@ -82,13 +83,15 @@ class Connection:
         return None
 
     def _send(self, values: dict[str, Any], ends: float) -> None:
-        if not self._socket.poll(_ms_until(ends), zmq.POLLOUT):
-            over_tcp = self.address.startswith("tcp://")
-            raise NoAnswerError(
-                f"no daemon can be reached at {self.address}"
-                + (", or it does not know the key." if over_tcp else ", or it takes no more.")
-            )
-        self._socket.send_json(values, zmq.NOBLOCK)
+        while self._socket.poll(_ms_until(ends), zmq.POLLOUT):
+            with contextlib.suppress(zmq.Again):  # the connection has ended since the poll
+                self._socket.send_json(values, zmq.NOBLOCK)
+                return
+        over_tcp = self.address.startswith("tcp://")
+        raise NoAnswerError(
+            f"no daemon can be reached at {self.address}"
+            + (", or it does not know the key." if over_tcp else ", or it takes no more.")
+        )
 
     def _receive(self, ends: float) -> Reply | Event | None:
         if not self._socket.poll(_ms_until(ends), zmq.POLLIN):

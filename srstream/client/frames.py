@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -242,12 +243,15 @@ class FrameStream:
         Raises:
             SrstreamError: the daemon's error if it has sent one, else that it cannot be reached.
         """
-        while not self._socket.poll(0, zmq.POLLOUT):
+        while True:
+            # Not after a poll: the connection may end in between, and a send would wait forever.
+            with contextlib.suppress(zmq.Again):
+                self._socket.send_multipart(parts, zmq.NOBLOCK)
+                return
             message = self._received()
             self._waiting.append(message)
             if message[0] == ERROR:
                 raise self._ended_by(message[1])
-        self._socket.send_multipart(parts)
 
     def _frame(self, given: Any) -> Frame:
         form = self.form

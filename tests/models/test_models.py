@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from srstream.engines.openvino.library import import_openvino
+from srstream.engines.openvino.library import openvino_core
 from srstream.errors import UsageError, WeightsError
 from srstream.models.checkpoint import Weights, load_weights, safetensors_bytes
 from srstream.models.networks import (
@@ -77,9 +77,9 @@ def random_weights(spec=MODELS["fast"]):
 
 
 def in_openvino(model_bytes, lr_BCHW):
-    openvino = import_openvino()
-    model = openvino_core().read_model(model_bytes)
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    core = openvino_core()
+    model = core.read_model(model_bytes)
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled([lr_BCHW])
     return [results[index] for index in range(len(compiled.outputs))]
 
