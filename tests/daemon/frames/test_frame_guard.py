@@ -48,7 +48,9 @@ def connected(path: Path) -> socket.socket:
     ours.sendall(b"\x04" + bytes([len(ready)]) + ready)
     received = b""
     while b"ROUTER" not in received:
-        received += ours.recv(4096)
+        more = ours.recv(4096)
+        assert more, f"the connection was ended after {received!r}"
+        received += more
     return ours
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,18 @@ def test_a_user_id_that_a_client_states_itself_does_not_count(tmp_path: Path) ->
         client.connect(str(running.path))
         forged = READY + property_of(b"%d" % (os.geteuid() + 1))
         client.sendall(GREETING)
-        received = b""
-        while len(received) < len(GREETING):
-            received += client.recv(4096)
-        client.sendall(frame(forged, command=True) + frame(b'{"op": "health"}'))
-        while b'"peer"' not in received:
-            received += client.recv(4096)
-        assert b'"peer":"local"' in received
+        answer_until(client, lambda received: len(received) >= len(GREETING))
+        client.sendall(frame(forged, command=True))
+        # libzmq takes no message before it has sent READY itself.
+        answer_until(client, lambda received: b"READY" in received)
+        client.sendall(frame(b'{"op": "health"}'))
+        assert b'"peer":"local"' in answer_until(client, lambda received: b'"peer"' in received)
+
+
+def answer_until(client: socket.socket, is_enough: Callable[[bytes], bool]) -> bytes:
+    received = b""
+    while not is_enough(received):
+        more = client.recv(4096)
+        assert more, f"the connection was ended after {received!r}"
+        received += more
+    return received
