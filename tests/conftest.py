@@ -15,6 +15,9 @@ from tests.support.paths import REPOSITORY
 # times longer than they compute. Set before anything imports PyTorch; started processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Hundreds of tests start processes. Each would compile the package anew, for half a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import pytest
 from hypothesis import settings
 
