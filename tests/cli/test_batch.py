@@ -152,7 +152,7 @@ def test_nothing_to_enhance_is_said(tmp_path: Path, name: str) -> None:
 def test_ctrl_c_answers_in_two_seconds_and_the_batch_goes_on_where_it_was(tmp_path: Path) -> None:
     for name in ("a", "b"):
         # Keyframes every 12 frames: segments of 2 s.
-        clips.cfr(tmp_path / f"{name}.mp4", frames=500, width=192, height=144)
+        clips.cfr(tmp_path / f"{name}.mp4", frames=300, width=144, height=96)
     sources = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
     process = subprocess.Popen(
         command("enhance", *sources, "--json", *QUICK),

@@ -31,6 +31,7 @@ def test_a_clip_s_stages_and_the_whole_command(tmp_path):
     assert report["gemm_gflops"] > 0
 
 
+@pytest.mark.long
 def test_every_model_in_every_engine_on_a_clip_that_is_made(monkeypatch):
     monkeypatch.setattr("srstream.cli.bench.NETWORK_SECONDS", 0.05)
     monkeypatch.setattr("srstream.cli.bench.CLIP_SIZE", (64, 48))

@@ -23,7 +23,11 @@ NOTICED_SECONDS = 10.0
     ("module", "said"),
     [
         ("sandbox.decoder", "the decoder process ended unexpectedly (status -9)"),
-        ("sandbox.media_child", "the process that reads the source died (status -9)"),
+        pytest.param(
+            "sandbox.media_child",
+            "the process that reads the source died (status -9)",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_killed_child_of_a_job_leaves_a_line_in_the_log(

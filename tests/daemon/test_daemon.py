@@ -29,7 +29,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 def long_clip(path: Path, seconds: int = 12) -> Path:
     """A clip of several segments, which takes some seconds."""
-    return clips.cfr(path, frames=25 * seconds, gop=25, width=192, height=128, noise=40)
+    return clips.cfr(path, frames=25 * seconds, gop=25, width=144, height=96, noise=40)
 
 
 def test_a_job_is_done_as_the_command_would_do_it(daemon: Daemon, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_key_makes_a_repeated_submit_harmless(daemon: Daemon) -> None:
 
 def test_priorities_decide_the_order(tmp_path: Path) -> None:
     with Daemon(tmp_path, "max_running = 1") as daemon:
-        blocker = daemon.submit(long_clip(daemon.inputs / "long.mp4", 4), "long.mp4")
+        blocker = daemon.submit(long_clip(daemon.inputs / "long.mp4", 2), "long.mp4")
         wait_for(lambda: daemon.job(blocker)["state"] == "running")
         source = clips.cfr(daemon.inputs / "a.mp4")
         low = daemon.submit(source, "low.mp4", priority=-5)
@@ -174,6 +174,7 @@ def test_children_die_with_their_parent(daemon: Daemon) -> None:
     assert not [child for child in family if child.is_running() and child.status() != "zombie"]
 
 
+@pytest.mark.long
 def test_a_worker_that_stops_answering_is_replaced(tmp_path: Path) -> None:
     with Daemon(tmp_path, "[workers]\nheartbeat_seconds = 2") as daemon:
         source = long_clip(daemon.inputs / "long.mp4", 6)

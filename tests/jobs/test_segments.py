@@ -204,6 +204,7 @@ def test_a_decoder_that_computes_for_ever_is_ended(tmp_path: Path) -> None:
     assert made.seconds > 9 * 0.3, "ten times as long as one that does nothing"
 
 
+@pytest.mark.long
 def test_a_decoder_that_computes_for_long_is_waited_for(tmp_path: Path) -> None:
     schedule = Schedule(["new"] * 2, decoder=[3000])
     made = run(schedule, tmp_path, stall_seconds=1.0, command=BUSY)
@@ -212,6 +213,7 @@ def test_a_decoder_that_computes_for_long_is_waited_for(tmp_path: Path) -> None:
     assert made.num_alive > 5
 
 
+@pytest.mark.long
 def test_an_engine_and_an_encoder_that_take_long_are_waited_for(tmp_path: Path) -> None:
     """A tile or a frame of three times the limit, in which the processor is used."""
     schedule = Schedule(["new"] * 2, compute_ms=3000)

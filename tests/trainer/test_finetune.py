@@ -213,6 +213,7 @@ def test_a_tuned_model_is_better_on_held_out_scenes_and_can_be_used(video, tmp_p
     assert load_base("cam1").recipe == tuned.recipe
 
 
+@pytest.mark.long
 def test_footage_that_cannot_help_is_rolled_back(tmp_path):
     """The held-out scene has nothing to do with the others: noise to train on, bars to judge by."""
     path = tmp_path / "noise.mp4"

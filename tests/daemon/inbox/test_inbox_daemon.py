@@ -59,6 +59,7 @@ def test_files_become_jobs_and_failures_are_explained(daemon: Daemon) -> None:
     assert {job["submitter"] for job in jobs} == {"watch"} and len(jobs) == 2
 
 
+@pytest.mark.long
 def test_a_killed_daemon_takes_each_file_once(daemon: Daemon) -> None:
     watched, made = daemon.home / "watched", daemon.home / "made"
     sources = [

@@ -39,7 +39,8 @@ class DictHandler:
         self.numbers = itertools.count()
 
     def events_after(self, after: int, job: str | None, limit: int) -> list[Event]:
-        return [e for e in self.events[max(after, 0) :] if job in (None, e.job)][:limit]
+        later = itertools.islice(self.events, max(after, 0), None)
+        return list(itertools.islice((e for e in later if job in (None, e.job)), limit))
 
     def last_seq(self) -> int:
         return len(self.events)

@@ -52,15 +52,22 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
 @pytest.mark.parametrize(
     ("text", "killed_at", "base"),
     [
-        (TINY_RUN.format(iterations=50), 10, None),
         # The second stage has begun: its discriminator and both optimizers must come back.
         (TINY_RUN.format(iterations=6) + TWO_STAGES.format(iterations=30), 20, None),
+        pytest.param(TINY_RUN.format(iterations=50), 10, None, marks=pytest.mark.long),
         # The weights that it is mixed with must come back, and they aren't given again.
-        (TINY_RUN.format(iterations=50).replace("[run]", KNOB + "[run]"), 10, "fast"),
+        pytest.param(
+            TINY_RUN.format(iterations=50).replace("[run]", KNOB + "[run]"),
+            10,
+            "fast",
+            marks=pytest.mark.long,
+        ),
         # No picture stays in memory: half of the run reads them from the killed one's cache.
-        (TINY_RUN.format(iterations=50) + "memory_mib = 0\n", 10, None),
+        pytest.param(
+            TINY_RUN.format(iterations=50) + "memory_mib = 0\n", 10, None, marks=pytest.mark.long
+        ),
     ],
-    ids=["pixel", "adversarial", "knob", "cache"],
+    ids=["adversarial", "pixel", "knob", "cache"],
 )
 def test_a_run_resumed_after_sigkill_equals_an_uninterrupted_one(
     tmp_path, pictures, text, killed_at, base
