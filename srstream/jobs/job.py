@@ -320,15 +320,15 @@ class _Job:
 
     def _announce(self, done: list[SegmentRecord]) -> None:
         plan = self._plan
-        video, output = plan.source.video, plan.output.video
+        video = plan.source.video
         self._on_event(
             Started(
                 input=printable(plan.source.path),
                 output=printable(self._output),
                 width=video.width,
                 height=video.height,
-                output_width=output.width,
-                output_height=output.height,
+                output_width=plan.output.size[0],
+                output_height=plan.output.size[1],
                 model=plan.model_name,
                 engine=plan.engine.capabilities.name,
                 engine_reason=plan.engine_reason,
@@ -336,7 +336,7 @@ class _Job:
                 restore_reason=plan.restore.reason,
                 strength=plan.restore.strength,
                 detail=plan.config.model.detail,
-                codec=output.codec,
+                codec=plan.output.codec,
                 num_frames=plan.num_frames,
                 num_frames_done=sum(len(record.file.pts) for record in done),
                 is_resumed=self._is_resumed,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import av
 
-from srstream.errors import DiskFullError, MediaError, SrstreamError, UsageError
+from srstream.errors import DiskFullError, MediaError, RefusedError, SrstreamError, UsageError
 
 _SHOWN: dict[str, str] = {}
 
@@ -47,6 +47,19 @@ def sentence(
     when = "" if at_seconds is None else f" at {at_seconds:.3f} s"
     why = "" if error is None else f" (FFmpeg: {ffmpeg_text(error)})"
     return f"{display_name(path)}: {what}{when}{why}.{f' {advice}' if advice else ''}"
+
+
+def refuse_giant(path: Path, width: int, height: int, max_pixels: int) -> None:
+    """Raise `RefusedError` if a picture has more pixels than are allowed."""
+    if width * height > max_pixels:
+        raise RefusedError(
+            sentence(
+                path,
+                f"its picture measures {width}x{height}, more than the {max_pixels} pixels that "
+                "are allowed",
+                advice="Raise source.max_pixels if you trust the file.",
+            )
+        )
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from srstream.config import EncodeConfig
 from srstream.errors import RefusedError
 from srstream.naming import PICTURE_SUFFIXES
 
+_ANIMATION_ENDINGS = frozenset({".gif", ".webp", ".apng", ".png"})
+
 CRF_RANGES = {
     "libx264": (0, 63),
     "libx264rgb": (0, 63),
@@ -47,23 +49,30 @@ class OutputTables(BaseModel):
     labels: dict[str, str]
     """The name of the container that each extension stands for."""
     carried: dict[str, frozenset[str]]
-    """The codecs that a container takes, by its name."""
+    """The codecs that a container takes, by its name; animated pictures give no choice."""
     encoders: dict[str, str]
     """The codec of each encoder; a codec's own name stands for itself."""
 
-    def check(self, output: Path, encode: EncodeConfig) -> None:
+    def check(self, output: Path, encode: EncodeConfig, source: Path | None = None) -> None:
         """Check the ending of an output, its codec, and the codec's settings.
+
+        Args:
+            source: its name tells whether it may be an animation, which can become a PNG.
 
         Raises:
             RefusedError: the job would be refused for it, whatever its source is.
         """
-        check_ending(output, self.labels)
+        may_move = source is not None and source.suffix.lower() in _ANIMATION_ENDINGS
+        is_still = output.suffix.lower() == ".png" and not may_move
+        check_ending(output, [end for end in self.labels if end != ".png" or not is_still])
         if encode.codec == "auto":
             return
         codec = self.encoders.get(encode.codec)
         if codec is None:
             raise no_encoder(encode.codec)
         label = self.labels[output.suffix.lower()]
+        if label not in self.carried:
+            raise no_choice("codec", label)
         if codec not in self.carried[label]:
             raise not_carried(label, codec, fits_matroska=codec in self.carried["Matroska"])
         check_quality(encode.codec, encode)
@@ -74,6 +83,7 @@ def output_tables() -> OutputTables:
     import av
     from av.codec import Codec
 
+    from srstream.media.animations.formats import ANIMATIONS
     from srstream.media.write.containers import CONTAINERS, carried_codecs
 
     encoders = {}
@@ -85,8 +95,10 @@ def output_tables() -> OutputTables:
         if encoder.type == "video":
             encoders[name] = encoders[encoder.name] = encoder.canonical_name
     containers = CONTAINERS.values()
+    videos = {end: container.label for container in containers for end in container.extensions}
+    animations = {end: form.label for form in ANIMATIONS.values() for end in form.extensions}
     return OutputTables(
-        labels={end: container.label for container in containers for end in container.extensions},
+        labels=videos | animations,
         carried={container.label: carried_codecs(container) for container in containers},
         encoders=encoders,
     )
@@ -105,8 +117,10 @@ def check_ending(path: Path, extensions: Iterable[str]) -> None:
     what = f"cannot write {path.suffix}" if path.suffix else "its name has no extension"
     if suffix in PICTURE_SUFFIXES:
         what = "a video becomes a video and no picture"
+    videos = ", ".join(end for end in known if end not in _ANIMATION_ENDINGS)
     raise RefusedError(
-        f"{path.name}: {what}; name an output that ends in one of {', '.join(known)}."
+        f"{path.name}: {what}; name an output that ends in one of {videos}, or in .gif, .webp or "
+        ".apng for an animation."
     )
 
 
@@ -124,6 +138,13 @@ def check_quality(codec: str, encode: EncodeConfig) -> None:
         return
     raise RefusedError(
         f"{codec} has no --preset {encode.preset!r}; there are {', '.join(presets)}."
+    )
+
+
+def no_choice(option: str, label: str) -> RefusedError:
+    """Return the error for an option of video encoders that an animated picture does not have."""
+    return RefusedError(
+        f"--{option} cannot be chosen for {label}; leave it out, or name a video with -o."
     )
 
 

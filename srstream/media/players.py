@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from srstream.frame import PlaneLayout
 
+_ANIMATED = frozenset({"gif", "apng", "webp"})
 H264_MAX = (4096, 2304)
 HEVC_MAX = (8192, 4320)
 """Largest (width, height) that decoders of devices take."""
@@ -37,11 +38,13 @@ def players_of(
     """Return which of "browsers", "phones" and "TVs" usually play a file.
 
     Args:
-        container: mp4, mov, mkv, webm or ts.
+        container: mp4, mov, mkv, webm or ts; gif, apng or webp.
         codec: the video's, by its canonical name.
         size: (width, height) in pixels.
         audio: canonical names of the codecs of all audio streams.
     """
+    if container in _ANIMATED:
+        return ("browsers", "phones")
     is_plain = layout.kind == "gray" or (
         layout.kind == "yuv" and (layout.log2_chroma_w, layout.log2_chroma_h) == (1, 1)
     )

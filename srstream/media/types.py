@@ -9,6 +9,8 @@ from typing import Literal
 
 from srstream.frame import ColorSpec, FrameForm, PlaneLayout
 
+_RGB = {False: "rgb24", True: "rgba"}
+
 StreamType = Literal["video", "audio", "subtitle", "data", "attachment"]
 Action = Literal["enhance", "copy", "convert", "drop"]
 
@@ -115,6 +117,9 @@ class SourceInfo:
     warnings: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     """Names of the file's tags, except those that only describe the file itself."""
+    num_plays: int | None = None
+    """How often an animated picture is shown, 0 without end; None for what is none."""
+    is_lossless_webp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +206,22 @@ class OutputPlan:
     """Whether the output begins at the source's start time instead of at zero."""
     earliest_other: Fraction | None = None
     """When the earliest of the output's other streams begins, in seconds of the source."""
+    is_animation: bool = False
+    """Whether it is an animated picture, which is made of the segments, stored without loss."""
+    size: tuple[int, int] = (0, 0)
+    """(width, height) as the file states them: of an animated picture those of the turned one."""
+
+    @property
+    def codec(self) -> str:
+        """The codec of the file's video, by its encoder's name."""
+        return self.container if self.is_animation else self.video.codec
+
+    @property
+    def pix_fmt(self) -> str:
+        """The pixel format of the file's video, by libav's name."""
+        if not self.is_animation:
+            return self.video.pix_fmt
+        return "pal8" if self.container == "gif" else _RGB[self.video.layout.has_alpha]
 
 
 @dataclass(frozen=True, slots=True)

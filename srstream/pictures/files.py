@@ -7,7 +7,7 @@ for byte. Pixels are never rotated: the EXIF orientation is kept.
 
 from __future__ import annotations
 
-import os
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from srstream.errors import EncodeError, MediaError, RefusedError
+from srstream.media.animations.header import PNG_SIGNATURE, png_animation
 from srstream.pictures.tiff import is_tiff, read_tiff_header
 
 Format = Literal["png", "jpeg", "webp", "bmp", "tiff"]
@@ -62,7 +63,6 @@ ENCODE_OPTIONS: dict[Format, list[int]] = {
 }
 LOSSLESS_WEBP = [cv2.IMWRITE_WEBP_QUALITY, 101]
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_KEPT = {b"cHRM", b"gAMA", b"iCCP", b"sRGB", b"cICP", b"mDCV", b"cLLI"}
 PNG_KEPT |= {b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"pHYs", b"tIME"}
 """Chunks that describe the picture independently of its size and palette."""
@@ -113,8 +113,8 @@ def read_header(path: Path, content: bytes) -> Header:
 def _header(content: bytes) -> Header | None:
     if content.startswith(PNG_SIGNATURE):
         width, height = struct.unpack_from(">II", content, 16)
-        is_animated = _num_png_frames(_png_chunks(content)) > 1
-        refusal = "is an animated PNG, which becomes a video, not a picture" if is_animated else ""
+        refusal = "is an animated PNG, which becomes a video or an animation, not a picture"
+        refusal = refusal if _is_animated_png(io.BytesIO(content)) else ""
         return Header("png", width, height, content[25] in (0, PNG_GREY_ALPHA), refusal=refusal)
     if content.startswith(b"\xff\xd8\xff"):
         return _jpeg_header(content)
@@ -145,7 +145,7 @@ def _webp_header(content: bytes) -> Header:
         flags, width, height = struct.unpack("<B3xI", content[20:28])[0], 0, 0
         width = 1 + int.from_bytes(content[24:27], "little")
         height = 1 + int.from_bytes(content[27:30], "little")
-        refusal = "is an animated WebP, which FFmpeg cannot read; make a GIF or a video of it first"
+        refusal = "is an animated WebP, which becomes a video or an animation, not a picture"
         refusal = refusal if flags & 2 else ""
         lossless = b"VP8L" in content[30:] and b"VP8 " not in content[30:]
         return Header("webp", width, height, is_lossless=lossless, refusal=refusal)
@@ -160,28 +160,14 @@ def is_animated_png(path: Path) -> bool:
     """Return whether a file is a PNG of several frames; this reads only the heads of its chunks."""
     try:
         with path.open("rb") as file:
-            if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
-                return False
-            return _num_png_frames(_png_chunk_heads(file)) > 1
+            return _is_animated_png(file)
     except OSError:
         return False  # Reading the whole file later reports why it cannot be read.
 
 
-def _png_chunk_heads(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Yield (kind, the chunk's first bytes) of each chunk."""
-    while len(head := file.read(12)) == 12:
-        yield head[4:8], head
-        file.seek(int.from_bytes(head[:4], "big"), os.SEEK_CUR)
-
-
-def _num_png_frames(chunks: Iterator[tuple[bytes, bytes]]) -> int:
-    """Return acTL's count, which precedes the picture (PNG, third edition, 11.3.6.1), or else 1."""
-    for kind, chunk in chunks:
-        if kind == b"acTL":
-            return int.from_bytes(chunk[8:12], "big")
-        if kind == b"IDAT":
-            break
-    return 1
+def _is_animated_png(file: BinaryIO) -> bool:
+    animation = png_animation(file)
+    return animation is not None and animation.num_frames > 1
 
 
 def _is_cut_off(content: bytes, form: Format) -> bool:

@@ -6,6 +6,7 @@ import glob
 from pathlib import Path
 
 from srstream.errors import UsageError
+from srstream.media.animations.header import is_animated_webp
 from srstream.pictures import files as picture_files
 from srstream.pictures.files import SUFFIXES
 
@@ -31,9 +32,12 @@ def is_picture_input(source: Path) -> bool:
 
 
 def is_animated(path: Path) -> bool:
-    """Return whether a file is an animation to enhance as a video: a GIF, an animated PNG."""
+    """Return whether a file is an animation to enhance as a video: a GIF, an animated PNG or WebP.
+
+    An animated PNG of one frame is a picture; a WebP that says it is animated is none.
+    """
     return path.suffix.lower() in ANIMATED_SUFFIXES or (
-        is_picture(path) and picture_files.is_animated_png(path)
+        is_picture(path) and (picture_files.is_animated_png(path) or is_animated_webp(path))
     )
 
 

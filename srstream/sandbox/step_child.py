@@ -85,7 +85,6 @@ def run_child(
         readable=[opening.source_descriptor],
         writable=[directory],
         memory_bytes=opening.memory_bytes,
-        devices=opening.devices,
     )
     os.close(directory)
     in_force += seal()

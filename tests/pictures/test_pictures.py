@@ -13,8 +13,9 @@ import pytest
 
 from srstream.config import EngineConfig, JobConfig, ModelConfig, ScaleConfig, SourceConfig
 from srstream.errors import MediaError, RefusedError, UsageError
+from srstream.media.animations.header import PNG_SIGNATURE
 from srstream.pictures import job as module
-from srstream.pictures.files import PNG_SIGNATURE, read_header
+from srstream.pictures.files import read_header
 from srstream.pictures.inputs import expand_inputs, is_picture_input
 from srstream.pictures.job import enhance_picture, enhance_pictures, plan_picture
 from tests.support.networks import nearest_network

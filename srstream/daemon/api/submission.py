@@ -125,7 +125,7 @@ def check_job(
     if is_still:
         check_still_output(source, output)
     elif tables is not None:
-        tables.check(output, config.encode)
+        tables.check(output, config.encode, source)
     model = resolved(config.model)
     check_knobs(model, model_spec(model.name))
     if config.engine.name != "auto":

@@ -20,9 +20,12 @@ from srstream.engines.table import ENGINES, choose_engine, engine_name
 from srstream.errors import NoSpaceError, RefusedError, TruncatedError, UsageError
 from srstream.files import largest_file
 from srstream.jobs.planning.memory import memory_notes
+from srstream.jobs.planning.output_bytes import low_bytes, output_bytes, typical_bytes
 from srstream.jobs.planning.size import output_size, size_note
 from srstream.jobs.segments import SegmentCuts
+from srstream.media.animations.plan import with_thinning
 from srstream.media.read.degradation import RestoreChoice
+from srstream.media.read.demux import nvdec_fault
 from srstream.media.read.start import earliest, start_pts
 from srstream.media.types import (
     OutputPlan,
@@ -39,7 +42,7 @@ from srstream.media.write.output import plan_output
 from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec, model_spec
 from srstream.naming import check_length
-from srstream.sandbox.media_steps import ChooseRestore, Probe, Scan, TryNvdec, TryOutput
+from srstream.sandbox.media_steps import ChooseRestore, Probe, Scan, TryOutput
 from srstream.sandbox.steps import InProcess, OnProgress, Steps
 
 MIN_SEGMENT_SECONDS = 2
@@ -48,13 +51,7 @@ MAX_SEGMENT_MACS = 12e12
 """Limit of the network's work in a segment longer than a second: about two minutes on two cores,
 which is what a kill loses if frames take seconds."""
 
-# Bits per output pixel that libx264 needs at its default quality: a static clip and a busy one.
-_LOW_BITS_PER_PIXEL = 0.01
-_TYPICAL_BITS_PER_PIXEL = 0.06
-_LOSSLESS_BITS_PER_SAMPLE = 2.5
 OpenEngine = Callable[[EngineConfig, ModelConfig, ModelSpec], tuple[Engine, str]]
-
-_LOSSLESS_CODECS = frozenset({"ffv1", "utvideo", "png", "qtrle"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +76,7 @@ class JobPlan:
         """The number of frames within the window according to the index."""
         if not self.index.has_timestamps:
             return self.index.num_packets
-        start, end = self.window.start_pts, self.window.end_pts
-        return sum(
-            (start is None or pts >= start) and (end is None or pts < end) for pts in self.index.pts
-        )
+        return len(shown_pts(self.index, self.window))
 
     @property
     def is_truncated(self) -> bool:
@@ -90,13 +84,18 @@ class JobPlan:
 
     @property
     def low_bytes(self) -> int:
-        """The smallest expected size of the output."""
-        return _estimate_bytes(self.output.video, self.num_frames, _LOW_BITS_PER_PIXEL)
+        """The smallest expected size of the segments."""
+        return low_bytes(self.output, self.num_frames)
 
     @property
     def typical_bytes(self) -> int:
+        """The approximate size of the segments, and of an output that is a video."""
+        return typical_bytes(self.output, self.num_frames)
+
+    @property
+    def output_bytes(self) -> int:
         """The approximate size of the output."""
-        return _estimate_bytes(self.output.video, self.num_frames, _TYPICAL_BITS_PER_PIXEL)
+        return output_bytes(self.output, self.num_frames)
 
 
 def make_plan(
@@ -132,7 +131,7 @@ def make_plan(
     if source.exists() and not source.is_file() and not source.is_dir():
         raise UsageError(f"{source}: this is no regular file; give a file that can be read twice.")
     info = media.do(Probe(config=config.source), source)
-    config, notes = _with_decoder(source, config, media)
+    config, notes = _with_decoder(source, config)
     plan = _plan_output(source, info, config, output, media, work_folder, unsuffixed)
     _check_name(plan.path, source)
     scan = Scan(video=info.video, deadline_seconds=deadline_seconds)
@@ -140,6 +139,7 @@ def make_plan(
     _check_index(source, index, config)
     window = time_window(info.video, index, config)
     plan = _with_start(plan, info.video, index, config)
+    plan = with_thinning(plan, shown_pts(index, window))
     keys = replace(index, pts=())  # it can be long, and may have to cross to another process
     restore = media.do(ChooseRestore(video=info.video, index=keys, config=config), source)
     engine, reason = open_engine(config.engine, restore.applied(config.model), spec)
@@ -265,9 +265,7 @@ def _fitted(job: JobPlan, limit: int | None) -> JobPlan:
     return replace(job, output=replace(job.output, notes=(*job.output.notes, f"{text}.")))
 
 
-def _with_decoder(
-    source: Path, config: JobConfig, media: Steps
-) -> tuple[JobConfig, tuple[str, ...]]:
+def _with_decoder(source: Path, config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
     """Return the config with the decoder that is used, and notes about it.
 
     Raises:
@@ -276,9 +274,7 @@ def _with_decoder(
     asked = config.source.decoder
     if asked == "cpu":
         return config, ()
-    limits = config.source
-    trial = TryNvdec(max_pixels=limits.max_pixels, max_streams=limits.max_streams)
-    fault = media.do(trial, source)
+    fault = nvdec_fault(source)
     if fault is not None and asked == "nvdec":
         raise RefusedError(f"{source}: {fault}; use --decoder cpu.")
     chosen = "nvdec" if fault is None else "cpu"
@@ -307,6 +303,14 @@ def time_window(video: VideoInfo, index: PacketIndex, config: JobConfig) -> Time
         length = float((last - first) * video.time_base)
         raise UsageError(f"--start {start:g} lies behind the last frame, at {length:.3f} s.")
     return window
+
+
+def shown_pts(index: PacketIndex, window: TimeWindow) -> tuple[int, ...]:
+    """Return the times of the frames within a window, in the video's time base."""
+    start, end = window.start_pts, window.end_pts
+    return tuple(
+        pts for pts in index.pts if (start is None or pts >= start) and (end is None or pts < end)
+    )
 
 
 def _with_start(
@@ -419,14 +423,6 @@ def _versions(engine: str) -> dict[str, str]:
     for library, version in av.library_versions.items():
         found[library] = ".".join(str(part) for part in version)
     return found
-
-
-def _estimate_bytes(video: OutputVideo, num_frames: int, bits_per_pixel: float) -> int:
-    pixels = video.width * video.height * num_frames
-    if video.codec in _LOSSLESS_CODECS:
-        samples = video.layout.frame_bytes(video.width, video.height) * num_frames
-        return int(samples * _LOSSLESS_BITS_PER_SAMPLE / 8)
-    return int(pixels * bits_per_pixel / 8)
 
 
 def _check_disk(plan: JobPlan, folder: Path) -> None:

@@ -23,6 +23,7 @@ from av.video.stream import VideoStream
 from srstream.config import SourceConfig
 from srstream.errors import DecodeError, MediaError
 from srstream.frame import Frame, Plane, PlaneLayout
+from srstream.media.animations.hidden_colors import spread_colors
 from srstream.media.color_tags import chroma_location, frame_color
 from srstream.media.errors import ffmpeg_text, libav_errors, sentence
 from srstream.media.layouts import extract_planes, has_transparent_palette
@@ -44,6 +45,7 @@ from srstream.media.read.demux import (
     without_headless_start,
 )
 from srstream.media.read.format_changes import Descriptions, PictureAspects
+from srstream.media.read.opacity import ANIMATIONS
 from srstream.media.read.skipped import SkippedPackets
 from srstream.media.types import VideoInfo
 
@@ -415,6 +417,8 @@ class Decoder:
         if layout.has_alpha and not video.layout.has_alpha:
             self._note_alpha(layout, planes[-1], seconds)
             layout, planes = replace(layout, has_alpha=False), planes[:-1]
+        if layout.has_alpha and video.codec in ANIMATIONS and layout.kind == "rgb":
+            planes = spread_colors(planes)
         width, height = picture.width, picture.height
         # Where the size changes, the container's crop no longer applies.
         if video.crop and video.crop.size_of(width, height) == (video.width, video.height):

@@ -25,7 +25,9 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from srstream.errors import MediaError, RefusedError, SrstreamError, UsageError
-from srstream.media.errors import libav_errors, sentence
+from srstream.media.animations.header import is_animated_webp
+from srstream.media.animations.webp_reader import WebpAsPng
+from srstream.media.errors import libav_errors, refuse_giant, sentence
 from srstream.media.read.packed_bitstream import Unpacker
 from srstream.media.refused_formats import NAMING_FORMATS as NAMING_FORMATS
 
@@ -70,7 +72,8 @@ def open_source(
 
     Raises:
         UsageError: the file is missing, is a directory, or may not be read.
-        RefusedError: the file lists other files, or has more than `max_streams` streams.
+        RefusedError: the file lists other files, has more than `max_streams` streams, or is an
+            animated WebP of more than `max_pixels`.
         MediaError: the file is empty or not media.
     """
     if not path.exists():
@@ -84,11 +87,13 @@ def open_source(
         what = "the file is cut off before its index (moov), without which nothing can be decoded"
         advice = "Copy or record it again; a repair tool needs an intact file of the same camera."
     _refuse_list(path)
+    name, container = _opened_webp(path, max_pixels) or (str(path.absolute()), container)
     with libav_errors(path, what, advice=advice):
         # libavformat takes the `options` that it knows and passes the rest to the decoders that it
         # opens to find stream parameters.
         opened = av.open(
-            str(path.absolute()),
+            name,
+            mode="r",
             format=None if container is None else container.split(",")[0],
             metadata_errors="replace",
             hwaccel=HWAccel("cuda", allow_software_fallback=False) if on_gpu else None,
@@ -111,6 +116,19 @@ def open_source(
     return opened
 
 
+def _opened_webp(path: Path, max_pixels: int) -> tuple[str | WebpAsPng, str | None] | None:
+    """Return what libav reads of an animated WebP, and its format; None for all other files."""
+    if not is_animated_webp(path):
+        return None
+    opened = WebpAsPng(path)
+    try:
+        refuse_giant(path, opened.animation.width, opened.animation.height, max_pixels)
+    except RefusedError:
+        opened.close()
+        raise
+    return opened, "apng"
+
+
 def _refuse_list(path: Path) -> None:
     """Raise a clear error for known kinds of lists; libav's whitelist refuses the others."""
     try:
@@ -128,14 +146,14 @@ def _refuse_list(path: Path) -> None:
         )
 
 
-def nvdec_fault(path: Path, max_pixels: int, max_streams: int) -> str | None:
+def nvdec_fault(path: Path) -> str | None:
     """Return why NVIDIA's decoder cannot decode this file here; None if it can.
 
     Every build of libav includes it and says "operation not permitted" without a driver; a codec
     that the GPU does not support fails only at the first frame.
     """
     try:
-        with open_source(path, max_pixels, on_gpu=True, max_streams=max_streams) as container:
+        with open_source(path, MAX_PIXELS, on_gpu=True) as container:
             next(container.decode(video=0), None)
     except (SrstreamError, av.FFmpegError, RuntimeError, NotImplementedError) as error:
         cause = error.__cause__ if isinstance(error, SrstreamError) else error

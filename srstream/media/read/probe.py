@@ -21,13 +21,14 @@ from av.video.stream import VideoStream
 from srstream.config import SourceConfig
 from srstream.errors import MediaError, RefusedError
 from srstream.frame import ColorSpec
+from srstream.media.animations.header import WebpAnimation, num_plays, webp_animation
 from srstream.media.color_tags import (
     chroma_location,
     frame_color,
     known_code,
     mastering_display,
 )
-from srstream.media.errors import sentence
+from srstream.media.errors import refuse_giant, sentence
 from srstream.media.layouts import has_transparent_palette, layout_of
 from srstream.media.read.cropping import container_crop
 from srstream.media.read.demux import (
@@ -69,28 +70,35 @@ def probe(path: Path, config: SourceConfig, *, video_index: int | None = None) -
         MediaError: the file is not media, has no video, is encrypted, or its codec is unsupported.
     """
     with open_source(path, config.max_pixels, max_streams=config.max_streams) as container:
-        _refuse_long(path, container, config)
+        webp = _webp(path)
+        duration = _announced_seconds(container, webp)
+        _refuse_long(path, duration, config)
         if video_index is None:
             stream = pick_video(path, container)
         else:
             (stream,) = (s for s in container.streams.video if s.index == video_index)
         context = stream.codec_context
-        _refuse_giant(path, context.width, context.height, config)
+        refuse_giant(path, context.width, context.height, config.max_pixels)
         looked = _look(path, container, stream, config)
         if _is_opaque(path, stream, looked, config):
             looked.has_alpha = False
         video = _video_info(container, stream, looked)
-        duration = container.duration
+        streams = tuple(_stream_info(s) for s in container.streams)
+        if webp is not None:  # libav reads it as an animated PNG
+            video = replace(video, codec="webp")
+            streams = tuple(replace(s, codec="webp") for s in streams)
         return SourceInfo(
             path=path,
-            container=container.format.name,
+            container=container.format.name if webp is None else "webp",
             size_bytes=path.stat().st_size,
-            duration_seconds=duration / av.time_base if duration else None,
+            duration_seconds=duration,
             video=video,
-            streams=tuple(_stream_info(s) for s in container.streams),
+            streams=streams,
             num_chapters=len(container.chapters()),
             warnings=tuple(_warnings(container, stream, video, looked)),
             tags=tuple(sorted(tags_of_content(container))),
+            num_plays=num_plays(path),
+            is_lossless_webp=webp is not None and webp.is_lossless,
         )
 
 
@@ -185,9 +193,9 @@ def _look(
         looked = _flush_look(context)
     if looked is None:
         width, height = _announced_size(path, config)
-        _refuse_giant(path, width, height, config)
+        refuse_giant(path, width, height, config.max_pixels)
         raise MediaError(_undecodable(path, context, num_packets, fault, is_encrypted))
-    _refuse_giant(path, looked.frame.width, looked.frame.height, config)
+    refuse_giant(path, looked.frame.width, looked.frame.height, config.max_pixels)
     return looked
 
 
@@ -323,21 +331,19 @@ def _video_info(container: InputContainer, stream: VideoStream, looked: _Looked)
     )
 
 
-def _refuse_giant(path: Path, width: int, height: int, config: SourceConfig) -> None:
-    if width * height > config.max_pixels:
-        raise RefusedError(
-            sentence(
-                path,
-                f"its picture measures {width}x{height}, more than the {config.max_pixels} pixels "
-                "that are allowed",
-                advice="Raise source.max_pixels if you trust the file.",
-            )
-        )
+def _webp(path: Path) -> WebpAnimation | None:
+    with path.open("rb") as file:
+        return webp_animation(file)
 
 
-def _refuse_long(path: Path, container: InputContainer, config: SourceConfig) -> None:
-    limit = config.max_duration_seconds
-    seconds = (container.duration or 0) / av.time_base
+def _announced_seconds(container: InputContainer, webp: WebpAnimation | None) -> float | None:
+    if webp is not None:
+        return webp.duration_seconds
+    return container.duration / av.time_base if container.duration else None
+
+
+def _refuse_long(path: Path, duration_seconds: float | None, config: SourceConfig) -> None:
+    limit, seconds = config.max_duration_seconds, duration_seconds or 0
     if limit is not None and seconds > limit:
         raise RefusedError(
             sentence(

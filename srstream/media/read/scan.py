@@ -13,6 +13,8 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
 
+from srstream.media.animations.header import is_animated_webp, webp_animation
+from srstream.media.animations.webp_reader import TICK, frame_ticks
 from srstream.media.read.demux import (
     MAX_PIXELS,
     Clock,
@@ -70,6 +72,8 @@ def scan_packets(
         MediaError: the file cannot be opened.
     """
     deadline = None if deadline_seconds is None else time.monotonic() + deadline_seconds
+    if is_animated_webp(path):
+        return _webp_index(path, deadline)
     with open_source(path, MAX_PIXELS) as container:
         found = _read_all(container, video, path.stat().st_size, deadline, on_progress)
         complete = deadline is None or time.monotonic() < deadline
@@ -87,6 +91,24 @@ def scan_packets(
         sha256=digest or "",
         is_complete=digest is not None,
         starts=found.starts,
+    )
+
+
+def _webp_index(path: Path, deadline: float | None) -> PacketIndex:
+    """Return the index of an animated WebP, whose frames need not be decoded for it."""
+    *starts, end = frame_ticks(path)
+    with path.open("rb") as file:
+        webp = webp_animation(file)
+    is_complete = webp is not None and webp.is_complete
+    digest = _sha256(path, deadline)
+    return PacketIndex(
+        pts=tuple(starts),
+        key_pts=tuple(starts),
+        num_packets=len(starts),
+        has_timestamps=True,
+        truncated_at_seconds=None if is_complete else float(end * TICK),
+        sha256=digest or "",
+        is_complete=digest is not None,
     )
 
 

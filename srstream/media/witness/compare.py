@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -13,6 +14,18 @@ from srstream.errors import MediaError
 from srstream.media.errors import sentence
 from srstream.media.receipt import Receipt
 from srstream.media.tag_values import tag_losses
+from srstream.media.witness.animations import (
+    ANIMATED,
+    LEEWAY,
+    Thinning,
+    as_shown,
+    end_problems,
+    exact_times,
+    opaque_mask,
+    opaque_only,
+    play_problems,
+    upright_label,
+)
 from srstream.media.witness.decode import Moment, Screen, Watcher
 from srstream.media.witness.geometry import crop_of
 from srstream.media.witness.labels import (
@@ -35,7 +48,7 @@ from srstream.media.witness.likeness import (
     thumb_of,
 )
 from srstream.media.witness.packets import MAX_FAULTS
-from srstream.media.witness.pictures import Label, picture_of
+from srstream.media.witness.pictures import FloatPlane, Label, picture_of
 from srstream.media.witness.streams import SILENT, Placing, Promises, compare_streams
 from srstream.media.witness.survey import Seconds, Survey, num_videos_before, survey
 from srstream.media.witness.times import Course
@@ -82,7 +95,7 @@ def spread(length: int, number: int) -> list[int]:
     return sorted({round(n * (length - 1) / (number - 1)) for n in range(number)})
 
 
-def _median_step(times: Seconds) -> Fraction | None:
+def _median_step(times: Sequence[Fraction]) -> Fraction | None:
     steps = sorted(after - before for before, after in pairwise(times[:_MAX_STEPS]))
     return steps[len(steps) // 2] if steps else None
 
@@ -142,14 +155,18 @@ class _Testimony:
         self._screen = Screen(output)
         self._tolerance = self._screen.base / 2
         """Half a tick of the output's clock: the largest rounding error."""
-        self._found = Seconds(np.array(self._screen.times, np.int64), self._screen.base)
+        self._found: Sequence[Fraction] = Seconds(
+            np.array(self._screen.times, np.int64), self._screen.base
+        )
+        if output.brand == "apng":
+            self._found = exact_times(output.path) or self._found
         count = len(self._found)
         self._samples = range(count) if sample is None else set(spread(count, sample))
         self._watcher = Watcher(source, _median_step(self._found))
         first = self._found[0] if self._found else None
         self._course = Course(source, output.brand, first, self._start, self._end)
         self._times = _Times()
-        self._likeness = Likeness()
+        self._likeness = Likeness(leeway=LEEWAY.get(output.brand, 1.0))
         self._frame = Frame(1, 1, Fraction(1))
         self._crop, self._out_crop = Crop(), Crop()
         self._first: Label | None = None
@@ -158,6 +175,9 @@ class _Testimony:
         self._is_seen_through = False
         self._looked: _Looked | None = None
         self._last_thumb: Thumb | None = None
+        self._is_animated = output.brand in ANIMATED
+        self._thinning = Thinning(output.brand, self._screen.base)
+        self._ends_at = Fraction(0)
         self._num_changes = self._num_filled = 0
         self._num_headless = self._num_after_break = 0
 
@@ -197,6 +217,7 @@ class _Testimony:
             output=str(output.path),
             problems=[
                 *self._time_problems(),
+                *self._animation_problems(),
                 *inventory.problems,
                 *problems,
                 *self._likeness.problems(),
@@ -247,6 +268,9 @@ class _Testimony:
                 break
             if wanted is None:
                 continue
+            self._ends_at = wanted + moment.duration
+            if self._thinning.leaves_out(wanted):
+                continue
             if moment.is_join and at < len(found):
                 # The file does not state the interval across a join.
                 wanted += self._course.settle(found[at] - wanted)
@@ -265,6 +289,8 @@ class _Testimony:
         for time in found[at:]:
             self._note_extra(time)
         times.shift = self._course.shift
+        if self._is_animated and self._first is not None:
+            self._first = upright_label(self._first)
 
     def _note_extra(self, time: Fraction) -> None:
         """Count a frame without a decoded counterpart: it may replace one that was lost."""
@@ -291,6 +317,8 @@ class _Testimony:
             self._crop = crop = crop_of(self._source.path, self._source.brand, number, size)
             width, height = size[0] - crop.left - crop.right, size[1] - crop.top - crop.bottom
             self._frame = Frame(width, height, label.aspect)
+            if self._is_animated and label.turn[0] == 0:
+                self._frame = Frame(height, width, 1 / label.aspect)
 
     def _look(self, moment: Moment, at: int) -> None:
         """Compare the pixels of a pair if it is in the sample, and keep those of its neighbors."""
@@ -313,13 +341,17 @@ class _Testimony:
         sight = sight_of(
             picture_of(moment.frame, label), label, self._crop if is_first_size else Crop()
         )
+        if self._is_animated:
+            sight = as_shown(sight, self._output.brand)
+        mask = opaque_mask(sight.picture)
+        sight = opaque_only(sight, mask)
         thumb = thumb_of(in_matrix_of(sight, self._out_label).picture)
         self._finish_look(thumb)
         if is_wanted:
-            self._compare(sight, thumb, at)
+            self._compare(sight, mask, thumb, at)
         self._last_thumb = thumb
 
-    def _compare(self, sight: Sight, thumb: Thumb, at: int) -> None:
+    def _compare(self, sight: Sight, mask: FloatPlane | None, thumb: Thumb, at: int) -> None:
         assert self._out_label is not None
         seconds = float(self._found[at])
         frame = self._screen.frame_at(self._screen.times[at])
@@ -330,7 +362,7 @@ class _Testimony:
         chroma = sight.picture.chroma
         within = shape, shape if chroma is None else chroma[0].shape
         picture = picture_of(frame, self._out_label, None if self._out_crop else within)
-        out = sight_of(picture, self._out_label, self._out_crop)
+        out = opaque_only(sight_of(picture, self._out_label, self._out_crop), mask)
         if sight.label.is_interlaced:
             sight, is_woven = nearest_field(sight, out)
             if is_woven:
@@ -365,6 +397,13 @@ class _Testimony:
             )
         return problems
 
+    def _animation_problems(self) -> list[str]:
+        problems = play_problems(self._source, self._output)
+        if self._is_animated and not self._watcher.num_lost and self._found:
+            latest = 4 * self._tolerance
+            problems += end_problems(self._output, self._found[-1], self._ends_at, latest)
+        return problems
+
     def _is_of_damage(self) -> bool:
         """Return whether frames are shifted because some before them could not be decoded."""
         num_lost = self._watcher.num_lost
@@ -383,6 +422,11 @@ class _Testimony:
             losses.append(self._said_missing())
         if self._watcher.num_lost:
             losses.append(f"{self._watcher.num_lost} packets of the source cannot be decoded")
+        if self._thinning.num_left_out:
+            losses.append(
+                f"{self._thinning.num_left_out} frames are left out that follow the one before "
+                "sooner than such a file can say"
+            )
         if self._num_headless:
             losses.append(f"{self._num_headless} frames before the first keyframe are left out")
         if self._num_after_break:

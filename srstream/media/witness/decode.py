@@ -10,6 +10,7 @@ from typing import cast
 
 import av
 from av.bitstream import BitStreamFilterContext
+from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
@@ -21,6 +22,7 @@ from srstream.media.witness.geometry import states_aspect
 from srstream.media.witness.packets import MAX_FAULTS, open_plain, packets_of, plain_decoder
 from srstream.media.witness.pictures import Label, label_of, relabelled
 from srstream.media.witness.survey import WRAP, Survey, num_videos_before
+from srstream.media.witness.webp import BASE, webp_facts, webp_frames
 
 _CUT_ANYWHERE = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc"}
 """Formats in which a recording may begin between keyframes."""
@@ -31,6 +33,10 @@ _STATING_SITING = frozenset({"h264", "hevc", "vvc", "vp9", "av1"})
 
 _SITING_FRAMES = 10
 """The siting is read at no more than one keyframe in this many frames."""
+
+
+_RAW = CodecContext.create("rawvideo", "r")
+"""Stands for a decoder that states nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,9 @@ class Watcher:
     def moments(self) -> Iterator[Moment]:
         """Yield all frames in display order."""
         survey = self.survey
+        if survey.brand == "webp":
+            yield from self._moments_of_webp()
+            return
         with open_plain(survey.path) as container:
             stream = cast(VideoStream, container.streams[survey.video])
             self.context = plain_decoder(stream)
@@ -118,6 +127,14 @@ class Watcher:
                     is_join,
                     is_headless=first_key is not None and stamp < first_key,
                 )
+
+    def _moments_of_webp(self) -> Iterator[Moment]:
+        label, facts = None, webp_facts(self.survey.path)
+        for frame in webp_frames(self.survey.path, facts):
+            label = label or label_of(frame, _RAW, None, None)
+            self._num_frames += 1
+            yield Moment(frame, label, True, (frame.pts or 0) * BASE, (frame.duration or 0) * BASE)
+        self.num_lost = len(facts.starts) - self._num_frames
 
     def _labelled(self, frame: VideoFrame) -> tuple[Label, bool]:
         """Return a frame's label and whether it is certain.
@@ -251,6 +268,9 @@ class Screen:
     def label(self) -> Label | None:
         """Return the first frame's label; None if there is no frame."""
         survey = self._survey
+        if survey.brand == "webp":
+            first = next(webp_frames(survey.path, webp_facts(survey.path)), None)
+            return None if first is None else label_of(first, _RAW, None, None)
         with open_plain(survey.path) as container:
             stream = cast(VideoStream, container.streams[survey.video])
             # Labels are read from libav's log, which is unsafe while decoder threads run.
@@ -273,6 +293,10 @@ class Screen:
 
     def _seek(self, time: int | None) -> None:
         """Go to the keyframe before a time, or to the file's beginning."""
+        if self._survey.brand == "webp":
+            self._frames = webp_frames(self._survey.path, webp_facts(self._survey.path))
+            self._at = None
+            return
         if self._container is None:
             self._container = open_plain(self._survey.path)
             cast(VideoStream, self._container.streams[self._survey.video]).thread_type = "AUTO"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from srstream.media.receipt import PictureReceipt
+from srstream.media.witness.animations import ANIMATED
 from srstream.media.witness.likeness import Crop
 from srstream.media.witness.pictures import Label, chroma_place
 from srstream.media.witness.streams import CLOCKS, SILENT, Placing
@@ -41,6 +42,8 @@ def compare_labels(
         brand: the output's container.
         has_hdr: whether the plan says that HDR metadata is kept; None without a plan.
     """
+    if brand in ANIMATED:
+        return _compare_to_animation(before, now, is_seen_through=is_seen_through)
     problems: list[str] = []
     losses: list[str] = []
     for name in ("primaries", "transfer", "matrix"):
@@ -79,6 +82,19 @@ def compare_labels(
         if getattr(before, name) and getattr(before, name) != getattr(now, name):
             is_held = codec in WITH_HDR if has_hdr is None else has_hdr
             (problems if is_held else losses).append(f"{label} changed or are not there")
+    return problems, losses
+
+
+def _compare_to_animation(
+    before: Label, now: Label, *, is_seen_through: bool
+) -> tuple[list[str], list[str]]:
+    """Return (problems, losses) of an animated picture, which describes no color."""
+    losses = []
+    if before.bits > now.bits:
+        losses.append(f"{before.bits} bits became {now.bits}")
+    if before.primaries == 9 or before.mastering or before.light:
+        losses.append("the description of wide color or HDR is not there")
+    problems = ["the alpha plane is not there"] if is_seen_through and not now.has_alpha else []
     return problems, losses
 
 

@@ -33,9 +33,8 @@ NUM_FIELDS = 8
 MAX_SHIFT = 2.5
 MAX_LOCAL_SHIFT = 16.0
 MAX_MEAN_ERROR = 14.0
-"""Levels, for a picture without detail. A network changes detail, by several levels on average if
-there is much of it (dots, scan lines, stars), but hardly the mean of a picture or of an eighth of
-it."""
+"""Levels, for a picture without detail. A network changes detail (dots, scan lines, stars) by
+several levels on average, but hardly the mean of a picture or of an eighth of it."""
 
 DETAIL_SHARE = 0.5
 """The share of the source's detail (mean distance from its own blur) that is added to each bound:
@@ -145,8 +144,9 @@ class Frame:
 
 @dataclass(slots=True)
 class Likeness:
-    """Collects the results of comparisons. Its size does not grow with the video's length."""
+    """Collects the results of comparisons, in little memory. `leeway` multiplies all limits."""
 
+    leeway: float = 1.0
     num_frames: int = 0
     sum_errors: float = 0.0
     largest_error: float = 0.0
@@ -223,16 +223,16 @@ class Likeness:
             found.append(f"{self.num_black} frames are black that are not black in the source")
         for what, seconds in self.shows_instead.items():
             found.append(f"the picture at {seconds:.3f} s {what}")
-        if self.excess_shift > MAX_SHIFT:
+        if self.excess_shift > self.leeway * MAX_SHIFT:
             found.append(
                 f"the mean of a color plane changes by {self.largest_shift:.1f} of 255 levels at "
                 f"{self.worst_seconds:.3f} s"
             )
-        elif self.excess_local_shift > MAX_LOCAL_SHIFT:
+        elif self.excess_local_shift > self.leeway * MAX_LOCAL_SHIFT:
             found.append(
                 f"a part of a picture changes by {self.largest_local_shift:.1f} of 255 levels"
             )
-        elif self.excess_error > MAX_MEAN_ERROR:
+        elif self.excess_error > self.leeway * MAX_MEAN_ERROR:
             found.append(f"a picture differs by {self.largest_error:.1f} of 255 levels on average")
         return [*found, *self._moves()]
 

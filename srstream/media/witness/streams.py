@@ -27,8 +27,10 @@ CLOCKS = {"mkv": Fraction(1, 1000), "webm": Fraction(1, 1000), "mpegts": Fractio
 FROM_ZERO = frozenset({"mkv", "webm"})
 """Containers without negative times."""
 
-SILENT = frozenset({"mpegts"})
+SILENT = frozenset({"mpegts", "gif", "apng", "png_pipe", "webp"})
 """Containers that cannot hold chapters or a rotation."""
+
+_PICTURES_ONLY = frozenset({"gif", "apng", "png_pipe", "webp"})
 
 CARRIED = {
     "mp4": frozenset(
@@ -179,6 +181,8 @@ def _canonical(encoder: str) -> str:
 
 def _may_lack(facts: StreamFacts, brand: str) -> bool:
     """Return whether a container may omit such a stream."""
+    if brand in _PICTURES_ONLY:
+        return True
     if facts.kind == "attachment":
         return brand != "mkv"
     if facts.kind == "data" or facts.codec == "unknown" or not facts.is_described:
@@ -193,9 +197,9 @@ def _may_lack(facts: StreamFacts, brand: str) -> bool:
 
 
 def _why(brand: str) -> str:
-    return {"mp4": "MP4", "mov": "MOV", "mkv": "Matroska", "webm": "WebM"}.get(
-        brand, "the container"
-    ) + " cannot carry it"
+    names = {"mp4": "MP4", "mov": "MOV", "mkv": "Matroska", "webm": "WebM", "gif": "GIF"}
+    name = "an animation" if brand in _PICTURES_ONLY else "the container"
+    return f"{names.get(brand, name)} cannot carry it"
 
 
 def _compare(

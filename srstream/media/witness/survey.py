@@ -22,6 +22,7 @@ from srstream.errors import MediaError
 from srstream.media.errors import libav_errors, sentence
 from srstream.media.witness.cues import READERS, Cue, read_cue
 from srstream.media.witness.packets import has_times, is_cover, open_plain, packets_of
+from srstream.media.witness.webp import BASE, is_animated_webp, webp_facts
 
 Kind = Literal["video", "audio", "subtitle", "data", "attachment", "picture"]
 
@@ -150,6 +151,8 @@ def survey(path: Path, *, is_output: bool = False) -> Survey:
     Raises:
         MediaError, UsageError: the file cannot be read, or holds no video.
     """
+    if is_animated_webp(path):
+        return _webp_survey(path)
     with open_plain(path) as container:
         video = _video_index(path, container, is_output)
         found = Survey(
@@ -193,6 +196,16 @@ def survey(path: Path, *, is_output: bool = False) -> Survey:
                     lines = read_cue(facts.codec, bytes(packet))
                     facts.cues.append(Cue(start * facts.base, end * facts.base, lines))
     return found
+
+
+def _webp_survey(path: Path) -> Survey:
+    found = webp_facts(path)
+    facts = StreamFacts(0, "video", "webp", BASE, "und", None, 1, starts=found.starts)
+    facts.ends, facts.num_packets = found.ends, len(found.starts)
+    facts.keys = found.starts[:1]  # it can only be decoded from its beginning
+    return Survey(
+        path, frozenset({"webp"}), "webp", 0, [facts], tags={}, chapters=[], is_timed=True
+    )
 
 
 class _Unwrapped:

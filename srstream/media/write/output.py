@@ -11,6 +11,8 @@ from srstream.color import is_full_range
 from srstream.config import JobConfig, StreamsConfig
 from srstream.errors import RefusedError
 from srstream.frame import ColorSpec, PlaneLayout
+from srstream.media.animations.formats import animation_for
+from srstream.media.animations.plan import HINT, plan_animation
 from srstream.media.siting import siting_in, siting_note
 from srstream.media.types import (
     HdrMetadata,
@@ -69,6 +71,9 @@ def plan_output(
         RefusedError: the request cannot be fulfilled: no such container or encoder, a codec that
             the container cannot carry, a size that the encoder rejects.
     """
+    animation = None if output is None else animation_for(output, source)
+    if animation is not None and output is not None:
+        return plan_animation(source, config, animation, output, output_size)
     named = None if output is None else container_for(output)
     choice = choose_encoder(source.video, config.encode, named, output_size, on_gpu=on_gpu)
     if named is not None:
@@ -84,6 +89,7 @@ def plan_output(
         path=path,
         container=container.name,
         video=video,
+        size=(video.width, video.height),
         streams=streams,
         losses=(
             *choice.losses,
@@ -298,6 +304,8 @@ def _notes(
             f"{container.label} counts {counts}: times are rounded to {rounded}; those of the "
             f"source are exact to {source.video.time_base} s."
         )
+    if source.num_plays is not None:
+        notes.append(HINT)
     notes += _other_videos(source, streams)
     for stream in streams:
         if stream.action == "convert" and stream.type == "subtitle":

@@ -17,11 +17,11 @@ import srstream
 from srstream.batch.inputs import find_inputs
 from srstream.config import SourceConfig
 from srstream.errors import RefusedError, UsageError
+from srstream.media.animations.header import PNG_SIGNATURE
 from srstream.media.read import opacity
 from srstream.media.read.decode import Decoder
 from srstream.media.read.probe import probe
 from srstream.media.types import SourceInfo
-from srstream.pictures.files import PNG_SIGNATURE
 from srstream.pictures.inputs import is_picture_input
 from srstream.pictures.job import enhance_pictures, plan_picture
 from tests.support import clips, ffmpeg
@@ -297,6 +297,7 @@ def test_a_folder_may_be_called_like_a_video_if_it_is_there(tmp_path: Path) -> N
 def test_a_picture_becomes_no_video_and_a_video_no_picture(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a picture and becomes one"):
         plan_picture(still(tmp_path / "a.png"), tmp_path / "out.mp4", srstream.JobConfig())
-    for source in (clips.cfr(tmp_path / "a.mp4", frames=2), apng(tmp_path / "b.png", [9, 9])):
+    video, moving = clips.cfr(tmp_path / "a.mp4", frames=2), apng(tmp_path / "b.png", [9, 9])
+    for source, name in ((video, "out.png"), (video, "out.jpg"), (moving, "out.jpg")):
         with pytest.raises(RefusedError, match=r"a video becomes a video and no picture.*\.mp4"):
-            srstream.plan(source, tmp_path / "out.png")
+            srstream.plan(source, tmp_path / name)
