@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _PR_SET_NO_NEW_PRIVS = 38
-_MAX_DESCRIPTORS = 128
+_MAX_DESCRIPTORS, _MAX_DESCRIPTORS_WITH_DEVICES = 128, 1024
 _MAX_LOG_BYTES = 16 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -42,7 +42,8 @@ def confine(
     Args:
         readable: descriptors of files and folders that may be read, a folder with its content.
         writable: descriptors of folders in which files may be read, written, made and removed.
-        memory_bytes: address space beyond what is mapped now, threads' stacks included.
+        memory_bytes: address space beyond what is mapped now, threads' stacks included. With
+            `devices`, writable memory instead: CUDA reserves more addresses than a device holds.
         network: whether internet sockets may be opened.
         devices: file access is not restricted, since a GPU's driver needs many files that
             nobody lists; the name is then "landlock N without files".
@@ -51,7 +52,7 @@ def confine(
     num_free = len(os.listdir("/proc/self/task")) - 1
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
         names.append("no_new_privs")
-    _limit_resources(memory_bytes, may_write=bool(writable) or devices)
+    _limit_resources(memory_bytes, may_write=bool(writable) or devices, devices=devices)
     names.append("rlimits")
     if _drop_capabilities():
         names.append("capabilities")
@@ -78,15 +79,16 @@ def seal() -> tuple[str, ...]:
 # Resource limits
 
 
-def _limit_resources(memory_bytes: int | None, *, may_write: bool) -> None:
+def _limit_resources(memory_bytes: int | None, *, may_write: bool, devices: bool) -> None:
     _lower(resource.RLIMIT_CORE, 0)
-    _lower(resource.RLIMIT_NOFILE, _MAX_DESCRIPTORS)
+    _lower(resource.RLIMIT_NOFILE, _MAX_DESCRIPTORS_WITH_DEVICES if devices else _MAX_DESCRIPTORS)
     if not may_write:
         # Standard error goes to a file, and hostile media could fill the disk with it.
         _lower(resource.RLIMIT_FSIZE, _MAX_LOG_BYTES)
     if memory_bytes is not None:
-        num_pages = int(Path("/proc/self/statm").read_text().split()[0])
-        _lower(resource.RLIMIT_AS, num_pages * resource.getpagesize() + memory_bytes)
+        limit, column = (resource.RLIMIT_DATA, 5) if devices else (resource.RLIMIT_AS, 0)
+        num_pages = int(Path("/proc/self/statm").read_text().split()[column])
+        _lower(limit, num_pages * resource.getpagesize() + memory_bytes)
 
 
 def _lower(limit: int, value: int) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter
 
 from srstream.config import JobConfig, SourceConfig
 from srstream.media.animations.assemble import assemble_animation
 from srstream.media.read.degradation import RestoreChoice, choose_restore
+from srstream.media.read.demux import nvdec_fault
 from srstream.media.read.probe import probe, scan_packets
 from srstream.media.receipt import Receipt
 from srstream.media.types import (
@@ -42,6 +43,20 @@ class Probe(Step[SourceInfo]):
 
     def perform(self, source: Path, on_progress: OnProgress | None) -> SourceInfo:
         return probe(source, self.config)
+
+
+class TryNvdec(Step[str | None]):
+    """Its result is the reason why NVIDIA's decoder cannot be used, or None."""
+
+    needs_devices: ClassVar[bool] = True
+
+    step: Literal["nvdec"] = "nvdec"
+    reply = TypeAdapter(str | None)
+    max_pixels: int
+    max_streams: int
+
+    def perform(self, source: Path, on_progress: OnProgress | None) -> str | None:
+        return nvdec_fault(source, self.max_pixels, self.max_streams)
 
 
 class Scan(Step[PacketIndex]):
@@ -118,6 +133,6 @@ class Verify(Step[Receipt]):
         return verify(source, self.output, window=self.window, sample=self.sample, plan=self.plan)
 
 
-AnyStep = Probe | TryOutput | Scan | ChooseRestore | Assemble | Verify
+AnyStep = Probe | TryNvdec | TryOutput | Scan | ChooseRestore | Assemble | Verify
 STEP: TypeAdapter[AnyStep] = TypeAdapter(Annotated[AnyStep, Field(discriminator="step")])
 """A step as a message to the child."""

@@ -85,6 +85,7 @@ def run_child(
         readable=[opening.source_descriptor],
         writable=[directory],
         memory_bytes=opening.memory_bytes,
+        devices=opening.devices,
     )
     os.close(directory)
     in_force += seal()

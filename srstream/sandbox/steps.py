@@ -36,6 +36,9 @@ class Step(BaseModel, Generic[_T]):
 
     model_config = ConfigDict(frozen=True)
 
+    needs_devices: ClassVar[bool] = False
+    """Whether it uses a GPU, whose driver opens files that nobody can list."""
+
     step: str
     reply: ClassVar[TypeAdapter[Any]]
     """The adapter of the type that `perform` returns."""
@@ -81,6 +84,8 @@ class Opening(BaseModel):
     directory: Path
     """The job's folder, in which the child may write."""
     memory_bytes: int | None = None
+    devices: bool = False
+    """Whether it may use a GPU; its access to files is not restricted then."""
 
 
 class Answer(BaseModel):
@@ -176,7 +181,20 @@ class InChild:
         return child.status
 
     def _try(self, step: Step[_T], on_progress: OnProgress | None) -> _T:
-        child = self._child or self._start()
+        if step.needs_devices:
+            return self._try_with_devices(step, on_progress)
+        child = self._child or self._start(self._opening)
+        return self._answered(child, step, on_progress)
+
+    def _try_with_devices(self, step: Step[_T], on_progress: OnProgress | None) -> _T:
+        """Do a step in a child of its own, so that no other step has what it is given."""
+        self._end()
+        child = self._start(self._opening.model_copy(update={"devices": True}))
+        reply = self._answered(child, step, on_progress)
+        self._end()
+        return reply
+
+    def _answered(self, child: Child, step: Step[_T], on_progress: OnProgress | None) -> _T:
         child.channel.send(step)
         while True:
             answer = Answer.model_validate_json(self._received(child))
@@ -190,8 +208,7 @@ class InChild:
                 reply: _T = step.reply.validate_json(answer.reply or "null")
                 return reply
 
-    def _start(self) -> Child:
-        opening = self._opening
+    def _start(self, opening: Opening) -> Child:
         with (opening.directory / "media.log").open("ab") as log:
             self._child = start_child(
                 self._module,

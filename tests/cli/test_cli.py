@@ -249,7 +249,7 @@ def test_a_size_that_is_none_is_refused() -> None:
 def test_a_gpu_decoder_that_is_not_there(tmp_path: Path) -> None:
     """Asked for, it is refused beforehand; with auto the CPU decodes, and the plan says so."""
     source = clips.cfr(tmp_path / "in.mp4")
-    if nvdec_fault(source) is None:
+    if nvdec_fault(source, 1 << 28, 100) is None:
         pytest.skip("NVDEC works here")
     refused = run("enhance", source, "--decoder", "nvdec")
     assert refused.returncode == 2

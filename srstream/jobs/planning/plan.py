@@ -25,7 +25,6 @@ from srstream.jobs.planning.size import output_size, size_note
 from srstream.jobs.segments import SegmentCuts
 from srstream.media.animations.plan import with_thinning
 from srstream.media.read.degradation import RestoreChoice
-from srstream.media.read.demux import nvdec_fault
 from srstream.media.read.start import earliest, start_pts
 from srstream.media.types import (
     OutputPlan,
@@ -42,7 +41,7 @@ from srstream.media.write.output import plan_output
 from srstream.models.registry import resolved
 from srstream.models.table import ModelSpec, model_spec
 from srstream.naming import check_length
-from srstream.sandbox.media_steps import ChooseRestore, Probe, Scan, TryOutput
+from srstream.sandbox.media_steps import ChooseRestore, Probe, Scan, TryNvdec, TryOutput
 from srstream.sandbox.steps import InProcess, OnProgress, Steps
 
 MIN_SEGMENT_SECONDS = 2
@@ -131,7 +130,7 @@ def make_plan(
     if source.exists() and not source.is_file() and not source.is_dir():
         raise UsageError(f"{source}: this is no regular file; give a file that can be read twice.")
     info = media.do(Probe(config=config.source), source)
-    config, notes = _with_decoder(source, config)
+    config, notes = _with_decoder(source, config, media)
     plan = _plan_output(source, info, config, output, media, work_folder, unsuffixed)
     _check_name(plan.path, source)
     scan = Scan(video=info.video, deadline_seconds=deadline_seconds)
@@ -265,7 +264,9 @@ def _fitted(job: JobPlan, limit: int | None) -> JobPlan:
     return replace(job, output=replace(job.output, notes=(*job.output.notes, f"{text}.")))
 
 
-def _with_decoder(source: Path, config: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
+def _with_decoder(
+    source: Path, config: JobConfig, media: Steps
+) -> tuple[JobConfig, tuple[str, ...]]:
     """Return the config with the decoder that is used, and notes about it.
 
     Raises:
@@ -274,7 +275,9 @@ def _with_decoder(source: Path, config: JobConfig) -> tuple[JobConfig, tuple[str
     asked = config.source.decoder
     if asked == "cpu":
         return config, ()
-    fault = nvdec_fault(source)
+    limits = config.source
+    trial = TryNvdec(max_pixels=limits.max_pixels, max_streams=limits.max_streams)
+    fault = media.do(trial, source)
     if fault is not None and asked == "nvdec":
         raise RefusedError(f"{source}: {fault}; use --decoder cpu.")
     chosen = "nvdec" if fault is None else "cpu"

@@ -146,14 +146,14 @@ def _refuse_list(path: Path) -> None:
         )
 
 
-def nvdec_fault(path: Path) -> str | None:
+def nvdec_fault(path: Path, max_pixels: int, max_streams: int) -> str | None:
     """Return why NVIDIA's decoder cannot decode this file here; None if it can.
 
     Every build of libav includes it and says "operation not permitted" without a driver; a codec
     that the GPU does not support fails only at the first frame.
     """
     try:
-        with open_source(path, MAX_PIXELS, on_gpu=True) as container:
+        with open_source(path, max_pixels, on_gpu=True, max_streams=max_streams) as container:
             next(container.decode(video=0), None)
     except (SrstreamError, av.FFmpegError, RuntimeError, NotImplementedError) as error:
         cause = error.__cause__ if isinstance(error, SrstreamError) else error
