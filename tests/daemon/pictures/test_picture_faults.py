@@ -14,6 +14,7 @@ import pytest
 
 from srstream.jobs.failpoints import VARIABLE
 from srstream.pictures.steps import PixelFile
+from srstream.sandbox.confine import landlock_abi
 from srstream.sqlite import is_disk_full
 from tests.daemon.pictures.test_picture_jobs import pixels, read, write
 from tests.daemon.test_full_disk import disk
@@ -81,7 +82,9 @@ def test_a_killed_child_is_replaced(daemon: Daemon) -> None:
     source = large_picture(daemon.inputs / "large.png")
     job = daemon.submit(source, "large.png", config={"scaling": {"scale": 1}})
     child = child_that_works(daemon, job)
+    said = (daemon.work / job / "media.log").read_text()
     child.kill()
+    assert f"landlock {landlock_abi()}, " in said  # for every thread, and for all files
     done = daemon.wait(job, 120)
     assert done["state"] == "done", done
     assert "the process that reads the source died (status -9)" in daemon.log()
