@@ -6,7 +6,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,14 +167,27 @@ def animated_png(path: Path, *first: tuple[bytes, bytes]) -> Path:
     return path
 
 
-def test_an_animated_png_is_a_video(daemon: Daemon) -> None:
-    source = animated_png(daemon.inputs / "moving.png")
-    reply = daemon.ask("submit", input=str(source), output=str(daemon.outputs / "moving.png"))
-    assert "a video becomes a video and no picture" in reply["error"]["text"], reply
-    job = ended(daemon, source)
+def animated_webp(path: Path) -> Path:
+    """Two frames of 16x16, made by libwebp."""
+    made = ["-f", "lavfi", "-i", "testsrc=s=16x16:r=2:d=1", "-c:v", "libwebp_anim", "-y", str(path)]
+    subprocess.run(["ffmpeg", "-v", "error", *made], check=True)
+    return path
+
+
+@pytest.mark.parametrize("make", [animated_png, animated_webp])
+def test_an_animation_is_a_video(daemon: Daemon, make: Callable[[Path], Path]) -> None:
+    source = make(daemon.inputs / f"moving.{make.__name__.removeprefix('animated_')}")
+    job = ended(daemon, source, overwrite=True)
     assert job["state"] == "done", job
     assert Path(job["output"]).name == "moving_4x.mkv"
     assert job["result"]["num_frames"] == 2
+
+
+def test_an_animation_with_a_pictures_name_stays_one(daemon: Daemon) -> None:
+    source = animated_png(daemon.inputs / "stays.png")
+    job = ended(daemon, source, output=str(daemon.outputs / "stays.png"))
+    assert job["state"] == "done" and job["result"]["num_frames"] == 2, job
+    assert b"acTL" in Path(job["output"]).read_bytes()
 
 
 def test_an_animation_that_is_hidden_is_said(daemon: Daemon) -> None:
