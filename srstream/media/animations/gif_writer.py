@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def _palette(frames: Frames, size: tuple[int, int]) -> VideoFrame:
     graph.link_nodes(source, find, graph.add("buffersink")).configure()
     for slot, picture_HWC in frames:
         graph.vpush(_frame(picture_HWC, slot))
+        with suppress(av.BlockingIOError):
+            graph.vpull()  # without being asked, the filter takes no frame, and all wait in memory
     graph.vpush(None)
     return graph.vpull()
 
