@@ -53,7 +53,7 @@ def compare_labels(
             is_fixed = name == "matrix" and new == FIXED_MATRICES.get(codec)
             message = f"color {name} became {new}, the source says {old}"
             (losses if is_fixed else problems).append(message)
-    if before.is_full != now.is_full and not (before.is_rgb and now.is_rgb):
+    if before.is_full != now.is_full and not before.is_rgb:
         problems.append(
             f"the range became {_range(now.is_full)}, the source's is {_range(before.is_full)}"
         )

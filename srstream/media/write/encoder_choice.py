@@ -56,7 +56,7 @@ def choose_encoder(
     Raises:
         RefusedError: this FFmpeg lacks the encoder, or it cannot take such pictures.
     """
-    codec = config.codec if config.codec != "auto" else _auto_codec(video, container, size)
+    codec = config.codec if config.codec != "auto" else _auto_codec(video, config, container, size)
     notes = _size_notes(codec, size) if config.codec == "auto" else []
     if on_gpu and config.codec == "auto" and codec in _ON_GPU and video.layout.bits == 8:
         there = _ON_GPU[codec]
@@ -78,9 +78,10 @@ def choose_encoder(
     if layout.bits < wanted.bits:
         losses.append(f"{wanted.bits} bits become {layout.bits}: {codec} takes no more.")
     if _chroma_is_lost(video.layout, wanted):
+        what = "RGB becomes YUV" if video.layout.kind == "rgb" else "Chroma becomes"
         fewer = _has_fewer_chroma_samples(video, wanted, size)
         (losses if fewer else notes).append(
-            "Chroma becomes 4:2:0, which devices play; --chroma keep keeps the source's."
+            f"{what} 4:2:0, which devices play; --chroma keep keeps the source's."
         )
     if _chroma_is_lost(wanted, layout):
         losses.append(f"Chroma resolution is reduced to fit {codec} ({pix_fmt}).")
@@ -95,16 +96,20 @@ def choose_encoder(
     return EncoderChoice(codec, pix_fmt, layout, tuple(losses), tuple(notes))
 
 
-def _auto_codec(video: VideoInfo, container: Container | None, size: tuple[int, int]) -> str:
+def _auto_codec(
+    video: VideoInfo, config: EncodeConfig, container: Container | None, size: tuple[int, int]
+) -> str:
     layout = video.layout
+    keeps_rgb = layout.kind == "rgb" and config.chroma == "keep"
     if container is not None and container.name == "webm":
         is_420 = layout.kind == "gray" or (layout.log2_chroma_w, layout.log2_chroma_h) == (1, 1)
-        fits_av1 = layout.kind != "rgb" and is_420 and layout.bits in (8, 10)
+        is_420 |= layout.kind == "rgb" and not keeps_rgb
+        fits_av1 = is_420 and layout.bits in (8, 10)
         return "libsvtav1" if fits_av1 else "libvpx-vp9"
     ffv1_fits = container is None or container.name == "mkv"
     if layout.has_alpha and ffv1_fits:
         return "ffv1"
-    if layout.kind == "rgb":
+    if keeps_rgb:
         if layout.bits == 8:
             return "libx264rgb"
         return "libx265" if layout.bits in (10, 12) or not ffv1_fits else "ffv1"
@@ -131,9 +136,9 @@ def _size_notes(codec: str, size: tuple[int, int]) -> list[str]:
 def _playable(layout: PlaneLayout, codec: str, config: EncodeConfig) -> PlaneLayout:
     """Return the layout to encode: 4:2:0 for codecs that devices decode, unless it is kept."""
     is_kept = config.chroma == "keep" or canonical_codec(codec) not in _DEVICE_CODECS
-    if is_kept or layout.kind != "yuv":
+    if is_kept or layout.kind == "gray":
         return layout
-    return replace(layout, log2_chroma_w=1, log2_chroma_h=1)
+    return replace(layout, kind="yuv", log2_chroma_w=1, log2_chroma_h=1)
 
 
 def _has_fewer_chroma_samples(video: VideoInfo, layout: PlaneLayout, size: tuple[int, int]) -> bool:
@@ -207,7 +212,7 @@ def _nearest_format(codec: str, wanted: PlaneLayout) -> tuple[str, PlaneLayout]:
 
 
 def _chroma_is_lost(wanted: PlaneLayout, layout: PlaneLayout) -> bool:
-    return wanted.kind == "yuv" and (
+    return wanted.kind != "gray" and (
         layout.log2_chroma_w > wanted.log2_chroma_w or layout.log2_chroma_h > wanted.log2_chroma_h
     )
 

@@ -44,6 +44,9 @@ from srstream.media.write.containers import (
 from srstream.media.write.encoder_choice import EncoderChoice, choose_encoder
 from srstream.naming import marked
 
+_MATRIX_OF_RGB, _LEFT = 1, 1
+"""BT.709 and the usual place of chroma, for RGB that becomes YUV (ITU-T H.273)."""
+
 TryStreams = Callable[[OutputVideo, Container, tuple[StreamPlan, ...]], Tried]
 """Tries an output with these streams; raises RefusedError if it cannot be made."""
 
@@ -215,6 +218,8 @@ def _output_color(video: VideoInfo, choice: EncoderChoice) -> ColorSpec:
     color, layout = video.color, choice.layout
     if layout.kind == "rgb":
         return ColorSpec(color.primaries, color.transfer, 0, True, 0)
+    if video.layout.kind == "rgb" and layout.kind == "yuv":
+        color = replace(color, matrix=_MATRIX_OF_RGB, full_range=False, chroma_location=_LEFT)
     codec, full_range = canonical_codec(choice.codec), is_full_range(color, video.layout)
     location = siting_in(codec, layout, color.chroma_location, full_range=full_range)
     return replace(color, chroma_location=location)

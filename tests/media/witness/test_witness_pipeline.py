@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import srstream
-from srstream.config import JobConfig
+from srstream.config import EncodeConfig, JobConfig
 from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import VerifyError
 from srstream.media.read.deinterlace import Deinterlacer
@@ -76,10 +76,11 @@ def test_a_palette_that_is_skipped_is_named(
     """The fault of old: every frame of an excerpt black, and the receipt saw black as well."""
     source = palette_video(tmp_path / "in.avi", 24)
     window = TimeWindow(start_pts=14)
-    good = make_output(source, tmp_path / "good.mkv", window=window)
+    config = JobConfig(encode=EncodeConfig(chroma="keep"))
+    good = make_output(source, tmp_path / "good.mkv", window=window, config=config)
     assert verify(source, good.path, window=window, sample=4).problems == []
     monkeypatch.setattr(SkippedPackets, "give", lambda self, packet: packet)
-    made = make_output(source, tmp_path / "out.mkv", window=window)
+    made = make_output(source, tmp_path / "out.mkv", window=window, config=config)
     receipt = verify(source, made.path, window=window, sample=4)
     assert "are black that are not black in the source" in said(receipt)
 

@@ -8,6 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 
 from srstream.config import EncodeConfig, JobConfig
@@ -17,6 +19,7 @@ from srstream.media.types import HdrMetadata
 from srstream.media.verify import verify
 from tests.support import clips, nasty_clips
 from tests.support.encode import plan, source_info
+from tests.support.jobs import run
 from tests.support.outputs import make_output
 
 
@@ -44,10 +47,32 @@ def test_an_encoder_has_one_set_of_options_whatever_it_is_called(called: str, en
     assert EncodeConfig(codec=called) == EncodeConfig(codec=encoder)
 
 
-def test_rgb_goes_to_the_encoder_that_takes_it() -> None:
+def test_rgb_that_is_kept_goes_to_the_encoder_that_takes_it() -> None:
     source = source_info(layout=PlaneLayout("rgb", 8))
-    made = plan(source, config=JobConfig(encode=EncodeConfig(codec="h264")))
+    made = plan(source, config=JobConfig(encode=EncodeConfig(codec="h264", chroma="keep")))
     assert (made.video.codec, made.video.options["crf"]) == ("libx264rgb", "12")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_rgb_becomes_what_devices_play_in_the_same_colors(tmp_path: Path, suffix: str) -> None:
+    colors = [(190, 190, 190), (190, 190, 0), (0, 190, 190), (0, 190, 0), (190, 0, 0), (0, 0, 190)]
+    bars = np.repeat(np.array([colors] * 64, np.uint8), 16, axis=1)
+    source, output = tmp_path / "in.mp4", tmp_path / f"out{suffix}"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=10, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "rgb24"
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(bars, "rgb24")))
+        container.mux(stream.encode())
+    done = run("enhance", source, "-o", output, "--verbose")
+    assert done.returncode == 0, done.stderr
+    assert "RGB becomes YUV 4:2:0, which devices play" in done.stderr
+    with av.open(str(output)) as container:
+        frame = next(container.decode(video=0))
+    assert (frame.format.name, frame.colorspace, frame.color_range) == ("yuv420p", 1, 1)
+    shown = frame.to_ndarray(format="rgb24").astype(int)
+    for number, color in enumerate(colors):
+        assert np.abs(shown[128, 64 * number + 32] - color).max() <= 6, color
 
 
 @pytest.mark.parametrize("codec", ["hevc", "av1"])
