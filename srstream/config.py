@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-EngineName = Literal["auto", "openvino", "pytorch", "tensorrt", "ncnn"]
+EngineName = Literal["auto", "openvino", "pytorch", "tensorrt", "cuda", "ncnn"]
 Precision = Literal["float32", "bfloat16", "int8"]
 DecoderName = Literal["cpu", "nvdec", "auto"]
 
@@ -49,10 +49,13 @@ class EngineConfig(Section):
 
     name: EngineName = Field(
         "auto",
-        description="inference engine; auto: tensorrt where it can run, else the model's fastest",
+        description="inference engine; auto: tensorrt or else cuda where there is an NVIDIA GPU, "
+        "else the model's fastest on a CPU",
     )
     precision: Precision = Field(
-        "float32", description="what OpenVINO computes in; the others are faster and less exact"
+        "float32",
+        description="what openvino computes in; the others are faster and less exact. "
+        "cuda computes in float16 unless this is bfloat16",
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 takes all available cores")
     max_memory_bytes: int | None = Field(

@@ -79,6 +79,11 @@ class EngineMemoryError(EngineError):
     """The device has too little memory for tiles of this size; smaller tiles may fit."""
 
 
+class DeviceFaultError(EngineError):
+    """A GPU failed, and with it everything else that this process computes on it; a new process
+    can use the GPU again."""
+
+
 class WeightsError(SrstreamError):
     """Weights are missing, damaged or of the wrong shape."""
 

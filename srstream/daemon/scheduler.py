@@ -260,7 +260,8 @@ class Scheduler:
         if not ended.job:
             worker.fault = ended.text
             self._metrics.error("worker", ended.kind)
-            logger.error("engine worker cannot start: %s", ended.text, extra=told)
+            failed = "ends and is replaced" if worker.is_ready else "cannot start"
+            logger.error("engine worker %s: %s", failed, ended.text, extra=told)
         elif ended.kind == StalledError.__name__:
             # A hanging call stays in its process; the job continues in a new one.
             told = {"worker": worker.name, "job": ended.job}

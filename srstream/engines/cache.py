@@ -5,6 +5,9 @@ and to one kind of device; anywhere else it fails at best. Libraries do not noti
 OpenVINO loads a network with a flipped bit and reports nothing. So a file is used only if its key
 equals the requested one, value by value, and its bytes match the checksum next to the key.
 Otherwise the network is compiled again.
+
+A compiled network is machine code, and a checksum beside it proves nothing against someone who can
+write both. So the folder and its files must belong to this user, and nobody else may write to them.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -24,6 +29,8 @@ SUFFIX = ".engine"
 
 MAX_FILES = 200
 """Maximum number of files in a folder, so that pictures of all sizes do not fill the disk."""
+
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 Key = Mapping[str, str | int]
 """The inputs and the target of a compilation, by name."""
@@ -52,7 +59,11 @@ class EngineCache:
         """Return the compiled network; None if there is none or, which is logged, it is faulty."""
         path = self.path(key)
         try:
-            content = path.read_bytes()
+            if path.exists():
+                private_folder(self.folder)
+            with path.open("rb") as file:
+                _check_owner(path, os.fstat(file.fileno()))
+                content = file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -73,7 +84,7 @@ class EngineCache:
         header = {"key": dict(key), "sha256": hashlib.sha256(compiled).hexdigest()}
         path = self.path(key)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            private_folder(self.folder)
             write_whole(path, MAGIC + _canonical(header).encode() + b"\n" + compiled, 0o600)
             self._prune()
         except OSError as error:
@@ -101,6 +112,33 @@ class EngineCache:
                 continue
         for _, path in sorted(written)[:-MAX_FILES]:
             path.unlink(missing_ok=True)
+
+
+def private_folder(folder: Path) -> None:
+    """Create a folder that only this user can write to, or check that an existing one is such.
+
+    If others may write to this user's own folder, that is taken from them.
+
+    Raises:
+        OSError: the folder cannot be created, or belongs to somebody else.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = folder.stat()
+    if _is_own(state) and state.st_mode & OTHERS_WRITE:
+        folder.chmod(0o700)
+        state = folder.stat()
+    _check_owner(folder, state)
+
+
+def _is_own(state: os.stat_result) -> bool:
+    return not hasattr(os, "geteuid") or state.st_uid == os.geteuid()
+
+
+def _check_owner(path: Path, state: os.stat_result) -> None:
+    if not _is_own(state):
+        raise PermissionError(f"it belongs to another user: {path}")
+    if hasattr(os, "geteuid") and state.st_mode & OTHERS_WRITE:
+        raise PermissionError(f"others may write to it: {path}")
 
 
 class _FaultError(Exception):

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from srstream.color import CodeRange, code_range, rgb_to_yuv_matrix
+from srstream.config import ModelConfig
 from srstream.errors import EngineError
 from srstream.frame import Plane
 from srstream.models.table import COLOR_FORMS, ColorForm, ColorFormName
@@ -91,6 +92,8 @@ class Capabilities:
     its whole tile, and one sample in some ten thousand may round to the next code."""
     max_tile_side: int | None = None
     """Maximum number of rows and of columns of a tile; None for any number."""
+    preferred_tile_pixels: int | None = None
+    """Largest tile to use where memory does not demand smaller ones; None: what suits a CPU."""
     mixes_sets: bool = False
     """Whether a knob is turned, so that the weights are a mixture of several sets."""
     is_deterministic: bool = True
@@ -232,4 +235,21 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the engine's resources. Its sessions must be closed first."""
+        ...
+
+
+@runtime_checkable
+class Refittable(Protocol):
+    """An engine that can exchange its weights while its sessions stay open."""
+
+    def refit(self, model: ModelConfig) -> bool:
+        """Exchange the weights between two tiles. `Engine.capabilities` changes with them.
+
+        Returns:
+            False, with nothing changed, if another engine must be opened for these weights.
+
+        Raises:
+            EngineError: a session has tiles in flight.
+            WeightsError: the new weights cannot be used; the old ones stay.
+        """
         ...

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import Engine
-from srstream.engines.table import choose_engine, cpu_engine_name
+from srstream.engines.table import choose_engine, cpu_engine_name, gpu_engine_name
 from srstream.models.table import ModelSpec
 
 MAX_OPEN_ENGINES = 4
@@ -56,8 +56,11 @@ class EnginePool:
         """Return the engine for a model and why it was chosen, and count one more user of it."""
         if config.name == "auto" and self._device != "auto":
             # A named device is mandatory: without its engine the worker does not start.
-            on_gpu = self._device.startswith("cuda")
-            name = "tensorrt" if on_gpu else cpu_engine_name(config, spec.name)
+            name = (
+                gpu_engine_name(config) or "cuda"
+                if self._device.startswith("cuda")
+                else cpu_engine_name(config, spec.name)
+            )
             config = config.model_copy(update={"name": name})
         with self._lock:
             key = config, model

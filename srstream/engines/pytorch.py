@@ -12,6 +12,7 @@ from torch import Tensor
 
 from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import Affine, Capabilities, OnDone, TileFormat
+from srstream.engines.cuda.half import true_float32
 from srstream.engines.threads import ThreadSession, check_format
 from srstream.frame import Plane
 from srstream.models.blend import blend_of
@@ -35,6 +36,7 @@ class PyTorchEngine:
 
     def __init__(self, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> None:
         blend = blend_of(model, spec)
+        true_float32()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         num_threads = config.threads or torch.get_num_threads()
         torch.set_num_threads(num_threads)
@@ -57,6 +59,7 @@ class PyTorchEngine:
             num_streams=1,
             num_threads=num_threads,
             takes_any_shape=False,
+            tiles_are_exact=not on_cuda,
             is_deterministic=not on_cuda,
         )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from srstream.config import EngineConfig, ModelConfig
+from srstream.config import EngineConfig, ModelConfig, Precision
 from srstream.errors import ConfigError, EngineError
 from srstream.installing import install_command
 from srstream.models.table import ModelSpec
@@ -26,6 +28,11 @@ class EngineEntry:
     """The import name that must be installed."""
     extra: str | None = None
     """The extra that installs the package; None: the base package needs it."""
+    precisions: tuple[Precision, ...] = ("float32",)
+    """Values of `EngineConfig.precision` that it takes. The first one is the default, with which
+    an engine for GPUs computes in float16."""
+    needs_cuda: bool = False
+    """Whether it runs on NVIDIA GPUs only."""
 
     @property
     def install(self) -> str:
@@ -37,6 +44,7 @@ ENGINES: dict[str, EngineEntry] = {
     "openvino": EngineEntry(
         target="srstream.engines.openvino.engine:OpenVinoEngine",
         package="openvino",
+        precisions=("float32", "bfloat16", "int8"),
     ),
     "pytorch": EngineEntry(
         target="srstream.engines.pytorch:PyTorchEngine",
@@ -47,6 +55,14 @@ ENGINES: dict[str, EngineEntry] = {
         target="srstream.engines.tensorrt.engine:TensorRtEngine",
         package="torch_tensorrt",
         extra="tensorrt",
+        needs_cuda=True,
+    ),
+    "cuda": EngineEntry(
+        target="srstream.engines.cuda.engine:CudaEngine",
+        package="torch",
+        extra="cuda",
+        precisions=("float32", "bfloat16"),
+        needs_cuda=True,
     ),
     "ncnn": EngineEntry(
         target="srstream.engines.ncnn.engine:NcnnEngine",
@@ -67,7 +83,11 @@ WHY_CHOSEN = {
     "openvino": "the engine for CPUs",
     "ncnn": "the fastest engine for this model",
     "tensorrt": "the engine for NVIDIA GPUs",
+    "cuda": "the engine for NVIDIA GPUs without TensorRT",
 }
+
+GPU_ENGINES = ("tensorrt", "cuda")
+"""The engines that `auto` takes where there is an NVIDIA GPU, the preferred one first."""
 
 
 def is_installed(name: str) -> bool:
@@ -87,9 +107,10 @@ def check_engine(name: str, config: EngineConfig) -> None:
     if not is_installed(name):
         install = ENGINES[name].install
         raise EngineError(f"engine {name!r} needs a package that is missing: {install}")
-    if config.precision != "float32" and name != "openvino":
+    if config.precision not in ENGINES[name].precisions:
+        takers = " and ".join(n for n, e in ENGINES.items() if config.precision in e.precisions)
         raise EngineError(
-            f"--precision {config.precision} works with openvino only; leave it out with {name}"
+            f"--precision {config.precision} works with {takers} only; leave it out with {name}"
         )
 
 
@@ -112,7 +133,16 @@ def engine_name(config: EngineConfig, model: str) -> str:
     """Return the name of the engine to use; for `auto`, the fastest for the model here."""
     if config.name != "auto":
         return config.name
-    return "tensorrt" if can_run("tensorrt") else cpu_engine_name(config, model)
+    return gpu_engine_name(config) or cpu_engine_name(config, model)
+
+
+def gpu_engine_name(config: EngineConfig) -> str | None:
+    """Return the name of the engine that `auto` means on an NVIDIA GPU; None if none can run.
+
+    An engine that does not compute in the precision asked for is passed over.
+    """
+    able = (name for name in GPU_ENGINES if config.precision in ENGINES[name].precisions)
+    return next((name for name in able if can_run(name)), None)
 
 
 def cpu_engine_name(config: EngineConfig, model: str) -> str:
@@ -124,10 +154,10 @@ def cpu_engine_name(config: EngineConfig, model: str) -> str:
 def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> tuple[Engine, str]:
     """Open the engine that the settings request; return it with the reason and its device.
 
-    `auto` means TensorRT if it is installed and there is a GPU; otherwise ncnn if it is installed
-    and faster for the model (`FASTER_IN_NCNN`); otherwise OpenVINO on the CPU. PyTorch is the
-    reference and must be requested by name. If a named engine is not available, that is an error;
-    no other replaces it.
+    With an NVIDIA GPU, `auto` means TensorRT if it is installed, or else `cuda` if PyTorch is.
+    Otherwise it means ncnn if that is installed and faster for the model (`FASTER_IN_NCNN`), or
+    else OpenVINO on the CPU. PyTorch is the reference and must be requested by name. If a named
+    engine is not available, that is an error; no other replaces it.
     """
     name = engine_name(config, spec.name)
     engine = open_engine(name, config, model, spec)
@@ -143,15 +173,26 @@ def choose_engine(config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> 
 def can_run(name: str) -> bool:
     """Return whether an engine's package is installed and its device is present.
 
-    PyTorch is imported only if the question is about TensorRT and TensorRT is installed.
+    PyTorch, whose import takes seconds, is imported only where NVIDIA's driver is installed.
     """
     if not is_installed(name):
         return False
-    if name != "tensorrt":
+    if not ENGINES[name].needs_cuda:
         return True
+    if not has_nvidia_driver():
+        return False
     import torch
 
     return torch.cuda.is_available()
+
+
+def has_nvidia_driver() -> bool:
+    """Return whether the library of NVIDIA's driver can be loaded; nothing in it is called."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _count(number: int, noun: str) -> str:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PREFERRED_TILE_PIXELS = 540 * 960
-"""Largest tile to use. Measured with OpenVINO on two cores (`fast`), the time per pixel hardly
-depends on the tile's shape from 64x64 to 1080x1920, so the tiles with the fewest halo pixels are
-best; above this size the time starts to rise."""
+"""Largest tile to use on a CPU. Measured with OpenVINO on two cores (`fast`), the time per pixel
+hardly depends on the tile's shape from 64x64 to 1080x1920, so the tiles with the fewest halo pixels
+are best; above this size the time starts to rise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +151,15 @@ def choose_tiles(
     activation_bytes_per_pixel: int,
     max_memory_bytes: int | None = None,
     max_side: int | None = None,
+    preferred_pixels: int | None = None,
 ) -> TileGrid:
     """Choose a grid: the whole picture if it is small, otherwise few and nearly square tiles.
 
-    `max_memory_bytes` bounds the working memory of *one* tile in the engine, and `max_side` its
-    rows and columns. If the bounds leave only the halo of a tile, the smallest tile with a kept
-    part is used anyway.
+    `max_memory_bytes` bounds the working memory of *one* tile in the engine, `max_side` its rows
+    and columns, and `preferred_pixels`, in place of `PREFERRED_TILE_PIXELS`, its size. If the
+    bounds leave only the halo of a tile, the smallest tile with a kept part is used anyway.
     """
-    most_pixels = PREFERRED_TILE_PIXELS
+    most_pixels = preferred_pixels or PREFERRED_TILE_PIXELS
     if max_memory_bytes is not None:
         most_pixels = min(most_pixels, max_memory_bytes // activation_bytes_per_pixel)
     smallest = 4 * halo + 1

@@ -282,6 +282,7 @@ class Enhancer:
                 can.activation_bytes_per_pixel,
                 self._max_tile_bytes,
                 self._max_tile_side,
+                can.preferred_tile_pixels,
             )
             tile_format = self._composer.tile_format(job.picture, index, grid.tile_shape)
             try:

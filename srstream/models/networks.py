@@ -4,6 +4,10 @@ Shapes: B is the batch, C are planes or channels, H and W rows and columns; `lr_
 A network returns a tuple with one (B, planes, scale H, scale W) for each plane group of its model's
 color form. Values are float: codes of 8 bits in limited range divided by 255, or RGB in [0, 1].
 Neither is clamped (`engines.contract.TileFormat.to_network`).
+
+The parameters may have another dtype than the input, even several. Each layer computes in the dtype
+of its own parameters. The last step, which adds the input or applies tanh, computes in the input's,
+and so is the output.
 """
 
 from typing import cast
@@ -104,10 +108,11 @@ class UpscalingStack(nn.Module):
         self.register_buffer("anchors", anchors, persistent=False)
 
     def forward(self, lr_BCHW: Tensor) -> Planes:
-        x = lr_BCHW
+        x = _for_layer(lr_BCHW, self.activations[0])
         for convolution, activation in zip(self.convolutions, self.activations, strict=False):
             x = activation(convolution(x))
-        x = self.convolutions[-1](x) + lr_BCHW[:, cast(Tensor, self.anchors)]
+        x = _as(self.convolutions[-1](x), lr_BCHW.dtype)
+        x = x + lr_BCHW[:, cast(Tensor, self.anchors)]
         groups = self.spec.form.outputs
         channels = x.split([group.num_channels for group in groups], dim=1)
         return tuple(
@@ -187,7 +192,7 @@ class Generator(nn.Module):
                 x = functional.pixel_shuffle(x, 2)
         kernel, bias = tail_before_shuffle(self.tail.weight, cast(Tensor, self.tail.bias))
         x = functional.pixel_shuffle(functional.conv2d(x, kernel, bias, padding=2), 2)
-        return (0.5 * (torch.tanh(x) + 1.0),)
+        return (0.5 * (torch.tanh(_as(x, lr_BCHW.dtype)) + 1.0),)
 
     def forward_as_drawn(self, lr_BCHW: Tensor) -> Planes:
         """Compute the same in the paper's order, as the reference for `forward`."""
@@ -200,11 +205,24 @@ class Generator(nn.Module):
 
     def features(self, lr_BCHW: Tensor) -> Tensor:
         """Return the output of head, blocks and long skip, (B, channels, H, W)."""
-        start = self.head_activation(self.head(2 * lr_BCHW - 1 if self.signed_input else lr_BCHW))
-        x = start
+        given = _for_layer(2 * lr_BCHW - 1 if self.signed_input else lr_BCHW, self.head)
+        x = self.head(given)
+        if self.head.weight.dtype != self.head_activation.weight.dtype:
+            x = _for_layer(x, self.head_activation)
+        x = start = self.head_activation(x)
         for block in self.blocks:
             x = block(x)
         return cast(Tensor, start + self.body_norm(self.body(x)))
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in this dtype. If it has it, nothing is added to an exported graph."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _for_layer(x: Tensor, layer: nn.Module) -> Tensor:
+    """Return a tensor in the dtype of a layer's parameters."""
+    return _as(x, cast(Tensor, layer.weight).dtype)
 
 
 def tail_before_shuffle(kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -368,7 +386,7 @@ class FlatNetwork(nn.Module):
         channels = self._correction.apply(_RunningOps(self.layers), lr_BCHW)
         parts = channels.split([group.num_channels for group in groups], dim=1)
         return tuple(
-            made + functional.pixel_shuffle(part, group.scale)
+            made + _as(functional.pixel_shuffle(part, group.scale), made.dtype)
             for made, part, group in zip(self.network(lr_BCHW), parts, groups, strict=True)
         )
 
@@ -417,7 +435,11 @@ class _RunningOps(_TorchOps):
         self._layers = iter(layers)
 
     def dense(self, x: Tensor, kernel: Array, bias: Array) -> Tensor:
-        return cast(Tensor, next(self._layers)(x))
+        return self._next(x)
 
     def prelu(self, x: Tensor, slopes: Array) -> Tensor:
-        return cast(Tensor, next(self._layers)(x))
+        return self._next(x)
+
+    def _next(self, x: Tensor) -> Tensor:
+        layer = next(self._layers)
+        return cast(Tensor, layer(_for_layer(x, layer)))

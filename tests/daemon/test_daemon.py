@@ -200,18 +200,23 @@ def test_a_worker_that_answers_but_does_not_advance_is_replaced(tmp_path: Path) 
         assert video_times(daemon.outputs / "long.mp4") == video_times(source)
 
 
-@pytest.mark.skipif(can_run("tensorrt"), reason="there is a GPU")
+@pytest.mark.skipif(can_run("cuda"), reason="there is a GPU")
 @pytest.mark.parametrize(
-    "lines",
-    ["devices = ['cuda:0']", "[defaults.engine]\nname = 'tensorrt'"],
+    ("lines", "engine"),
+    [
+        ("devices = ['cuda:0']", "cuda"),
+        pytest.param("[defaults.engine]\nname = 'tensorrt'", "tensorrt", marks=pytest.mark.long),
+    ],
     ids=["device", "engine"],
 )
-def test_an_engine_that_cannot_start_ends_the_daemon(tmp_path: Path, lines: str) -> None:
+def test_an_engine_that_cannot_start_ends_the_daemon(
+    tmp_path: Path, lines: str, engine: str
+) -> None:
     """The named engine and device are used, and never another."""
     daemon = Daemon(tmp_path, f"[workers]\nmax_restarts = 1\n{lines}")
     process = daemon.launch()
     assert process.wait(60) not in (0, None)
-    assert "engine 'tensorrt' needs" in daemon.log()
+    assert f"engine '{engine}' needs" in daemon.log()
     assert "Traceback" not in daemon.log()
 
 

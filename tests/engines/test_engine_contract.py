@@ -12,12 +12,14 @@ from itertools import product
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx.reference import ReferenceEvaluator
 
 from srstream.color import code_range, rgb_to_yuv_matrix
 from srstream.config import EngineConfig, ModelConfig
 from srstream.engines import table
 from srstream.engines.contract import TileFormat
+from srstream.engines.cuda.engine import CudaEngine
 from srstream.engines.openvino.engine import OpenVinoEngine
 from srstream.engines.table import ENGINES, choose_engine, open_engine
 from srstream.engines.threads import ThreadSession
@@ -53,7 +55,11 @@ FORMATS = {
 
 
 def engine_for(path, name="openvino", threads=2, spec=SPEC):
-    return open_engine(name, EngineConfig(threads=threads), ModelConfig(weights=str(path)), spec)
+    """Open an engine; without a GPU, `cuda` runs its program on the CPU."""
+    config, model = EngineConfig(threads=threads), ModelConfig(weights=str(path))
+    if name == "cuda" and not torch.cuda.is_available():
+        return CudaEngine(config, model, spec, torch.device("cpu"))
+    return open_engine(name, config, model, spec)
 
 
 def luma_session(path, shape, bits, **options):
@@ -115,13 +121,13 @@ def flatness(path, spec, planes):
 
 
 HERE = ["openvino", "pytorch", "ncnn"]
-EVERYWHERE = [*HERE, pytest.param("tensorrt", marks=pytest.mark.needs_cuda)]
+EVERYWHERE = [*HERE, "cuda", pytest.param("tensorrt", marks=pytest.mark.needs_cuda)]
 HALF_TOLERANCE = 4e-3
 """Largest error of half precision on noise, where errors are largest, as a share of the peak."""
 
 
 def test_no_engine_is_left_out():
-    assert {"tensorrt", *HERE} == set(ENGINES)
+    assert {"tensorrt", "cuda", *HERE} == set(ENGINES)
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
@@ -142,7 +148,7 @@ def test_models_of_several_planes(name, form, tile, tmp_path):
     expected = color_reference(path, planes, tile, spec)
     scales = (4, 2, 2) if form == "yuv420" else (4, 4, 4)
     tolerance = 0.51 if tile.bits < 16 else 1.5
-    if name == "tensorrt":
+    if name in ("tensorrt", "cuda") and tile.bits < 16:
         tolerance = HALF_TOLERANCE * (1 << tile.bits)
     for made, true, scale in zip(result, expected, scales, strict=True):
         assert made.shape == (tile.shape[0] * scale, tile.shape[1] * scale)
@@ -311,7 +317,7 @@ def test_every_engine_agrees_with_the_reference(model, tmp_path):
     tile = TileFormat((40, 56), 8, matrix=1 if spec.color_form == "rgb" else None)
     planes = [tile_of(tile.shape, 8, seed) for seed in range(spec.form.num_input_planes)]
     made = {}
-    for name in HERE:
+    for name in (*HERE, "cuda"):
         session = engine_for(path, name, spec=spec).open_session(tile)
         made[name] = session.result(session.submit(planes))
         session.close()
@@ -345,22 +351,55 @@ def test_bad_weights_are_one_sentence(tmp_path):
 
 
 def test_table_names_what_there_is(monkeypatch):
-    with pytest.raises(ConfigError, match="there are: openvino, pytorch, tensorrt, ncnn"):
+    with pytest.raises(ConfigError, match="there are: openvino, pytorch, tensorrt, cuda, ncnn"):
         open_engine("abacus", EngineConfig(), ModelConfig(), SPEC)
     monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     with pytest.raises(EngineError, match="pip install openvino"):
         choose_engine(EngineConfig(), ModelConfig(), SPEC)
 
 
-def test_tensorrt_without_its_package_or_a_gpu_is_one_sentence(monkeypatch):
-    with pytest.raises(EngineError, match=r"-m pip install .*torch-tensorrt"):
-        open_engine("tensorrt", EngineConfig(), ModelConfig(), SPEC)
-    monkeypatch.setattr(table, "is_installed", lambda name: True)
+@pytest.mark.parametrize(
+    ("name", "package"), [("tensorrt", "torch-tensorrt"), ("cuda", r"(torch>=2\.11|\[cuda\])")]
+)
+def test_a_gpu_s_engine_without_its_package_or_a_gpu_is_one_sentence(name, package, monkeypatch):
+    monkeypatch.setattr(table, "is_installed", lambda name: False)
+    with pytest.raises(EngineError, match=rf"-m pip install .*{package}"):
+        open_engine(name, EngineConfig(), ModelConfig(), SPEC)
+    monkeypatch.setattr(table, "is_installed", lambda name: name != "ncnn")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(EngineError, match="--engine openvino"):
-        open_engine("tensorrt", EngineConfig(), ModelConfig(), SPEC)
+    with pytest.raises(EngineError, match=f"engine '{name}' needs an NVIDIA.*--engine openvino"):
+        open_engine(name, EngineConfig(), ModelConfig(), SPEC)
     engine, _ = choose_engine(EngineConfig(), ModelConfig(), SPEC)
     assert engine.capabilities.name == "openvino"
+
+
+@pytest.mark.parametrize(
+    ("installed", "has_gpu", "precision", "chosen"),
+    [
+        ({"tensorrt", "cuda", "ncnn"}, True, "float32", "tensorrt"),
+        ({"tensorrt", "cuda"}, True, "bfloat16", "cuda"),
+        ({"tensorrt", "cuda"}, True, "int8", "openvino"),
+        ({"cuda", "ncnn"}, True, "float32", "cuda"),
+        ({"ncnn"}, True, "float32", "ncnn"),
+        ({"tensorrt", "cuda", "ncnn"}, False, "float32", "ncnn"),
+    ],
+)
+def test_auto_prefers_tensorrt_then_cuda_then_the_cpu(
+    installed, has_gpu, precision, chosen, monkeypatch
+):
+    monkeypatch.setattr(table, "is_installed", lambda name: name in installed)
+    monkeypatch.setattr(table, "has_nvidia_driver", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    assert table.engine_name(EngineConfig(precision=precision), "balanced") == chosen
+
+
+def test_pytorch_is_not_imported_to_find_out_that_there_is_no_driver():
+    """Its import takes seconds, and every command on a machine without a GPU would pay them."""
+    if table.has_nvidia_driver():
+        pytest.skip("there is a driver")
+    script = "import sys; from srstream.engines.table import can_run; "
+    script += "assert not can_run('cuda'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
 
 
 def test_choice_is_explained(made):

@@ -52,8 +52,8 @@ def test_every_operator_is_tensorrts_in_one_engine(name, tmp_path, torch_tensorr
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("side", [SIDES[0], SIDES[-1]])
-def test_an_engine_is_built_in_half_precision(name, side):
-    engine = build_engine(network(name), side)
+def test_an_engine_is_built_in_half_precision(name, side, tmp_path):
+    engine = build_engine(network(name), side, tmp_path)
     assert len(engine) > 100_000
     assert tensorrt_shim.SEEN["convolutions"] == {"HALF": NUM_CONVOLUTIONS[name]}
 
@@ -70,7 +70,7 @@ def test_a_network_in_float32_would_be_noticed(torch_tensorrt):
     assert tensorrt_shim.SEEN["convolutions"] == {"FLOAT": 8}
 
 
-def test_what_tensorrt_does_not_take_is_one_sentence():
+def test_what_tensorrt_does_not_take_is_one_sentence(tmp_path):
     class Odd(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -81,7 +81,7 @@ def test_what_tensorrt_does_not_take_is_one_sentence():
             return torch.special.i0(x.float()).half() + self.weight
 
     with pytest.raises(EngineError, match="TensorRT cannot build 'fast'") as caught:
-        build_engine(Odd(), SIDES[-1])
+        build_engine(Odd(), SIDES[-1], tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -89,7 +89,7 @@ def test_a_built_engine_is_kept_under_the_versions_that_built_it(tmp_path):
     cache = EngineCache(tmp_path)
     key = {"model": "fast", "max_side": SIDES[-1], **versions()}
     assert all(versions()[name][0].isdigit() for name in ("torch", "torch_tensorrt", "tensorrt"))
-    first = cache.get(key, lambda: build_engine(network("fast"), SIDES[-1]))
+    first = cache.get(key, lambda: build_engine(network("fast"), SIDES[-1], tmp_path))
 
     def never():
         raise AssertionError("built twice")

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from srstream.config import EngineConfig, ModelConfig
-from srstream.engines.table import ENGINES, is_installed, open_engine
+from srstream.engines.table import ENGINES, can_run, open_engine
 from srstream.errors import WeightsError
 from srstream.models.onnx_file import check_self_contained
 from srstream.models.table import WEIGHTS_DIR, model_spec
@@ -132,7 +132,7 @@ def borrowing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.mark.parametrize("engine", [name for name in ENGINES if is_installed(name)])
+@pytest.mark.parametrize("engine", [name for name in ENGINES if can_run(name)])
 def test_every_engine_refuses_them(borrowing: Path, engine: str) -> None:
     config = ModelConfig(name="fast", weights=str(borrowing), restore=0.0)
     with pytest.raises(WeightsError, match="other files"):

@@ -144,7 +144,7 @@ class Pinned(_LinkMessage):
 class Ended(_LinkMessage):
     """A job's thread has ended. After a failure, `kind` is the class of the srstream error.
 
-    Without a `job`, the worker itself cannot start.
+    Without a `job`, the worker itself cannot start or go on.
     """
 
     say: Literal["ended"] = "ended"

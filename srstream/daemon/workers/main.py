@@ -45,9 +45,10 @@ from srstream.daemon.workers.link import (
     Weigh,
 )
 from srstream.engines.contract import TileFormat
+from srstream.engines.cuda.faults import device_fault
 from srstream.engines.pool import EnginePool
 from srstream.enhancer.fair_queue import Round
-from srstream.errors import SrstreamError, error_to_wire
+from srstream.errors import DeviceFaultError, SrstreamError, error_to_wire
 from srstream.jobs.events import Event
 from srstream.media.output_checks import output_tables
 from srstream.models.registry import resolved
@@ -129,9 +130,16 @@ class EngineWorker:
             self._frame_keys.close()
 
     def serve(self) -> None:
-        """Take commands and send signs of life, until told to end or the supervisor ends."""
+        """Take commands and send signs of life, until told to end or the supervisor ends.
+
+        Raises:
+            DeviceFaultError: the device is broken for this process. The supervisor starts the next
+                one, in which the jobs continue.
+        """
         next_beat = 0.0
         while not self._is_leaving:
+            if (fault := device_fault()) is not None:
+                raise DeviceFaultError(fault)
             message = self._channel.receive(BEAT_SECONDS / 2)
             if message is not None:
                 self._obey(COMMAND.validate_json(message))
@@ -179,6 +187,8 @@ class EngineWorker:
     def _run(self, job: RunningJob) -> None:
         with log_context(job=job.order.id, segment=lambda: job.segment):
             ended = job.run()
+        if ended.outcome == "failed" and device_fault() is not None:
+            return  # it may be another job's fault; all of them end with this process
         with self._lock:
             self._ended = _sum(self._ended, _counts_of(job))
             self._jobs.pop(job.order.id, None)
@@ -249,6 +259,9 @@ def main() -> int:
     except SrstreamError as error:
         kind, text = error_to_wire(error)
         channel.send(Ended(job="", outcome="failed", kind=kind, text=text))
+        if isinstance(error, DeviceFaultError):
+            # Threads of jobs may wait for the device, and so does what CUDA does at the exit.
+            os._exit(1)
         return 1
     except EOFError:
         pass

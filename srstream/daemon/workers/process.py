@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from srstream.daemon.workers.devices import device_variables
 from srstream.daemon.workers.link import (
     MAX_MESSAGE_BYTES,
     MESSAGE,
@@ -156,9 +158,7 @@ class EngineProcess:
 
     async def _start(self) -> asyncio.StreamReader:
         self._started_at = self._heard_at = time.monotonic()
-        variables = {}
-        if self.device.startswith("cuda:"):
-            variables["CUDA_VISIBLE_DEVICES"] = self.device.removeprefix("cuda:")
+        variables = device_variables(self.device, os.environ)
         setup = self._make_setup(self.name, self.device)
         self._child = start_child("srstream.daemon.workers.main", setup, variables=variables)
         connection = self._child.channel.connection

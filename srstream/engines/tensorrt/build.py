@@ -10,19 +10,26 @@ and the engine is tuned for the longest, so a new resolution never needs a new e
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
 
+from srstream.engines.cache import private_folder
+from srstream.engines.cuda.faults import engine_error
 from srstream.errors import EngineError, first_line
 from srstream.installing import install_command
+from srstream.models import flat_correction, networks, subpixel_tail
 from srstream.models.networks import FlatNetwork, Network
 
 MIN_SIDE = 8
-"""Rows and columns of the smallest tile. Smaller pictures are left to the CPU engines."""
+"""Rows and columns of the smallest tile for which engines are built."""
+
+TIMING_CACHE = "timing.cache"
 
 TRACED_SHAPE = (24, 40)
 """Shape of the example with which the export is traced. The tracer treats some sides, such as 1,
@@ -67,27 +74,47 @@ def tensorrt_input(network: Network | FlatNetwork, max_side: int) -> Any:
     )
 
 
-def build_engine(network: Network | FlatNetwork, max_side: int) -> bytes:
+def build_engine(network: Network | FlatNetwork, max_side: int, folder: Path) -> bytes:
     """Build and serialize the engine, which takes seconds to minutes.
 
+    Args:
+        folder: a folder that only this user can write to. TensorRT reads its measurements of
+            kernels from there and adds to them. By default that is a file in the temporary folder,
+            where anybody can put one.
+
     Raises:
+        EngineMemoryError: there is too little memory to build it.
         EngineError: TensorRT does not support the whole network, or cannot build it.
     """
     torch_tensorrt = import_torch_tensorrt()
+    private_folder(folder)
     try:
         built = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
             exported(network, max_side),
             arg_inputs=[tensorrt_input(network, max_side)],
             require_full_compilation=True,
+            timing_cache_path=str(folder / TIMING_CACHE),
         )
     except Exception as error:  # torch-tensorrt raises any exception of its layers
-        raise EngineError(
-            f"TensorRT cannot build {network.spec.name!r} for tiles of up to "
-            f"{max_side}x{max_side} ({first_line(error)})"
+        raise engine_error(
+            f"TensorRT cannot build {network.spec.name!r} for tiles of up to {max_side}x{max_side}",
+            error,
         ) from error
     # Older versions return the bytes, newer ones an object that holds them.
     engine = built if isinstance(built, bytes | bytearray) else built.serialized_engine
     return bytes(engine)
+
+
+def graph_sha256() -> str:
+    """Return a hash of everything in srstream that determines the graph of given weights.
+
+    It is that of the source code: tracing the graph itself takes seconds for each engine.
+    """
+    hashed = hashlib.sha256()
+    for file in (networks.__file__, flat_correction.__file__, subpixel_tail.__file__, __file__):
+        assert file is not None
+        hashed.update(Path(file).read_bytes())
+    return hashed.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -1,47 +1,60 @@
 """TensorRT on NVIDIA GPUs: half precision, with upload, compute and download at the same time.
 
 A network is built into TensorRT's engine once (`build.py`) and cached (`engines/cache.py`).
-TensorRT's own runtime runs it on the compute stream of a ring of slots (`ring.py`, `cuda.py`);
-`half.py` converts from codes and back. A session has one context, and one thread uses it.
+TensorRT's own runtime (`runtime.py`) runs it on the compute stream of the ring of slots that all
+engines for NVIDIA GPUs share (`engines/cuda/`). A session has one context, and one thread uses it.
+
+PyTorch runs what the engines are not built for: tiles under `MIN_SIDE`, and codes of more bits than
+half precision holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from platformdirs import user_cache_dir
-from torch import Tensor
 
 from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.cache import EngineCache, Key
-from srstream.engines.contract import Capabilities, OnDone, Ticket, TileFormat, check_tile
-from srstream.engines.tensorrt.build import MIN_SIDE, build_engine, import_torch_tensorrt, versions
-from srstream.engines.tensorrt.cuda import CudaDevice
-from srstream.engines.tensorrt.half import TileProgram
-from srstream.engines.tensorrt.ring import NUM_SLOTS, Device, Execute, Ring, RingTicket
+from srstream.engines.contract import Capabilities, OnDone, TileFormat
+from srstream.engines.cuda.device import CudaDevice, free_cached_memory, queued
+from srstream.engines.cuda.engine import check_cuda
+from srstream.engines.cuda.faults import device_errors
+from srstream.engines.cuda.half import HALF_BITS, TileProgram, true_float32
+from srstream.engines.cuda.networks import DeviceNetworks
+from srstream.engines.cuda.session import RingSession
+from srstream.engines.tensorrt.build import (
+    MIN_SIDE,
+    build_engine,
+    graph_sha256,
+    import_torch_tensorrt,
+    versions,
+)
+from srstream.engines.tensorrt.runtime import BuiltNetwork, deserialized
 from srstream.errors import EngineError, EngineMemoryError
-from srstream.frame import Plane
 from srstream.models.blend import blend_of
 from srstream.models.checkpoint import blended_weights
 from srstream.models.edges import border_of
 from srstream.models.networks import blended_network
-from srstream.models.table import ColorForm, ModelSpec
+from srstream.models.table import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 SIDES = (768, 544, 384, 272, 192, 136)
 """Longest sides for which engines are built; each has half the area of the previous one."""
-
-FLAT_FORMAT = 1
-"""Version of `models/flat_correction.py` around the network. Raise it with every change."""
 
 BYTES_PER_ACTIVATION = 2
 LIVE_ACTIVATIONS = 2
 """Feature maps of the widest layer that exist at once: its input and its output."""
 
 SHARE_OF_FREE_MEMORY = 0.8
+
+SHARE_TO_KEEP = 0.5
+"""Share of the device's memory that must be free for a built engine to be kept. With less, TensorRT
+leaves out kernels that it cannot try, and the engine would be slow for good."""
 
 
 class TensorRtEngine:
@@ -55,16 +68,15 @@ class TensorRtEngine:
     capabilities: Capabilities
 
     def __init__(self, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> None:
-        if not torch.cuda.is_available():
-            raise EngineError(
-                "engine 'tensorrt' needs an NVIDIA GPU with its driver, and PyTorch sees none; "
-                "use --engine openvino on a CPU"
-            )
+        check_cuda("tensorrt")
         import_torch_tensorrt()
+        true_float32()
         blend = blend_of(model, spec)
         self.index = torch.cuda.current_device()
         self.device = CudaDevice(self.index)
-        self._network = blended_network(blend, spec).half().to(self.device.device)
+        with device_errors("the GPU cannot be used"):
+            self._network = blended_network(blend, spec).half().to(self.device.device)
+        self._torch_networks = DeviceNetworks(blend, spec, self.device.device, torch.float16)
         self._cache = EngineCache(Path(user_cache_dir("srstream")) / "tensorrt")
         self._built: dict[int, Any] = {}
         major, minor = torch.cuda.get_device_capability(self.index)
@@ -72,7 +84,7 @@ class TensorRtEngine:
             "model": spec.name,
             "weights_sha256": blend.sha256,
             "dtype": "float16",
-            "flat": FLAT_FORMAT,
+            "graph_sha256": graph_sha256(),
             "batch": 1,
             "min_side": MIN_SIDE,
             "device": torch.cuda.get_device_name(self.index),
@@ -98,42 +110,44 @@ class TensorRtEngine:
             num_threads=1,
             precision="float16",
             max_tile_side=longest_side(free, bytes_per_pixel),
+            tiles_are_exact=False,
             is_deterministic=True,
         )
 
     def open_session(self, tile: TileFormat, on_done: OnDone | None = None) -> RingSession:
         """See `Engine.open_session`. The first one of a size takes seconds to minutes to build."""
-        if tile.shape is None or min(tile.shape) < MIN_SIDE or max(tile.shape) > SIDES[0]:
+        if tile.shape is None or min(tile.shape) < 1 or max(tile.shape) > SIDES[0]:
             raise EngineError(
-                f"engine 'tensorrt' takes tiles of {MIN_SIDE} to {SIDES[0]} rows and columns, "
+                f"engine 'tensorrt' takes tiles of up to {SIDES[0]} rows and columns, "
                 f"not {tile.shape}"
             )
-        side = min(side for side in SIDES if side >= max(tile.shape))
+        rows, columns = tile.shape
         try:
-            return self._session(self._engine(side), tile, on_done)
-        except (EngineError, torch.cuda.OutOfMemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            torch.cuda.empty_cache()
+            with device_errors(f"the GPU cannot compute tiles of {rows}x{columns}"):
+                return self._session(tile, on_done)
+        except EngineMemoryError as error:
+            free_cached_memory()
             raise EngineMemoryError(
-                f"the GPU has no memory for tiles of {tile.shape[0]}x{tile.shape[1]}"
+                f"the GPU has no memory for tiles of {rows}x{columns}"
             ) from error
 
     def close(self) -> None:
         """Free the engines and PyTorch's cached device memory."""
         self._built.clear()
-        torch.cuda.empty_cache()
+        self._torch_networks.close()
+        free_cached_memory()
 
-    def _session(self, engine: Any, tile: TileFormat, on_done: OnDone | None) -> RingSession:
+    def _session(self, tile: TileFormat, on_done: OnDone | None) -> RingSession:
+        can, device = self.capabilities, self.device
         assert tile.shape is not None
-        network = BuiltNetwork(engine, tile.shape, self.device.device)
-        program = TileProgram(network, tile, self.capabilities.color_form, self.device.device)
-
-        def execute(codes: Tensor, outputs: Sequence[Tensor], stream: torch.cuda.Stream) -> None:
-            with torch.cuda.stream(stream):
-                program(codes, outputs)
-
-        session = RingSession(tile, self.capabilities.form, self.device, execute, on_done)
+        if min(tile.shape) < MIN_SIDE or tile.bits > HALF_BITS:
+            network = self._torch_networks.for_bits(tile.bits)
+            program = TileProgram(network, tile, can.color_form, device.device)
+            return RingSession(tile, can.form, device, device.prepare(program), on_done)
+        side = min(side for side in SIDES if side >= max(tile.shape))
+        built = BuiltNetwork(self._engine(side), tile.shape, device.device)
+        program = TileProgram(built, tile, can.color_form, device.device)
+        session = RingSession(tile, can.form, device, queued(program), on_done)
         session.warm_up()
         return session
 
@@ -141,25 +155,30 @@ class TensorRtEngine:
         """Build or load TensorRT's engine for tiles of up to `side` x `side`."""
         if side not in self._built:
             key: Key = {**self._key, "max_side": side}
-            content = self._cache.get(key, lambda: build_engine(self._network, side))
+            content = self._cache.load(key) or self._built_now(key, side)
             engine = deserialized(content)
             if engine is None:  # this driver rejects it, although the key is right
                 self._cache.forget(key)
-                content = self._cache.get(key, lambda: build_engine(self._network, side))
-                engine = deserialized(content)
+                engine = deserialized(self._built_now(key, side))
             if engine is None:
                 raise EngineError("TensorRT rejects the engine that it has just built")
             self._built[side] = engine
         return self._built[side]
 
-
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether the error, or one that caused it, is a lack of device memory."""
-    while error is not None:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            return True
-        error = error.__cause__
-    return False
+    def _built_now(self, key: Key, side: int) -> bytes:
+        """Build the engine, and keep it unless the device's memory was short."""
+        free_cached_memory()
+        free, total = torch.cuda.mem_get_info(self.index)
+        content = build_engine(self._network, side, self._cache.folder)
+        if free >= SHARE_TO_KEEP * total:
+            self._cache.save(key, content)
+        else:
+            logger.warning(
+                "the GPU had %.1f of %.1f GiB free, so the engine may be slow and is not kept",
+                free / 2**30,
+                total / 2**30,
+            )
+        return content
 
 
 def longest_side(free_bytes: int, bytes_per_pixel: int) -> int:
@@ -168,90 +187,3 @@ def longest_side(free_bytes: int, bytes_per_pixel: int) -> int:
         side for side in SIDES if side**2 * bytes_per_pixel <= SHARE_OF_FREE_MEMORY * free_bytes
     ]
     return max(fitting, default=SIDES[-1])
-
-
-def deserialized(content: bytes) -> Any | None:
-    """Load TensorRT's engine; None if it belongs to another version or device."""
-    import tensorrt
-
-    runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR))
-    return runtime.deserialize_cuda_engine(content)
-
-
-class BuiltNetwork:
-    """A `HalfNetwork`: TensorRT's engine with a context for tiles of one shape.
-
-    It runs on PyTorch's current stream. The next call overwrites its outputs.
-    """
-
-    def __init__(self, engine: Any, shape: tuple[int, int], device: torch.device) -> None:
-        import tensorrt
-
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        inputs = [n for n in names if engine.get_tensor_mode(n) == tensorrt.TensorIOMode.INPUT]
-        (self._input,) = inputs
-        self._engine = engine
-        self._context = engine.create_execution_context()
-        if self._context is None:
-            raise torch.cuda.OutOfMemoryError("TensorRT has no memory for its context")
-        planes = engine.get_tensor_shape(self._input)[1]
-        self._context.set_input_shape(self._input, (1, planes, *shape))
-        self._outputs = {
-            name: torch.empty(
-                tuple(self._context.get_tensor_shape(name)), dtype=torch.float16, device=device
-            )
-            for name in names
-            if name != self._input
-        }
-        for name, output in self._outputs.items():
-            self._context.set_tensor_address(name, output.data_ptr())
-
-    def __call__(self, lr_1CHW: Tensor) -> Sequence[Tensor]:
-        self._context.set_tensor_address(self._input, lr_1CHW.data_ptr())
-        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise RuntimeError("TensorRT did not accept the tile")
-        return list(self._outputs.values())
-
-
-class RingSession:
-    """A `Session` whose tiles go through a ring of slots."""
-
-    num_in_flight = NUM_SLOTS
-
-    def __init__(
-        self,
-        tile: TileFormat,
-        form: ColorForm,
-        device: Device,
-        execute: Execute,
-        on_done: OnDone | None = None,
-    ) -> None:
-        assert tile.shape is not None
-        rows, columns = tile.shape
-        self.format = tile
-        self._form = form
-        shapes_out = [
-            (group.num_planes, group.scale * rows, group.scale * columns) for group in form.outputs
-        ]
-        shape_in = (form.num_input_planes, rows, columns)
-        self._ring = Ring(device, shape_in, shapes_out, tile.dtype, execute, NUM_SLOTS, on_done)
-
-    def warm_up(self) -> None:
-        """Run a tile of zeros, so that everything a first tile allocates is allocated now."""
-        assert self.format.shape is not None
-        black = np.zeros(self.format.shape, self.format.dtype)
-        self.result(self.submit([black] * self._form.num_input_planes))
-
-    def submit(self, tile: Sequence[Plane]) -> RingTicket:
-        """See `Session.submit`."""
-        check_tile(tile, self.format, self._form)
-        return self._ring.submit(tile)
-
-    def result(self, ticket: Ticket) -> tuple[Plane, ...]:
-        """See `Session.result`."""
-        assert isinstance(ticket, RingTicket)
-        return self._ring.result(ticket)
-
-    def close(self) -> None:
-        """See `Session.close`."""
-        self._ring.close()

@@ -16,7 +16,7 @@ import av
 from srstream.config import EngineConfig, JobConfig, ModelConfig
 from srstream.engines.bicubic_mix import softened
 from srstream.engines.contract import Engine
-from srstream.engines.table import ENGINES, choose_engine, engine_name
+from srstream.engines.table import ENGINES, GPU_ENGINES, choose_engine, engine_name
 from srstream.errors import NoSpaceError, RefusedError, TruncatedError, UsageError
 from srstream.files import largest_file
 from srstream.jobs.planning.memory import memory_notes
@@ -187,7 +187,7 @@ def _plan_output(
         info.video.form, config.scaling, spec.scale, rotation_degrees=info.video.rotation_degrees
     )
     engine = engine_name(config.engine, spec.name)
-    on_gpu = engine == "tensorrt" and not config.deterministic
+    on_gpu = engine in GPU_ENGINES and not config.deterministic
     plan = plan_output(
         info,
         config,

@@ -9,20 +9,20 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 
 from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import TileFormat
+from srstream.engines.cuda.half import TileProgram
+from srstream.engines.cuda.host import HostDevice
+from srstream.engines.cuda.ring import NUM_SLOTS
+from srstream.engines.cuda.session import RingSession
 from srstream.engines.table import open_engine
-from srstream.engines.tensorrt.engine import SIDES, RingSession, longest_side
-from srstream.engines.tensorrt.half import TileProgram
-from srstream.engines.tensorrt.ring import NUM_SLOTS
+from srstream.engines.tensorrt.engine import SIDES, longest_side
 from srstream.errors import EngineError
 from srstream.models.blend import blend_of
 from srstream.models.networks import blended_network
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack, available_models, model_spec
 from srstream.quality import psnr
-from tests.support.host_device import HostDevice
 from tests.support.networks import model_network
 
 SPECS = {
@@ -36,8 +36,9 @@ MIN_DB = 50.0
 
 def half_session(model, spec, tile):
     network = blended_network(blend_of(model, spec), spec).half()
-    program = TileProgram(network, tile, spec.color_form, torch.device("cpu"))
-    return RingSession(tile, spec.form, HostDevice(), lambda i, o, stream: program(i, o))
+    device = HostDevice()
+    program = TileProgram(lambda x: network(x.half()), tile, spec.color_form, device.device)
+    return RingSession(tile, spec.form, device, device.prepare(program))
 
 
 def picture(shape, bits, planes, seed=0):

@@ -1,7 +1,7 @@
 """Simultaneous upload, compute and download of successive tiles, on three streams of a device.
 
 Slots are used in turn. Each has a pinned input and a pinned output on the host, an input and an
-output on the device, and three events:
+output on the device, the network made ready for these (`Prepare`), and three events:
 
     host writes  | upload stream | compute stream    | download stream | host reads
     pinned input | copy, `up`    | wait `up`, run,   | wait `ran`,     | wait `down`, copy out
@@ -10,6 +10,9 @@ output on the device, and three events:
 A slot is reused only after the host has seen its `down` event. All reads and writes of its last
 use come before that event, so nothing is overwritten while it is still read. Within a stream, work
 runs in order. Between streams, and toward the host, only the events establish an order.
+
+A slot's memory has the same addresses as long as the ring lives, and once the slots are prepared
+nothing is allocated any more. A CUDA graph relies on both.
 """
 
 from __future__ import annotations
@@ -23,8 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srstream.engines.contract import OnDone
+from srstream.engines.cuda.faults import engine_error
+from srstream.engines.cuda.spare import SpareBlocks
 from srstream.engines.notify import DoneNotifier
-from srstream.errors import EngineError, first_line
+from srstream.errors import EngineError
 from srstream.frame import Plane
 
 NUM_SLOTS = 3
@@ -75,13 +80,17 @@ class Device(Protocol):
         """Wait for an event in any thread of the host, and raise any error from before it."""
         ...
 
-    def synchronize_all(self) -> None:
-        """Wait for everything on all streams, and never raise."""
+    def synchronize_all(self, streams: Sequence[Any]) -> Exception | None:
+        """Wait for everything on these streams. Return the device's error, and never raise."""
         ...
 
 
-Execute = Callable[[Any, Sequence[Any], Any], None]
-"""A function that queues the network in a stream, given input buffer, output buffers and stream."""
+Run = Callable[[], None]
+"""A function that queues the network in a slot's stream. It allocates nothing."""
+
+Prepare = Callable[[Any, Sequence[Any], Any], Run]
+"""Makes the network ready for a slot's input buffer, its output buffers and a stream. It may
+allocate, wait, and compute on the buffers."""
 
 
 class RingTicket:
@@ -111,7 +120,9 @@ class RingTicket:
 
 
 class _Slot:
-    """The memory and the events for one tile at a time."""
+    """The memory, the events and the network for one tile at a time."""
+
+    run: Run
 
     def __init__(
         self,
@@ -133,8 +144,11 @@ class Ring:
     Args:
         shape_in: the shape of a tile's codes, (planes, H, W).
         shapes_out: the shape of each group of output planes, (planes, H, W).
-        execute: queues the network in the compute stream.
+        prepare: makes the network ready for each slot, in the compute stream.
         on_done: see `Engine.open_session`.
+
+    Raises:
+        Exception: what the device raises if it has no memory for the slots.
     """
 
     def __init__(
@@ -143,25 +157,33 @@ class Ring:
         shape_in: Sequence[int],
         shapes_out: Sequence[Sequence[int]],
         dtype: np.dtype[Any],
-        execute: Execute,
+        prepare: Prepare,
         num_slots: int = NUM_SLOTS,
         on_done: OnDone | None = None,
     ) -> None:
         self.device = device
         self.num_slots = num_slots
-        self._execute = execute
-        self._upload, self._compute, self._download = (device.stream() for _ in range(3))
+        self._streams = tuple(device.stream() for _ in range(3))
+        self._upload, self._compute, self._download = self._streams
         self._idle = deque(_Slot(device, shape_in, shapes_out, dtype) for _ in range(num_slots))
+        for slot in self._idle:
+            slot.run = prepare(slot.device_in, slot.device_out, self._compute)
+        self._spare = SpareBlocks()
         self._in_flight: deque[RingTicket] = deque()
         self._is_closed = False
         self._notifier = None if on_done is None else DoneNotifier(on_done)
         if self._notifier is not None:
             weakref.finalize(self, self._notifier.close)
 
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._in_flight)
+
     def submit(self, planes: Sequence[Plane]) -> RingTicket:
         """Start a tile; wait only if all slots are in use.
 
         Raises:
+            DeviceFaultError: the device is broken, and all tiles with it.
             EngineError: the device did not accept the tile. Earlier tiles are not affected.
         """
         if self._is_closed:
@@ -177,7 +199,7 @@ class Ring:
             device.copy(slot.device_in, slot.host_in, self._upload)
             device.record(slot.up, self._upload)
             device.wait(self._compute, slot.up)
-            self._execute(slot.device_in, slot.device_out, self._compute)
+            slot.run()
             device.record(slot.ran, self._compute)
             device.wait(self._download, slot.ran)
             for target, source in zip(slot.host_out, slot.device_out, strict=True):
@@ -185,9 +207,9 @@ class Ring:
             device.record(slot.down, self._download)
         except Exception as error:
             # The queued part of the tile may still use the slot.
-            device.synchronize_all()
+            further = device.synchronize_all(self._streams)
             self._idle.append(slot)
-            raise EngineError(f"the device did not accept a tile ({first_line(error)})") from error
+            raise engine_error("the device did not accept a tile", error, further) from error
         ticket = RingTicket(slot, self)
         self._in_flight.append(ticket)
         if self._notifier is not None:
@@ -198,6 +220,7 @@ class Ring:
         """Wait for a tile and return its planes. Each tile can be requested once.
 
         Raises:
+            DeviceFaultError: the device is broken, and all tiles with it.
             EngineError: the tile failed on the device, or was already requested.
         """
         if ticket.slot is not None:
@@ -205,7 +228,7 @@ class Ring:
         planes, error = ticket.planes, ticket.error
         ticket.planes = ticket.error = None
         if error is not None:
-            raise EngineError(f"the device failed on a tile ({first_line(error)})") from error
+            raise engine_error("the device failed on a tile", error) from error
         if planes is None:
             raise EngineError("this tile was collected before, or its engine failed or was closed")
         return planes
@@ -213,7 +236,7 @@ class Ring:
     def close(self) -> None:
         """Wait for the tiles in the ring and drop their results."""
         self._is_closed = True
-        self.device.synchronize_all()
+        self.device.synchronize_all(self._streams)
         for ticket in self._in_flight:
             ticket.slot = None
         self._in_flight.clear()
@@ -229,10 +252,12 @@ class Ring:
         try:
             self.device.synchronize(slot.down)
             ticket.planes = tuple(
-                plane.copy() for host in slot.host_out for plane in self.device.array(host)
+                self._spare.copy(plane)
+                for host in slot.host_out
+                for plane in self.device.array(host)
             )
         except Exception as error:
-            self.device.synchronize_all()
+            self.device.synchronize_all(self._streams)
             ticket.error = error
         ticket.slot = None
         self._in_flight.remove(ticket)

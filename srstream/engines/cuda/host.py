@@ -1,4 +1,8 @@
-"""A device for TensorRT's ring of slots on machines without a GPU."""
+"""The CPU as the ring of slots sees a device: what a GPU does at once, it does one after the other.
+
+It shows on a machine without a GPU that the program and the ring's handling of slots are right.
+Nobody is offered it as an engine, since OpenVINO is faster.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srstream.engines.tensorrt.cuda import TORCH_DTYPES
-from srstream.engines.tensorrt.ring import Array
+from srstream.engines.cuda.device import TORCH_DTYPES, as_array
+from srstream.engines.cuda.half import TileProgram
+from srstream.engines.cuda.ring import Array, Prepare, Run
 
 
 class HostDevice:
-    """The CPU as the ring of slots sees a device.
+    """A `srstream.engines.cuda.ring.Device` without streams.
 
     Everything happens at once: a stream is None, an event has always happened, and pinned memory
     is ordinary memory.
     """
+
+    device = torch.device("cpu")
 
     def stream(self) -> None:
         return None
@@ -32,8 +39,15 @@ class HostDevice:
     buffer = pinned
 
     def array(self, pinned: Tensor) -> Array:
-        array = pinned.numpy()
-        return array.view(np.uint16) if pinned.dtype == torch.int16 else array
+        return as_array(pinned)
+
+    def prepare(self, program: TileProgram) -> Prepare:
+        """Return what runs the program at once; there are no graphs here."""
+
+        def prepare(codes: Tensor, outputs: Sequence[Tensor], stream: None) -> Run:
+            return lambda: program(codes, outputs)
+
+        return prepare
 
     def copy(self, target: Tensor, source: Tensor, stream: None) -> None:
         target.copy_(source)
@@ -50,5 +64,5 @@ class HostDevice:
     def synchronize(self, event: None) -> None:
         return None
 
-    def synchronize_all(self) -> None:
+    def synchronize_all(self, streams: Sequence[None]) -> None:
         return None
