@@ -17,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from srstream.color import cubic_kernel
 from srstream.models.networks import Planes
 from srstream.models.table import COLOR_FORMS, ColorForm, ColorFormName
+from srstream.resampling import cubic_kernel
 from trainer.data.degrade import SCALE
 from trainer.networks import ResearchNetwork
 

@@ -1,4 +1,4 @@
-"""Color: matrices and ranges of ITU-T H.273, chroma siting, and resampling with exact phase.
+"""Color: matrices and ranges of ITU-T H.273, and chroma siting.
 
 Shapes: H and W are rows and columns of a plane. Codes are integers as stored in the file; `bits` is
 their depth. No other module converts numeric ranges.
@@ -8,18 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from srstream.errors import RefusedError
 from srstream.frame import ColorSpec, Plane, PlaneLayout
-
-Matrix = npt.NDArray[np.floating[Any]]
-FloatPlane = npt.NDArray[np.float32]
+from srstream.resampling import Matrix, Sampling, resample_plane, to_codes
 
 LUMA_WEIGHTS = {
     1: (0.2126, 0.0722),  # BT.709
@@ -36,7 +31,7 @@ BT601 = 6
 UNSPECIFIED = 2
 
 BLOCK_ROWS = 32
-"""Rows that are resampled at a time, few enough to stay in the processor's cache."""
+"""Rows that are mixed at a time, few enough to stay in the processor's cache."""
 
 LEFT, CENTER, TOP_LEFT, TOP, BOTTOM_LEFT, BOTTOM = 1, 2, 3, 4, 5, 6
 """Chroma sitings, numbered as in libav's AVChromaLocation."""
@@ -128,17 +123,6 @@ def convert_codes(plane_HW: Plane, source: CodeRange, target: CodeRange) -> Plan
         return np.left_shift(plane_HW, int(shift), dtype=dtype)
     scaled = plane_HW * np.float32(gain) + np.float32(target.zero - source.zero * gain)
     return to_codes(scaled, target.peak)
-
-
-def to_codes(values_HW: FloatPlane, peak: int) -> Plane:
-    """Round floats in code units half to even and clamp them to [0, peak], without wrapping."""
-    depth = cv2.CV_8U if peak <= 255 else cv2.CV_16U
-    zero: Any = 0.0  # OpenCV's type stubs do not allow a scalar here
-    codes: Any = cv2.add(values_HW, zero, dtype=depth)
-    if peak not in (255, 65535):
-        np.minimum(codes, peak, out=codes)
-    plane: Plane = codes
-    return plane
 
 
 def rgb_to_yuv444(
@@ -244,158 +228,6 @@ def chroma_shift(layout: PlaneLayout, color: ColorSpec) -> tuple[float, float]:
         location, middle_y
     )
     return x, y
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """Positions of new samples along an axis: sample j at `j * step + offset` of the old ones."""
-
-    step: float
-    offset: float
-
-    @classmethod
-    def between(
-        cls,
-        num_in: int,
-        num_out: int,
-        *,
-        stride_in: int = 1,
-        shift_in: float = 0.0,
-        stride_out: int = 1,
-        shift_out: float = 0.0,
-    ) -> Sampling:
-        """Return the sampling from `num_in` to `num_out` *luma* samples along this axis.
-
-        Both pictures cover the same extent. `stride` is the distance between a plane's samples and
-        `shift` the position of the first, in luma samples of its picture: 2 and 0 for left-sited
-        4:2:0 chroma along x.
-        """
-        ratio = num_in / num_out
-        first = (shift_out + 0.5) * ratio - 0.5
-        return cls(step=stride_out * ratio / stride_in, offset=(first - shift_in) / stride_in)
-
-
-LOCAL_MEAN_SIDE = 9
-"""Side of the square over which `with_local_mean` averages, in samples of the source."""
-
-
-def resample_plane(
-    plane_HW: Plane | FloatPlane,
-    shape: tuple[int, int],
-    rows: Sampling,
-    columns: Sampling,
-    peak: int,
-) -> Plane:
-    """Resample a plane to a grid of `shape` (rows, columns) by bicubic interpolation.
-
-    The kernel is Catmull-Rom (a = -0.5), which keeps straight ramps straight. Where `step` exceeds
-    1 it is stretched by `step`, which antialiases as MATLAB's `imresize` does. Edge samples are
-    repeated. The result is rounded and clamped to `peak`.
-    """
-    if plane_HW.shape == shape and rows == columns == Sampling(1.0, 0.0):
-        return _as_codes(plane_HW, peak)
-    values = plane_HW.astype(np.float32)
-    if shape[1] * plane_HW.shape[0] < shape[0] * plane_HW.shape[1]:
-        halfway = np.ascontiguousarray(_resample_rows(_transposed(values), shape[1], columns))
-        return to_codes(_resample_rows(_transposed(halfway), shape[0], rows), peak)
-    halfway = _transposed(_resample_rows(values, shape[0], rows))
-    codes = to_codes(_resample_rows(halfway, shape[1], columns), peak)
-    plane: Plane = _transposed(codes)
-    return plane
-
-
-def _as_codes(plane_HW: Plane | FloatPlane, peak: int) -> Plane:
-    codes: Any = plane_HW
-    return to_codes(codes, peak) if codes.dtype == np.float32 else codes
-
-
-def with_local_mean(made_HW: Plane | Matrix, source_HW: Plane | Matrix) -> FloatPlane:
-    """Give an enlarged plane the local mean of its source; the result is float and not clamped.
-
-    Each sample of the source covers a whole number of enlarged samples. The difference between the
-    two, averaged over `LOCAL_MEAN_SIDE` samples of the source each way, is added. So the detail is
-    the network's and the color is the source's, even where a network has rarely seen that color.
-    """
-    height, width = source_HW.shape
-    made = made_HW.astype(np.float32)
-    smaller = cv2.resize(made, (width, height), interpolation=cv2.INTER_AREA)
-    sides = (LOCAL_MEAN_SIDE, LOCAL_MEAN_SIDE)
-    missing = cv2.blur(source_HW.astype(np.float32) - smaller, sides)
-    rows, columns = made.shape
-    return np.asarray(made + cv2.resize(missing, (columns, rows)), np.float32)
-
-
-def _transposed(plane: Any) -> Any:
-    """Return the transposed plane, contiguous; this is several times as fast as a numpy copy."""
-    return cv2.transpose(plane)
-
-
-def _resample_rows(plane_HW: FloatPlane, num_out: int, sampling: Sampling) -> FloatPlane:
-    factor = round(1 / sampling.step)
-    if factor >= 1 and factor * sampling.step == 1 and num_out <= factor * plane_HW.shape[0]:
-        return _upscale_rows(plane_HW, num_out, factor, sampling.offset)
-    index, weights = _row_weights(plane_HW.shape[0], num_out, sampling)
-    result = np.empty((num_out, plane_HW.shape[1]), np.float32)
-    for start in range(0, num_out, BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
-        total = plane_HW[index[0, block]]
-        total *= weights[0, block, None]
-        for tap in range(1, index.shape[0]):
-            part = plane_HW[index[tap, block]]
-            part *= weights[tap, block, None]
-            total += part
-        result[block] = total
-    return result
-
-
-def _upscale_rows(plane_HW: FloatPlane, num_out: int, factor: int, offset: float) -> FloatPlane:
-    """Enlarge rows by a whole factor: those of one phase are one convolution of the input."""
-    num_in, num_columns = plane_HW.shape
-    result = np.empty((num_in, factor, num_columns), np.float32)
-    for phase, kernel in enumerate(_phase_kernels(factor, offset)):
-        result[:, phase] = cv2.filter2D(
-            plane_HW, cv2.CV_32F, kernel, borderType=cv2.BORDER_REPLICATE
-        )
-    return result.reshape(num_in * factor, num_columns)[:num_out]
-
-
-@lru_cache(maxsize=64)
-def _phase_kernels(factor: int, offset: float) -> list[FloatPlane]:
-    """Return one kernel (2 reach + 1, 1) for each phase, centered on the input row."""
-    kernels = []
-    for phase in range(factor):
-        position = phase / factor + offset
-        reach = int(np.ceil(abs(position))) + 2
-        taps = np.arange(-reach, reach + 1.0)
-        kernels.append(cubic_kernel(position - taps).astype(np.float32)[:, None])
-    return kernels
-
-
-@lru_cache(maxsize=64)
-def _row_weights(
-    num_in: int, num_out: int, sampling: Sampling
-) -> tuple[npt.NDArray[np.intp], FloatPlane]:
-    """Return source rows and their weights, (taps, num_out) each."""
-    stretch = max(1.0, sampling.step)
-    center = np.arange(num_out) * sampling.step + sampling.offset
-    num_taps = int(np.ceil(4 * stretch))
-    first = np.floor(center - 2 * stretch).astype(np.intp) + 1
-    index = first + np.arange(num_taps)[:, None]
-    weights = cubic_kernel((center - index) / stretch)
-    weights /= weights.sum(axis=0)
-    return np.clip(index, 0, num_in - 1), weights.astype(np.float32)
-
-
-def cubic_kernel(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the Catmull-Rom kernel (cubic convolution, a = -0.5) at a distance in samples.
-
-    R. G. Keys, "Cubic Convolution Interpolation for Digital Image Processing", IEEE Transactions
-    on Acoustics, Speech, and Signal Processing 29(6), 1981, equation 15.
-    """
-    x = np.abs(distance)
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
 def black_planes(

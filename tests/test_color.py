@@ -15,18 +15,17 @@ from srstream.color import (
     LUMA_WEIGHTS,
     TOP_LEFT,
     YCGCO,
-    Sampling,
     black_planes,
     chroma_shift,
     code_range,
     convert_codes,
-    resample_plane,
     rgb_to_yuv444,
     rgb_to_yuv_matrix,
     yuv444_to_rgb,
 )
 from srstream.errors import RefusedError
 from srstream.frame import ColorSpec, PlaneLayout
+from srstream.resampling import Sampling, resample_plane
 
 YUV420 = PlaneLayout("yuv", 8, 1, 1)
 

@@ -14,7 +14,11 @@ from typing import Any
 
 import cv2
 
-from srstream.color import CodeRange, Sampling, code_range, convert_codes, resample_plane
+from srstream.color import (
+    CodeRange,
+    code_range,
+    convert_codes,
+)
 from srstream.engines.contract import (
     Capabilities,
     Engine,
@@ -25,6 +29,7 @@ from srstream.engines.contract import (
     check_tile,
 )
 from srstream.frame import Plane
+from srstream.resampling import Sampling, resample_plane
 
 MIXING_BITS = 16
 BYTES_PER_PIXEL = 4 * 16

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import cv2
@@ -22,17 +23,13 @@ import numpy as np
 from srstream.color import (
     BT601,
     CodeRange,
-    FloatPlane,
-    Sampling,
     chroma_shift,
     code_range,
     convert_codes,
     is_full_range,
-    resample_plane,
     rgb_to_yuv444,
     rgb_to_yuv_matrix,
     same_matrix,
-    with_local_mean,
     with_matrix,
     yuv444_to_rgb,
 )
@@ -41,6 +38,7 @@ from srstream.enhancer.letterbox import Placing, letterboxed, placing_of
 from srstream.enhancer.reuse import ResampledPlane
 from srstream.errors import EngineError, RefusedError
 from srstream.frame import ColorSpec, Frame, FrameForm, Plane, PlaneLayout
+from srstream.resampling import FloatPlane, Sampling, missing_mean, resample_plane
 
 Resample = Callable[[Any, tuple[int, int], Sampling, Sampling, int], Plane]
 
@@ -273,16 +271,17 @@ class Composer:
         """
         frame, placing, scale = picture.frame, picture.placing, self._can.scale
         bits = self.input_bits(picture)
-        enlarged: Plane | FloatPlane = made[index][0]
+        enlarged, missing = made[index][0], None
         if self.makes_chroma:
             # A network may be off by a level where a color is rare; the source is not.
-            enlarged = with_local_mean(made[index][0], picture.inputs[index][0])
+            missing = missing_mean(enlarged, picture.inputs[index][0])
         plane = resample_plane(
             enlarged,
             (placing.height, placing.width),
             Sampling.between(frame.height * scale, placing.height),
             Sampling.between(frame.width * scale, placing.width),
             (1 << bits) - 1,
+            missing,
         )
         if index == 0:
             codes = code_range(bits, is_full_range(picture.color, picture.layout))
@@ -309,19 +308,17 @@ class Composer:
         y, u, v = made[0]
         stride = y.shape[1] // u.shape[1]
         middle = (stride - 1) / 2  # the chroma siting of models, see COLOR_FORMS
-        planes = [
-            with_local_mean(enlarged, source)
+        missing = [
+            missing_mean(enlarged, source)
             for enlarged, source in zip((u, v), picture.inputs[0][1:], strict=True)
         ]
-        height, width = y.shape
-        return self._placed_chroma(
-            picture,
-            planes,
+        bits, shape, strides, shifts = (
             self.input_bits(picture),
-            (height, width),
-            (stride, stride),
-            (middle, middle),
+            y.shape,
+            (stride,) * 2,
+            (middle,) * 2,
         )
+        return self._placed_chroma(picture, (u, v), bits, shape, strides, shifts, missing)
 
     def _neutral_chroma(self, picture: Picture) -> list[Plane]:
         layout, placing = self._chroma_layout(), picture.placing
@@ -337,11 +334,12 @@ class Composer:
     def _placed_chroma(
         self,
         picture: Picture,
-        planes: Sequence[Plane | FloatPlane],
+        planes: Sequence[Plane],
         bits: int,
         luma_shape: tuple[int, int],
         strides: tuple[int, int],
         shifts: tuple[float, float],
+        missing: Sequence[FloatPlane] = (),
     ) -> list[Plane]:
         """Resample chroma planes to the positions of the output's samples, in its codes.
 
@@ -349,6 +347,7 @@ class Composer:
             luma_shape: (rows, columns) of the luma plane that they belong to.
             strides, shifts: (x, y) distance and position of their samples, in samples of that luma
                 plane.
+            missing: what each plane lacks of its source's local mean; none of it by default.
         """
         layout, placing = self._chroma_layout(), picture.placing
         color_out = RGB_COLOR if layout is RGB_LAYOUT else self._output.color
@@ -374,12 +373,14 @@ class Composer:
         target = self._target_range(is_chroma=True)
         return [
             convert_codes(resample(plane, shape, rows, columns, codes.peak), codes, target)
-            for plane, resample in zip(planes, self._chroma_resamplers(), strict=True)
+            for plane, resample in zip(planes, self._chroma_resamplers(missing), strict=True)
         ]
 
-    def _chroma_resamplers(self) -> list[Resample]:
+    def _chroma_resamplers(self, missing: Sequence[FloatPlane]) -> list[Resample]:
         """Return resamplers for U and V; unchanged interpolated chroma is not made again."""
-        if self.makes_chroma or not self._reuses_chroma:
+        if missing:
+            return [partial(resample_plane, missing_hw=lacks) for lacks in missing]
+        if not self._reuses_chroma:
             return [resample_plane] * 2
         return [memory.resample for memory in self._chroma_memories]
 

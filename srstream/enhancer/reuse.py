@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from srstream.color import Sampling, resample_plane
 from srstream.engines.tiles import Rectangle
 from srstream.frame import Plane
+from srstream.resampling import Sampling, resample_plane
 
 CELL = 8
 """Side of a cell in input pixels. Small cells follow the changes closely: on compressed footage

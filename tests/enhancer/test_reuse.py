@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import srstream
-from srstream.color import Sampling, resample_plane
 from srstream.config import EngineConfig, JobConfig, ModelConfig, ReuseConfig
 from srstream.engines.openvino.engine import OpenVinoEngine
 from srstream.engines.tiles import Rectangle
@@ -20,6 +19,7 @@ from srstream.enhancer.enhancer import Enhancer
 from srstream.enhancer.reuse import RECTANGLE_PIXELS, CellGrid, Memory, ResampledPlane
 from srstream.frame import ColorSpec, PlaneLayout
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack, model_spec, weights_path
+from srstream.resampling import Sampling, resample_plane
 from tests.models.test_registry import luma_of
 from tests.support import clips
 from tests.support.enhancer import YUV420, frame_of, output, video

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from srstream.color import cubic_kernel
+from srstream.resampling import cubic_kernel
 
 SCALE = 4
 """The scale of all current networks and baselines."""

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from srstream.color import Sampling, resample_plane
 from srstream.models.table import ColorFormName
 from srstream.quality import luma_bt601
+from srstream.resampling import Sampling, resample_plane
 
 Codes = NDArray[np.uint8]
 """(planes, H, W)."""

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from srstream.color import with_local_mean
 from srstream.models.table import ColorFormName
 from srstream.quality import Plane, psnr, ssim
+from srstream.resampling import with_local_mean
 from trainer.console import Reporter
 from trainer.data.degrade import bicubic_resize, downscale
 from trainer.data.pairs import crop_to_multiple, find_pictures, read_rgb
