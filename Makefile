@@ -1,6 +1,6 @@
 # make demo       enhance the sample clip, with nothing but Python 3.11+ and make at hand
 # make test       all tests but the long ones
-# make test-long  the long ones
+# make test-long  the long ones, two at a time, then those that measure waits
 # make test-tensorrt  those that build TensorRT engines, in an environment of their own; no GPU needed
 # make check      format, lint, types and tests: what CI runs
 # make docs       the site, in docs/_build/html; warnings are errors
@@ -70,7 +70,11 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses $(NUM_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 test-long: $(VENV)/.test
-	$(BIN)/python -m pytest -m long --timeout 1800 $(PYTEST_ARGS)
+	@# pytest exits with 5 where PYTEST_ARGS leaves no test of a kind.
+	$(BIN)/python -m pytest -m "long and not alone" --timeout 1800 --numprocesses 2 --dist worksteal \
+		$(PYTEST_ARGS); one=$$?; \
+	$(BIN)/python -m pytest -m "long and alone" --timeout 1800 $(PYTEST_ARGS); two=$$?; \
+	case $$one-$$two in 0-0|0-5|5-0) ;; *) exit 1;; esac
 
 # torch-tensorrt-rtx is torch-tensorrt without a driver; the two must never be installed together.
 $(VENV)-tensorrt/.built: pyproject.toml

@@ -109,6 +109,7 @@ def test_order_and_durations_survive_a_clock_that_is_set_back(tmp_path: Path, wa
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_a_daemon_works_on_while_its_clock_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

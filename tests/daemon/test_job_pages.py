@@ -133,6 +133,7 @@ def copy_job(path: Path, number: int) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_nobody_waits_for_those_who_list_all_jobs(tmp_path: Path) -> None:
     with Daemon(tmp_path) as daemon, ExitStack() as stack:
         (daemon.inputs / "in.mp4").write_bytes(b"no video")

@@ -14,7 +14,7 @@ import pytest
 from tests.daemon.frames.test_frame_guard import resident_bytes
 from tests.daemon.frames.test_frames_worker import WorkerProcess, running_worker
 
-pytestmark = pytest.mark.long  # waits are measured: no other tests may run beside these
+pytestmark = [pytest.mark.long, pytest.mark.alone]
 
 MOST_SECONDS = 0.1
 """How much longer a client may wait than without a flood."""

@@ -199,6 +199,7 @@ def test_floods_of_nonsense_leave_no_trace(server: Server, engine: Any) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_long_floods_of_nonsense_leave_no_trace(server: Server, engine: Any) -> None:
     assert_survives_floods(server, engine, 100_000, 100_000)

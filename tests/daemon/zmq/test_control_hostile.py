@@ -142,6 +142,7 @@ def test_malformed_messages_hurt_nobody(daemon: Daemon, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_very_many_malformed_messages_hurt_nobody(daemon: Daemon, tmp_path: Path) -> None:
     fuzz(daemon, tmp_path, 100_000)
