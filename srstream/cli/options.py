@@ -237,7 +237,9 @@ JOB_OPTIONS = {
     "decoder": _JobOption("source.decoder", DecoderName, "What decodes the source."),
     "engine": _JobOption("engine.name", EngineName, "Where the network runs."),
     "precision": _JobOption(
-        "engine.precision", Precision, "float32 is exact, the others are faster."
+        "engine.precision",
+        Precision,
+        "float32 is exact, the others are faster; GPUs take float16 instead of float32.",
     ),
     "threads": _JobOption("engine.threads", int, "CPU threads; 0 takes all cores.", min=0),
     "max_memory": _JobOption(

@@ -13,6 +13,7 @@ from torch import Tensor
 from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import Affine, Capabilities, OnDone, TileFormat
 from srstream.engines.cuda.half import true_float32
+from srstream.engines.faults import device_errors
 from srstream.engines.threads import ThreadSession, check_format
 from srstream.frame import Plane
 from srstream.models.blend import blend_of
@@ -29,6 +30,7 @@ class PyTorchEngine:
     """The model's network in PyTorch, on a CUDA device if there is one, or else on the CPU.
 
     Raises:
+        DeviceFaultError: the GPU is broken for this process.
         WeightsError: the weights are missing, cannot be read or aren't the model's.
     """
 
@@ -41,8 +43,9 @@ class PyTorchEngine:
         num_threads = config.threads or torch.get_num_threads()
         torch.set_num_threads(num_threads)
         network = blended_network(blend, spec)
-        self.network: Network | FlatNetwork = network.to(self.device)
         on_cuda = self.device.type == "cuda"
+        with device_errors("the GPU cannot be used"):
+            self.network: Network | FlatNetwork = network.to(self.device)
         self.capabilities = Capabilities(
             name="pytorch",
             device=torch.cuda.get_device_name() if on_cuda else "CPU",

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from srstream.engines.contract import Capabilities, OnDone, Ticket, TileFormat, check_tile
-from srstream.errors import EngineError, first_line
+from srstream.engines.faults import engine_error
+from srstream.errors import EngineError
 from srstream.frame import Plane
 
 Run = Callable[[Plane, TileFormat], list[Plane]]
@@ -76,9 +77,8 @@ class ThreadSession:
         try:
             return tuple(future.result())
         except (RuntimeError, MemoryError) as error:
-            raise EngineError(
-                f"engine {self._capabilities.name!r} failed on a tile ({first_line(error)})"
-            ) from error
+            what = f"engine {self._capabilities.name!r} failed on a tile"
+            raise engine_error(what, error) from error
 
     def close(self) -> None:
         """See `Session.close`."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from srstream.config import ReuseConfig
-from srstream.engines.contract import Engine, OnDone, Session, Ticket, TileFormat
+from srstream.config import ModelConfig, ReuseConfig
+from srstream.engines.contract import Engine, OnDone, Refittable, Session, Ticket, TileFormat
 from srstream.engines.tiles import Rectangle, Tile, TileGrid, choose_tiles
 from srstream.enhancer.composer import Composer, Picture
 from srstream.enhancer.patches import Part, Patch, PatchFinder, patched
@@ -161,6 +161,26 @@ class Enhancer:
         self._last_enlarged = {}
         self._use(engine)
         return finished
+
+    def replace_weights(self, model: ModelConfig) -> tuple[list[Frame], bool]:
+        """Change the engine's weights between two frames; return those that were in flight.
+
+        Nothing is opened or compiled: the sessions stay open. The engine must be in no other use.
+        The second value is False, and nothing has changed, if the engine cannot take these weights;
+        then `replace_engine` changes to one that is opened with them.
+
+        Raises:
+            WeightsError: the new weights cannot be used; the old ones stay in use.
+        """
+        if not isinstance(self._engine, Refittable):
+            return [], False
+        finished = self.drain()
+        if not self._engine.refit(model):
+            return finished, False
+        self.forget()
+        self._last_enlarged = {}
+        self._use(self._engine)
+        return finished, True
 
     def has_room(self) -> bool:
         """See `Stage.has_room`."""

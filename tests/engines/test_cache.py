@@ -136,3 +136,41 @@ def test_forgetting(cache):
     cache.forget(KEY)
     cache.forget(KEY)
     assert cache.load(KEY) is None
+
+
+needs_users = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="files have no owner here")
+
+
+@needs_users
+def test_the_cache_is_this_user_s_alone(cache):
+    cache.save(KEY, ENGINE)
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
+    assert cache.path(KEY).stat().st_mode & 0o777 == 0o600
+
+
+@needs_users
+def test_a_folder_to_which_others_could_write_is_taken_from_them(cache):
+    """A group's folder is what an older version made under a umask of 002."""
+    cache.save(KEY, ENGINE)
+    cache.folder.chmod(0o775)
+    assert cache.load(KEY) == ENGINE
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
+
+
+@needs_users
+def test_a_file_to_which_others_could_write_is_not_believed(cache, caplog):
+    cache.save(KEY, ENGINE)
+    cache.path(KEY).chmod(0o666)
+    assert cache.load(KEY) is None
+    assert "others may write to it" in caplog.text
+
+
+@needs_users
+def test_a_folder_of_somebody_else_s_is_not_used(cache, caplog, monkeypatch):
+    cache.save(KEY, ENGINE)
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert cache.load(KEY) is None
+    cache.save({**KEY, "model": "balanced"}, ENGINE)
+    assert caplog.text.count("belongs to another user") == 2
+    assert len(list(cache.folder.iterdir())) == 1

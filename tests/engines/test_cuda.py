@@ -166,7 +166,7 @@ def test_errors_are_sorted(kernel, wanted):
     """In a process of its own, since a device assert breaks this process's context."""
     script = f"""
 import torch
-from srstream.engines.cuda.faults import device_errors, device_fault
+from srstream.engines.faults import device_errors, device_fault
 try:
     with device_errors("a test"):
         if {kernel!r} == "python":

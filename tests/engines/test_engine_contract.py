@@ -221,7 +221,7 @@ def test_a_finished_tile_notifies(name, tmp_path):
 
 
 def test_a_tile_that_failed_notifies(tmp_path):
-    """This is for engines that compute in threads; the ring's test is in test_ring.py."""
+    """This is for engines that compute in threads; the ring's is in cuda/test_ring.py."""
 
     def run(codes, tile):
         raise RuntimeError("no memory")

@@ -45,7 +45,7 @@ from srstream.daemon.workers.link import (
     Weigh,
 )
 from srstream.engines.contract import TileFormat
-from srstream.engines.cuda.faults import device_fault
+from srstream.engines.faults import device_fault
 from srstream.engines.pool import EnginePool
 from srstream.enhancer.fair_queue import Round
 from srstream.errors import DeviceFaultError, SrstreamError, error_to_wire

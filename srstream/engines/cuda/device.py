@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -135,8 +136,11 @@ def queued(program: Callable[[Tensor, Sequence[Tensor]], None]) -> Prepare:
 
 
 def free_cached_memory() -> None:
-    """Return the device memory that PyTorch keeps for later to the device."""
-    with _capture_lock:
+    """Return the device memory that PyTorch keeps for later to the device.
+
+    On a broken device nothing happens; whoever uses it next is told.
+    """
+    with _capture_lock, contextlib.suppress(RuntimeError):
         torch.cuda.empty_cache()
 
 

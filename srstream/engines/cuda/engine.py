@@ -13,11 +13,11 @@ import torch
 from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import Capabilities, OnDone, TileFormat
 from srstream.engines.cuda.device import CudaDevice, free_cached_memory
-from srstream.engines.cuda.faults import device_errors
 from srstream.engines.cuda.half import TileProgram, true_float32
 from srstream.engines.cuda.host import HostDevice
 from srstream.engines.cuda.networks import DeviceNetworks
 from srstream.engines.cuda.session import RingSession
+from srstream.engines.faults import device_errors
 from srstream.engines.threads import check_format
 from srstream.errors import EngineError, EngineMemoryError
 from srstream.models.blend import Blend, blend_of

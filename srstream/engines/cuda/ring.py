@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srstream.engines.contract import OnDone
-from srstream.engines.cuda.faults import engine_error
 from srstream.engines.cuda.spare import SpareBlocks
+from srstream.engines.faults import engine_error
 from srstream.engines.notify import DoneNotifier
 from srstream.errors import EngineError
 from srstream.frame import Plane

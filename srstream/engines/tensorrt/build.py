@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -20,11 +23,13 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from srstream.engines.cache import private_folder
-from srstream.engines.cuda.faults import engine_error
+from srstream.engines.faults import engine_error
 from srstream.errors import EngineError, first_line
 from srstream.installing import install_command
 from srstream.models import flat_correction, networks, subpixel_tail
 from srstream.models.networks import FlatNetwork, Network
+
+logger = logging.getLogger(__name__)
 
 MIN_SIDE = 8
 """Rows and columns of the smallest tile for which engines are built."""
@@ -87,14 +92,14 @@ def build_engine(network: Network | FlatNetwork, max_side: int, folder: Path) ->
         EngineError: TensorRT does not support the whole network, or cannot build it.
     """
     torch_tensorrt = import_torch_tensorrt()
-    private_folder(folder)
     try:
-        built = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
-            exported(network, max_side),
-            arg_inputs=[tensorrt_input(network, max_side)],
-            require_full_compilation=True,
-            timing_cache_path=str(folder / TIMING_CACHE),
-        )
+        with _private(folder) as private:
+            built = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
+                exported(network, max_side),
+                arg_inputs=[tensorrt_input(network, max_side)],
+                require_full_compilation=True,
+                timing_cache_path=str(private / TIMING_CACHE),
+            )
     except Exception as error:  # torch-tensorrt raises any exception of its layers
         raise engine_error(
             f"TensorRT cannot build {network.spec.name!r} for tiles of up to {max_side}x{max_side}",
@@ -103,6 +108,19 @@ def build_engine(network: Network | FlatNetwork, max_side: int, folder: Path) ->
     # Older versions return the bytes, newer ones an object that holds them.
     engine = built if isinstance(built, bytes | bytearray) else built.serialized_engine
     return bytes(engine)
+
+
+@contextmanager
+def _private(folder: Path) -> Iterator[Path]:
+    """Provide the folder, or one for this time only if others may write to it."""
+    try:
+        private_folder(folder)
+    except OSError as error:
+        logger.warning("%s: is not used (%s)", folder, error)
+        with TemporaryDirectory(prefix="srstream-") as temporary:
+            yield Path(temporary)
+        return
+    yield folder
 
 
 def graph_sha256() -> str:

@@ -22,10 +22,10 @@ from srstream.engines.cache import EngineCache, Key
 from srstream.engines.contract import Capabilities, OnDone, TileFormat
 from srstream.engines.cuda.device import CudaDevice, free_cached_memory, queued
 from srstream.engines.cuda.engine import check_cuda
-from srstream.engines.cuda.faults import device_errors
 from srstream.engines.cuda.half import HALF_BITS, TileProgram, true_float32
 from srstream.engines.cuda.networks import DeviceNetworks
 from srstream.engines.cuda.session import RingSession
+from srstream.engines.faults import device_errors
 from srstream.engines.tensorrt.build import (
     MIN_SIDE,
     build_engine,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from srstream.config import EngineConfig, ModelConfig
+from srstream.config import EngineConfig, ModelConfig, ReuseConfig
 from srstream.engines.contract import Refittable, TileFormat
 from srstream.engines.cuda import engine as cuda_engine
 from srstream.engines.cuda.engine import LARGEST_TILE_PIXELS, CudaEngine
@@ -143,7 +143,7 @@ def test_tiles_are_sized_by_free_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("bits", [8, 12])
-@pytest.mark.parametrize("name", ["balanced", "srgan"])
+@pytest.mark.parametrize("name", ["balanced", pytest.param("srgan", marks=pytest.mark.long)])
 def test_refitted_weights_give_what_an_engine_of_their_own_gives(name, bits):
     """The blends of a knob share their layers, so a session keeps its graphs."""
     spec = model_spec(name)
@@ -183,6 +183,43 @@ def test_weights_are_not_exchanged_under_tiles_in_flight():
         engine.refit(ModelConfig(name="balanced", restore=0.75))
     session.result(ticket)
     assert engine.refit(ModelConfig(name="balanced", restore=0.75))
+
+
+def test_a_stream_changes_its_weights_between_two_frames():
+    """As `Enhancer.replace_engine` does, but without a second engine and its captures."""
+    frames = [noise_frame(YUV420, pts=pts) for pts in range(4)]
+    old, new = (ModelConfig(name="balanced", restore=restore) for restore in (0.5, 0.75))
+    results = []
+    for change in ("weights", "engine"):
+        engine = engine_of(old)
+        assert engine.capabilities.border == 5, "as that of the new weights"
+        stage = Enhancer(engine, video(YUV420), output(YUV420), reuse=ReuseConfig())
+        made = [done for frame in frames[:2] for done in stage.push(frame)]
+        sessions = set(engine._sessions)
+        if change == "weights":
+            finished, is_changed = stage.replace_weights(new)
+            assert is_changed
+            made += finished
+        else:
+            made += stage.replace_engine(engine_of(new))
+        assert len(made) == 2
+        made += [done for frame in frames[2:] for done in stage.push(frame)] + stage.drain()
+        if change == "weights":
+            assert set(engine._sessions) == sessions, "no session was opened"
+        stage.close()
+        results.append(made)
+    for one, other in zip(*results, strict=True):
+        assert one.pts == other.pts
+        assert all(map(np.array_equal, one.planes, other.planes))
+
+
+def test_a_stream_keeps_its_weights_where_the_engine_cannot_change_them():
+    stage = Enhancer(engine_of(ModelConfig(name="fast")), video(YUV420), output(YUV420))
+    finished = stage.push(noise_frame(YUV420))
+    more, is_changed = stage.replace_weights(ModelConfig(name="fast", restore=0.5))
+    assert not is_changed
+    assert len(finished + more) == 1
+    stage.close()
 
 
 # --- too little memory ---------------------------------------------------------------------------

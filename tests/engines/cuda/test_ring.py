@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srstream.engines.cuda import faults
+from srstream.engines import faults
 from srstream.engines.cuda.ring import NUM_SLOTS, Ring
 from srstream.errors import DeviceFaultError, EngineError, EngineMemoryError
 
