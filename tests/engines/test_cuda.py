@@ -16,6 +16,7 @@ from srstream.engines.contract import TileFormat
 from srstream.engines.cuda.device import CudaDevice
 from srstream.engines.cuda.ring import Ring
 from srstream.engines.table import can_run, choose_engine, is_installed, open_engine
+from srstream.engines.tiles import choose_tiles
 from srstream.errors import DeviceFaultError, EngineError, EngineMemoryError
 from srstream.media.read.decode import Decoder
 from srstream.media.read.probe import probe
@@ -72,6 +73,29 @@ def test_auto_takes_the_gpu():
     engine, reason = choose_engine(EngineConfig(), ModelConfig(name="fast"), model_spec("fast"))
     assert engine.capabilities.name == ("tensorrt" if can_run("tensorrt") else "cuda")
     assert "NVIDIA" in reason
+
+
+@pytest.mark.parametrize("name", available_models())
+@pytest.mark.parametrize("engine", GPU_ENGINES)
+def test_tiles_are_within_a_level_of_the_whole(engine, name):
+    """It prints how many samples are the same; only all of them would allow `tiles_are_exact`."""
+    spec = model_spec(name)
+    opened = engine_of(engine, ModelConfig(name=name))
+    matrix, shape = 1 if spec.color_form == "rgb" else None, (200, 320)
+    planes = picture(shape, spec.form.num_input_planes)
+    grid = choose_tiles(320, 200, spec.halo, 1, max_side=4 * spec.halo + 17)
+    whole, tiled = (opened.open_session(TileFormat(s, 8, matrix)) for s in (shape, grid.tile_shape))
+    (true, *_) = whole.result(whole.submit(planes))
+    same, wrong = [], 0
+    for tile in grid.tiles():
+        window = tile.window(grid.tile_shape).slices
+        (made, *_) = tiled.result(tiled.submit([plane[window] for plane in planes]))
+        kept = made[tile.kept_in_result(spec.scale)]
+        apart = np.abs(kept.astype(int) - true[tile.kept_in_picture(spec.scale)])
+        same.append((apart == 0).mean())
+        wrong += int((apart > 1).sum())
+    print(f"{engine} {name}: {np.mean(same):.6f} of the samples are the same in tiles")
+    assert wrong == 0
 
 
 class TimedDevice(CudaDevice):
