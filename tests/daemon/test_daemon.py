@@ -27,6 +27,13 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon that several tests ask, each with files of its own names."""
+    with Daemon(tmp_path_factory.mktemp("shared")) as running:
+        yield running
+
+
 def long_clip(path: Path, seconds: int = 12) -> Path:
     """A clip of several segments, which takes some seconds."""
     return clips.cfr(path, frames=25 * seconds, gop=25, width=144, height=96, noise=40)
@@ -68,49 +75,51 @@ def test_the_supervisor_touches_no_media(daemon: Daemon) -> None:
         ("{inputs}", "regular file"),
     ],
 )
-def test_what_lies_outside_is_refused_in_one_sentence(daemon: Daemon, path: str, word: str) -> None:
-    (daemon.inputs / "link.mp4").symlink_to("/etc/passwd")
-    given = path.format(inputs=daemon.inputs)
-    reply = daemon.ask("submit", input=given, output=str(daemon.outputs / "o.mp4"))
+def test_what_lies_outside_is_refused_in_one_sentence(shared: Daemon, path: str, word: str) -> None:
+    link = shared.inputs / "link.mp4"
+    link.unlink(missing_ok=True)
+    link.symlink_to("/etc/passwd")
+    given = path.format(inputs=shared.inputs)
+    reply = shared.ask("submit", input=given, output=str(shared.outputs / "o.mp4"))
     assert not reply["ok"] and reply["error"]["kind"] == "RefusedError", reply
     assert "\n" not in reply["error"]["text"] and word in reply["error"]["text"].lower(), reply
-    assert daemon.result("health")["ok"]
+    assert shared.result("health")["ok"]
 
 
-def test_an_output_outside_or_in_the_way_is_refused(daemon: Daemon) -> None:
-    source = clips.cfr(daemon.inputs / "a.mp4")
-    outside = daemon.ask("submit", input=str(source), output="/etc/a.mp4")
+def test_an_output_outside_or_in_the_way_is_refused(shared: Daemon) -> None:
+    source = clips.cfr(shared.inputs / "way.mp4")
+    outside = shared.ask("submit", input=str(source), output="/etc/a.mp4")
     assert outside["error"]["kind"] == "RefusedError", outside
-    (daemon.outputs / "there.mp4").write_bytes(b"mine")
-    taken = daemon.ask("submit", input=str(source), output=str(daemon.outputs / "there.mp4"))
+    (shared.outputs / "there.mp4").write_bytes(b"mine")
+    taken = shared.ask("submit", input=str(source), output=str(shared.outputs / "there.mp4"))
     assert "exists already" in taken["error"]["text"], taken
-    assert (daemon.outputs / "there.mp4").read_bytes() == b"mine"
+    assert (shared.outputs / "there.mp4").read_bytes() == b"mine"
 
 
-def test_a_bad_file_fails_alone_and_says_why(daemon: Daemon) -> None:
-    text = daemon.inputs / "text.mp4"
+def test_a_bad_file_fails_alone_and_says_why(shared: Daemon) -> None:
+    text = shared.inputs / "text.mp4"
     text.write_text("not a video\n" * 100)
-    playlist = daemon.inputs / "list.m3u8"
+    playlist = shared.inputs / "list.m3u8"
     playlist.write_text("#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n")
-    giant = nasty_clips.giant(daemon.inputs / "giant.mp4", 16000, 16000)
-    good = clips.cfr(daemon.inputs / "good.mp4")
-    bad = [daemon.submit(path, f"{path.stem}.mp4") for path in (text, playlist, giant)]
-    fine = daemon.submit(good, "good.mp4")
+    giant = nasty_clips.giant(shared.inputs / "giant.mp4", 16000, 16000)
+    good = clips.cfr(shared.inputs / "good.mp4")
+    bad = [shared.submit(path, f"{path.stem}.mp4") for path in (text, playlist, giant)]
+    fine = shared.submit(good, "good.mp4")
     for job in bad:
-        ended = daemon.wait(job)
+        ended = shared.wait(job)
         assert ended["state"] == "failed" and ended["attempts"] == 1, ended
         assert "\n" not in ended["error"] and "Traceback" not in ended["error"], ended
         assert "/proc/self/fd" not in ended["error"] and ".m" in ended["error"], ended
-    assert daemon.wait(fine)["state"] == "done"
-    assert list(daemon.work.iterdir()) == []
+    assert shared.wait(fine)["state"] == "done"
+    assert list(shared.work.iterdir()) == []
 
 
-def test_a_key_makes_a_repeated_submit_harmless(daemon: Daemon) -> None:
-    source = clips.cfr(daemon.inputs / "a.mp4")
-    first = daemon.submit(source, "a.mp4", key="one")
-    assert daemon.submit(source, "a.mp4", key="one") == first
-    daemon.wait(first)
-    assert daemon.submit(source, "a.mp4", key="one", overwrite=True) == first
+def test_a_key_makes_a_repeated_submit_harmless(shared: Daemon) -> None:
+    source = clips.cfr(shared.inputs / "key.mp4")
+    first = shared.submit(source, "key.mp4", key="one")
+    assert shared.submit(source, "key.mp4", key="one") == first
+    shared.wait(first)
+    assert shared.submit(source, "key.mp4", key="one", overwrite=True) == first
 
 
 def test_priorities_decide_the_order(tmp_path: Path) -> None:
