@@ -181,9 +181,9 @@ def can_run(name: str) -> bool:
         return True
     if not has_nvidia_driver():
         return False
-    import torch
+    from srstream.engines.cuda.availability import cuda_fault
 
-    return torch.cuda.is_available()
+    return cuda_fault() is None
 
 
 def has_nvidia_driver() -> bool:

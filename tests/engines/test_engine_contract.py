@@ -359,7 +359,7 @@ def test_table_names_what_there_is(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "package"), [("tensorrt", "torch-tensorrt"), ("cuda", r"(torch>=2\.11|\[cuda\])")]
+    ("name", "package"), [("tensorrt", "torch-tensorrt"), ("cuda", r"(torch.*>=2\.11|\[cuda\])")]
 )
 def test_a_gpu_s_engine_without_its_package_or_a_gpu_is_one_sentence(name, package, monkeypatch):
     monkeypatch.setattr(table, "is_installed", lambda name: False)
@@ -389,7 +389,8 @@ def test_auto_prefers_tensorrt_then_cuda_then_the_cpu(
 ):
     monkeypatch.setattr(table, "is_installed", lambda name: name in installed)
     monkeypatch.setattr(table, "has_nvidia_driver", lambda: True)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    fault = None if has_gpu else "PyTorch sees none"
+    monkeypatch.setattr("srstream.engines.cuda.availability.cuda_fault", lambda: fault)
     assert table.engine_name(EngineConfig(precision=precision), "balanced") == chosen
 
 

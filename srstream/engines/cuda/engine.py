@@ -12,6 +12,7 @@ import torch
 
 from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import Capabilities, OnDone, TileFormat
+from srstream.engines.cuda.availability import check_cuda
 from srstream.engines.cuda.device import CudaDevice, free_cached_memory
 from srstream.engines.cuda.half import TileProgram, true_float32
 from srstream.engines.cuda.host import HostDevice
@@ -147,15 +148,6 @@ class CudaEngine:
             precision=str(dtype).removeprefix("torch."),
             tiles_are_exact=False,
             preferred_tile_pixels=largest_tile(self._device.device, bytes_per_pixel),
-        )
-
-
-def check_cuda(engine: str) -> None:
-    """Raise `EngineError` unless PyTorch sees a GPU."""
-    if not torch.cuda.is_available():
-        raise EngineError(
-            f"engine {engine!r} needs an NVIDIA GPU with its driver, and PyTorch sees none; "
-            "use --engine openvino on a CPU"
         )
 
 

@@ -20,8 +20,8 @@ from platformdirs import user_cache_dir
 from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.cache import EngineCache, Key
 from srstream.engines.contract import Capabilities, OnDone, TileFormat
+from srstream.engines.cuda.availability import check_cuda
 from srstream.engines.cuda.device import CudaDevice, free_cached_memory, queued
-from srstream.engines.cuda.engine import check_cuda
 from srstream.engines.cuda.half import HALF_BITS, TileProgram, true_float32
 from srstream.engines.cuda.networks import DeviceNetworks
 from srstream.engines.cuda.session import RingSession
