@@ -16,11 +16,10 @@ from srstream.models.table import WeightSet
 from srstream.terminal import plain_console, run_app, show, tell, visible
 from trainer.config import load_config
 from trainer.console import CONSOLE, reporting
-from trainer.judge.evaluate import Score
 from trainer.research import research_module
-from trainer.ship.card import figures
 
 if TYPE_CHECKING:
+    from trainer.judge.evaluate import Score
     from trainer.judge.perceptual import Judge
 
 app = typer.Typer(
@@ -298,6 +297,8 @@ def _judge(lpips: Path | None, heads: Path | None) -> Judge:
 
 
 def print_scores(title: str, scores: dict[str, tuple[Score, Score]]) -> None:
+    from trainer.ship.card import figures
+
     table = Table("set", "pictures", "PSNR (dB)", "SSIM", "bicubic PSNR", "bicubic SSIM")
     for name, (reached, baseline) in scores.items():
         table.add_row(name, *figures(reached, baseline))

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from srstream.terminal import plain_console
 
@@ -110,10 +111,12 @@ def reporting() -> Iterator[Reporter]:
 
 def _new_bar() -> Bar:
     return Bar(
-        TextColumn("{task.description}", markup=False),
+        SpinnerColumn(),  # moves while the share does not, as during a CPU's long iteration
+        TextColumn("{task.description}", markup=False, table_column=Column(min_width=8)),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
+        expand=True,
         console=CONSOLE,
         transient=True,
     )

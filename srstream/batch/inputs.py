@@ -124,7 +124,7 @@ def _behind(source: Path, is_recursive: bool) -> Iterator[Input | LeftOut]:
         for path in sorted(visible):
             if path.is_dir():
                 if not is_recursive:
-                    yield LeftOut(path, "it is a folder; --recursive looks into it")
+                    yield LeftOut(path, "a folder; --recursive looks into it")
                 continue
             reason = _why_left_out(path)
             yield (
@@ -136,7 +136,7 @@ def _behind(source: Path, is_recursive: bool) -> Iterator[Input | LeftOut]:
         yield Input(source)
     else:
         for path in sorted(Path(name) for name in glob.glob(str(source), recursive=True)):
-            reason = "it is a folder, which is named by itself" if path.is_dir() else ""
+            reason = "a folder, which is named by itself" if path.is_dir() else ""
             reason = reason or _why_left_out(path)
             yield LeftOut(path, reason) if reason else Input(path, path.parent)
 
@@ -144,12 +144,12 @@ def _behind(source: Path, is_recursive: bool) -> Iterator[Input | LeftOut]:
 def _why_left_out(path: Path) -> str:
     """Return why a file of a folder or pattern is not enhanced; empty if it is."""
     if not path.is_file():
-        return "it is no regular file"
+        return "no regular file"
     suffix = path.suffix.lower()
     if suffix not in INPUT_SUFFIXES and not is_picture(path):
-        return "it is neither a video nor a picture by its name"
+        return "neither a video nor a picture by its name"
     if _is_own_output(path):
-        return "it is enlarged already; name it by itself to enlarge it again"
+        return "enlarged already; named by itself it is enlarged again"
     return ""
 
 

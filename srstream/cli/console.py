@@ -51,6 +51,8 @@ class ConsoleReporter:
         self._console = plain_console(stderr=True)
         self._is_verbose = is_verbose
         self._bar = StageBar(self._console)
+        self.place = ""
+        """What precedes the next video's first line, such as `[2/5] `."""
         self._last_line = 0.0
 
     def __enter__(self) -> Self:
@@ -80,7 +82,7 @@ class ConsoleReporter:
 
     def _started(self, event: Started) -> None:
         self.say(
-            f"{event.input}: {event.width}x{event.height} to "
+            f"{self.place}{event.input}: {event.width}x{event.height} to "
             f"{event.output_width}x{event.output_height}, model {event.model}"
         )
         if self._is_verbose:
@@ -135,13 +137,13 @@ def render_pictures(plans: Sequence[PicturePlan]) -> list[str]:
 
 
 def render_left_out(files: Sequence[LeftOut]) -> list[str]:
-    """A line for each reason, with the names of the first files."""
+    """Return a line for each reason, with the names of the first files."""
     lines = []
     for reason in sorted({file.reason for file in files}):
         names = [file.path.name for file in files if file.reason == reason]
         shown = ", ".join(names[:_NUM_NAMES])
         more = f" and {len(names) - _NUM_NAMES} more" if len(names) > _NUM_NAMES else ""
-        lines.append(f"left out: {shown}{more}: {reason}")
+        lines.append(f"left out ({reason}): {shown}{more}")
     return lines
 
 
@@ -176,7 +178,7 @@ def render_summary(summary: PlanSummary, *, is_verbose: bool = False) -> list[st
         ]
     lines += ["", "streams"]
     for stream in summary.streams:
-        language = f" [{stream.language}]" if stream.language else ""
+        language = f" [{stream.language}]" if stream.language not in (None, "", "und") else ""
         what = stream.action
         if stream.output_codec and stream.output_codec != stream.codec:
             what += f" to {stream.output_codec}"

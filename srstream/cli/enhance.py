@@ -24,11 +24,10 @@ from srstream.cli.console import (
 from srstream.config import JobConfig
 from srstream.errors import InterruptedJobError, SrstreamError, error_to_wire
 from srstream.jobs.context import StopSignal
-from srstream.jobs.events import Failed, Note, printable
+from srstream.jobs.events import Failed, Note, Progress, printable
 from srstream.jobs.job import enhance_file
 from srstream.jobs.planning.summary import PlanSummary, plan_summary
 from srstream.media.write.containers import VIDEO_SUFFIXES
-from srstream.pictures.inputs import is_picture
 from srstream.pictures.job import PicturePlan, enhance_picture, plan_picture
 from srstream.terminal import format_bytes, format_seconds, show, show_json, tell
 
@@ -77,6 +76,8 @@ def enhance(
             return _enhance_several(batch, reporter, as_json)
         (entry,) = found.inputs
         if entry.is_still:
+            if isinstance(reporter, ConsoleReporter):
+                reporter(Progress(stage="enhancing", done=0, total=None))
             return _enhance_still(entry.path, output, config, overwrite, as_json)
         result = enhance_file(
             entry.path,
@@ -112,10 +113,16 @@ def _enhance_several(batch: Batch, reporter: Any, as_json: bool) -> int:
     for line in render_left_out(batch.found.left_out):
         reporter(Note(text=line))
     total = len(batch.found.inputs)
+    videos = {entry.path for entry in batch.found.inputs if not entry.is_still}
 
     def say_which(number: int, entry: Input) -> None:
-        if total > 1 and not entry.is_still:
+        if as_json and total > 1 and not entry.is_still:
             reporter(Note(text=f"[{number}/{total}] {entry.path}"))
+        elif not as_json:
+            reporter.place = f"[{number}/{total}] " if total > 1 else ""
+            reporter(
+                Progress(stage="enhancing" if entry.is_still else "reading", done=0, total=None)
+            )
 
     batch.on_file = say_which
     counts: Counter[str] = Counter()
@@ -128,7 +135,7 @@ def _enhance_several(batch: Batch, reporter: Any, as_json: bool) -> int:
             exit_code = exit_code or result.error.exit_code
         elif result.status == "partial":
             exit_code = exit_code or 4
-        _tell_result(result, as_json, is_told=not is_picture(result.source))
+        _tell_result(result, as_json, is_told=result.source in videos)
     if not as_json and total > 1:
         tell(_summary(counts, failures))
     return exit_code

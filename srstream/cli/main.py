@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
 import tempfile
 import traceback
@@ -25,8 +26,14 @@ from srstream.cli.options import (
     parse_time,
     with_job_options,
 )
-from srstream.errors import InterruptedJobError, SrstreamError, StalledError, error_to_wire
-from srstream.terminal import run_app, show, show_json
+from srstream.errors import (
+    InterruptedJobError,
+    SrstreamError,
+    StalledError,
+    UsageError,
+    error_to_wire,
+)
+from srstream.terminal import plain_console, run_app, show, show_json, tell
 
 app = typer.Typer(
     name="srstream",
@@ -61,8 +68,10 @@ def enhance(
 ) -> None:
     """Enhance videos and pictures: files, folders, or quoted patterns.
 
-    Killed or interrupted, the same command resumes where it was. Exit codes: 0 done, 1 failed,
-    2 usage, 3 an unfinished job that does not match, 4 done in part (--salvage), 130 interrupted.
+    Killed or interrupted, the same command resumes where it was.
+
+    Exit codes: 0 done, 1 failed, 2 usage, 3 an unfinished job that does not match, 4 done in part
+    (--salvage), 130 interrupted.
     """
     from srstream.cli.enhance import enhance as enhance_all
 
@@ -133,16 +142,18 @@ def verify(
 
     Exit code 0 if everything of the source is there, 1 if not.
     """
+    from srstream.cli.stage_bar import StageBar
     from srstream.jobs.excerpt import verify_excerpt
 
-    receipt = verify_excerpt(
-        source,
-        output,
-        start_seconds=parse_time("--start", start),
-        end_seconds=parse_time("--end", end),
-        sample=sample,
-    )
+    start_seconds, end_seconds = parse_time("--start", start), parse_time("--end", end)
+    with StageBar(plain_console(stderr=True)) as bar:
+        bar.show("verifying", 0, None, "")
+        receipt = verify_excerpt(
+            source, output, start_seconds=start_seconds, end_seconds=end_seconds, sample=sample
+        )
     show_json(receipt.model_dump_json(by_alias=True, indent=2))
+    if start is None and end is None and receipt.num_frames_out < receipt.num_frames_in:
+        tell("note: If the output is an excerpt, give the --start and --end that it was made with.")
     raise typer.Exit(0 if receipt.ok else 1)
 
 
@@ -307,11 +318,12 @@ def main() -> None:
     from srstream.cli.console import print_error
 
     try:
+        _refuse_bare_file(sys.argv[1:])
         run_app(app)
-    except StalledError as error:
+    except (StalledError, InterruptedJobError) as error:
         print_error(str(error))
         sys.stdout.flush()
-        # What hangs in a library would keep Python from ending.
+        # What hangs in a library, or computes for long, would keep Python from ending.
         os._exit(error.exit_code)
     except SrstreamError as error:
         if "--json" in sys.argv and "enhance" not in sys.argv[1:2]:
@@ -334,6 +346,15 @@ def main() -> None:
     except Exception as error:
         print_error(_internal_error(error))
         sys.exit(1)
+
+
+def _refuse_bare_file(arguments: list[str]) -> None:
+    """Raise `UsageError` where a file stands in place of a command."""
+    first = arguments[0] if arguments else ""
+    if Path(first).suffix and Path(first).exists():
+        raise UsageError(
+            f"{first}: a command comes first, such as: srstream enhance {shlex.quote(first)}"
+        )
 
 
 def _internal_error(error: Exception) -> str:

@@ -17,10 +17,17 @@ from srstream.models.table import (
     weights_path,
     weights_stem,
 )
-from srstream.terminal import plain_console
+from srstream.terminal import rendered
 
 Entry = dict[str, Any]
 """One model, as `--json` prints it."""
+
+_USES = {
+    "fast": "video; the default",
+    "balanced": "video; sharper, slower",
+    "srgan": "pictures; very slow on video",
+}
+_WIDTH = 110
 
 
 def model_entries() -> list[Entry]:
@@ -40,13 +47,11 @@ def model_entry(name: str) -> Entry:
 
 def as_table(entries: list[Entry]) -> str:
     """A line each."""
-    table = Table("name", "network", "works on", "kMAC per pixel", "sets of weights", box=None)
+    table = Table("name", "for", "network", "sets of weights", box=None)
     for entry in entries:
-        table.add_row(
-            entry["name"], entry["network"], entry["colour"], f"{entry['kmac_per_pixel']:g}",
-            ", ".join(entry["sets"]),
-        )  # fmt: skip
-    return _rendered(table)
+        use = _USES.get(entry["name"], "your own")
+        table.add_row(entry["name"], use, entry["network"], ", ".join(entry["sets"]))
+    return rendered(table, width=_WIDTH)
 
 
 def describe(entry: Entry) -> str:
@@ -54,8 +59,8 @@ def describe(entry: Entry) -> str:
     table = Table(box=None, show_header=False)
     for key, value in entry.items():
         shown = ", ".join(value) if isinstance(value, list) else str(value)
-        table.add_row(key.replace("_", " "), shown)
-    return _rendered(table)
+        table.add_row(key.replace("_", " ").replace("colour", "color"), shown)
+    return rendered(table, width=_WIDTH)
 
 
 def _shipped(spec: ModelSpec) -> Entry:
@@ -77,10 +82,3 @@ def _entry(name: str, spec: ModelSpec, sets: list[Any], recipe: str) -> Entry:
         "name": name, "network": spec.name, "colour": spec.color_form, "scale": spec.scale,
         "kmac_per_pixel": spec.kmac_per_pixel, "sets": sets, "recipe": recipe,
     }  # fmt: skip
-
-
-def _rendered(table: Table) -> str:
-    console = plain_console(width=110)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get().rstrip("\n")

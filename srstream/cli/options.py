@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 from pydantic import ValidationError
@@ -24,7 +24,12 @@ _T = TypeVar("_T")
 
 Sources = Annotated[
     list[Path],
-    typer.Argument(help="Videos, pictures, folders, and quoted patterns, in any mix."),
+    # Whether each can be read is found out when its turn comes: a failure stops no other.
+    typer.Argument(
+        help="Videos, pictures, folders, and quoted patterns, in any mix.",
+        metavar="FILES",
+        readable=False,
+    ),
 ]
 Verbose = Annotated[
     bool,
@@ -35,7 +40,12 @@ Recursive = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("-o", "--output", help="Name of the result. [dim]default: INPUT_4x beside it[/]"),
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="NAME",
+        help="Name of the result. [dim]default: INPUT_4x beside it[/]",
+    ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing output, at the very end.")
@@ -141,6 +151,8 @@ class _JobOption:
     """What --help calls the value."""
     complete: Callable[[str], list[str]] | None = None
     """Returns the values that begin with a text, for the shell's completion."""
+    is_rare: bool = False
+    """Whether --help lists it apart, among those that few people need."""
 
     def parameter(self, name: str) -> inspect.Parameter:
         """What Typer makes the option of."""
@@ -152,6 +164,7 @@ class _JobOption:
             help=self.help,
             metavar=self.metavar,
             autocompletion=self.complete,
+            rich_help_panel="Rarely needed" if self.is_rare else None,
         )
         return inspect.Parameter(
             name,
@@ -176,7 +189,9 @@ JOB_OPTIONS = {
         read=parse_restore,
         metavar="NUMBER",
     ),
-    "detail": _JobOption("model.detail", float, "From faithful (0) to crisp (1).", min=0, max=1),
+    "detail": _JobOption(
+        "model.detail", float, "From faithful (0) to crisp (1).", min=0, max=1, metavar="NUMBER"
+    ),
     "scale": _JobOption(
         "scaling.scale",
         float | None,
@@ -206,11 +221,18 @@ JOB_OPTIONS = {
     "crf": _JobOption(
         "encode.crf", float | None, "Quality; lower is better and larger.", metavar="NUMBER"
     ),
-    "preset": _JobOption("encode.preset", str | None, "The encoder's speed preset."),
+    "preset": _JobOption(
+        "encode.preset",
+        str | None,
+        "The encoder's speed preset, such as slow.",
+        metavar="NAME",
+        is_rare=True,
+    ),
     "chroma": _JobOption(
         "encode.chroma",
         Literal["auto", "keep"],
         "Resolution of color: auto makes 4:2:0, which devices play; keep keeps the source's.",
+        is_rare=True,
     ),
     "start": _JobOption(
         "source.start_seconds",
@@ -232,27 +254,43 @@ JOB_OPTIONS = {
         "What becomes of further videos in the file: kept behind the enhanced one, or left out.",
     ),
     "keep_start": _JobOption(
-        "source.keep_start", bool, "Begin when the source's clock does instead of at zero."
+        "source.keep_start",
+        bool,
+        "Begin when the source's clock does instead of at zero.",
+        is_rare=True,
     ),
-    "decoder": _JobOption("source.decoder", DecoderName, "What decodes the source."),
-    "engine": _JobOption("engine.name", EngineName, "Where the network runs."),
+    "decoder": _JobOption("source.decoder", DecoderName, "What decodes the source.", is_rare=True),
+    "engine": _JobOption(
+        "engine.name",
+        EngineName,
+        f"Where the network runs: {', '.join(get_args(EngineName))}.",
+        metavar="NAME",
+        is_rare=True,
+    ),
     "precision": _JobOption(
         "engine.precision",
         Precision,
-        "float32 is exact, the others are faster; GPUs take float16 instead of float32.",
+        f"{', '.join(get_args(Precision))}: float32 is exact, the others are faster; GPUs take "
+        "float16 instead of float32.",
+        metavar="NAME",
+        is_rare=True,
     ),
-    "threads": _JobOption("engine.threads", int, "CPU threads; 0 takes all cores.", min=0),
+    "threads": _JobOption(
+        "engine.threads", int, "CPU threads; 0 takes all cores.", min=0, metavar="NUMBER"
+    ),
     "max_memory": _JobOption(
         "engine.max_memory_bytes",
         str | None,
         "Memory the job may use, such as 800M or 2G.",
         read=parse_bytes,
+        metavar="SIZE",
     ),
     "no_reuse": _JobOption(
         "reuse.enabled",
         bool,
         "Compute also what is the same as in the last frame.",
         read=operator.not_,
+        is_rare=True,
     ),
     "reuse_threshold": _JobOption(
         "reuse.threshold",
@@ -260,12 +298,14 @@ JOB_OPTIONS = {
         "Levels of 255 that count as the same; above 0 the result is no longer exact.",
         min=0,
         max=64,
+        metavar="NUMBER",
+        is_rare=True,
     ),
     "salvage": _JobOption(
         "source.salvage", bool, "Deliver the good part of a broken input (exit code 4)."
     ),
     "deterministic": _JobOption(
-        "deterministic", bool, "Byte-reproducible result; a little slower."
+        "deterministic", bool, "Byte-reproducible result; a little slower.", is_rare=True
     ),
 }
 """Every option by its name, in the order in which --help lists them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -15,6 +15,13 @@ class StageBar:
         self._console = console
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Take the terminal, if there is one."""
@@ -41,7 +48,11 @@ class StageBar:
         """Show how far a stage is; False where there is no terminal."""
         if self._bar is None:
             return False
+        if self._task is not None and total is None:
+            # Rich forgets no total of a task. Without one, the bar moves by itself.
+            self._bar.remove_task(self._task)
+            self._task = None
         if self._task is None:
-            self._task = self._bar.add_task(stage, speed=speed)
+            self._task = self._bar.add_task(stage, total=total, speed=speed)
         self._bar.update(self._task, description=stage, completed=done, total=total, speed=speed)
         return True

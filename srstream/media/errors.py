@@ -29,6 +29,11 @@ def display_name(path: Path | str) -> str:
     return Path(text).name or text
 
 
+def shown_path(path: Path) -> str:
+    """Return a whole path as it was given."""
+    return _SHOWN.get(os.fspath(path), os.fspath(path))
+
+
 def ffmpeg_text(error: BaseException) -> str:
     """Return FFmpeg's own text for an error, without number, path or log."""
     text = getattr(error, "strerror", None) or str(error)

@@ -33,6 +33,7 @@ from srstream.frame import ColorSpec, Frame, FrameForm, Plane, PlaneLayout
 from srstream.jobs.events import SCHEMA, OnEvent, ignore
 from srstream.jobs.job import enhance_file
 from srstream.jobs.planning.size import output_size
+from srstream.jobs.wakeup import Wakeup
 from srstream.media.read.probe import probe
 from srstream.media.write.containers import VIDEO_SUFFIXES
 from srstream.media.write.output import plan_output
@@ -47,6 +48,8 @@ from srstream.pictures.inputs import expand_inputs, is_animated, is_picture
 WORKING_BYTES_PER_PIXEL = 18
 """Bytes for each pixel of the output: 16-bit Y, U and V, one of them in float while it is
 resampled, and RGB."""
+
+_WAIT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,14 +277,21 @@ def enhance_picture(
 
 def _enhanced_pixels(plan: PicturePlan, samples: Samples, config: JobConfig, engine: Engine) -> Any:
     frame = frame_of(plan, samples.pixels)
-    enhancer = open_enhancer(plan, frame, config, engine)
-    try:
-        (enhanced,) = [*enhancer.push(frame), *enhancer.drain()]
-    except SrstreamError as error:
-        raise type(error)(f"{plan.source}: {error}") from error
-    finally:
-        enhancer.close()
-    return interleaved(enhanced)
+    with Wakeup() as wakeup:
+        enhancer = open_enhancer(plan, frame, config, engine, wakeup.wake)
+        try:
+            made = enhancer.push(frame)
+            while not made:
+                # A signal, as Ctrl-C, is answered in this wait, but not in one of the engine's.
+                wakeup.wait((), _WAIT_SECONDS)
+                made = enhancer.collect()
+        except InterruptedJobError:
+            raise
+        except SrstreamError as error:
+            raise type(error)(f"{plan.source}: {error}") from error
+        finally:
+            enhancer.close()
+    return interleaved(made[0])
 
 
 def open_enhancer(

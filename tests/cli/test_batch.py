@@ -44,8 +44,8 @@ def test_a_folder_of_videos_and_pictures_is_enhanced_and_the_rest_said(folder: P
     made = folder.with_name("vids_4x")
     assert names(made) == {"a.mkv", "a_mp4_4x.mp4", "b.c.mp4", "p.png"}
     assert "4 done" in done.stderr
-    assert "left out: notes.txt: it is neither a video nor a picture" in done.stderr
-    assert "sub: it is a folder; --recursive looks into it" in done.stderr
+    assert "left out (neither a video nor a picture by its name): notes.txt" in done.stderr
+    assert "(a folder; --recursive looks into it): sub" in done.stderr
 
     again = run("enhance", folder, "--recursive", *QUICK)
     assert again.returncode == 0, again.stderr
@@ -60,7 +60,10 @@ def test_named_files_go_beside_and_own_outputs_are_not_enlarged_again(folder: Pa
     assert names(folder) - before == {"a_4x.mp4", "b.c_4x.mp4"}
     planned = run("plan", str(folder / "*.mp4"))
     assert planned.returncode == 0
-    assert "left out: a_4x.mp4, b.c_4x.mp4: it is enlarged already" in planned.stdout
+    assert (
+        "(enlarged already; named by itself it is enlarged again): a_4x.mp4, b.c_4x.mp4"
+        in planned.stdout
+    )
     assert planned.stdout.count("64x48 to ") == 2
 
 
@@ -76,8 +79,8 @@ def test_odd_entries_of_a_folder_stop_nothing(tmp_path: Path) -> None:
     assert "error inside srstream" not in done.stderr, done.stderr
     assert names(tmp_path / "v_4x") in ({"we[i]rd *?.mp4"}, {"link.mp4"})
     assert f"1 done, 1 failed: {folder / 'empty.mp4'}" in " ".join(done.stderr.split())
-    assert "left out: dir.mp4: it is a folder" in done.stderr
-    assert "left out: loop, pipe.mp4: it is no regular file" in done.stderr
+    assert "left out (a folder; --recursive looks into it): dir.mp4" in done.stderr
+    assert "left out (no regular file): loop, pipe.mp4" in done.stderr
 
 
 def test_results_inside_the_folder_are_no_inputs(folder: Path) -> None:
@@ -93,7 +96,8 @@ def test_a_size_in_a_film_s_own_name_is_no_sign_of_an_output(tmp_path: Path) -> 
     clips.cfr(tmp_path / "film_720p.mp4", frames=1)
     assert "film_720p.mp4: 64x48 to" in run("plan", str(tmp_path / "*.mp4")).stdout
     clips.cfr(tmp_path / "film.mp4", frames=1)
-    assert "film_720p.mp4: it is enlarged already" in run("plan", str(tmp_path / "*.mp4")).stdout
+    planned = run("plan", str(tmp_path / "*.mp4")).stdout
+    assert "left out (enlarged already" in planned and "): film_720p.mp4\n" in planned
 
 
 def test_a_failure_stops_no_other_and_decides_the_exit_code(folder: Path, tmp_path: Path) -> None:

@@ -201,9 +201,12 @@ def test_the_daemon_takes_the_options_of_enhance(monkeypatch: pytest.MonkeyPatch
     def told(command: str) -> list[str]:
         """All that --help says of the options of a job."""
         lines = run(command, "--help").stdout.splitlines()
-        begin = next(n for n, line in enumerate(lines) if "--model" in line)
-        end = next(n for n, line in enumerate(lines) if "--deterministic" in line)
-        return [" ".join(line.split()) for line in lines[begin : end + 1]]
+        said: list[str] = []
+        for first, last in (("│ --model", "│ --salvage"), ("Rarely needed", "--deterministic")):
+            begin = next(n for n, line in enumerate(lines) if first in line)
+            end = next(n for n, line in enumerate(lines) if last in line)
+            said += [" ".join(line.split()) for line in lines[begin : end + 1]]
+        return said
 
     text = "\n".join(told("enhance"))
     assert all("--" + name.replace("_", "-") in text for name in JOB_OPTIONS)

@@ -7,7 +7,11 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
+import termios
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -16,7 +20,7 @@ import pytest
 from rich.table import Table
 
 from srstream.cli.bench import Report, as_text
-from srstream.terminal import plain_console, visible
+from srstream.terminal import plain_console, visible, wrapped
 from tests.support import clips
 from tests.support.jobs import command, run
 from tests.support.paths import REPOSITORY
@@ -131,25 +135,122 @@ def test_tags_of_a_video_are_shown_as_they_are(tmp_path: Path) -> None:
     assert not DOES_SOMETHING.search(planned.stdout)
 
 
-def test_a_terminal_is_steered_by_the_bar_alone(tmp_path: Path) -> None:
-    """Rich writes sequences of its own there; those of a name are none of them."""
-    source = clips.cfr(tmp_path / "[red]\x1b]0;owned\x07\x1b[2J.mp4", frames=4)
+def on_terminal(*arguments: str | Path, columns: int) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a command on a terminal of its own; return it and the terminal's other end."""
     parent, child = pty.openpty()
+    termios.tcsetwinsize(child, (24, columns))
     process = subprocess.Popen(
-        command("enhance", source),
+        command(*arguments),
         stdin=subprocess.DEVNULL,
         stdout=child,
         stderr=child,
-        env=dict(os.environ, PYTHONPATH=str(REPOSITORY), TERM="xterm-256color", COLUMNS="300"),
+        env=dict(os.environ, PYTHONPATH=str(REPOSITORY), TERM="xterm-256color"),
     )
     os.close(child)
-    screen = b""
+    return process, parent
+
+
+def read_all(parent: int) -> Iterator[bytes]:
+    """Yield what appears on a terminal until its last program has ended."""
     while True:
         try:
-            block = os.read(parent, 4096)
+            yield os.read(parent, 4096)
         except OSError:
-            break
-        screen += block
+            os.close(parent)
+            return
+
+
+@pytest.mark.parametrize(
+    ("line", "width", "parts"),
+    [
+        ("a bb ccc", 8, ["a bb ccc"]),
+        ("a bb ccc", 7, ["a bb", "  ccc"]),
+        ("  a bb cc", 7, ["  a bb", "    cc"]),
+        ("averylongpath/x y", 5, ["averylongpath/x", "  y"]),
+        ("視頻 視頻", 8, ["視頻", "  視頻"]),
+        ("", 5, [""]),
+    ],
+)
+def test_lines_are_broken_between_words(line: str, width: int, parts: list[str]) -> None:
+    assert wrapped(line, width) == parts
+
+
+def test_a_terminal_breaks_no_word_of_an_error() -> None:
+    process, parent = on_terminal("plan", "my own videos/no such film.mp4", columns=30)
+    lines = b"".join(read_all(parent)).decode().split("\r\n")
+    assert process.wait(60) == 2
+    assert lines[:-1] == [
+        "srstream: my own videos/no",
+        "  such film.mp4: there is no",
+        "  such file. Check the path.",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["models", "list"], ["models", "show", "srgan"]])
+def test_tables_fit_a_terminal(arguments: list[str]) -> None:
+    process, parent = on_terminal(*arguments, columns=80)
+    screen = b"".join(read_all(parent)).decode()
+    assert process.wait(60) == 0
+    lines = screen.split("\r\n")[:-1]
+    assert "x1b" not in screen and "\x1b" not in screen
+    assert all(0 < len(line) <= 80 for line in lines)
+
+
+def test_ctrl_c_ends_a_picture_in_the_midst_of_the_network(tmp_path: Path) -> None:
+    source = tmp_path / "a.png"
+    cv2.imwrite(str(source), np.random.default_rng(1).integers(0, 255, (400, 400, 3), np.uint8))
+    process, parent = on_terminal("enhance", source, "--model", "srgan", columns=80)
+    blocks = read_all(parent)
+    while b"enhancing" not in next(blocks):
+        pass
+    time.sleep(2.5)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    screen = b"".join(blocks)
+    assert process.wait(60) == 130
+    assert time.monotonic() - began < 4, "two seconds, and as much again for a busy machine"
+    assert b"stopping" in screen and b"Run the same command again" in screen
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["enhance", "a.mp4", "--height", "1080p"], "'--height': write a whole number."),
+        (["enhance", "a.mp4", "--scale", "2x"], "'--scale': write a number."),
+    ],
+)
+def test_a_wrong_number_is_told_by_what_to_write(arguments: list[str], said: str) -> None:
+    refused = run(*arguments)
+    assert refused.returncode == 2 and said in refused.stderr
+
+
+def test_a_file_without_a_command_is_told_the_command(tmp_path: Path) -> None:
+    (tmp_path / "a b.mp4").touch()
+    refused = run(tmp_path / "a b.mp4")
+    assert refused.returncode == 2
+    assert f"srstream enhance '{tmp_path}/a b.mp4'" in refused.stderr
+
+
+def test_help_names_no_type_behind_flags() -> None:
+    assert "bool" not in run("enhance", "-h").stdout
+
+
+def test_verify_of_an_excerpt_asks_for_its_times(tmp_path: Path) -> None:
+    source = clips.cfr(tmp_path / "a.mkv", frames=10)
+    output = tmp_path / "b.mkv"
+    assert run("enhance", source, "-o", output, "--end", "0.2").returncode == 0
+    verified = run("verify", source, output)
+    assert verified.returncode == 1 and not json.loads(verified.stdout)["ok"]
+    assert "--start and --end" in verified.stderr
+    assert run("verify", source, output, "--end", "0.2").stderr == ""
+
+
+def test_a_terminal_is_steered_by_the_bar_alone(tmp_path: Path) -> None:
+    """Rich writes sequences of its own there; those of a name are none of them."""
+    source = clips.cfr(tmp_path / "[red]\x1b]0;owned\x07\x1b[2J.mp4", frames=4)
+    process, parent = on_terminal("enhance", source, columns=300)
+    screen = b"".join(read_all(parent))
     assert process.wait(60) == 0
     assert rb"[red]\x1b]0;owned\x07\x1b[2J.mp4" in screen
     assert b"\x1b]0;" not in screen and b"\x1b[2J" not in screen

@@ -122,7 +122,10 @@ class OpenVinoSession:
         return planes
 
     def close(self) -> None:
-        """See `Session.close`."""
+        """See `Session.close`. What is in flight is given up between two layers of the network."""
+        for ticket in self._in_flight:
+            with contextlib.suppress(RuntimeError):
+                ticket.request.cancel()
         while self._in_flight:
             with contextlib.suppress(EngineError):
                 self._collect(self._in_flight[0])

@@ -304,7 +304,7 @@ def time_window(video: VideoInfo, index: PacketIndex, config: JobConfig) -> Time
     last = index.pts[-1] if index.pts else None
     if last is not None and window.start_pts is not None and window.start_pts > last:
         length = float((last - first) * video.time_base)
-        raise UsageError(f"--start {start:g} lies behind the last frame, at {length:.3f} s.")
+        raise UsageError(f"--start {start:g} s lies behind the last frame, at {length:.3f} s.")
     return window
 
 
@@ -435,7 +435,7 @@ def _check_disk(plan: JobPlan, folder: Path) -> None:
     # Segments and the assembled file exist side by side for a moment.
     if free < 2 * plan.low_bytes:
         raise NoSpaceError(
-            f"{folder}: {free / 1e6:.0f} MB are free, the job needs at least "
-            f"{2 * plan.low_bytes / 1e6:.0f} MB and about {2 * plan.typical_bytes / 1e6:.0f} MB. "
+            f"{folder}: {free / 1e6:.1f} MB are free, the job needs at least "
+            f"{2 * plan.low_bytes / 1e6:.1f} MB and about {2 * plan.typical_bytes / 1e6:.1f} MB. "
             "Free some space or choose another folder with -o."
         )

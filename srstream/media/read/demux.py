@@ -27,7 +27,7 @@ from av.video.stream import VideoStream
 from srstream.errors import MediaError, RefusedError, SrstreamError, UsageError
 from srstream.media.animations.header import is_animated_webp
 from srstream.media.animations.webp_reader import WebpAsPng
-from srstream.media.errors import libav_errors, refuse_giant, sentence
+from srstream.media.errors import libav_errors, refuse_giant, sentence, shown_path
 from srstream.media.read.packed_bitstream import Unpacker
 from srstream.media.refused_formats import NAMING_FORMATS as NAMING_FORMATS
 
@@ -77,13 +77,17 @@ def open_source(
         MediaError: the file is empty or not media.
     """
     if not path.exists():
-        raise UsageError(sentence(path, "there is no such file", advice="Check the path."))
+        raise UsageError(f"{shown_path(path)}: there is no such file. Check the path.")
     if path.is_dir():
         raise UsageError(sentence(path, "is a directory, not a video", advice="Name a file."))
     if path.is_file() and path.stat().st_size == 0:
         raise MediaError(sentence(path, "is empty (0 bytes)", advice="Copy or record it again."))
     what, advice = "cannot be read as media", "Check that it is a video and complete."
-    if cut_off_index(path):
+    try:
+        is_cut_off = cut_off_index(path)
+    except PermissionError as error:
+        raise UsageError(f"{shown_path(path)}: you may not read this file.") from error
+    if is_cut_off:
         what = "the file is cut off before its index (moov), without which nothing can be decoded"
         advice = "Copy or record it again; a repair tool needs an intact file of the same camera."
     _refuse_list(path)

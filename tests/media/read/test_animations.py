@@ -248,8 +248,8 @@ def test_a_folder_is_enhanced_with_its_animations(mixed: Path, tmp_path: Path) -
     assert done.returncode == 1
     made = {path.name for path in (tmp_path / "out").iterdir()}
     assert made == {"still.png", "moves.mp4", "clear.mkv", "spin.mp4", "film.mp4"}
-    assert "left out: notes.txt: it is neither a video nor a picture" in done.stderr
-    assert "left out: inner: it is a folder" in done.stderr
+    assert "left out (neither a video nor a picture by its name): notes.txt" in done.stderr
+    assert "left out (a folder; --recursive looks into it): inner" in done.stderr
     assert "srstream: " in done.stderr and "bad.gif" in done.stderr
     assert "hidden" not in done.stderr
 
@@ -260,7 +260,7 @@ def test_many_left_out_files_are_one_line(tmp_path: Path) -> None:
         (tmp_path / f"{number:02}.txt").write_text("x")
     planned = run("plan", tmp_path)
     assert len(planned.stdout.splitlines()) == 2
-    assert "left out: 00.txt, 01.txt, 02.txt, 03.txt, 04.txt and 35 more" in planned.stdout
+    assert "00.txt, 01.txt, 02.txt, 03.txt, 04.txt and 35 more" in planned.stdout
     assert len(find_inputs([tmp_path]).left_out) == 40
     assert not find_inputs([tmp_path / "a.png"]).left_out
 
