@@ -18,7 +18,7 @@ from srstream.jobs.job import enhance_file
 from srstream.media.write.containers import CONTAINERS
 from srstream.models.registry import resolved
 from srstream.models.table import model_spec
-from srstream.naming import distinct_stem, mark_of, marked, unopened_output
+from srstream.naming import distinct_stem, mark_of, marked
 from srstream.pictures.job import enhance_picture
 
 _OUTPUT_SUFFIXES = {suffix for it in CONTAINERS.values() for suffix in it.extensions}
@@ -167,8 +167,7 @@ def plan_targets(found: Found, output: Path | None, config: JobConfig) -> list[T
         target = _target(entry, _folder_of(entry, output, config), config)
         first = taken.get(_key(target))
         if first is not None and not entry.is_still and first.suffix != entry.path.suffix:
-            suffix = unopened_output(entry.path, config.scaling).suffix
-            target = replace(target, stem=distinct_stem(entry.path, config.scaling), suffix=suffix)
+            target = replace(target, stem=distinct_stem(entry.path, config.scaling))
             first = taken.get(_key(target))
         if first is not None:
             error = UsageError(

@@ -83,11 +83,7 @@ def open_source(
     if path.is_file() and path.stat().st_size == 0:
         raise MediaError(sentence(path, "is empty (0 bytes)", advice="Copy or record it again."))
     what, advice = "cannot be read as media", "Check that it is a video and complete."
-    try:
-        is_cut_off = cut_off_index(path)
-    except PermissionError as error:
-        raise UsageError(f"{shown_path(path)}: you may not read this file.") from error
-    if is_cut_off:
+    if _is_cut_off(path):
         what = "the file is cut off before its index (moov), without which nothing can be decoded"
         advice = "Copy or record it again; a repair tool needs an intact file of the same camera."
     _refuse_list(path)
@@ -131,6 +127,13 @@ def _opened_webp(path: Path, max_pixels: int) -> tuple[str | WebpAsPng, str | No
         opened.close()
         raise
     return opened, "apng"
+
+
+def _is_cut_off(path: Path) -> bool:
+    try:
+        return cut_off_index(path)
+    except PermissionError as error:
+        raise UsageError(f"{shown_path(path)}: you may not read this file.") from error
 
 
 def _refuse_list(path: Path) -> None:
