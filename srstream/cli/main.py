@@ -183,6 +183,8 @@ def bench(
     from srstream.cli.bench import bench as measure
 
     config = options.config()
+    # A bar that moves would take part of what is measured.
+    tell("measuring; this takes minutes (--no-networks leaves out the longest part)")
     report = measure(
         source,
         config.model.name,
