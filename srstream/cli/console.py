@@ -153,6 +153,16 @@ def knobs(restore: float, strength: float, reason: str, detail: float) -> str:
     return f"restore {restore:g}{softened} ({reason}), detail {detail:g}"
 
 
+_CODEC_LABELS = {
+    **dict.fromkeys(("libx264", "libx264rgb", "h264_nvenc"), "H.264"),
+    **dict.fromkeys(("libx265", "hevc_nvenc"), "HEVC (H.265)"),
+    "libsvtav1": "AV1",
+    "libvpx-vp9": "VP9",
+    "ffv1": "FFV1 (lossless)",
+}
+"""Names of encoders that people know."""
+
+
 def render_summary(summary: PlanSummary, *, is_verbose: bool = False) -> list[str]:
     """Return the summary as readable lines; `is_verbose` adds engine, knobs and segments."""
     duration = format_seconds(summary.duration_seconds)
@@ -164,10 +174,12 @@ def render_summary(summary: PlanSummary, *, is_verbose: bool = False) -> list[st
     size = f"{summary.width}x{summary.height}"
     output_size = f"{summary.output_width}x{summary.output_height}"
     woven = ", interlaced (will be deinterlaced)" if summary.is_interlaced else ""
+    codec = summary.codec if is_verbose else _CODEC_LABELS.get(summary.codec, summary.codec)
+    before = f" {summary.pix_fmt}" if is_verbose else ""
+    after = f" {summary.output_pix_fmt}" if is_verbose else ""
     lines = [
-        f"{summary.input}: {num_frames}, {duration}, {size} {summary.pix_fmt}{woven}",
-        f"  to {summary.output} ({summary.container}): {output_size} {summary.output_pix_fmt}, "
-        + summary.codec,
+        f"{summary.input}: {num_frames}, {duration}, {size}{before}{woven}",
+        f"  to {summary.output} ({summary.container}): {output_size}{after}, {codec}",
         f"  {sentence(summary.plays_in)}",
         f"  model {summary.model}",
     ]

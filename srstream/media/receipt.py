@@ -101,6 +101,6 @@ class Receipt(_Part):
         return (
             f"verified: {self.num_frames_out} of {self.num_frames_in} frames, "
             f"{kept} of {len(self.streams)} streams, "
-            f"largest time error {self.largest_time_error_seconds * 1000:.3g} ms, "
-            f"mean color error {self.color.mean_error:.2f} of 255"
+            f"times off by at most {self.largest_time_error_seconds * 1000:.3g} ms, "
+            f"colors by {self.color.mean_error:.2f} of 255 levels in the mean"
         )

@@ -143,7 +143,7 @@ def test_plan_says_all_and_writes_nothing(tmp_path: Path) -> None:
     for words in (
         "50 frames",
         "256x192",
-        "libx264",
+        "H.264",
         "[deu]",
         "copy",
         "nothing of the file is lost",
