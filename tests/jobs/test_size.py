@@ -87,7 +87,7 @@ def test_a_time_may_be_written_by_the_clock(tmp_path: Path, text: str, seconds: 
         # 25 frames a second: the first five lie before 0.2 s.
         assert "in.mp4: 7 frames" in done.stdout, done.stderr
     else:
-        assert f"--start {seconds:g} lies behind the last frame, at 0.440 s" in done.stderr
+        assert f"--start {seconds:g} s lies behind the last frame, at 0.440 s" in done.stderr
 
 
 @pytest.mark.parametrize(

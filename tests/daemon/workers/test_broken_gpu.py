@@ -21,7 +21,8 @@ class BreakingDaemon(Daemon):
 
     def launch(self) -> subprocess.Popen[bytes]:
         worker = "if 'srstream.daemon.workers.main' in __import__('sys').orig_argv"
-        customised = f"{worker}:\n    import tests.support.service.broken_gpu\n"
+        imported = "from tests.support.service.broken_gpu import break_engines"
+        customised = f"{worker}:\n    {imported}\n    break_engines()\n"
         (self.home / "sitecustomize.py").write_text(customised)
         paths = f"{self.home}:{REPOSITORY}"
         environment = {"PYTHONPATH": paths, "BREAK_ONCE": str(self.home / "broken")}

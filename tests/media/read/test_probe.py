@@ -30,7 +30,6 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the clips in SR
 @pytest.mark.parametrize(
     ("name", "make", "error", "words"),
     [
-        ("missing.mp4", lambda path: path, UsageError, "there is no such file"),
         ("folder.mp4", lambda path: path.mkdir(), UsageError, "is a directory"),
         ("empty.mp4", nasty_clips.empty, MediaError, "is empty"),
         ("text.mp4", nasty_clips.text_file, MediaError, "cannot be read as media"),
@@ -67,6 +66,12 @@ def test_refusals_are_one_sentence(tmp_path, name, make, error, words):
     assert words in message
     assert "\n" not in message
     assert str(tmp_path) not in message
+
+
+def test_a_missing_file_is_named_with_its_folder(tmp_path):
+    with pytest.raises(UsageError, match="there is no such file") as caught:
+        probe(tmp_path / "missing.mp4", CONFIG)
+    assert str(caught.value).startswith(f"{tmp_path / 'missing.mp4'}: ")
 
 
 def test_a_cover_picture_is_no_video(tmp_path):

@@ -1,4 +1,4 @@
-"""Imported by a process of its own: `--engine cuda` on the CPU, as on a GPU that breaks once.
+"""For a process of its own: `--engine cuda` on the CPU, as on a GPU that breaks once.
 
 It breaks in a job, not where a daemon warms up, and only if the file that BREAK_ONCE names does not
 exist, which is then made. From then on every call fails in this process, as CUDA's do.
@@ -40,12 +40,12 @@ class BreakingDevice(HostDevice):
             raise torch.AcceleratorError(MESSAGE)
 
 
-real_init: Any = engine.CudaEngine.__init__
+def break_engines() -> None:
+    """Let every engine that this process opens run on such a device."""
+    real_init: Any = engine.CudaEngine.__init__
 
+    def on_the_host(self: engine.CudaEngine, *arguments: Any) -> None:
+        real_init(self, *arguments, torch.device("cpu"))
+        self._device = BreakingDevice()
 
-def on_the_host(self: engine.CudaEngine, *arguments: Any) -> None:
-    real_init(self, *arguments, torch.device("cpu"))
-    self._device = BreakingDevice()
-
-
-engine.CudaEngine.__init__ = on_the_host  # type: ignore[method-assign]
+    engine.CudaEngine.__init__ = on_the_host  # type: ignore[method-assign]
