@@ -77,6 +77,8 @@ class Scheduler:
         self.is_stopping = False
         """Set by the supervisor: no job starts, and none goes back into the queue."""
         self._started_at = time.monotonic()
+        # Read once: while pip replaces the package of a daemon that runs, there is none.
+        self._version = version("srstream")
         self._publisher = Publisher(queue, metrics)
         self.subscribe = self._publisher.subscribe
         self._writes = PendingWrites()
@@ -421,7 +423,7 @@ class Scheduler:
         problems += [text for worker in self.workers for text in worker.problems()]
         return HealthInfo(
             ok=not problems,
-            version=version("srstream"),
+            version=self._version,
             uptime_seconds=time.monotonic() - self._started_at,
             num_queued=counts.get("queued", 0),
             num_running=counts.get("running", 0),

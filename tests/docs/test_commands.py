@@ -97,7 +97,8 @@ def run_block(block: Block, folder: Path) -> None:
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
         program.chmod(0o755)
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.text],
+        # bash would become its last command, which then finds no shell above it.
+        ["bash", "-euo", "pipefail", "-c", f"{block.text}\ntrue"],
         cwd=folder,
         env={
             **os.environ,

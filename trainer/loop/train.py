@@ -168,10 +168,10 @@ def train(
 
     # --- loop ------------------------------------------------------------------------------
     journal.write("start", model=config.model, num_pictures=len(names))
-    display.begin(len(names), progress, fabric.device.type)
     sums, num_summed = dict[str, float](), 0
     section = stages[progress.stage]
     with StopFlag(reporter) as was_stopped, reporter.task("training", len(stages)) as task:
+        display.begin(len(names), progress, fabric.device.type)  # a stop counts from here on
         if base is not None and progress.iteration == 0:
             with was_stopped.interruptible():
                 measure()
