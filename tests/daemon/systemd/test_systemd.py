@@ -73,7 +73,9 @@ note socket "$(stat -c '%a %U %G' /run/srstream/control.sock)"
 note job "$(PYTHON /tmp/job.py /srv/video/one.mp4)"
 note size "$(stat -c %s /srv/video/one.mp4)"
 note outside "$(PYTHON /tmp/job.py /root/one.mp4 2>&1 | grep -o RefusedError)"
-systemctl reload srstream.service; note reload "$? $(about ActiveState)"
+systemctl reload srstream.service; reloaded=$?
+while [ "$(about ActiveState)" = reloading ]; do sleep 0.1; done
+note reload "$reloaded $(about ActiveState)"
 # A daemon that dies is started again, and clients wait meanwhile.
 systemctl kill -s KILL --kill-whom=main srstream.service
 note 'job after a kill' "$(PYTHON /tmp/job.py /srv/video/two.mp4)"
@@ -225,7 +227,9 @@ note 'health asked by a stranger' "$(as bob $srstream health)"
 note job "$(job one.mp4)"
 as ann $srstream verify /srv/video/input.mp4 /srv/video/out/one.mp4 >/results/receipt
 note verify $?
-systemctl reload srstream; note reload "$? $(about ActiveState)"
+systemctl reload srstream; reloaded=$?
+while [ "$(about ActiveState)" = reloading ]; do sleep 0.1; done
+note reload "$reloaded $(about ActiveState)"
 
 # A key, and access over the network.
 (cd /; as srstream $srstream keys new ann -o /var/lib/srstream/ann.key)
