@@ -22,7 +22,7 @@ from srstream.cli.console import (
     render_summary,
 )
 from srstream.config import JobConfig
-from srstream.errors import InterruptedJobError, SrstreamError, error_to_wire
+from srstream.errors import InterruptedJobError, SrstreamError, UsageError, error_to_wire
 from srstream.jobs.context import StopSignal
 from srstream.jobs.events import Failed, Note, Progress, printable
 from srstream.jobs.job import enhance_file
@@ -100,12 +100,19 @@ def _enhance_still(
     source: Path, output: Path | None, config: JobConfig, overwrite: bool, as_json: bool
 ) -> int:
     """Enhance one picture."""
+    _check_no_excerpt(source, config)
     (target,) = plan_targets(find_inputs([source]), None, config)
     assert isinstance(target, Target)
     destination = output or target.path
     enhance_picture(source, destination, config, overwrite=overwrite)
     _tell_result(FileResult(source, "done", destination), as_json)
     return 0
+
+
+def _check_no_excerpt(source: Path, config: JobConfig) -> None:
+    """Refuse an excerpt of a picture that is named by itself; among videos it means those."""
+    if config.source.start_seconds is not None or config.source.end_seconds is not None:
+        raise UsageError(f"{source}: this is a picture; leave --start and --end out.")
 
 
 def _enhance_several(batch: Batch, reporter: Any, as_json: bool) -> int:
@@ -242,6 +249,7 @@ def _plan_target(target: Target, config: JobConfig, device: str | None) -> Any:
 def _plan_one(entry: Input, output: Path | None, config: JobConfig, device: str | None) -> Any:
     if not entry.is_still:
         return plan_summary(entry.path, output, config, device=device)
+    _check_no_excerpt(entry.path, config)
     (target,) = plan_targets(Found((entry,), (), is_several=False), None, config)
     assert isinstance(target, Target)
     return plan_picture(entry.path, output or target.path, config)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Generic, TypeVar
 
 from srstream.enhancer.enhancer import Enhancer
 from srstream.enhancer.stage import Stage
@@ -141,23 +142,38 @@ class Round:
         return min(waiting, key=lambda member: member.clock, default=None)
 
 
-class SharedStage:
-    """A stage that has room for a frame only when it is its job's turn.
+_S = TypeVar("_S", bound=Stage)
 
-    A turn lasts from the beginning of a frame until the engine has room for the next one, so its
-    cost is the time for which the job kept the engine busy.
+
+class _InTurns(Generic[_S]):
+    """A stage whose job shares its engine with others.
 
     Args:
         wake: called, from any thread, when the job's turn has come.
     """
 
-    def __init__(self, stage: Stage, member: Member, wake: Callable[[], None]) -> None:
+    def __init__(self, stage: _S, member: Member, wake: Callable[[], None]) -> None:
         self._stage, self._member = stage, member
         member.call = wake
 
     @property
     def output(self) -> FrameForm:
         return self._stage.output
+
+    def forget(self) -> None:
+        self._stage.forget()
+
+    def close(self) -> None:
+        self._stage.close()
+        self._member.end_turn()
+
+
+class SharedStage(_InTurns[Stage]):
+    """A stage that has room for a frame only when it is its job's turn.
+
+    A turn lasts from the beginning of a frame until the engine has room for the next one, so its
+    cost is the time for which the job kept the engine busy.
+    """
 
     def has_room(self) -> bool:
         return self._stage.has_room() and self._member.try_turn()
@@ -180,35 +196,17 @@ class SharedStage:
         finally:
             self._end_turn()
 
-    def forget(self) -> None:
-        self._stage.forget()
-
-    def close(self) -> None:
-        self._stage.close()
-        self._member.end_turn()
-
     def _end_turn(self) -> None:
         if self._stage.has_room():
             self._member.end_turn()
 
 
-class SlicedStage:
+class SlicedStage(_InTurns[Enhancer]):
     """A stage for one large frame, which gives tiles to the engine in short turns only.
 
     Its first tiles, as many as the engine takes at once, need no turn. Preparing the frame and
     composing the result take seconds, in which the engine is for others.
-
-    Args:
-        wake: called, from any thread, when the job's turn has come.
     """
-
-    def __init__(self, stage: Enhancer, member: Member, wake: Callable[[], None]) -> None:
-        self._stage, self._member = stage, member
-        member.call = wake
-
-    @property
-    def output(self) -> FrameForm:
-        return self._stage.output
 
     def has_room(self) -> bool:
         return self._stage.has_room()
@@ -229,13 +227,6 @@ class SlicedStage:
 
     def drain(self) -> list[Frame]:
         return self._stage.drain()
-
-    def forget(self) -> None:
-        self._stage.forget()
-
-    def close(self) -> None:
-        self._stage.close()
-        self._member.end_turn()
 
 
 class WaitingStage:

@@ -13,13 +13,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 
 from srstream.errors import EncodeError, MediaError, RefusedError
-from srstream.media.animations.header import PNG_SIGNATURE, png_animation
+from srstream.media.animations.header import PNG_SIGNATURE, is_animation
 from srstream.pictures.tiff import is_tiff, read_tiff_header
 
 Format = Literal["png", "jpeg", "webp", "bmp", "tiff"]
@@ -113,8 +113,7 @@ def read_header(path: Path, content: bytes) -> Header:
 def _header(content: bytes) -> Header | None:
     if content.startswith(PNG_SIGNATURE):
         width, height = struct.unpack_from(">II", content, 16)
-        refusal = "is an animated PNG, which becomes a video or an animation, not a picture"
-        refusal = refusal if _is_animated_png(io.BytesIO(content)) else ""
+        refusal = _refusal_of_animation(content, "PNG")
         return Header("png", width, height, content[25] in (0, PNG_GREY_ALPHA), refusal=refusal)
     if content.startswith(b"\xff\xd8\xff"):
         return _jpeg_header(content)
@@ -127,6 +126,12 @@ def _header(content: bytes) -> Header | None:
         width, height = struct.unpack_from("<ii", content, 18)
         return Header("bmp", width, abs(height))
     return None
+
+
+def _refusal_of_animation(content: bytes, name: str) -> str:
+    if not is_animation(io.BytesIO(content)):
+        return ""
+    return f"is an animated {name}, which becomes a video or an animation, not a picture"
 
 
 def _jpeg_header(content: bytes) -> Header:
@@ -142,11 +147,9 @@ def _jpeg_header(content: bytes) -> Header:
 def _webp_header(content: bytes) -> Header:
     kind = content[12:16]
     if kind == b"VP8X":
-        flags, width, height = struct.unpack("<B3xI", content[20:28])[0], 0, 0
         width = 1 + int.from_bytes(content[24:27], "little")
         height = 1 + int.from_bytes(content[27:30], "little")
-        refusal = "is an animated WebP, which becomes a video or an animation, not a picture"
-        refusal = refusal if flags & 2 else ""
+        refusal = _refusal_of_animation(content, "WebP")
         lossless = b"VP8L" in content[30:] and b"VP8 " not in content[30:]
         return Header("webp", width, height, is_lossless=lossless, refusal=refusal)
     if kind == b"VP8L":
@@ -156,18 +159,16 @@ def _webp_header(content: bytes) -> Header:
     return Header("webp", width & 0x3FFF, height & 0x3FFF, is_lossless=False)
 
 
-def is_animated_png(path: Path) -> bool:
-    """Return whether a file is a PNG of several frames; this reads only the heads of its chunks."""
+def read_content(path: Path) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
     try:
-        with path.open("rb") as file:
-            return _is_animated_png(file)
-    except OSError:
-        return False  # Reading the whole file later reports why it cannot be read.
-
-
-def _is_animated_png(file: BinaryIO) -> bool:
-    animation = png_animation(file)
-    return animation is not None and animation.num_frames > 1
+        return path.read_bytes()
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def _is_cut_off(content: bytes, form: Format) -> bool:

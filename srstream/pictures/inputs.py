@@ -6,9 +6,8 @@ import glob
 from pathlib import Path
 
 from srstream.errors import UsageError
-from srstream.media.animations.header import is_animated_webp
-from srstream.pictures import files as picture_files
 from srstream.pictures.files import SUFFIXES
+from srstream.pictures.stills import is_still_file
 
 ANIMATED_SUFFIXES = frozenset({".gif", ".apng"})
 """Suffixes of animations that are never taken for a still picture."""
@@ -37,7 +36,7 @@ def is_animated(path: Path) -> bool:
     An animated PNG of one frame is a picture; a WebP that says it is animated is none.
     """
     return path.suffix.lower() in ANIMATED_SUFFIXES or (
-        is_picture(path) and (picture_files.is_animated_png(path) or is_animated_webp(path))
+        is_picture(path) and not is_still_file(path)
     )
 
 

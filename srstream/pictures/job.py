@@ -208,7 +208,12 @@ def plan_picture(source: Path, destination: Path, config: JobConfig) -> PictureP
         )
     if destination.resolve() == source.resolve():
         raise UsageError(f"{source}: the output would be the input itself; choose another -o.")
-    return plan_of(picture_files.read_header(source, _read(source)), source, destination, config)
+    return plan_of(
+        picture_files.read_header(source, picture_files.read_content(source)),
+        source,
+        destination,
+        config,
+    )
 
 
 def plan_of(header: Header, source: Path, destination: Path, config: JobConfig) -> PicturePlan:
@@ -263,7 +268,7 @@ def enhance_picture(
         model = resolved(config.model)
         opened, _ = choose_engine(config.engine, model, model_spec(model.name))
     try:
-        content = _read(source)
+        content = picture_files.read_content(source)
         samples = picture_files.decode(source, content)
         pixels = _enhanced_pixels(plan, samples, config, opened)
         form = SUFFIXES[destination.suffix.lower()]
@@ -351,13 +356,6 @@ def interleaved(frame: Frame) -> Any:
         return cv2.merge([blue, green, red, *alpha])
     grey, *alpha = frame.planes
     return cv2.merge([grey, grey, grey, *alpha]) if alpha else grey
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def _publish(destination: Path, data: bytes, overwrite: bool) -> None:

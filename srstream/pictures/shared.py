@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,23 +63,17 @@ def enhance_shared(
     return _Job(source, output, config, context, overwrite, on_event, stop).run()
 
 
+@dataclass(frozen=True, slots=True)
 class _Job:
     """The steps of one job, in the order of `run`."""
 
-    def __init__(
-        self,
-        source: Path,
-        output: Path,
-        config: JobConfig,
-        context: JobContext,
-        overwrite: bool,
-        on_event: OnEvent,
-        stop: StopSignal,
-    ) -> None:
-        assert context.directory is not None
-        self._source, self._output, self._config = source, output, config
-        self._place, self._directory = context, context.directory
-        self._overwrite, self._on_event, self._stop = overwrite, on_event, stop
+    _source: Path
+    _output: Path
+    _config: JobConfig
+    _place: JobContext
+    _overwrite: bool
+    _on_event: OnEvent
+    _stop: StopSignal
 
     def run(self) -> Result:
         store = JobStore(
@@ -94,6 +89,11 @@ class _Job:
                 path.unlink(missing_ok=True)
             store.close()
         return Result(self._output, num_frames=1, exit_code=0, receipt=None)
+
+    @property
+    def _directory(self) -> Path:
+        assert self._place.directory is not None
+        return self._place.directory
 
     @property
     def _decoded_path(self) -> Path:

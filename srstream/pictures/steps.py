@@ -52,19 +52,12 @@ class PixelFile:
         return pixels.reshape(shape[:2] if self.channels == 1 else shape)
 
 
-def _content(source: Path) -> bytes:
-    try:
-        return source.read_bytes()
-    except OSError as error:
-        raise MediaError(f"{source}: cannot be read ({error.strerror}).") from error
-
-
 class ReadHeader(Step[Header]):
     step: Literal["header"] = "header"
     reply = TypeAdapter(Header)
 
     def perform(self, source: Path, on_progress: OnProgress | None) -> Header:
-        return picture_files.read_header(source, _content(source))
+        return picture_files.read_header(source, picture_files.read_content(source))
 
 
 class DecodePicture(Step[PixelFile]):
@@ -73,7 +66,7 @@ class DecodePicture(Step[PixelFile]):
     destination: Path
 
     def perform(self, source: Path, on_progress: OnProgress | None) -> PixelFile:
-        samples = picture_files.decode(source, _content(source))
+        samples = picture_files.decode(source, picture_files.read_content(source))
         return PixelFile.write(self.destination, samples.pixels)
 
 
@@ -88,7 +81,7 @@ class EncodePicture(Step[None]):
     destination: Path
 
     def perform(self, source: Path, on_progress: OnProgress | None) -> None:
-        content, samples = _content(source), None
+        content, samples = picture_files.read_content(source), None
         if not picture_files.copies_metadata(self.form, self.header):
             samples = picture_files.decode(source, content)
         data = picture_files.encode(self.pixels.read(), self.form, content, self.header, samples)

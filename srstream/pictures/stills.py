@@ -5,15 +5,14 @@ The daemon's supervisor asks, so nothing here loads OpenCV or libav.
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from srstream.errors import UsageError
+from srstream.media.animations.header import is_animation
 from srstream.naming import PICTURE_SUFFIXES
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_MAX_CHUNKS = 256
-"""Chunks of a PNG that are looked at; those before its picture are few."""
 
 
 def has_picture_name(path: Path) -> bool:
@@ -27,12 +26,39 @@ def is_still(path: Path, descriptor: int) -> bool:
     Args:
         descriptor: the file, opened for reading; its position stays.
     """
+    return has_picture_name(path) and _shows_one_picture(cast(BinaryIO, _View(descriptor)))
+
+
+def is_still_file(path: Path) -> bool:
+    """Return whether a file whose name is a picture's becomes a picture, not a video."""
     try:
-        return has_picture_name(path) and not (
-            _is_animated_png(descriptor) or _is_animated_webp(descriptor)
-        )
+        with path.open("rb") as file:
+            return _shows_one_picture(file)
     except OSError:
         return True  # Reading the whole file later reports why it cannot be read.
+
+
+def _shows_one_picture(file: BinaryIO) -> bool:
+    try:
+        return not is_animation(file)
+    except OSError:
+        return True  # As above.
+
+
+class _View(io.RawIOBase):
+    """Reads an open file at a position of its own."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._position = descriptor, 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        found = os.pread(self._descriptor, size, self._position)
+        self._position += len(found)
+        return found
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._position = offset + (self._position if whence == os.SEEK_CUR else 0)
+        return self._position
 
 
 def check_still_output(source: Path, output: Path) -> None:
@@ -46,25 +72,3 @@ def check_still_output(source: Path, output: Path) -> None:
             f"{output}: {source.name} is a picture and becomes one; choose a name that ends in "
             f"{', '.join(sorted(PICTURE_SUFFIXES))}."
         )
-
-
-def _is_animated_webp(descriptor: int) -> bool:
-    """Look at the flags of the extended header (RFC 9649, 2.7)."""
-    head = os.pread(descriptor, 21, 0)
-    is_extended = head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X"
-    return is_extended and len(head) == 21 and bool(head[20] & 2)
-
-
-def _is_animated_png(descriptor: int) -> bool:
-    """Look at the heads of the chunks before the picture (PNG, third edition, 11.3.6.1)."""
-    if os.pread(descriptor, len(_PNG_SIGNATURE), 0) != _PNG_SIGNATURE:
-        return False
-    position = len(_PNG_SIGNATURE)
-    for _ in range(_MAX_CHUNKS):
-        head = os.pread(descriptor, 12, position)
-        if len(head) < 12 or head[4:8] == b"IDAT":
-            return False
-        if head[4:8] == b"acTL":
-            return int.from_bytes(head[8:12], "big") > 1
-        position += 12 + int.from_bytes(head[:4], "big")
-    return False

@@ -156,6 +156,16 @@ def test_plan_says_all_and_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [source]
 
 
+@pytest.mark.parametrize("command", ["enhance", "plan"])
+def test_an_excerpt_of_a_picture_is_refused(tmp_path: Path, command: str) -> None:
+    source = tmp_path / "in.png"
+    source.write_bytes((REPOSITORY / "tests" / "docs" / "photo.png").read_bytes())
+    refused = run(command, source, "--start", "1")
+    assert refused.returncode == 2
+    assert f"{source}: this is a picture; leave --start and --end out." in refused.stderr
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_verify_prints_the_receipt_and_tells_by_its_exit_code(tmp_path: Path) -> None:
     source = clips.cfr(tmp_path / "in.mp4", frames=20)
     assert run("enhance", source).returncode == 0

@@ -316,8 +316,8 @@ def test_kills_at_random_cost_no_job(daemon: Daemon) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_80_jobs_survive_20_kills(daemon: Daemon) -> None:
-    check_chaos(daemon, num_jobs=80, num_kills=20, seed=2)
+def test_200_jobs_survive_20_kills(daemon: Daemon) -> None:
+    check_chaos(daemon, num_jobs=200, num_kills=20, seed=2)
 
 
 @pytest.mark.long

@@ -129,12 +129,12 @@ def test_a_queue_of_twenty_goes_on_when_space_is_given_back(tmp_path: Path, disk
         fill(disk / "ballast")
         wait_for(lambda: "Jobs wait until there is space" in daemon.log())
         num_lines = daemon.log().count("\n")
-        for _ in range(30):
+        for _ in range(60):
             time.sleep(1)
             asked_at = time.monotonic()
             daemon.result("health")
             assert time.monotonic() - asked_at < 1
-        assert daemon.log().count("\n") - num_lines <= 10, daemon.log()
+        assert daemon.log().count("\n") - num_lines <= 20, daemon.log()
         assert set(states(daemon, jobs)) <= {"queued", "running"}
         asked_at = time.monotonic()
         assert daemon.result("cancel", job=jobs[-1])["state"] in ("cancelled", "running")

@@ -28,9 +28,11 @@ sys.exit(3)
 """
 
 
-@pytest.mark.parametrize("engine", ["openvino", "ncnn", "pytorch"])
+@pytest.mark.parametrize(
+    "engine", ["openvino", "ncnn", pytest.param("pytorch", marks=pytest.mark.long)]
+)
 def test_a_program_may_end_with_tiles_under_way(engine: str) -> None:
-    for _ in range(1 if engine == "pytorch" else 3):
+    for _ in range(3):
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, engine],
             capture_output=True,

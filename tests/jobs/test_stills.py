@@ -182,28 +182,12 @@ def test_an_engine_that_hangs_ends_the_command_with_a_sentence(tmp_path: Path) -
     assert enhance(source, tmp_path / "out.mp4").returncode == 0, "and it can be resumed"
 
 
-class HangingDaemon(Daemon):
-    """Its first job's first engine hangs."""
-
-    def launch(self) -> subprocess.Popen[bytes]:
-        worker = "if 'srstream.daemon.workers.main' in __import__('sys').orig_argv"
-        customised = f"{worker}:\n    import tests.support.service.hanging_engine\n"
-        (self.home / "sitecustomize.py").write_text(customised)
-        paths = f"{self.home}:{REPOSITORY}"
-        environment = {"PYTHONPATH": paths, "HANG_ONCE": str(self.home / "hung")}
-        with (self.home / "daemon.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "srstream", "serve", "--config", str(self.config)],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **environment},
-            )
-
-
 @pytest.mark.long
 def test_an_engine_that_hangs_costs_the_daemon_a_worker_and_no_job(tmp_path: Path) -> None:
     """Which it would otherwise be tried with again; the job goes on in the next one."""
-    with HangingDaemon(tmp_path) as daemon:
+    hanging = Daemon(tmp_path, worker_code="import tests.support.service.hanging_engine")
+    hanging.environment["HANG_ONCE"] = str(tmp_path / "hung")
+    with hanging as daemon:
         source = write_still(daemon.inputs / "in.mp4", "still", SIZES["fast"])
         job = daemon.submit(source, "out.mp4")
         assert daemon.wait(job, LIMIT_SECONDS)["state"] == "done"

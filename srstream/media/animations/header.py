@@ -18,6 +18,8 @@ FOREVER = 0
 
 _LOOP_EXTENSIONS = (b"NETSCAPE2.0", b"ANIMEXTS1.0")
 _MAX_GIF_BLOCKS = 100_000
+_MAX_PNG_CHUNKS = 4096
+"""Chunks that are looked at; those before a PNG's picture are few."""
 _ANIMATION_FLAG = 2
 
 
@@ -69,13 +71,26 @@ def png_animation(file: BinaryIO) -> PngAnimation | None:
     """Return a PNG's acTL, which precedes the picture; None if it has none."""
     if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
         return None
-    while len(head := file.read(16)) >= 12:
-        if head[4:8] == b"IDAT":
+    for _ in range(_MAX_PNG_CHUNKS):
+        head = file.read(16)
+        if len(head) < 12 or head[4:8] == b"IDAT":
             return None
         if head[4:8] == b"acTL":
             return PngAnimation(*struct.unpack(">II", head[8:])) if len(head) == 16 else None
         file.seek(int.from_bytes(head[:4], "big") - 4, os.SEEK_CUR)
     return None
+
+
+def is_animation(file: BinaryIO) -> bool:
+    """Return whether a file is an animated WebP by what it says, or a PNG of several frames.
+
+    The file is at its beginning. A few bytes of it are read, and nothing is decoded.
+    """
+    if _says_animated(file.read(21)):
+        return True
+    file.seek(0)
+    png = png_animation(file)
+    return png is not None and png.num_frames > 1
 
 
 def is_animated_webp(path: Path) -> bool:

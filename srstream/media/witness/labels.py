@@ -22,6 +22,9 @@ WITH_HDR = frozenset({"hevc", "h264", "av1"})
 WITH_SITING = frozenset({"h264", "hevc"})
 """Codecs that state the chroma siting, and only for 4:2:0 (ITU-T H.264, E.2.1)."""
 
+UNSPECIFIED, BT2020 = 2, 9
+"""Code points of matrices and primaries (ITU-T H.273)."""
+
 _Chapters = list[tuple[Fraction, Fraction, str]]
 
 
@@ -53,6 +56,8 @@ def compare_labels(
             is_fixed = name == "matrix" and new == FIXED_MATRICES.get(codec)
             message = f"color {name} became {new}, the source says {old}"
             (losses if is_fixed else problems).append(message)
+    if before.is_rgb and not now.is_rgb and not now.is_gray:
+        problems += _problems_of_new_yuv(now)
     if before.is_full != now.is_full and not before.is_rgb:
         problems.append(
             f"the range became {_range(now.is_full)}, the source's is {_range(before.is_full)}"
@@ -83,6 +88,15 @@ def compare_labels(
             is_held = codec in WITH_HDR if has_hdr is None else has_hdr
             (problems if is_held else losses).append(f"{label} changed or are not there")
     return problems, losses
+
+
+def _problems_of_new_yuv(now: Label) -> list[str]:
+    """Check how YUV made of RGB is described; that it was made so, the pictures show."""
+    if now.matrix == UNSPECIFIED:
+        return ["the source is RGB, and the output does not say its matrix"]
+    if (now.matrix == BT2020) != (now.primaries == BT2020):
+        return [f"color matrix {now.matrix} does not go with primaries {now.primaries}"]
+    return []
 
 
 def _compare_to_animation(

@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 
 from srstream.config import EncodeConfig, JobConfig
 from srstream.errors import RefusedError
@@ -53,17 +54,24 @@ def test_rgb_that_is_kept_goes_to_the_encoder_that_takes_it() -> None:
     assert (made.video.codec, made.video.options["crf"]) == ("libx264rgb", "12")
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
-def test_rgb_becomes_what_devices_play_in_the_same_colors(tmp_path: Path, suffix: str) -> None:
-    colors = [(190, 190, 190), (190, 190, 0), (0, 190, 190), (0, 190, 0), (190, 0, 0), (0, 0, 190)]
-    bars = np.repeat(np.array([colors] * 64, np.uint8), 16, axis=1)
-    source, output = tmp_path / "in.mp4", tmp_path / f"out{suffix}"
-    with av.open(str(source), "w") as container:
+COLORS = [(190, 190, 190), (190, 190, 0), (0, 190, 190), (0, 190, 0), (190, 0, 0), (0, 0, 190)]
+
+
+def rgb_bars(path: Path) -> Path:
+    """Bars of `COLORS`, 16 columns each, in H.264 without loss and without YUV."""
+    bars = np.repeat(np.array([COLORS] * 64, np.uint8), 16, axis=1)
+    with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264rgb", rate=10, options={"qp": "0"})
         stream.width, stream.height, stream.pix_fmt = 96, 64, "rgb24"
         for _ in range(5):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(bars, "rgb24")))
         container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_rgb_becomes_what_devices_play_in_the_same_colors(tmp_path: Path, suffix: str) -> None:
+    source, output = rgb_bars(tmp_path / "in.mp4"), tmp_path / f"out{suffix}"
     done = run("enhance", source, "-o", output, "--verbose")
     assert done.returncode == 0, done.stderr
     assert "RGB becomes YUV 4:2:0, which devices play" in done.stderr
@@ -71,8 +79,35 @@ def test_rgb_becomes_what_devices_play_in_the_same_colors(tmp_path: Path, suffix
         frame = next(container.decode(video=0))
     assert (frame.format.name, frame.colorspace, frame.color_range) == ("yuv420p", 1, 1)
     shown = frame.to_ndarray(format="rgb24").astype(int)
-    for number, color in enumerate(colors):
+    for number, color in enumerate(COLORS):
         assert np.abs(shown[128, 64 * number + 32] - color).max() <= 6, color
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("video_full_range_flag=1", "has its range squeezed"),
+        ("matrix_coefficients=6", "has the colors of another matrix"),
+        ("matrix_coefficients=9", "color matrix 9 does not go with primaries 2"),
+        ("matrix_coefficients=2", "the output does not say its matrix"),
+    ],
+)
+def test_yuv_of_rgb_that_is_labeled_otherwise_is_found_out(
+    tmp_path: Path, label: str, said: str
+) -> None:
+    source, output, other = rgb_bars(tmp_path / "in.mp4"), tmp_path / "o.mp4", tmp_path / "x.mp4"
+    assert run("enhance", source, "-o", output).returncode == 0
+    with av.open(str(output)) as made, av.open(str(other), "w") as container:
+        video = made.streams.video[0]
+        stream = container.add_stream_from_template(video)
+        relabel = BitStreamFilterContext(f"h264_metadata={label}", video, stream)
+        for packet in made.demux(video):
+            for changed in relabel.filter(packet if packet.size else None):
+                changed.stream = stream
+                container.mux(changed)
+    receipt = verify(source, other)
+    assert any(said in problem for problem in receipt.problems), receipt.problems
+    assert verify(source, output).problems == []
 
 
 @pytest.mark.parametrize("codec", ["hevc", "av1"])

@@ -22,15 +22,25 @@ FINAL = {"done", "failed", "quarantined", "cancelled"}
 
 
 class Daemon:
-    """`srstream serve` with folders of its own below `home`; `settings` are further TOML lines."""
+    """`srstream serve` with folders of its own below `home`; `settings` are further TOML lines.
 
-    def __init__(self, home: Path, settings: str = "", state: Path | None = None) -> None:
+    Each engine worker first runs `worker_code`, one statement.
+    """
+
+    def __init__(
+        self, home: Path, settings: str = "", state: Path | None = None, worker_code: str = ""
+    ) -> None:
         self.home = home
         self.inputs, self.outputs = home / "in", home / "out"
         self.state = state or home / "state"
         self.work = self.state / "work"
         for folder in (self.inputs, self.outputs):
             folder.mkdir(parents=True, exist_ok=True)
+        self.environment: dict[str, str] = {"PYTHONPATH": str(REPOSITORY)}
+        if worker_code:
+            is_worker = "'srstream.daemon.workers.main' in __import__('sys').orig_argv"
+            (home / "sitecustomize.py").write_text(f"if {is_worker}:\n    {worker_code}\n")
+            self.environment["PYTHONPATH"] = f"{home}:{REPOSITORY}"
         # A unix socket's path has at most 107 bytes, and pytest's folders are long.
         self.runtime = Path(f"/tmp/srd-{os.getpid()}-{abs(hash(home)) % 10**8}")
         self.config = home / "srstream.toml"
@@ -79,7 +89,7 @@ retry_seconds = 0.2
                 [sys.executable, "-m", "srstream", "serve", "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
-                env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
+                env={**os.environ, **self.environment},
             )
 
     def kill(self) -> None:
