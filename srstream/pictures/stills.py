@@ -14,6 +14,9 @@ from srstream.errors import UsageError
 from srstream.media.animations.header import is_animation
 from srstream.naming import PICTURE_SUFFIXES
 
+_MAX_CHUNKS = 256
+"""Chunks of a PNG at which the supervisor looks, so that no file holds it up."""
+
 
 def has_picture_name(path: Path) -> bool:
     """Return whether a name is that of a picture; an animation may have such a name too."""
@@ -26,7 +29,8 @@ def is_still(path: Path, descriptor: int) -> bool:
     Args:
         descriptor: the file, opened for reading; its position stays.
     """
-    return has_picture_name(path) and _shows_one_picture(cast(BinaryIO, _View(descriptor)))
+    view = cast(BinaryIO, _View(descriptor))
+    return has_picture_name(path) and _shows_one_picture(view, _MAX_CHUNKS)
 
 
 def is_still_file(path: Path) -> bool:
@@ -38,9 +42,9 @@ def is_still_file(path: Path) -> bool:
         return True  # Reading the whole file later reports why it cannot be read.
 
 
-def _shows_one_picture(file: BinaryIO) -> bool:
+def _shows_one_picture(file: BinaryIO, max_chunks: int | None = None) -> bool:
     try:
-        return not is_animation(file)
+        return not is_animation(file, max_chunks)
     except OSError:
         return True  # As above.
 

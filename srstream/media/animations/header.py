@@ -5,6 +5,7 @@ GIF89a with Netscape's extension, PNG (third edition, 11.3.6), WebP (RFC 9649).
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections.abc import Iterator
@@ -18,8 +19,6 @@ FOREVER = 0
 
 _LOOP_EXTENSIONS = (b"NETSCAPE2.0", b"ANIMEXTS1.0")
 _MAX_GIF_BLOCKS = 100_000
-_MAX_PNG_CHUNKS = 4096
-"""Chunks that are looked at; those before a PNG's picture are few."""
 _ANIMATION_FLAG = 2
 
 
@@ -67,11 +66,15 @@ def num_plays(path: Path) -> int | None:
         return None  # Opening it as media says why it cannot be read.
 
 
-def png_animation(file: BinaryIO) -> PngAnimation | None:
-    """Return a PNG's acTL, which precedes the picture; None if it has none."""
+def png_animation(file: BinaryIO, max_chunks: int | None = None) -> PngAnimation | None:
+    """Return a PNG's acTL, which precedes the picture; None if it has none.
+
+    Args:
+        max_chunks: how many chunks are looked at; None: all before the picture.
+    """
     if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
         return None
-    for _ in range(_MAX_PNG_CHUNKS):
+    for _ in itertools.count() if max_chunks is None else range(max_chunks):
         head = file.read(16)
         if len(head) < 12 or head[4:8] == b"IDAT":
             return None
@@ -81,15 +84,16 @@ def png_animation(file: BinaryIO) -> PngAnimation | None:
     return None
 
 
-def is_animation(file: BinaryIO) -> bool:
+def is_animation(file: BinaryIO, max_chunks: int | None = None) -> bool:
     """Return whether a file is an animated WebP by what it says, or a PNG of several frames.
 
-    The file is at its beginning. A few bytes of it are read, and nothing is decoded.
+    The file is at its beginning. A few bytes of it are read, and nothing is decoded; see
+    `png_animation` for `max_chunks`.
     """
     if _says_animated(file.read(21)):
         return True
     file.seek(0)
-    png = png_animation(file)
+    png = png_animation(file, max_chunks)
     return png is not None and png.num_frames > 1
 
 
