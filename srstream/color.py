@@ -230,19 +230,24 @@ def chroma_shift(layout: PlaneLayout, color: ColorSpec) -> tuple[float, float]:
     return x, y
 
 
+def black_levels(layout: PlaneLayout, color: ColorSpec) -> list[int]:
+    """Return the code of opaque black in each plane."""
+    full_range = is_full_range(color, layout)
+    luma = code_range(layout.bits, full_range)
+    chroma = code_range(layout.bits, full_range, is_chroma=True)
+    levels = [int(luma.zero)] if layout.kind == "gray" else [int(luma.zero)] * 3
+    if layout.kind == "yuv":
+        levels[1:] = [int(chroma.zero)] * 2
+    if layout.has_alpha:
+        levels.append(luma.peak)
+    return levels
+
+
 def black_planes(
     layout: PlaneLayout, color: ColorSpec, width: int, height: int
 ) -> tuple[Plane, ...]:
     """Return the planes of an opaque black picture."""
-    full_range = is_full_range(color, layout)
-    luma = code_range(layout.bits, full_range)
-    chroma = code_range(layout.bits, full_range, is_chroma=True)
-    levels = [luma.zero] if layout.kind == "gray" else [luma.zero] * 3
-    if layout.kind == "yuv":
-        levels[1:] = [chroma.zero] * 2
-    if layout.has_alpha:
-        levels.append(luma.peak)
     return tuple(
         np.full(layout.plane_shape(index, width, height), level, layout.dtype)
-        for index, level in enumerate(levels)
+        for index, level in enumerate(black_levels(layout, color))
     )

@@ -34,11 +34,12 @@ from srstream.color import (
     yuv444_to_rgb,
 )
 from srstream.engines.contract import Capabilities, TileFormat
-from srstream.enhancer.letterbox import Placing, letterboxed, placing_of
+from srstream.engines.whole_frames import FlatPlane, FrameRecipe, PlaneRecipe, PlaneSource
+from srstream.enhancer.letterbox import Placing, letterboxed, places_of, placing_of
 from srstream.enhancer.reuse import ResampledPlane
 from srstream.errors import EngineError, RefusedError
 from srstream.frame import ColorSpec, Frame, FrameForm, Plane, PlaneLayout
-from srstream.resampling import FloatPlane, Sampling, missing_mean, resample_plane
+from srstream.resampling import STILL, Sampling, missing_mean, resample_plane
 
 Resample = Callable[[Any, tuple[int, int], Sampling, Sampling, int], Plane]
 
@@ -173,32 +174,39 @@ class Composer:
 
         Alpha and gray are combined with neutral U and V.
         """
-        bits = self.input_bits(picture)
-        plane = _deepened(picture.planes[index], picture.layout, picture.color, bits, index)
+        planes = [_made(recipe, picture.planes) for recipe in self._input_recipes(picture, index)]
+        if self.makes_chroma:
+            picture.inputs[index] = planes
+        return planes
+
+    def _input_recipes(self, picture: Picture, index: int) -> list[PlaneSource]:
+        """Return how each of `input_planes` is made of the picture's planes."""
+        layout, color, bits = picture.layout, picture.color, self.input_bits(picture)
+        shape = picture.planes[index].shape
+        before = _deeper(layout, color, bits, index)
+        plane = PlaneRecipe("frame", index, before, shape, STILL, STILL, (before[1],) * 2)
         if not self.makes_chroma:
             return [plane]
-        picture.inputs[index] = [plane, *self._chroma_on_luma_grid(picture, index, plane, bits)]
-        return picture.inputs[index]
-
-    def _chroma_on_luma_grid(
-        self, picture: Picture, index: int, plane: Plane, bits: int
-    ) -> list[Plane]:
-        layout, color = picture.layout, picture.color
         chroma = code_range(bits, self._is_full_range(picture, index), is_chroma=True)
         if index or layout.kind == "gray":
-            neutral = np.full(plane.shape, chroma.zero, plane.dtype)
-            return [neutral, neutral]
+            neutral = FlatPlane(int(chroma.zero), shape, bits)
+            return [plane, neutral, neutral]
         x, y = chroma_shift(layout, color)
-        height, width = plane.shape
+        height, width = shape
         rows = Sampling.between(height, height, stride_in=1 << layout.log2_chroma_h, shift_in=y)
         columns = Sampling.between(width, width, stride_in=1 << layout.log2_chroma_w, shift_in=x)
-        deepened = [_deepened(picture.planes[n], layout, color, bits, n) for n in (1, 2)]
-        return [resample_plane(d, plane.shape, rows, columns, chroma.peak) for d in deepened]
+        before = _deeper(layout, color, bits, 1)
+        u, v = (
+            PlaneRecipe("frame", n, before, shape, rows, columns, (before[1],) * 2) for n in (1, 2)
+        )
+        return [plane, u, v]
 
     def _is_full_range(self, picture: Picture, index: int) -> bool:
         return index != 0 or is_full_range(picture.color, picture.layout)
 
-    def tile_format(self, picture: Picture, index: int, shape: tuple[int, int]) -> TileFormat:
+    def tile_format(
+        self, picture: Picture, index: int, shape: tuple[int, int] | None
+    ) -> TileFormat:
         """Return the format of a plane's tiles of `shape` (rows, columns)."""
         tile = TileFormat(
             shape, self.input_bits(picture), full_range=self._is_full_range(picture, index)
@@ -215,18 +223,13 @@ class Composer:
 
         They are neutral for gray frames; a gray output has none.
         """
-        if self._output.layout.kind == "gray":
-            return
-        layout = picture.layout
-        if layout.kind == "gray":
-            picture.chroma = self._neutral_chroma(picture)
-            return
-        bits = max(layout.bits, self._chroma_layout().bits)
-        planes = [_deepened(picture.planes[n], layout, picture.color, bits, n) for n in (1, 2)]
-        luma_shape = picture.frame.height, picture.frame.width
-        strides = 1 << layout.log2_chroma_w, 1 << layout.log2_chroma_h
-        shifts = chroma_shift(layout, picture.color)
-        picture.chroma = self._placed_chroma(picture, planes, bits, luma_shape, strides, shifts)
+        resamplers: Sequence[Resample] = [resample_plane] * 2
+        if self._reuses_chroma:
+            resamplers = [memory.resample for memory in self._chroma_memories]
+        picture.chroma = [
+            _made(recipe, picture.planes, resample)
+            for recipe, resample in zip(self._chroma_recipes(picture), resamplers, strict=False)
+        ]
 
     def compose(self, picture: Picture, made: Mapping[int, Sequence[Plane]]) -> Frame:
         """Make the output frame from the network's results for each of `planes_to_enlarge`.
@@ -234,9 +237,14 @@ class Composer:
         Raises:
             EngineError: the frame's mean luma differs from the source's.
         """
-        self._check_mean(picture, made[0][0])
+        self.check_mean(picture, cv2.mean(made[0][0])[0])
         output = self._output
-        chroma = self._chroma_of_model(picture, made) if self.makes_chroma else picture.chroma
+        chroma = picture.chroma
+        if self.makes_chroma:
+            chroma = [
+                self._made_of_network(recipe, picture, made, 0)
+                for recipe in self._chroma_recipes(picture)
+            ]
         planes = [self._fitted(picture, made, 0), *chroma]
         if output.layout.kind == "rgb":
             planes = self._to_rgb(picture, planes)
@@ -244,17 +252,47 @@ class Composer:
             planes.append(self._alpha(picture, made))
         return self.output_frame(picture, letterboxed(planes, picture.placing, output))
 
+    def frame_recipe(self, picture: Picture) -> FrameRecipe | None:
+        """Return all that is done to a picture, for an engine that makes whole frames.
+
+        It is None for what such engines do not do: RGB, and alpha that shows.
+        """
+        output, layout = self._output, picture.layout
+        if "rgb" in (picture.frame.layout.kind, output.layout.kind) or self._shows_alpha(picture):
+            return None
+        recipes = [self._luma_recipe(picture, 0), *self._chroma_recipes(picture)]
+        placing = picture.placing
+        outputs: list[PlaneSource] = [*recipes]
+        if output.layout.has_alpha:
+            opaque = (1 << output.layout.bits) - 1
+            shape = placing.height, placing.width
+            outputs.append(FlatPlane(opaque, shape, output.layout.bits))
+        num_planes = layout.num_planes - layout.has_alpha
+        return FrameRecipe(
+            tuple(plane.shape for plane in picture.planes[:num_planes]),
+            layout.bits,
+            tuple(self._input_recipes(picture, 0)),
+            self.tile_format(picture, 0, None),
+            tuple(outputs),
+            tuple(places_of(placing, output)),
+            output.layout.bits,
+        )
+
     def output_frame(self, picture: Picture, planes: Sequence[Plane]) -> Frame:
         """Return the output frame of these planes, at the time of the picture's frame."""
         output = self._output
         frame = picture.frame.with_planes(planes, output.width, output.height, output.layout)
         return replace(frame, color=output.color, sample_aspect_ratio=None)
 
-    def _check_mean(self, picture: Picture, luma: Plane) -> None:
-        """Raise `EngineError` if an engine returns black, noise or another frame; a cheap check."""
+    def check_mean(self, picture: Picture, mean: float) -> None:
+        """Raise `EngineError` if an engine returns black, noise or another frame; a cheap check.
+
+        Args:
+            mean: the mean of the network's luma, in its codes.
+        """
         layout = picture.layout
         before = cv2.mean(picture.planes[0])[0] / ((1 << layout.bits) - 1)
-        after = cv2.mean(luma)[0] / ((1 << self.input_bits(picture)) - 1)
+        after = mean / ((1 << self.input_bits(picture)) - 1)
         if abs(after - before) > MAX_MEAN_CHANGE and (
             abs(after - before) > MAX_MEAN_CHANGE + 0.5 * _detail(picture.planes[0], layout.bits)
         ):
@@ -265,30 +303,39 @@ class Composer:
             )
 
     def _fitted(self, picture: Picture, made: Mapping[int, Sequence[Plane]], index: int) -> Plane:
-        """Return an enlarged luma or alpha plane at the size and in the codes of the output.
+        """Return an enlarged luma or alpha plane at the size and in the codes of the output."""
+        return self._made_of_network(self._luma_recipe(picture, index), picture, made, index)
 
-        The luma of RGB stays in 16 bits.
-        """
+    def _luma_recipe(self, picture: Picture, index: int) -> PlaneRecipe:
+        """Return how luma or alpha of the output is made. The luma of RGB stays in 16 bits."""
         frame, placing, scale = picture.frame, picture.placing, self._can.scale
-        bits = self.input_bits(picture)
-        enlarged, missing = made[index][0], None
-        if self.makes_chroma:
-            # A network may be off by a level where a color is rare; the source is not.
-            missing = missing_mean(enlarged, picture.inputs[index][0])
-        plane = resample_plane(
-            enlarged,
+        codes = code_range(self.input_bits(picture), self._is_full_range(picture, index))
+        target = (
+            code_range(self._output.layout.bits, True)
+            if index
+            else self._target_range(is_chroma=False)
+        )
+        return PlaneRecipe(
+            "network",
+            0,
+            (codes, codes),
             (placing.height, placing.width),
             Sampling.between(frame.height * scale, placing.height),
             Sampling.between(frame.width * scale, placing.width),
-            (1 << bits) - 1,
-            missing,
+            (codes, target),
+            # A network may be off by a level where a color is rare; the source is not.
+            keeps_mean=self.makes_chroma,
         )
-        if index == 0:
-            codes = code_range(bits, is_full_range(picture.color, picture.layout))
-            return convert_codes(plane, codes, self._target_range(is_chroma=False))
-        return convert_codes(
-            plane, code_range(bits, True), code_range(self._output.layout.bits, True)
-        )
+
+    def _made_of_network(
+        self, recipe: PlaneSource, picture: Picture, made: Mapping[int, Sequence[Plane]], index: int
+    ) -> Plane:
+        """Make a plane of the network's results for `index`, one of `planes_to_enlarge`."""
+        missing = None
+        if isinstance(recipe, PlaneRecipe) and recipe.keeps_mean:
+            source = picture.inputs[index][recipe.index]
+            missing = missing_mean(made[index][recipe.index], source)
+        return _made(recipe, made[index], partial(resample_plane, missing_hw=missing))
 
     def _target_range(self, *, is_chroma: bool) -> CodeRange:
         output = self._output
@@ -297,92 +344,64 @@ class Composer:
         full_range = is_full_range(output.color, output.layout)
         return code_range(output.layout.bits, full_range, is_chroma=is_chroma)
 
-    def _chroma_of_model(
-        self, picture: Picture, made: Mapping[int, Sequence[Plane]]
-    ) -> list[Plane]:
-        """Return U and V of the output from those that the network made."""
+    def _chroma_recipes(self, picture: Picture) -> list[PlaneSource]:
+        """Return how U and V of the output are made, before any conversion to RGB.
+
+        They are placed where the output's samples are, and are neutral for gray frames; a gray
+        output has none.
+        """
         if self._output.layout.kind == "gray":
             return []
-        if picture.layout.kind == "gray":
-            return self._neutral_chroma(picture)
-        y, u, v = made[0]
-        stride = y.shape[1] // u.shape[1]
-        middle = (stride - 1) / 2  # the chroma siting of models, see COLOR_FORMS
-        missing = [
-            missing_mean(enlarged, source)
-            for enlarged, source in zip((u, v), picture.inputs[0][1:], strict=True)
-        ]
-        bits, shape, strides, shifts = (
-            self.input_bits(picture),
-            y.shape,
-            (stride,) * 2,
-            (middle,) * 2,
-        )
-        return self._placed_chroma(picture, (u, v), bits, shape, strides, shifts, missing)
-
-    def _neutral_chroma(self, picture: Picture) -> list[Plane]:
-        layout, placing = self._chroma_layout(), picture.placing
+        layout = RGB_LAYOUT if self._output.layout.kind == "rgb" else self._output.layout
+        color = RGB_COLOR if layout is RGB_LAYOUT else self._output.color
+        source, placing, frame = picture.layout, picture.placing, picture.frame
         shape = layout.plane_shape(1, placing.width, placing.height)
         target = self._target_range(is_chroma=True)
-        neutral = np.full(shape, target.zero, self._output.layout.dtype)
-        return [neutral, neutral.copy()]
-
-    def _chroma_layout(self) -> PlaneLayout:
-        """Return the layout of the output's chroma, before it is converted to RGB."""
-        return RGB_LAYOUT if self._output.layout.kind == "rgb" else self._output.layout
-
-    def _placed_chroma(
-        self,
-        picture: Picture,
-        planes: Sequence[Plane],
-        bits: int,
-        luma_shape: tuple[int, int],
-        strides: tuple[int, int],
-        shifts: tuple[float, float],
-        missing: Sequence[FloatPlane] = (),
-    ) -> list[Plane]:
-        """Resample chroma planes to the positions of the output's samples, in its codes.
-
-        Args:
-            luma_shape: (rows, columns) of the luma plane that they belong to.
-            strides, shifts: (x, y) distance and position of their samples, in samples of that luma
-                plane.
-            missing: what each plane lacks of its source's local mean; none of it by default.
-        """
-        layout, placing = self._chroma_layout(), picture.placing
-        color_out = RGB_COLOR if layout is RGB_LAYOUT else self._output.color
-        x_out, y_out = chroma_shift(layout, color_out)
+        if source.kind == "gray":
+            return [FlatPlane(int(target.zero), shape, layout.bits)] * 2
+        full_range, scale = is_full_range(picture.color, source), self._can.scale
+        if self.makes_chroma:
+            codes = code_range(self.input_bits(picture), full_range, is_chroma=True)
+            before = codes, codes
+            stride = scale // self._can.form.outputs[-1].scale
+            strides = stride, stride
+            shifts = ((stride - 1) / 2,) * 2  # the chroma siting of models, see COLOR_FORMS
+            height, width = frame.height * scale, frame.width * scale
+        else:
+            before = _deeper(source, picture.color, max(source.bits, layout.bits), 1)
+            strides = 1 << source.log2_chroma_w, 1 << source.log2_chroma_h
+            shifts = chroma_shift(source, picture.color)
+            height, width = frame.height, frame.width
+        x, y = chroma_shift(layout, color)
         rows = Sampling.between(
-            luma_shape[0],
+            height,
             placing.height,
             stride_in=strides[1],
             shift_in=shifts[1],
             stride_out=1 << layout.log2_chroma_h,
-            shift_out=y_out,
+            shift_out=y,
         )
         columns = Sampling.between(
-            luma_shape[1],
+            width,
             placing.width,
             stride_in=strides[0],
             shift_in=shifts[0],
             stride_out=1 << layout.log2_chroma_w,
-            shift_out=x_out,
+            shift_out=x,
         )
-        shape = layout.plane_shape(1, placing.width, placing.height)
-        codes = code_range(bits, is_full_range(picture.color, picture.layout), is_chroma=True)
-        target = self._target_range(is_chroma=True)
         return [
-            convert_codes(resample(plane, shape, rows, columns, codes.peak), codes, target)
-            for plane, resample in zip(planes, self._chroma_resamplers(missing), strict=True)
+            PlaneRecipe(
+                "network" if self.makes_chroma else "frame",
+                index,
+                before,
+                shape,
+                rows,
+                columns,
+                (before[1], target),
+                keeps_mean=self.makes_chroma,
+            )
+            for index in (1, 2)
         ]
-
-    def _chroma_resamplers(self, missing: Sequence[FloatPlane]) -> list[Resample]:
-        """Return resamplers for U and V; unchanged interpolated chroma is not made again."""
-        if missing:
-            return [partial(resample_plane, missing_hw=lacks) for lacks in missing]
-        if not self._reuses_chroma:
-            return [resample_plane] * 2
-        return [memory.resample for memory in self._chroma_memories]
 
     def _to_rgb(self, picture: Picture, planes: Sequence[Plane]) -> list[Plane]:
         output = self._output
@@ -437,13 +456,26 @@ def _detail(plane: Plane, bits: int) -> float:
     return float(cv2.mean(distance)[0]) / ((1 << bits) - 1)
 
 
-def _deepened(plane: Plane, layout: PlaneLayout, color: ColorSpec, bits: int, index: int) -> Plane:
-    """Convert plane `index` of a `layout` picture to a depth of `bits`, in the same range."""
+def _deeper(
+    layout: PlaneLayout, color: ColorSpec, bits: int, index: int
+) -> tuple[CodeRange, CodeRange]:
+    """Return the codes of plane `index` of a `layout` picture, and the same range with `bits`."""
     is_alpha = layout.has_alpha and index == layout.num_planes - 1
     is_chroma = layout.kind == "yuv" and index in (1, 2)
     full_range = is_alpha or is_full_range(color, layout)
-    return convert_codes(
-        plane,
+    return (
         code_range(layout.bits, full_range, is_chroma=is_chroma),
         code_range(bits, full_range, is_chroma=is_chroma),
     )
+
+
+def _made(
+    source: PlaneSource, planes: Sequence[Plane], resample: Resample = resample_plane
+) -> Plane:
+    """Make a plane by its recipe, of the frame's planes or the network's."""
+    if isinstance(source, FlatPlane):
+        flat: Plane = np.full(source.shape, source.code, source.dtype)
+        return flat
+    plane = convert_codes(planes[source.index], *source.before)
+    plane = resample(plane, source.shape, source.rows, source.columns, source.peak)
+    return convert_codes(plane, *source.after)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from srstream.color import black_planes
+import numpy as np
+
+from srstream.color import black_levels
+from srstream.engines.whole_frames import Place
 from srstream.frame import Frame, FrameForm, Plane
 
 
@@ -48,15 +51,26 @@ def _on_grid(side: float, step: int, largest: int) -> int:
     return min(largest, max(step, round(side / step) * step))
 
 
+def places_of(placing: Placing, output: FrameForm) -> list[Place]:
+    """Return the place of each plane in the output."""
+    layout, places = output.layout, []
+    for index, black in enumerate(black_levels(layout, output.color)):
+        is_chroma = layout.kind == "yuv" and index in (1, 2)
+        top = placing.top >> (layout.log2_chroma_h if is_chroma else 0)
+        left = placing.left >> (layout.log2_chroma_w if is_chroma else 0)
+        shape = layout.plane_shape(index, output.width, output.height)
+        places.append(Place(top, left, shape, black))
+    return places
+
+
 def letterboxed(planes: Sequence[Plane], placing: Placing, output: FrameForm) -> list[Plane]:
     """Return the planes of an output frame: these at their place, with black around them."""
     if (placing.width, placing.height) == (output.width, output.height):
         return list(planes)
-    layout = output.layout
-    canvas = black_planes(layout, output.color, output.width, output.height)
-    for index, (black, plane) in enumerate(zip(canvas, planes, strict=True)):
-        is_chroma = layout.kind == "yuv" and index in (1, 2)
-        top = placing.top >> (layout.log2_chroma_h if is_chroma else 0)
-        left = placing.left >> (layout.log2_chroma_w if is_chroma else 0)
-        black[top : top + plane.shape[0], left : left + plane.shape[1]] = plane
-    return list(canvas)
+    canvas: list[Plane] = []
+    for plane, place in zip(planes, places_of(placing, output), strict=True):
+        black: Plane = np.full(place.shape, place.black, output.layout.dtype)
+        rows, columns = plane.shape
+        black[place.top : place.top + rows, place.left : place.left + columns] = plane
+        canvas.append(black)
+    return canvas
