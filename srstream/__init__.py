@@ -154,9 +154,9 @@ def verify(
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from srstream.installing import own_version
 
-        return version("srstream")
+        return own_version()
     if name == "Client":
         from srstream.client.jobs import Client
 

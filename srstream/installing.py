@@ -1,4 +1,4 @@
-"""Names the command that installs optional packages into the environment that srstream runs in."""
+"""How srstream is installed: its version, and the command that installs optional packages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from pathlib import Path
 _INDEXES = {"tensorrt": "--extra-index-url https://pypi.nvidia.com "}
 _AFTER_NAME = re.compile(r"[^\w.-]")
 _REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def own_version() -> str:
+    """Return srstream's version; "unknown" where it runs from a checkout that was not installed."""
+    try:
+        return metadata.version("srstream")
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def install_command(extra: str, package: str = "") -> str:

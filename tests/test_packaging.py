@@ -10,11 +10,13 @@ import sys
 import tomllib
 import zipfile
 from email.parser import Parser
+from importlib import metadata
 from pathlib import Path
 
 import cv2
 import pytest
 
+from srstream.installing import own_version
 from tests.support.paths import REPOSITORY
 
 MAX_ENVIRONMENT_BYTES = 600_000_000
@@ -71,6 +73,12 @@ def test_the_wheel_has_the_commands(wheel: zipfile.ZipFile) -> None:
     scripts = metadata(wheel, "entry_points.txt")
     assert "srstream = srstream.cli.main:main" in scripts
     assert "srtrain = trainer:main" in scripts
+
+
+def test_a_checkout_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: version(f"{name}-that-is-nowhere"))
+    assert own_version() == "unknown"
 
 
 def test_the_changelog_knows_this_version() -> None:

@@ -27,8 +27,7 @@ from rich.table import Table
 
 from srstream.config import EncodeConfig, EngineConfig, JobConfig, ModelConfig, Precision
 from srstream.engines.contract import Engine, TileFormat
-from srstream.engines.openvino.library import import_openvino, openvino_core
-from srstream.engines.table import ENGINES, FASTER_IN_NCNN, can_run, open_engine
+from srstream.engines.table import ENGINES, FASTER_IN_NCNN, can_run, is_installed, open_engine
 from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import EngineError
 from srstream.frame import Frame, Plane
@@ -86,6 +85,8 @@ class Report:
     stages: dict[str, Stage]
     slowest_stage: str
     fps_if_all_cores_were_always_busy: float
+    engine: str = ""
+    """The engine of the stages and the command, and its device."""
     command_fps: float | None = None
     command_fps_runs: list[float] = field(default_factory=list)
     command_memory_mib: float | None = None
@@ -106,16 +107,18 @@ class Report:
 
 def bench(
     clip: Path | None,
-    model: str,
+    config: JobConfig,
     *,
     num_frames: int = 60,
     repeats: int = 3,
-    threads: int = 0,
     seconds: float = 10.0,
     with_command: bool = True,
     with_networks: bool = True,
 ) -> Report:
     """Measures on a clip, or on one that is made, so many seconds long.
+
+    Args:
+        config: its model, decoder, engine and threads count.
 
     Raises:
         SrstreamError: the clip or the model cannot be used.
@@ -123,12 +126,10 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="srstream-bench-") as name:
         folder = Path(name)
         clip = clip or make_clip(folder / "clip.mp4", round(seconds * CLIP_RATE))
-        config = JobConfig(
-            model=ModelConfig(name=model),
-            engine=EngineConfig(threads=threads),
-            encode=EncodeConfig(codec="libx264", preset="veryfast"),
-        )
+        encode = EncodeConfig(codec="libx264", preset="veryfast")
+        config = config.model_copy(update={"encode": encode})
         plan = make_plan(clip, folder / "planned.mp4", config)
+        threads = config.engine.threads
         cores = threads or len(os.sched_getaffinity(0))
         gemm = gemm_gflops(cores, repeats)
         stages = _stages(plan, folder, num_frames, repeats)
@@ -137,18 +138,19 @@ def bench(
         video = plan.source.video
         networks = _networks(threads, gemm, (video.height, video.width)) if with_networks else []
         runs, memory = (
-            _whole_command(plan, folder, repeats, threads) if with_command else ([], None)
+            _whole_command(clip, config, plan, folder, repeats) if with_command else ([], None)
         )
         plan.engine.close()
     report = Report(
         clip=f"{video.width}x{video.height}, {plan.num_frames} frames",
-        model=model,
+        model=config.model.name,
         cores=cores,
         gemm_gflops=gemm,
         networks=networks,
         stages=stages,
         slowest_stage=slowest,
         fps_if_all_cores_were_always_busy=1000 * cores / used,
+        engine=f"{plan.engine.capabilities.name} on {plan.engine.capabilities.device}",
         command_fps=statistics.median(runs) if runs else None,
         command_fps_runs=runs,
         command_memory_mib=memory,
@@ -183,7 +185,23 @@ def make_clip(path: Path, num_frames: int) -> Path:
 
 
 def gemm_gflops(cores: int, repeats: int) -> float:
-    """The float32 product of two 1536x1536 matrices through OpenVINO, GFLOP/s."""
+    """The float32 product of two 1536x1536 matrices, GFLOP/s, on the CPU.
+
+    OpenVINO computes it, or PyTorch where that is the library of the engines that are installed.
+    """
+    product = (_openvino_product if is_installed("openvino") else _pytorch_product)(cores)
+    seconds = []
+    product()
+    for _ in range(3 * repeats):
+        start = time.perf_counter()
+        product()
+        seconds.append(time.perf_counter() - start)
+    return 2 * GEMM_SIDE**3 / statistics.median(seconds) / 1e9
+
+
+def _openvino_product(cores: int) -> Callable[[], object]:
+    from srstream.engines.openvino.library import import_openvino, openvino_core
+
     openvino = import_openvino()
     from openvino import opset13 as ops
 
@@ -193,12 +211,23 @@ def gemm_gflops(cores: int, repeats: int) -> float:
     options = {"INFERENCE_NUM_THREADS": str(cores), "INFERENCE_PRECISION_HINT": "f32"}
     request = openvino_core().compile_model(graph, "CPU", options).create_infer_request()
     request.infer(list(np.random.default_rng(0).random((2, *sides), np.float32)))
-    seconds = []
-    for _ in range(3 * repeats):
-        start = time.perf_counter()
-        request.infer()
-        seconds.append(time.perf_counter() - start)
-    return 2 * GEMM_SIDE**3 / statistics.median(seconds) / 1e9
+    return lambda: request.infer()
+
+
+def _pytorch_product(cores: int) -> Callable[[], object]:
+    import torch
+
+    left, right = torch.rand(2, GEMM_SIDE, GEMM_SIDE, generator=torch.Generator().manual_seed(0))
+
+    def product() -> object:
+        before = torch.get_num_threads()
+        torch.set_num_threads(cores)
+        try:
+            return left @ right
+        finally:
+            torch.set_num_threads(before)
+
+    return product
 
 
 def _networks(threads: int, gemm: float, shape: tuple[int, int]) -> list[Network]:
@@ -300,12 +329,13 @@ def _encoded(plan: JobPlan, frames: Sequence[Frame], path: Path) -> None:
 
 
 def _whole_command(
-    plan: JobPlan, folder: Path, repeats: int, threads: int
+    clip: Path, config: JobConfig, plan: JobPlan, folder: Path, repeats: int
 ) -> tuple[list[float], float]:
     """Frames a second of each run, start and verification included; peak memory in MiB."""
-    command = [sys.executable, "-m", "srstream.cli.main", "enhance", str(plan.source.path)]
+    command = [sys.executable, "-m", "srstream.cli.main", "enhance", str(clip)]
     command += ["-o", str(folder / "whole.mp4"), "--overwrite", "--restart"]
-    command += ["--model", plan.config.model.name, "--threads", str(threads)]
+    command += ["--model", config.model.name, "--decoder", config.source.decoder]
+    command += ["--engine", config.engine.name, "--threads", str(config.engine.threads)]
     command += ["--codec", "libx264", "--preset", "veryfast"]
     runs = []
     for _ in range(repeats):
@@ -398,8 +428,8 @@ def as_text(report: Report) -> str:
     console = plain_console(width=100)
     with console.capture() as capture:
         console.print(
-            f"{report.clip}, model {report.model}, {report.cores} cores; float32 matrix product "
-            f"{report.gemm_gflops:.0f} GFLOP/s"
+            f"{report.clip}, model {report.model}, {report.engine}, {report.cores} cores; float32 "
+            f"matrix product of the cores {report.gemm_gflops:.0f} GFLOP/s"
         )
         console.print()
         console.print(stages)

@@ -158,7 +158,7 @@ def verify(
 
 
 @app.command()
-@with_job_options({"model", "threads"})
+@with_job_options({"model", "decoder", "engine", "threads"})
 def bench(
     source: Annotated[
         Path | None, typer.Argument(help="A video. [dim]default: one is made, 320x180[/]")
@@ -182,16 +182,14 @@ def bench(
     from srstream.cli.bench import as_text
     from srstream.cli.bench import bench as measure
 
-    config = options.config()
     # A bar that moves would take part of what is measured.
     tell("measuring; this takes minutes (--no-networks leaves out the longest part)")
     report = measure(
         source,
-        config.model.name,
+        options.config(),
         num_frames=frames,
         repeats=repeats,
         seconds=seconds,
-        threads=config.engine.threads,
         with_command=command,
         with_networks=networks,
     )
@@ -299,9 +297,9 @@ def serve(
 
 def _version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
+        from srstream.installing import own_version
 
-        show(version("srstream"))
+        show(own_version())
         raise typer.Exit
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 from srstream.daemon import retries
@@ -44,6 +43,7 @@ from srstream.errors import (
     StalledError,
     error_named,
 )
+from srstream.installing import own_version
 from srstream.protocol.control import Event, HealthInfo, JobInfo
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Scheduler:
         """Set by the supervisor: no job starts, and none goes back into the queue."""
         self._started_at = time.monotonic()
         # Read once: while pip replaces the package of a daemon that runs, there is none.
-        self._version = version("srstream")
+        self._version = own_version()
         self._publisher = Publisher(queue, metrics)
         self.subscribe = self._publisher.subscribe
         self._writes = PendingWrites()

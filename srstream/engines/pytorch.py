@@ -29,6 +29,9 @@ LIVE_ACTIVATIONS = 4
 class PyTorchEngine:
     """The model's network in PyTorch, on a CUDA device if there is one, or else on the CPU.
 
+    Args:
+        device: where it computes, if not there.
+
     Raises:
         DeviceFaultError: the GPU is broken for this process.
         WeightsError: the weights are missing, cannot be read or aren't the model's.
@@ -36,10 +39,16 @@ class PyTorchEngine:
 
     capabilities: Capabilities
 
-    def __init__(self, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: ModelConfig,
+        spec: ModelSpec,
+        device: torch.device | None = None,
+    ) -> None:
         blend = blend_of(model, spec)
         true_float32()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         num_threads = config.threads or torch.get_num_threads()
         torch.set_num_threads(num_threads)
         network = blended_network(blend, spec)

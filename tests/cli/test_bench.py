@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -62,5 +63,18 @@ def test_advice_follows_from_what_was_measured():
     assert any("40% of its slowest stage" in sentence for sentence in advice(slow))
 
 
-def test_the_matrix_product_is_measured():
+@pytest.mark.parametrize("library", ["openvino", "torch"])
+def test_the_matrix_product_is_measured_by_the_library_that_is_there(monkeypatch, library):
+    monkeypatch.setattr("srstream.cli.bench.is_installed", lambda name: library == "openvino")
+    if library == "torch":
+        monkeypatch.setitem(sys.modules, "openvino", None)  # its import fails
     assert 1 < gemm_gflops(1, 1) < 5000
+
+
+def test_the_engine_that_is_asked_for_is_measured(tmp_path):
+    source = clips.cfr(tmp_path / "in.mp4", frames=4)
+    arguments = ["bench", str(source), "--frames", "2", "--repeats", "1", "--no-networks", "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--engine", "pytorch"], catch_exceptions=False)
+    report = json.loads(result.stdout)
+    assert report["engine"].startswith("pytorch on ")
+    assert report["command_fps"] > 0
