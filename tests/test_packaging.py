@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -10,7 +11,6 @@ import sys
 import tomllib
 import zipfile
 from email.parser import Parser
-from importlib import metadata
 from pathlib import Path
 
 import cv2
@@ -76,8 +76,10 @@ def test_the_wheel_has_the_commands(wheel: zipfile.ZipFile) -> None:
 
 
 def test_a_checkout_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    version = metadata.version
-    monkeypatch.setattr(metadata, "version", lambda name: version(f"{name}-that-is-nowhere"))
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: version(f"{name}-that-is-nowhere")
+    )
     assert own_version() == "unknown"
 
 
