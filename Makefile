@@ -5,6 +5,7 @@
 # make check      format, lint, types and tests: what CI runs
 # make docs       the site, in docs/_build/html; warnings are errors
 # make coverage   which share of the lines the tests run
+# make gpu-train  what travels to a machine with a GPU for training, in build/gpu-train; docs/training.md
 # make clean      remove what these made
 # make install    as root: the daemon under PREFIX and its systemd units; see docs/operations.md
 # make uninstall  remove both; the configuration, the queue and the user stay
@@ -13,6 +14,8 @@
 # PYTEST_ARGS='-k fo'  passed to pytest             NUM_PROCESSES=0  tests in one process, not three
 # PIP_ARGS='...'       passed to pip, for example
 #   PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu' for PyTorch's CPU build
+# DATA=path             for gpu-train: pictures, test sets and feature weights; else SRSTREAM_DATA
+# GPU_TRAIN_ARGS='...'  for gpu-train, for example --state FOLDER, with what came back from there
 # PREFIX=/opt/srstream  where install puts it           PROFILE=cpu|gpu  which hardening it gets
 # DESTDIR=path          a folder to install below, for packages; systemd is then not told
 
@@ -21,6 +24,8 @@ VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 NUM_PROCESSES ?= 3
+DATA ?= $(SRSTREAM_DATA)
+GPU_TRAIN_ARGS ?=
 PREFIX ?= /opt/srstream
 DESTDIR ?=
 PROFILE ?= cpu
@@ -32,7 +37,7 @@ DEMO := build/demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test test-long test-tensorrt check lint format docs coverage clean help
+.PHONY: demo test test-long test-tensorrt check lint format docs coverage gpu-train clean help
 .PHONY: install install-venv install-units uninstall
 
 help:
@@ -104,6 +109,10 @@ docs: $(VENV)/.docs
 coverage: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses $(NUM_PROCESSES) --dist worksteal --cov srstream --cov trainer \
 		--cov-report term:skip-covered $(PYTEST_ARGS)
+
+gpu-train: $(VENV)/.test
+	@test -d "$(DATA)/train" || { echo "no pictures in $(DATA)/train; name their folder with DATA=path"; exit 1; }
+	$(BIN)/python gpu/cargo.py --data $(DATA) --output build/gpu-train $(GPU_TRAIN_ARGS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-tensorrt build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

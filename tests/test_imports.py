@@ -114,6 +114,7 @@ TRAINER_RANKS = {
     "config": 0,
     "console": 0,
     "memory": 0,
+    "parts": 0,
     "state": 0,
     "research": 0,
     "networks": 1,

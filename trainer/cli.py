@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -48,9 +49,14 @@ def train(
     validation: Annotated[
         Path | None, typer.Option(help="folder of pictures to validate on, for example Set5")
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="stop after so long, with a checkpoint; --resume continues"),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="continue from the checkpoint in RUN-DIR")] = False,
 ) -> None:
     """Train a model; SIGTERM or Ctrl-C saves a checkpoint and stops, --resume continues."""
+    until = None if minutes is None else time.monotonic() + 60 * minutes
     from trainer.memory import bound_memory
     from trainer.run import start_run
 
@@ -66,6 +72,7 @@ def train(
             base=base,
             validation_dir=validation,
             resume=resume,
+            until=until,
             reporter=reporter,
         )
 

@@ -52,6 +52,7 @@ def start_run(
     base: Path | None = None,
     validation_dir: Path | None = None,
     resume: bool = False,
+    until: float | None = None,
     reporter: Reporter | None = None,
 ) -> Progress:
     """Check everything, load the pictures and train; `train` describes the result."""
@@ -77,6 +78,7 @@ def start_run(
             validate=validation.measure if validation else None,
             panel=validation.panel if validation else None,
             resume=resume,
+            until=until,
         )
 
 

@@ -94,8 +94,13 @@ def save_state(
     """Write a checkpoint; `header` describes the run to readers: its config, model and data."""
     tensors = {**tensors, "random.torch": torch.get_rng_state()}
     metadata = {**asdict(progress), "samplers": list(sampler_states), **header}
+    write_atomically(path, state_bytes(tensors, metadata))
+
+
+def state_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> bytes:
+    """Return the contents of a checkpoint, as `load_state` reads them."""
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write_atomically(path, save(contiguous, {"state": json.dumps(metadata)}))
+    return save(contiguous, {"state": json.dumps(metadata)})
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

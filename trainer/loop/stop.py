@@ -1,4 +1,4 @@
-"""How a run is stopped: SIGTERM or Ctrl-C asks, the loop ends after its iteration."""
+"""How a run is stopped: SIGTERM, Ctrl-C or a deadline asks, the loop ends after its iteration."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ class _GivenUp(BaseException):
 
 
 class StopFlag:
-    """True once a signal has come.
+    """True once a signal has come, or a deadline.
 
     A thread answers it at once: Python's own handlers wait until PyTorch returns, which takes as
     long as an iteration. It also ends the process at a second signal, which leaves the last
     checkpoint as it is.
     """
 
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
+    def __init__(self, reporter: Reporter, until: float | None = None) -> None:
+        """`until` is the deadline, if there is one, as `time.monotonic` counts."""
+        self._reporter, self._until = reporter, until
         self._stopped = self._interrupts = False
         self._since: float | None = None
 
@@ -56,7 +57,8 @@ class StopFlag:
         self._reads.close()
 
     def __bool__(self) -> bool:
-        return self._stopped
+        is_over = self._until is not None and time.monotonic() >= self._until
+        return self._stopped or is_over
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

@@ -71,6 +71,7 @@ def train(
     panel: Callable[[TrainedNetwork], Picture] | None = None,
     should_stop: Callable[[list[Measures]], bool] | None = None,
     resume: bool = False,
+    until: float | None = None,
 ) -> Progress:
     """Run the config's stages to the end, or until SIGTERM or SIGINT; leave a checkpoint.
 
@@ -78,7 +79,8 @@ def train(
     pictures of the network's output. With `resume`, the run continues from the checkpoint there, if
     there is one; without, a checkpoint there is a `UsageError`. `should_stop` sees all validations
     so far and may end the run. SIGTERM or SIGINT gives up a validation that is going on, and after
-    it there is none, unless there was none at all.
+    it there is none, unless there was none at all. `until`, as `time.monotonic` counts, stops the
+    run like SIGTERM, but gives up no validation.
 
     Raises:
         TrainingCollapsedError: the output collapsed; the checkpoint is the last good one.
@@ -170,7 +172,7 @@ def train(
     journal.write("start", model=config.model, num_pictures=len(names))
     sums, num_summed = dict[str, float](), 0
     section = stages[progress.stage]
-    with StopFlag(reporter) as was_stopped, reporter.task("training", len(stages)) as task:
+    with StopFlag(reporter, until) as was_stopped, reporter.task("training", len(stages)) as task:
         display.begin(len(names), progress, fabric.device.type)  # a stop counts from here on
         if base is not None and progress.iteration == 0:
             with was_stopped.interruptible():
