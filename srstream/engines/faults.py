@@ -27,6 +27,7 @@ MEMORY_TEXTS = (
     "out of memory",
     "outofmemory",
     "not enough memory",
+    "allocate memory",
     "cudaerrormemoryallocation",
     "cudnn_status_alloc_failed",
     "cublas_status_alloc_failed",

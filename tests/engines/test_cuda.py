@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,17 +10,16 @@ import torch
 
 from srstream.config import EngineConfig, ModelConfig, SourceConfig
 from srstream.engines.contract import TileFormat
-from srstream.engines.cuda.device import CudaDevice
-from srstream.engines.cuda.ring import Ring
 from srstream.engines.table import can_run, choose_engine, is_installed, open_engine
 from srstream.engines.tiles import choose_tiles
-from srstream.errors import DeviceFaultError, EngineError, EngineMemoryError
+from srstream.errors import EngineMemoryError
 from srstream.media.read.decode import Decoder
 from srstream.media.read.probe import probe
 from srstream.models.table import MODELS, available_models, model_spec
 from srstream.quality import psnr
+from tests.support.device_errors import DEVICE_ERRORS, sorted_error
 from tests.support.networks import model_network
-from tests.support.paths import REPOSITORY
+from tests.support.ring import overlap_on_gpu, stress_gpu
 
 needs_tensorrt = pytest.mark.skipif(not is_installed("tensorrt"), reason="needs torch-tensorrt")
 GPU_ENGINES = ["cuda", pytest.param("tensorrt", marks=needs_tensorrt)]
@@ -98,28 +94,15 @@ def test_tiles_are_within_a_level_of_the_whole(engine, name):
     assert wrong == 0
 
 
-class TimedDevice(CudaDevice):
-    """A device whose copies take as long as the network, and that notes when each stream works.
+def test_random_schedules_with_sleeping_streams_and_poisoned_buffers():
+    outcome = stress_gpu(500)
+    assert (outcome.num_wrong, outcome.num_refused) == (0, 0)
+    assert outcome.most_under_way == 4
 
-    Sleeps of so many clock cycles stand for the work, so that the test does not depend on the
-    speeds of the card and the bus.
-    """
 
-    def __init__(self, index, cycles):
-        super().__init__(index)
-        self.cycles, self.spans = cycles, []
-
-    def copy(self, target, source, stream):
-        self.sleep(stream)
-        super().copy(target, source, stream)
-
-    def sleep(self, stream):
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with torch.cuda.stream(stream):
-            began.record()
-            torch.cuda._sleep(self.cycles)
-            ended.record()
-        self.spans.append((stream, began, ended))
+@pytest.mark.parametrize("forgets", [1, 2])
+def test_these_schedules_find_a_stream_that_does_not_wait(forgets):
+    assert stress_gpu(200, forgets=forgets).num_wrong > 0
 
 
 def test_copies_and_computing_overlap():
@@ -127,31 +110,9 @@ def test_copies_and_computing_overlap():
 
     Shown by events on each stream: the time for which at least two streams work at once.
     """
-    device = TimedDevice(torch.cuda.current_device(), cycles=5_000_000)
-
-    def prepare(codes, outputs, stream):
-        return lambda: device.sleep(stream)
-
-    start = torch.cuda.Event(enable_timing=True)
-    start.record()
-    torch.cuda.synchronize()
-    ring = Ring(device, (1, 8, 8), [(1, 32, 32)], np.dtype(np.uint8), prepare)
-    planes = picture((8, 8), 1)
-    for ticket in [ring.submit(planes) for _ in range(30)]:
-        with contextlib.suppress(EngineError):  # an older one, whose slot was needed
-            ring.result(ticket)
-    torch.cuda.synchronize()
-    spans = [
-        (stream, start.elapsed_time(began), start.elapsed_time(ended))
-        for stream, began, ended in device.spans
-    ]
-    assert len({stream for stream, _, _ in spans}) == 3
-    overlapping = sum(
-        any(o is not s and b < (began + ended) / 2 < e for o, b, e in spans)
-        for s, began, ended in spans
-    )
-    print(f"{overlapping} of {len(spans)} pieces of work overlap another stream's")
-    assert overlapping >= 0.8 * len(spans)
+    overlapping, total = overlap_on_gpu()
+    print(f"{overlapping} of {total} pieces of work overlap another stream's")
+    assert overlapping >= 0.8 * total
 
 
 @pytest.mark.parametrize("name", available_models())
@@ -183,26 +144,10 @@ def test_sessions_are_opened_while_others_run():
         list(threads.map(work, sides))
 
 
-@pytest.mark.parametrize(
-    ("kernel", "wanted"), [("assert", DeviceFaultError), ("python", EngineError)]
-)
-def test_errors_are_sorted(kernel, wanted):
+@pytest.mark.parametrize("kind", DEVICE_ERRORS)
+def test_errors_are_sorted(kind):
     """In a process of its own, since a device assert breaks this process's context."""
-    script = f"""
-import torch
-from srstream.engines.faults import device_errors, device_fault
-try:
-    with device_errors("a test"):
-        if {kernel!r} == "python":
-            raise RuntimeError("no fault of the device")
-        torch.zeros(3, device="cuda")[torch.tensor([5], device="cuda")].cpu()
-except Exception as error:
-    print(type(error).__name__, device_fault() is not None)
-"""
-    ran = subprocess.run(
-        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    assert ran.stdout.split() == [wanted.__name__, str(wanted is DeviceFaultError)]
+    assert sorted_error(kind, "cuda") == DEVICE_ERRORS[kind]
 
 
 @pytest.mark.parametrize("name", GPU_ENGINES)

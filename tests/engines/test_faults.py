@@ -14,6 +14,7 @@ from srstream.errors import (
     UsageError,
     WeightsError,
 )
+from tests.support.device_errors import DEVICE_ERRORS, sorted_error
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +77,9 @@ def test_the_first_fault_is_the_one_that_is_told():
 def test_errors_of_srstream_pass(error):
     with pytest.raises(type(error)), device_errors("the device failed"):
         raise error
+
+
+@pytest.mark.parametrize("kind", ["python", "memory"])
+def test_an_error_of_a_tile_is_the_same_on_the_cpu(kind):
+    """As on a GPU (tests/engines/test_cuda.py), but for the device assert, which a CPU has not."""
+    assert sorted_error(kind, "cpu") == DEVICE_ERRORS[kind]

@@ -21,9 +21,20 @@ from hypothesis import strategies as st
 from srstream.engines import faults
 from srstream.engines.cuda.ring import NUM_SLOTS, Ring
 from srstream.errors import DeviceFaultError, EngineError, EngineMemoryError
-
-SHAPE_IN, SHAPES_OUT = (2, 3, 4), ((1, 6, 8), (2, 3, 4))
-DTYPE = np.dtype(np.uint8)
+from tests.support.ring import (
+    DTYPE,
+    POISON,
+    SHAPE_IN,
+    SHAPES_OUT,
+    Outcome,
+    Stressed,
+    is_right,
+    network,
+    run_schedule,
+    stress,
+    stress_host,
+    tile,
+)
 
 
 class Stream:
@@ -51,7 +62,6 @@ class LazyDevice:
         self.streams = []
         self.fail_at, self.fail_running = fail_at, fail_running
         self.num_calls = self.num_run = 0
-        self.most_under_way = 0
         self.num_failures = 0
         self.num_allocated = self.num_captured = 0
         self.is_sealed = False
@@ -160,17 +170,6 @@ class LazyDevice:
         return True
 
 
-def network(planes):
-    """The network of `execute`, in which every output sample depends on every input sample."""
-    total = int(planes.astype(int).sum())
-    return [
-        ((np.arange(np.prod(shape)).reshape(shape) * 7 + total + planes.flat[0]) % 251).astype(
-            DTYPE
-        )
-        for shape in SHAPES_OUT
-    ]
-
-
 def as_memory(buffer):
     """An array at a buffer's address; what becomes of the buffer itself does not matter to it."""
     pointer = ctypes.cast(buffer.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
@@ -184,52 +183,27 @@ def ring_on(device, num_slots=NUM_SLOTS, told=None):
     return ring
 
 
-def tile(seed):
-    return np.random.default_rng(seed).integers(0, 255, SHAPE_IN, dtype=DTYPE)
-
-
-def check(planes, seed):
-    expected = [plane for group in network(tile(seed)) for plane in group]
-    assert len(planes) == len(expected)
-    for made, true in zip(planes, expected, strict=True):
-        assert np.array_equal(made, true)
+def check(planes, number):
+    assert is_right(planes, number)
 
 
 def drive(seed, num_slots, num_tiles, fail_at=frozenset()):
-    """Submit and collect in random order; return the device and the number of refused tiles."""
+    """Submit and collect in random order; return the device, and what became of the tiles."""
     random = np.random.default_rng(seed)
-    device = LazyDevice(random, fail_at)
+    device, outcome = LazyDevice(random, fail_at), Outcome()
     ring = ring_on(device, num_slots)
-    waiting, refused, number = [], 0, 0
-    while number < num_tiles or waiting:
-        if number < num_tiles and (not waiting or random.random() < 0.6):
-            planes = [plane.copy() for plane in tile(number)]
-            try:
-                waiting.append((number, ring.submit(planes)))
-            except EngineError:
-                refused += 1
-            for plane in planes:
-                plane[:] = 0  # the planes belong to the caller again
-            number += 1
-            busy = sum(ticket.slot is not None for _, ticket in waiting)
-            assert busy <= num_slots
-            device.most_under_way = max(device.most_under_way, busy)
-        else:
-            index = 0 if random.random() < 0.7 else int(random.integers(len(waiting)))
-            of, ticket = waiting.pop(index)
-            check(ring.result(ticket), of)
-            with pytest.raises(EngineError, match="collected before"):
-                ring.result(ticket)
+    run_schedule(ring, random, range(num_tiles), outcome)
     ring.close()
+    assert outcome.num_wrong == 0
     assert not any(stream.queue for stream in device.streams)
-    return device, refused
+    return device, outcome
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 14))
 def test_tiles_come_back_each_as_its_own_in_any_schedule(seed, num_slots, num_tiles):
-    _, refused = drive(seed, num_slots, num_tiles)
-    assert refused == 0
+    _, outcome = drive(seed, num_slots, num_tiles)
+    assert outcome.num_refused == 0
 
 
 @settings(max_examples=200, deadline=None)
@@ -240,8 +214,8 @@ def test_tiles_come_back_each_as_its_own_in_any_schedule(seed, num_slots, num_ti
     st.frozensets(st.integers(1, 90), max_size=6),
 )
 def test_failures_cost_their_own_tile_only(seed, num_slots, num_tiles, fail_at):
-    device, refused = drive(seed, num_slots, num_tiles, fail_at)
-    assert refused == device.num_failures
+    device, outcome = drive(seed, num_slots, num_tiles, fail_at)
+    assert outcome.num_refused == device.num_failures
 
 
 @pytest.mark.long
@@ -250,17 +224,17 @@ def test_ten_thousand_schedules_with_failures():
     for seed in range(10_000):
         random = np.random.default_rng([7, seed])
         fail_at = frozenset(random.integers(1, 90, random.integers(0, 4)).tolist())
-        device, count = drive(
+        device, outcome = drive(
             seed, int(random.integers(1, 5)), int(random.integers(1, 12)), fail_at
         )
-        assert count == device.num_failures
-        refused += count
+        assert outcome.num_refused == device.num_failures
+        refused += outcome.num_refused
     assert refused > 1000
 
 
 def test_three_tiles_are_under_way_at_once():
-    device, _ = drive(3, NUM_SLOTS, 40)
-    assert device.most_under_way == NUM_SLOTS
+    _, outcome = drive(3, NUM_SLOTS, 40)
+    assert outcome.most_under_way == NUM_SLOTS
 
 
 def test_upload_compute_and_download_overlap():
@@ -293,6 +267,38 @@ def test_the_fake_finds_a_ring_that_forgets_an_event(broken, monkeypatch):
     with pytest.raises(AssertionError):
         for seed in range(200):
             drive(seed, NUM_SLOTS, 12)
+
+
+def stressed_lazily(forgets=None):
+    """Poison and sleeps, as on a GPU, on the fake device, whose order is random anyway."""
+    lazy = []
+
+    def make():
+        device = LazyDevice(np.random.default_rng(len(lazy)))
+        lazy.append(device)
+        return Stressed(
+            device,
+            lambda stream: None,
+            lambda buffer, stream: device.put(stream, lambda: buffer.fill(POISON)),
+            forgets,
+        )
+
+    def prepare(codes, outputs, stream):
+        return lazy[-1].capture(codes, outputs, stream)
+
+    return stress(make, [prepare], 200)
+
+
+def test_the_stress_of_a_gpu_finds_nothing_wrong_with_the_ring():
+    for outcome in (stressed_lazily(), stress_host(200)):
+        assert outcome.num_tiles > 1000
+        assert (outcome.num_wrong, outcome.num_refused) == (0, 0)
+        assert outcome.most_under_way == 4
+
+
+@pytest.mark.parametrize("forgets", [1, 2])
+def test_the_stress_of_a_gpu_finds_a_stream_that_does_not_wait(forgets):
+    assert stressed_lazily(forgets).num_wrong > 10
 
 
 def test_an_error_on_the_device_is_the_tile_s_own():
