@@ -19,7 +19,8 @@ from srstream.frame import Plane
 from srstream.models.blend import blend_of
 from srstream.models.checkpoint import blended_weights
 from srstream.models.edges import border_of
-from srstream.models.networks import FlatNetwork, Network, blended_network
+from srstream.models.flat_network import FlatNetwork, blended_network
+from srstream.models.networks import Network
 from srstream.models.table import ModelSpec
 
 LIVE_ACTIVATIONS = 4

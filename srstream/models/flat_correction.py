@@ -77,12 +77,19 @@ class Correction:
         return made
 
 
-def correction_of(weights: Weights) -> Correction | None:
-    """Return the correction of a network; None if the network is flat by itself."""
-    return correction_of_graph(weights.spec, graph_tensors(weights))
+def correction_of(weights: Weights, *, lines_multiple: int = 1) -> Correction | None:
+    """Return the correction of a network; None if the network is flat by itself.
+
+    Args:
+        lines_multiple: the number of straight lines of a network on one plane is a multiple of
+            this. Lines that are not needed add nothing.
+    """
+    return correction_of_graph(weights.spec, graph_tensors(weights), lines_multiple=lines_multiple)
 
 
-def correction_of_graph(spec: ModelSpec, tensors: GraphTensors) -> Correction | None:
+def correction_of_graph(
+    spec: ModelSpec, tensors: GraphTensors, *, lines_multiple: int = 1
+) -> Correction | None:
     """Do the same as `correction_of` for tensors in a graph's form."""
     twin = (
         _stack_twin(spec, spec.network, tensors)
@@ -91,7 +98,7 @@ def correction_of_graph(spec: ModelSpec, tensors: GraphTensors) -> Correction | 
     )
     if np.abs(twin.values(_colors(spec))).max() <= NEGLIGIBLE:
         return None
-    return _straight_lines(twin) if spec.form.num_input_planes == 1 else twin
+    return _straight_lines(twin, lines_multiple) if spec.form.num_input_planes == 1 else twin
 
 
 def graph_tensors(weights: Weights) -> GraphTensors:
@@ -205,8 +212,11 @@ def _colors(spec: ModelSpec) -> NDArray[np.float64]:
     return np.concatenate([np.stack([grays, neutral, neutral], axis=1), grid])
 
 
-def _straight_lines(twin: Correction) -> Correction:
-    """Replace a twin of one plane by lines between few knots, found greedily."""
+def _straight_lines(twin: Correction, multiple: int) -> Correction:
+    """Replace a twin of one plane by lines between few knots, found greedily.
+
+    Their number is a multiple of `multiple`; the last ones may be lines of slope 0.
+    """
     values = np.linspace(0.0, LARGEST, 4097)
     wanted = twin.values(values[:, None])
     chosen = [0, len(values) - 1]
@@ -222,6 +232,8 @@ def _straight_lines(twin: Correction) -> Correction:
     slopes = np.diff(wanted[chosen], axis=0) / np.diff(values[chosen])[:, None]
     kernel = np.diff(slopes, axis=0, prepend=0.0).T.astype(np.float32)
     starts = -values[chosen[:-1]].astype(np.float32)
+    unused = -len(starts) % multiple
+    kernel, starts = np.pad(kernel, ((0, 0), (0, unused))), np.pad(starts, (0, unused))
     ones, zeros = np.ones((len(starts), 1), np.float32), np.zeros(len(starts), np.float32)
     offset = wanted[0].astype(np.float32)
 

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from srstream.models.blend import Blend
-from srstream.models.checkpoint import Tensors, Weights, blended_weights
-from srstream.models.flat_correction import Array, Correction, correction_of
+from srstream.models.checkpoint import Tensors, Weights
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack
 
 Planes = tuple[Tensor, ...]
@@ -108,10 +106,10 @@ class UpscalingStack(nn.Module):
         self.register_buffer("anchors", anchors, persistent=False)
 
     def forward(self, lr_BCHW: Tensor) -> Planes:
-        x = _for_layer(lr_BCHW, self.activations[0])
+        x = for_layer(lr_BCHW, self.activations[0])
         for convolution, activation in zip(self.convolutions, self.activations, strict=False):
             x = activation(convolution(x))
-        x = _as(self.convolutions[-1](x), lr_BCHW.dtype)
+        x = in_dtype(self.convolutions[-1](x), lr_BCHW.dtype)
         x = x + lr_BCHW[:, cast(Tensor, self.anchors)]
         groups = self.spec.form.outputs
         channels = x.split([group.num_channels for group in groups], dim=1)
@@ -182,17 +180,16 @@ class Generator(nn.Module):
 
     def forward(self, lr_BCHW: Tensor) -> Planes:
         x = self.features(lr_BCHW)
+        moved = before_shuffles(self)
         last = len(self.upsampling) - 1
-        for step, (convolution, activation) in enumerate(
-            zip(self.upsampling, self.upsampling_activations, strict=True)
-        ):
-            slopes = cast(nn.PReLU, activation).weight.repeat_interleave(4)
+        for step, convolution in enumerate(self.upsampling):
+            slopes = moved[f"upsampling_activations.{step}.weight"]
             x = functional.prelu(convolution(x), slopes)
             if step < last:
                 x = functional.pixel_shuffle(x, 2)
-        kernel, bias = tail_before_shuffle(self.tail.weight, cast(Tensor, self.tail.bias))
+        kernel, bias = moved["tail.weight"], moved["tail.bias"]
         x = functional.pixel_shuffle(functional.conv2d(x, kernel, bias, padding=2), 2)
-        return (0.5 * (torch.tanh(_as(x, lr_BCHW.dtype)) + 1.0),)
+        return (0.5 * (torch.tanh(in_dtype(x, lr_BCHW.dtype)) + 1.0),)
 
     def forward_as_drawn(self, lr_BCHW: Tensor) -> Planes:
         """Compute the same in the paper's order, as the reference for `forward`."""
@@ -205,24 +202,42 @@ class Generator(nn.Module):
 
     def features(self, lr_BCHW: Tensor) -> Tensor:
         """Return the output of head, blocks and long skip, (B, channels, H, W)."""
-        given = _for_layer(2 * lr_BCHW - 1 if self.signed_input else lr_BCHW, self.head)
+        given = for_layer(2 * lr_BCHW - 1 if self.signed_input else lr_BCHW, self.head)
         x = self.head(given)
         if self.head.weight.dtype != self.head_activation.weight.dtype:
-            x = _for_layer(x, self.head_activation)
+            x = for_layer(x, self.head_activation)
         x = start = self.head_activation(x)
         for block in self.blocks:
             x = block(x)
         return cast(Tensor, start + self.body_norm(self.body(x)))
 
 
-def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a tensor in this dtype. If it has it, nothing is added to an exported graph."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
-def _for_layer(x: Tensor, layer: nn.Module) -> Tensor:
+def for_layer(x: Tensor, layer: nn.Module) -> Tensor:
     """Return a tensor in the dtype of a layer's parameters."""
-    return _as(x, cast(Tensor, layer.weight).dtype)
+    return in_dtype(x, cast(Tensor, layer.weight).dtype)
+
+
+def before_shuffles(generator: Generator) -> dict[str, Tensor]:
+    """Return the tensors that `Generator.forward` applies before the shuffles, by their names.
+
+    An activation has a slope for each channel there, and the last convolution is 5x5.
+    """
+    moved = {
+        f"upsampling_activations.{step}.weight": cast(
+            nn.PReLU, activation
+        ).weight.repeat_interleave(4)
+        for step, activation in enumerate(generator.upsampling_activations)
+    }
+    tail = generator.tail
+    moved["tail.weight"], moved["tail.bias"] = tail_before_shuffle(
+        tail.weight, cast(Tensor, tail.bias)
+    )
+    return moved
 
 
 def tail_before_shuffle(kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -359,87 +374,3 @@ def network_from_weights(weights: Weights) -> Network:
         {name: torch.from_numpy(array.copy()) for name, array in weights.tensors.items()}
     )
     return network.eval().requires_grad_(False)
-
-
-def blended_network(blend: Blend, spec: ModelSpec) -> "Network | FlatNetwork":
-    """Make the folded network of a blend (see `blended_weights`), flat on flat pictures."""
-    weights = blended_weights(blend, spec)
-    network, correction = network_from_weights(weights), correction_of(weights)
-    return network if correction is None else FlatNetwork(network, correction)
-
-
-class FlatNetwork(nn.Module):
-    """A network with the correction that keeps flat pictures flat (`models/flat_correction.py`)."""
-
-    def __init__(self, network: Network, correction: Correction) -> None:
-        super().__init__()
-        self.spec = network.spec
-        self.network = network
-        self._correction = correction
-        ops = _BuildingOps()
-        correction.apply(ops, torch.zeros(1, self.spec.form.num_input_planes, 1, 1))
-        self.layers = nn.ModuleList(ops.layers)
-        self.eval().requires_grad_(False)
-
-    def forward(self, lr_BCHW: Tensor) -> Planes:
-        groups = self.spec.form.outputs
-        channels = self._correction.apply(_RunningOps(self.layers), lr_BCHW)
-        parts = channels.split([group.num_channels for group in groups], dim=1)
-        return tuple(
-            made + _as(functional.pixel_shuffle(part, group.scale), made.dtype)
-            for made, part, group in zip(self.network(lr_BCHW), parts, groups, strict=True)
-        )
-
-
-class _TorchOps:
-    """The weightless operations of `models.flat_correction.Ops`, on (B, channels, H, W)."""
-
-    def tanh(self, x: Tensor) -> Tensor:
-        return torch.tanh(x)
-
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + y
-
-    def twice(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x
-
-
-class _BuildingOps(_TorchOps):
-    """Operations that create a layer each time they are called."""
-
-    def __init__(self) -> None:
-        self.layers: list[nn.Module] = []
-
-    def dense(self, x: Tensor, kernel: Array, bias: Array) -> Tensor:
-        num_out, num_in = kernel.shape
-        layer = nn.Conv2d(num_in, num_out, 1)
-        layer.load_state_dict(
-            {"weight": torch.tensor(kernel)[:, :, None, None], "bias": torch.tensor(bias)}
-        )
-        return self._added(layer, x)
-
-    def prelu(self, x: Tensor, slopes: Array) -> Tensor:
-        layer = nn.PReLU(slopes.size)
-        layer.load_state_dict({"weight": torch.tensor(slopes.ravel())})
-        return self._added(layer, x)
-
-    def _added(self, layer: nn.Module, x: Tensor) -> Tensor:
-        self.layers.append(layer)
-        return cast(Tensor, layer(x))
-
-
-class _RunningOps(_TorchOps):
-    """Operations that use the layers in the order in which they were created."""
-
-    def __init__(self, layers: nn.ModuleList) -> None:
-        self._layers = iter(layers)
-
-    def dense(self, x: Tensor, kernel: Array, bias: Array) -> Tensor:
-        return self._next(x)
-
-    def prelu(self, x: Tensor, slopes: Array) -> Tensor:
-        return self._next(x)
-
-    def _next(self, x: Tensor) -> Tensor:
-        layer = next(self._layers)
-        return cast(Tensor, layer(_for_layer(x, layer)))

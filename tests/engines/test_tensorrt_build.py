@@ -8,10 +8,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from srstream.config import ModelConfig
 from srstream.engines.cache import EngineCache
+from srstream.engines.tensorrt import weights
 from srstream.engines.tensorrt.build import build_engine, exported, tensorrt_input, versions
 from srstream.engines.tensorrt.engine import SIDES
+from srstream.engines.tensorrt.weights import architecture_sha256, engine_tensors, weight_names
 from srstream.errors import EngineError
+from srstream.models.blend import blend_of
+from srstream.models.flat_network import blended_network
 from srstream.models.networks import fold, training_network
 from srstream.models.table import MODELS
 from tests.support import tensorrt_shim
@@ -95,3 +100,69 @@ def test_a_built_engine_is_kept_under_the_versions_that_built_it(tmp_path):
         raise AssertionError("built twice")
 
     assert cache.get(key, never) == first
+
+
+# --- other weights in an engine that is there ----------------------------------------------------
+
+NUM_ACTIVATIONS = {"fast": 7, "balanced": 7, "srgan": 19}
+NUM_CORRECTING = {"fast": 2 * 2 + 1, "balanced": 8 * 2 + 7, "srgan": 39 * 2 + 19}
+"""Tensors of the correction for flat pictures: two for each sum, one for each activation."""
+
+
+def blend(name, restore):
+    spec = MODELS[name]
+    return blended_network(blend_of(ModelConfig(name=name, restore=restore), spec), spec).half()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_tensor_is_found_in_the_layers_of_another_blend(name):
+    """The names are found with random numbers, and hold for weights that were not looked at."""
+    names = weight_names(blend(name, 0.25), SIDES[0])
+    tensors = engine_tensors(blend(name, 0.75))
+    assert architecture_sha256(blend(name, 0.25)) == architecture_sha256(blend(name, 0.75))
+    found = {source for source in names.values() if source is not None}
+    assert found == tensors.keys()
+    assert len(found) == (2 * NUM_CONVOLUTIONS[name] + NUM_ACTIVATIONS[name] + NUM_CORRECTING[name])
+    layers = weights._weights_in_layers(blend(name, 0.75), SIDES[0])
+    assert layers.keys() == names.keys()
+    for weight, source in names.items():
+        if source is None:
+            assert layers[weight].dtype != torch.float16 or layers[weight].numel() == 1
+        else:
+            assert torch.equal(layers[weight].flatten(), tensors[source].flatten())
+
+
+def test_a_tensor_that_is_computed_with_is_not_taken_for_a_weight(monkeypatch):
+    """Such an engine would keep the old product."""
+    network = blend("fast", 0.0)
+    forward = type(network).forward
+
+    def scaled(self, lr):
+        return tuple(plane * self.activations[0].weight.sum() for plane in forward(self, lr))
+
+    monkeypatch.setattr(type(network), "forward", scaled)
+    with pytest.raises(EngineError, match="none of the network's tensors"):
+        weight_names(network, SIDES[-1])
+
+
+class StopHereError(Exception):
+    """The engine's settings are known."""
+
+
+@pytest.mark.parametrize("refittable", [False, True])
+def test_an_engine_is_asked_to_be_refittable(refittable, tmp_path, monkeypatch):
+    """RTX's builder cannot go on from here: it compiles such engines on the device."""
+    import tensorrt
+    from torch_tensorrt.dynamo.conversion._TRTInterpreter import TRTInterpreter
+
+    configure, flags = TRTInterpreter._populate_trt_builder_config, []
+
+    def and_stop(self, *given):
+        config = configure(self, *given)
+        flags.append(config.get_flag(tensorrt.BuilderFlag.REFIT))
+        raise StopHereError
+
+    monkeypatch.setattr(TRTInterpreter, "_populate_trt_builder_config", and_stop)
+    with pytest.raises(EngineError):
+        build_engine(blend("fast", 0.5), SIDES[-1], tmp_path, refittable=refittable)
+    assert flags == [refittable]

@@ -19,6 +19,7 @@ from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout
 from srstream.models.checkpoint import load_weights
 from srstream.models.edges import border_of
 from srstream.models.flat_correction import KNOT_ERROR, correction_of
+from srstream.models.flat_network import FlatNetwork
 from srstream.models.networks import network_from_weights
 from srstream.models.table import (
     ModelSpec,
@@ -62,6 +63,18 @@ def test_the_correction_is_what_a_network_makes_of_flat_pictures(form, tmp_path)
     assert np.abs(wanted).max() > 0.02
     tolerance = 1e-5 if form != "luma" else 1.5 * KNOT_ERROR
     assert np.abs(correction.values(colors) - wanted).max() < tolerance
+
+
+@pytest.mark.parametrize("multiple", [16, 64])
+def test_lines_that_only_fill_up_add_nothing(multiple, tmp_path):
+    path = model_network(tmp_path / "made.onnx", SPECS["luma"], flat=False)
+    weights = load_weights(path.with_suffix(".safetensors"), SPECS["luma"])
+    colors = np.linspace(0.0, 1.0, 40)[:, None]
+    plain, filled = (correction_of(weights, lines_multiple=m) for m in (1, multiple))
+    assert plain is not None and filled is not None
+    assert np.array_equal(plain.values(colors), filled.values(colors))
+    layers = FlatNetwork(network_from_weights(weights), filled).layers
+    assert layers[0].weight.shape[0] % multiple == 0
 
 
 @pytest.mark.parametrize("form", ["luma", "yuv420", "rgb_stack"])

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from srstream.engines.contract import Affine, TileFormat
-from srstream.models.networks import FlatNetwork, Generator, Network
+from srstream.models.flat_network import FlatNetwork
+from srstream.models.networks import Generator, Network
 from srstream.models.table import COLOR_FORMS, ColorFormName
 
 HALF_BITS = 10

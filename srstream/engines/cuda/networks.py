@@ -8,7 +8,8 @@ import torch
 
 from srstream.engines.cuda.half import HALF_BITS, in_half_precision
 from srstream.models.blend import Blend
-from srstream.models.networks import FlatNetwork, Network, blended_network
+from srstream.models.flat_network import FlatNetwork, blended_network
+from srstream.models.networks import Network
 from srstream.models.table import ModelSpec
 
 

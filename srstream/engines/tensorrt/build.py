@@ -10,7 +10,6 @@ and the engine is tuned for the longest, so a new resolution never needs a new e
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +25,8 @@ from srstream.engines.cache import private_folder
 from srstream.engines.faults import engine_error
 from srstream.errors import EngineError, first_line
 from srstream.installing import install_command
-from srstream.models import flat_correction, networks, subpixel_tail
-from srstream.models.networks import FlatNetwork, Network
+from srstream.models.flat_network import FlatNetwork
+from srstream.models.networks import Network
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +78,13 @@ def tensorrt_input(network: Network | FlatNetwork, max_side: int) -> Any:
     )
 
 
-def build_engine(network: Network | FlatNetwork, max_side: int, folder: Path) -> bytes:
+def build_engine(
+    network: Network | FlatNetwork, max_side: int, folder: Path, *, refittable: bool = False
+) -> bytes:
     """Build and serialize the engine, which takes seconds to minutes.
 
     Args:
+        refittable: whether the engine can take other weights later. TensorRT then fuses less.
         folder: a folder that only this user can write to. TensorRT reads its measurements of
             kernels from there and adds to them. By default that is a file in the temporary folder,
             where anybody can put one.
@@ -98,6 +100,7 @@ def build_engine(network: Network | FlatNetwork, max_side: int, folder: Path) ->
                 exported(network, max_side),
                 arg_inputs=[tensorrt_input(network, max_side)],
                 require_full_compilation=True,
+                immutable_weights=not refittable,
                 timing_cache_path=str(private / TIMING_CACHE),
             )
     except Exception as error:  # torch-tensorrt raises any exception of its layers
@@ -121,18 +124,6 @@ def _private(folder: Path) -> Iterator[Path]:
             yield Path(temporary)
         return
     yield folder
-
-
-def graph_sha256() -> str:
-    """Return a hash of everything in srstream that determines the graph of given weights.
-
-    It is that of the source code: tracing the graph itself takes seconds for each engine.
-    """
-    hashed = hashlib.sha256()
-    for file in (networks.__file__, flat_correction.__file__, subpixel_tail.__file__, __file__):
-        assert file is not None
-        hashed.update(Path(file).read_bytes())
-    return hashed.hexdigest()
 
 
 def versions() -> dict[str, str]:

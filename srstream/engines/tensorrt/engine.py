@@ -1,8 +1,9 @@
 """TensorRT on NVIDIA GPUs: half precision, with upload, compute and download at the same time.
 
-A network is built into TensorRT's engine once (`build.py`) and cached (`engines/cache.py`).
-TensorRT's own runtime (`runtime.py`) runs it on the compute stream of the ring of slots that all
-engines for NVIDIA GPUs share (`engines/cuda/`). A session has one context, and one thread uses it.
+A network is built into TensorRT's engine once (`build.py`) and cached for all weights of its
+architecture (`engines.py`, `weights.py`). TensorRT's own runtime (`runtime.py`) runs it on the
+compute stream of the ring of slots that all engines for NVIDIA GPUs share (`engines/cuda/`). A
+session has one context, and one thread uses it.
 
 PyTorch runs what the engines are not built for: tiles under `MIN_SIDE`, and codes of more bits than
 half precision holds.
@@ -10,15 +11,15 @@ half precision holds.
 
 from __future__ import annotations
 
-import logging
+import weakref
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from platformdirs import user_cache_dir
 
 from srstream.config import EngineConfig, ModelConfig
-from srstream.engines.cache import EngineCache, Key
+from srstream.engines.cache import Key
 from srstream.engines.contract import Capabilities, OnDone, TileFormat
 from srstream.engines.cuda.availability import check_cuda
 from srstream.engines.cuda.device import CudaDevice, free_cached_memory, queued
@@ -28,20 +29,19 @@ from srstream.engines.cuda.session import RingSession
 from srstream.engines.faults import device_errors
 from srstream.engines.tensorrt.build import (
     MIN_SIDE,
-    build_engine,
-    graph_sha256,
     import_torch_tensorrt,
     versions,
 )
-from srstream.engines.tensorrt.runtime import BuiltNetwork, deserialized
+from srstream.engines.tensorrt.engines import TensorRtEngines
+from srstream.engines.tensorrt.runtime import BuiltNetwork
+from srstream.engines.tensorrt.weights import graph_sha256
 from srstream.errors import EngineError, EngineMemoryError
-from srstream.models.blend import blend_of
+from srstream.models.blend import Blend, blend_of
 from srstream.models.checkpoint import blended_weights
 from srstream.models.edges import border_of
-from srstream.models.networks import blended_network
+from srstream.models.flat_network import FlatNetwork, blended_network
+from srstream.models.networks import Network
 from srstream.models.table import ModelSpec
-
-logger = logging.getLogger(__name__)
 
 SIDES = (768, 544, 384, 272, 192, 136)
 """Longest sides for which engines are built; each has half the area of the previous one."""
@@ -51,10 +51,6 @@ LIVE_ACTIVATIONS = 2
 """Feature maps of the widest layer that exist at once: its input and its output."""
 
 SHARE_OF_FREE_MEMORY = 0.8
-
-SHARE_TO_KEEP = 0.5
-"""Share of the device's memory that must be free for a built engine to be kept. With less, TensorRT
-leaves out kernels that it cannot try, and the engine would be slow for good."""
 
 
 class TensorRtEngine:
@@ -71,18 +67,17 @@ class TensorRtEngine:
         check_cuda("tensorrt")
         import_torch_tensorrt()
         true_float32()
-        blend = blend_of(model, spec)
+        self._spec = spec
+        self._blend = blend = blend_of(model, spec)
         self.index = torch.cuda.current_device()
         self.device = CudaDevice(self.index)
+        self._sessions: weakref.WeakSet[RingSession] = weakref.WeakSet()
         with device_errors("the GPU cannot be used"):
-            self._network = blended_network(blend, spec).half().to(self.device.device)
+            network = self._network_of(blend)
         self._torch_networks = DeviceNetworks(blend, spec, self.device.device, torch.float16)
-        self._cache = EngineCache(Path(user_cache_dir("srstream")) / "tensorrt")
-        self._built: dict[int, Any] = {}
         major, minor = torch.cuda.get_device_capability(self.index)
-        self._key: dict[str, str | int] = {
+        key: Key = {
             "model": spec.name,
-            "weights_sha256": blend.sha256,
             "dtype": "float16",
             "graph_sha256": graph_sha256(),
             "batch": 1,
@@ -91,6 +86,8 @@ class TensorRtEngine:
             "compute_capability": f"{major}.{minor}",
             **versions(),
         }
+        folder = Path(user_cache_dir("srstream")) / "tensorrt"
+        self._engines = TensorRtEngines(network, blend.sha256, key, folder)
         bytes_per_pixel = (
             BYTES_PER_ACTIVATION * max(spec.network.activation_channels, 16) * LIVE_ACTIVATIONS
         )
@@ -124,16 +121,54 @@ class TensorRtEngine:
         rows, columns = tile.shape
         try:
             with device_errors(f"the GPU cannot compute tiles of {rows}x{columns}"):
-                return self._session(tile, on_done)
+                session = self._session(tile, on_done)
         except EngineMemoryError as error:
             free_cached_memory()
             raise EngineMemoryError(
                 f"the GPU has no memory for tiles of {rows}x{columns}"
             ) from error
+        self._sessions.add(session)
+        return session
+
+    def refit(self, model: ModelConfig) -> bool:
+        """Exchange the weights, also in all open sessions, without building anything anew.
+
+        Returns:
+            False, with nothing changed, if the new network has other layers, or TensorRT cannot
+            exchange the weights of an engine that is open; then open another engine.
+
+        Raises:
+            EngineError: a session has tiles in flight, which would be computed with both; or
+                TensorRT does not take the weights, and the old ones stay.
+            DeviceFaultError: TensorRT does not take the old weights either.
+            WeightsError: the new weights cannot be used; the old ones stay.
+        """
+        if not all(session.is_idle for session in self._sessions):
+            raise EngineError("weights cannot be exchanged while tiles are in the engine")
+        blend = blend_of(model, self._spec)
+        with device_errors("the GPU cannot take other weights"):
+            network = self._network_of(blend)
+            if not self._engines.can_take(network) or not self._torch_networks.refit(blend):
+                return False
+            try:
+                self._engines.refit(network, blend.sha256)
+            except Exception:
+                self._torch_networks.refit(self._blend)
+                raise
+            torch.cuda.current_stream(self.device.device).synchronize()
+        self._blend = blend
+        self.capabilities = replace(
+            self.capabilities,
+            weights=blend.path,
+            weights_sha256=blend.sha256,
+            border=border_of(blended_weights(blend, self._spec)),
+            mixes_sets=blend.mixes_sets,
+        )
+        return True
 
     def close(self) -> None:
         """Free the engines and PyTorch's cached device memory."""
-        self._built.clear()
+        self._engines.close()
         self._torch_networks.close()
         free_cached_memory()
 
@@ -145,40 +180,14 @@ class TensorRtEngine:
             program = TileProgram(network, tile, can.color_form, device.device)
             return RingSession(tile, can.form, device, device.prepare(program), on_done)
         side = min(side for side in SIDES if side >= max(tile.shape))
-        built = BuiltNetwork(self._engine(side), tile.shape, device.device)
+        built = BuiltNetwork(self._engines.for_side(side), tile.shape, device.device)
         program = TileProgram(built, tile, can.color_form, device.device)
         session = RingSession(tile, can.form, device, queued(program), on_done)
         session.warm_up()
         return session
 
-    def _engine(self, side: int) -> Any:
-        """Build or load TensorRT's engine for tiles of up to `side` x `side`."""
-        if side not in self._built:
-            key: Key = {**self._key, "max_side": side}
-            content = self._cache.load(key) or self._built_now(key, side)
-            engine = deserialized(content)
-            if engine is None:  # this driver rejects it, although the key is right
-                self._cache.forget(key)
-                engine = deserialized(self._built_now(key, side))
-            if engine is None:
-                raise EngineError("TensorRT rejects the engine that it has just built")
-            self._built[side] = engine
-        return self._built[side]
-
-    def _built_now(self, key: Key, side: int) -> bytes:
-        """Build the engine, and keep it unless the device's memory was short."""
-        free_cached_memory()
-        free, total = torch.cuda.mem_get_info(self.index)
-        content = build_engine(self._network, side, self._cache.folder)
-        if free >= SHARE_TO_KEEP * total:
-            self._cache.save(key, content)
-        else:
-            logger.warning(
-                "the GPU had %.1f of %.1f GiB free, so the engine may be slow and is not kept",
-                free / 2**30,
-                total / 2**30,
-            )
-        return content
+    def _network_of(self, blend: Blend) -> Network | FlatNetwork:
+        return blended_network(blend, self._spec).half().to(self.device.device)
 
 
 def longest_side(free_bytes: int, bytes_per_pixel: int) -> int:

@@ -1,8 +1,8 @@
-"""TensorRT's own runtime: a built engine, and a context that runs it for tiles of one shape."""
+"""TensorRT's own runtime: a built engine, its weights, and a context for tiles of one shape."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,61 @@ def deserialized(content: bytes) -> Any | None:
 
     runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR))
     return runtime.deserialize_cuda_engine(content)
+
+
+def refit_fault(engine: Any, names: Mapping[str, str | None]) -> str | None:
+    """Return why the engine cannot take other weights; None if it can take all of them.
+
+    A builder may fold weights into others, and then does not list them. TensorRT 11.3 drops some
+    biases of refittable engines without listing them ("Known Issues" of its release notes).
+
+    Args:
+        names: see `weights.weight_names`.
+    """
+    import tensorrt
+
+    if not engine.refittable:
+        return "TensorRT says that it is not refittable"
+    refitter = _refitter(engine)
+    listed = set(refitter.get_all_weights())
+    if lost := sorted(name for name, source in names.items() if source and name not in listed):
+        return f"TensorRT does not list {len(lost)} of its weights, such as {lost[0]!r}"
+    for name in sorted(listed - names.keys()):  # integers are shapes and indices
+        if refitter.get_weights_prototype(name).dtype == tensorrt.DataType.HALF:
+            return f"TensorRT lists weights that the network does not have, such as {name!r}"
+    return None
+
+
+def refit(engine: Any, names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Exchange an engine's weights. Its contexts stay valid, but none may be running.
+
+    Args:
+        names: the name in `tensors` of each of the engine's weights, by its name in the engine.
+
+    Raises:
+        EngineError: TensorRT does not take them. Some may have been exchanged already.
+    """
+    import tensorrt
+
+    refitter = _refitter(engine)
+    held = {}  # TensorRT reads the numbers as late as in `refit_cuda_engine`
+    for name, source in names.items():
+        held[name] = tensors[source].detach().half().cpu().contiguous()
+        weights = tensorrt.Weights(
+            tensorrt.DataType.HALF, held[name].data_ptr(), held[name].numel()
+        )
+        if not refitter.set_named_weights(name, weights):
+            raise EngineError(f"TensorRT does not take {source!r} as {name!r}")
+    if missing := refitter.get_missing_weights():
+        raise EngineError(f"TensorRT asks for {len(missing)} more weights, such as {missing[0]!r}")
+    if not refitter.refit_cuda_engine():
+        raise EngineError("TensorRT cannot exchange the engine's weights")
+
+
+def _refitter(engine: Any) -> Any:
+    import tensorrt
+
+    return tensorrt.Refitter(engine, tensorrt.Logger(tensorrt.Logger.ERROR))
 
 
 class BuiltNetwork:

@@ -16,7 +16,7 @@ from srstream.engines.tiles import choose_tiles
 from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import EngineError, EngineMemoryError
 from srstream.models.blend import blend_of
-from srstream.models.networks import FlatNetwork, blended_network
+from srstream.models.flat_network import FlatNetwork, blended_network
 from srstream.models.table import available_models, model_spec
 from tests.engines.cuda.test_half import picture
 from tests.support.enhancer import HEIGHT, WIDTH, YUV420, noise_frame, output, video

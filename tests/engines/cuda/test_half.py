@@ -20,7 +20,7 @@ from srstream.engines.table import open_engine
 from srstream.engines.tensorrt.engine import SIDES, longest_side
 from srstream.errors import EngineError
 from srstream.models.blend import blend_of
-from srstream.models.networks import blended_network
+from srstream.models.flat_network import blended_network
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack, available_models, model_spec
 from srstream.quality import psnr
 from tests.support.networks import model_network

@@ -3,121 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import TileFormat
-from srstream.engines.cuda.host import HostDevice
-from srstream.engines.tensorrt import build
+from srstream.engines.tensorrt import build, weights
 from srstream.engines.tensorrt import engine as tensorrt_engine
-from srstream.engines.tensorrt.engine import SIDES, TensorRtEngine
 from srstream.engines.tensorrt.runtime import BuiltNetwork
 from srstream.errors import EngineError, EngineMemoryError
-from srstream.models.table import model_spec
-
-GIB = 1 << 30
-
-
-class Context:
-    """An execution context, which computes nothing."""
-
-    def __init__(self, engine):
-        self.engine, self.calls = engine, []
-
-    def set_input_shape(self, name, shape):
-        self.calls.append(("shape", shape))
-        self.shape = shape
-        return max(shape[2:]) <= self.engine.max_side
-
-    def update_device_memory_size_for_shapes(self):
-        self.calls.append(("size",))
-        return 64 * self.shape[2] * self.shape[3]
-
-    def set_device_memory(self, address, num_bytes):
-        self.calls.append(("memory", num_bytes))
-
-    def get_tensor_shape(self, name):
-        return (1, 1, 4 * self.shape[2], 4 * self.shape[3])
-
-    def set_tensor_address(self, name, address):
-        return True
-
-    def execute_async_v3(self, stream):
-        return True
-
-
-class Engine:
-    def __init__(self, max_side=SIDES[0], has_memory=True):
-        self.max_side, self.has_memory = max_side, has_memory
-        self.num_io_tensors, self.strategies = 2, []
-
-    def get_tensor_name(self, index):
-        return ("in", "out")[index]
-
-    def get_tensor_mode(self, name):
-        return name
-
-    def get_tensor_shape(self, name):
-        return (1, 1, -1, -1)
-
-    def create_execution_context(self, strategy):
-        self.strategies.append(strategy)
-        self.context = Context(self)
-        return self.context if self.has_memory else None
-
-
-@pytest.fixture
-def tensorrt(monkeypatch):
-    module: Any = ModuleType("tensorrt")
-    module.__spec__ = ModuleSpec("tensorrt", None)
-    module.TensorIOMode = SimpleNamespace(INPUT="in")
-    strategies = SimpleNamespace(USER_MANAGED="user managed")
-    module.ExecutionContextAllocationStrategy = strategies
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    return module
-
-
-@pytest.fixture
-def machine(tensorrt, monkeypatch, tmp_path):
-    """A machine on which TensorRT "builds" engines; `free` is the device's free memory."""
-    state = SimpleNamespace(free=70 * GIB, built=[], error=None, folder=tmp_path / "srstream")
-
-    def convert(exported, **options):
-        state.built.append(options)
-        if state.error is not None:
-            raise state.error
-        return b"an engine"
-
-    dynamo = SimpleNamespace(convert_exported_program_to_serialized_trt_engine=convert)
-    fake = SimpleNamespace(dynamo=dynamo, Input=lambda **given: given)
-    monkeypatch.setattr(build, "import_torch_tensorrt", lambda: fake)
-    monkeypatch.setattr(tensorrt_engine, "import_torch_tensorrt", lambda: fake)
-    monkeypatch.setattr(tensorrt_engine, "versions", lambda: {"tensorrt": "11.4"})
-    monkeypatch.setattr(tensorrt_engine, "check_cuda", lambda name: None)
-    monkeypatch.setattr(tensorrt_engine, "CudaDevice", lambda index: HostDevice())
-    monkeypatch.setattr(tensorrt_engine, "deserialized", lambda content: Engine())
-    monkeypatch.setattr(tensorrt_engine, "user_cache_dir", lambda name: str(state.folder))
-    monkeypatch.setattr(tensorrt_engine, "queued", lambda program: HostDevice().prepare(program))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA Recorder")
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (state.free, 80 * GIB))
-    monkeypatch.setattr(
-        torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0), raising=False
-    )
-    return state
-
-
-def opened():
-    return TensorRtEngine(EngineConfig(), ModelConfig(name="fast"), model_spec("fast"))
+from tests.engines.tensorrt.recorder import GIB, Engine, opened
 
 
 def test_a_context_works_in_memory_for_its_own_shape(tensorrt):
@@ -221,4 +118,4 @@ def test_an_engine_is_built_anew_when_the_graph_s_code_has_changed(machine, monk
     monkeypatch.setattr(tensorrt_engine, "graph_sha256", lambda: "another")
     opened().open_session(TileFormat((40, 64), 8))
     assert len(machine.built) == 2
-    assert len(build.graph_sha256()) == 64
+    assert len(weights.graph_sha256()) == 64
