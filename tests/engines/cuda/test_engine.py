@@ -143,12 +143,14 @@ def test_tiles_are_sized_by_free_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("bits", [8, 12])
-@pytest.mark.parametrize("name", ["balanced", pytest.param("srgan", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "name", ["fast", "balanced", pytest.param("srgan", marks=pytest.mark.long)]
+)
 def test_refitted_weights_give_what_an_engine_of_their_own_gives(name, bits):
     """The blends of a knob share their layers, so a session keeps its graphs."""
     spec = model_spec(name)
     tile = tile_format(spec, (16, 24), bits)
-    planes = picture(tile.shape, bits, 3)
+    planes = picture(tile.shape, bits, spec.form.num_input_planes)
     engine = engine_of(ModelConfig(name=name, restore=0.25))
     refittable: Refittable = engine
     assert isinstance(refittable, Refittable)
