@@ -175,7 +175,9 @@ def train_all(given: argparse.Namespace) -> None:
     for name in reduced:
         tell(f"{name}: its checkpoint does not fit; only the averaged weights come, which end it")
     if problems:
-        raise UsageError(f"{len(problems)} of {len(given.order)} runs failed; see {OUTPUT} above")
+        raise UsageError(
+            f"{len(problems)} of {len(given.order)} runs failed; what was said above tells why"
+        )
 
 
 def run_in_a_process(name: str, folder: Path, until: float) -> str | None:

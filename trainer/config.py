@@ -326,6 +326,21 @@ class RunSection(Section):
         description="for the forward and backward pass; auto uses bf16 where the machine computes "
         "with it",
     )
+    crops: Literal["host", "device"] = Field(
+        default="host",
+        description="where patches are cut; device: all planes lie there, for a GPU that would "
+        "wait for the host; the batches are the same",
+    )
+    cuda_graph: bool = Field(
+        default=True,
+        description="with CUDA and crops on the device: an iteration is one CUDA graph",
+    )
+    read_iterations: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="losses are looked at every so many iterations; a GPU is waited for each time",
+    )
     clock: Literal["wall", "cpu"] = Field(
         default="wall",
         description="clock for a stage's hours and the validations; cpu: time on a core, "

@@ -135,4 +135,8 @@ def restore(
             moments.setdefault(int(index), {})[moment] = value
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter).copy_(value)  # for fused kernels
     torch.set_rng_state(tensors["random.torch"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from srstream.models.table import ColorFormName
 from trainer.config import AugmentationSection
@@ -71,6 +72,10 @@ class Augmentation:
 
     def __init__(self, section: AugmentationSection, color: ColorFormName) -> None:
         self.section, self.color = section, color
+        self._tones = np.cumsum([section.dark_share, section.bright_share, section.wide_share])
+        self._roundings = np.cumsum(
+            [section.unrounded_share, section.full_range_share, section.ten_bit_share]
+        )
 
     def draw(self, random: np.random.Generator) -> Change:
         """What is to be done to the next patch."""
@@ -91,17 +96,13 @@ class Augmentation:
 
     def _tone(self, random: np.random.Generator) -> Tone | None:
         """Draw a tone; None leaves the patch unchanged."""
-        section = self.section
-        shares = section.dark_share, section.bright_share, section.wide_share
-        drawn = _drawn(shares, random)
+        drawn = _drawn(self._tones, random)
         black, white = (random.uniform(*end) for end in list(TONES.values())[drawn or 0])
         return None if drawn is None else Tone.between(black, white, self.color)
 
     def _step(self, random: np.random.Generator) -> tuple[float, float] | None:
         """Draw the steps between codes of luma and of chroma; None does not round."""
-        section = self.section
-        shares = section.unrounded_share, section.full_range_share, section.ten_bit_share
-        drawn = _drawn(shares, random)
+        drawn = _drawn(self._roundings, random)
         if drawn == 0:
             return None
         if self.color == "rgb":
@@ -125,7 +126,7 @@ def _to_steps(values: Values, step: float, origin: float) -> Values:
     return np.asarray(origin + step * steps, np.float32)
 
 
-def _drawn(shares: tuple[float, ...], random: np.random.Generator) -> int | None:
+def _drawn(cumulative: NDArray[np.float64], random: np.random.Generator) -> int | None:
     """Draw the index of one of the shares, or None for the remainder."""
-    index = int(np.searchsorted(np.cumsum(shares), random.random(), side="right"))
-    return index if index < len(shares) else None
+    index = int(np.searchsorted(cumulative, random.random(), side="right"))
+    return index if index < len(cumulative) else None

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -125,8 +125,8 @@ class Batch(NamedTuple):
     lr_BCHW: Tensor
     hr: tuple[Tensor, ...]
     shifted: Shifted | None = None
-    knob: float | None = None
-    """The position of `--restore` that the batch is for."""
+    knob: float | Tensor | None = None
+    """The position of `--restore` that the batch is for; of batches cut on a device, a scalar."""
 
 
 def find_pictures(folder: Path) -> list[Path]:
@@ -246,8 +246,15 @@ class PatchSampler:
         self.augmentation = augmentation
         self.outlines = outlines_of(pairs)
         self._areas = np.array([np.prod(o.shape) for o in self.outlines], dtype=np.float64)
+        self._cumulative_shares = [np.cumsum(o.shares) / sum(o.shares) for o in self.outlines]
         self._severities = np.array([outline.severity for outline in self.outlines])
         self._random = np.random.Generator(np.random.PCG64(seed))
+
+    def draw(self) -> Draw:
+        """Draw the patches of the next batch; for what cuts them itself, and reads any pair."""
+        knob = float(self._random.random()) if self.knobs else None
+        cumulative_area = self._cumulative_area(knob)
+        return Draw(knob, [self._place(cumulative_area) for _ in range(self.batch_size)])
 
     def next_batch(self) -> Batch:
         knob = float(self._random.random()) if self.knobs else None
@@ -258,8 +265,12 @@ class PatchSampler:
         shifted = self._shifted(patches) if self.shifts else None
         return Batch(lr_BCHW, tuple(_to_batch(group) for group in groups), shifted, knob)
 
+    def generator_state(self) -> dict[str, Any]:
+        """Return the state of the generator that all draws are from."""
+        return dict(self._random.bit_generator.state)
+
     def state(self) -> str:
-        return json.dumps(self._random.bit_generator.state)
+        return json.dumps(self.generator_state())
 
     def set_state(self, state: str) -> None:
         self._random.bit_generator.state = json.loads(state)
@@ -291,20 +302,19 @@ class PatchSampler:
             "still where they were?"
         )
 
-    def _place(self, cumulative_area: NDArray[np.float64]) -> _Place:
+    def _place(self, cumulative_area: NDArray[np.float64]) -> Place:
         index = _draw(cumulative_area, self._random)
         outline = self.outlines[index]
-        shares = np.cumsum(outline.shares) / sum(outline.shares)
-        variant = _draw(shares, self._random)
+        variant = _draw(self._cumulative_shares[index], self._random)
         height, width = outline.shape
         size = self.patch_size
         top = int(self._random.integers(height - size + 1))
         left = int(self._random.integers(width - size + 1))
         orientation = int(self._random.integers(8))
         change = self.augmentation.draw(self._random) if self.augmentation else None
-        return _Place(index, variant, top, left, orientation, change)
+        return Place(index, variant, top, left, orientation, change)
 
-    def _cut(self, places: Sequence[_Place]) -> list[_Patch | None]:
+    def _cut(self, places: Sequence[Place]) -> list[_Patch | None]:
         indices = [place.number for place in places]
         found: Sequence[Pair | None]
         if isinstance(self.pairs, PairStore):
@@ -316,14 +326,14 @@ class PatchSampler:
             for pair, place in zip(found, places, strict=True)
         ]
 
-    def _patch(self, pair: Pair, place: _Place) -> _Patch:
+    def _patch(self, pair: Pair, place: Place) -> _Patch:
         height, size = pair.shape[0], self.patch_size
 
         def cut(planes: InputCodes) -> InputCodes:
             scale = planes.shape[1] // height
             rows = slice(place.top * scale, (place.top + size) * scale)
             columns = slice(place.left * scale, (place.left + size) * scale)
-            return _orient(planes[:, rows, columns], place.orientation)
+            return oriented(planes[:, rows, columns], place.orientation)
 
         lr = code_values(cut(pair.lr[place.variant][1]))
         hr = tuple(code_values(cut(planes)) for planes in pair.hr)
@@ -361,7 +371,7 @@ def outlines_of(pairs: Sequence[Pair] | PairStore) -> Sequence[Outline]:
     return [pair.outline for pair in pairs]
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Which patch was drawn."""
 
     number: int
@@ -371,6 +381,13 @@ class _Place(NamedTuple):
     left: int
     orientation: int
     change: Change | None
+
+
+class Draw(NamedTuple):
+    """What was drawn for a batch."""
+
+    knob: float | None
+    places: list[Place]
 
 
 class _Patch(NamedTuple):
@@ -390,7 +407,8 @@ def _draw(cumulative: NDArray[np.float64], random: np.random.Generator) -> int:
     return min(int(drawn), len(cumulative) - 1)
 
 
-def _orient(patch_CHW: InputCodes, orientation: int) -> InputCodes:
+def oriented(patch_CHW: InputCodes, orientation: int) -> InputCodes:
+    """Turn a patch by quarters of a circle, and mirror it from the fourth orientation on."""
     turned = np.rot90(patch_CHW, orientation % 4, axes=(1, 2))
     return turned[:, :, ::-1] if orientation >= 4 else turned
 

@@ -1,5 +1,7 @@
 """A network's output as RGB pictures, for feature networks, judges and people."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,10 +17,14 @@ _FROM_YUV = (
     (255 / 219, 1.772 * 255 / 224, 0.0),
 )
 
+_YUV_OFFSETS = (16.0, 128.0, 128.0)
+
+_TO_CHROMA = tuple(map(tuple, (FROM_RGB[1:] / 224).tolist()))
+
 
 def to_chroma(rgb_B3HW: Tensor) -> Tensor:
     """Convert RGB in [0, 1] to (B, 2, H, W), U and V, about [-0.5, 0.5] (ITU-R BT.601-7)."""
-    matrix = torch.tensor(FROM_RGB[1:] / 224, dtype=rgb_B3HW.dtype, device=rgb_B3HW.device)
+    matrix = _constant(_TO_CHROMA, rgb_B3HW.dtype, rgb_B3HW.device)
     return torch.einsum("oi,bihw->bohw", matrix, rgb_B3HW)
 
 
@@ -34,7 +40,16 @@ def to_rgb(planes: Planes, color: ColorFormName) -> Tensor:
         grey = (y_B1HW - 16 / 255) * (255 / 219)
         return grey.expand(-1, 3, -1, -1)
     chroma_B2HW = functional.interpolate(planes[1], scale_factor=2, mode="bilinear")
-    offsets = torch.tensor([16, 128, 128], device=y_B1HW.device).view(1, 3, 1, 1) / 255
+    offsets = _constant(_YUV_OFFSETS, torch.float32, y_B1HW.device).view(1, 3, 1, 1) / 255
     yuv = torch.cat([y_B1HW, chroma_B2HW], dim=1) - offsets
-    matrix = torch.tensor(_FROM_YUV, dtype=yuv.dtype, device=yuv.device)
-    return torch.einsum("oi,bihw->bohw", matrix, yuv)
+    return torch.einsum("oi,bihw->bohw", _constant(_FROM_YUV, yuv.dtype, yuv.device), yuv)
+
+
+@lru_cache
+def _constant(
+    values: tuple[float, ...] | tuple[tuple[float, ...], ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Return numbers that lie on the device from the second call on, as a CUDA graph needs."""
+    return torch.tensor(values, dtype=dtype, device=device)

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from srstream.models.networks import Planes
 from trainer.config import AdversarialSection
@@ -26,6 +26,7 @@ from trainer.loop.losses import (
     unit_content_loss,
 )
 from trainer.loop.steps import (
+    Dial,
     adam,
     descend,
     detached,
@@ -53,7 +54,8 @@ class AdversarialStage:
         self.section, self.fabric = section, fabric
         self.color = network.spec.color_form
         self.average = average
-        self.network, optimizer = fabric.setup(network, adam(network, section))
+        optimizer = adam(network, section, section.learning_rate, fabric.device)
+        self.network, optimizer = fabric.setup(network, optimizer)
         discriminator = make_discriminator(
             section.discriminator,
             width=section.discriminator_width,
@@ -61,9 +63,7 @@ class AdversarialStage:
             crop=section.discriminator_crop,
         )
         rate = section.discriminator_learning_rate
-        discriminator_optimizer = Adam(
-            discriminator.parameters(), lr=rate, betas=(section.beta1, section.beta2)
-        )
+        discriminator_optimizer = adam(discriminator, section, rate, fabric.device)
         self.discriminator, discriminator_optimizer = fabric.setup(
             discriminator, discriminator_optimizer
         )
@@ -78,22 +78,29 @@ class AdversarialStage:
                 section.perceptual, section.perceptual_layers, weights=section.perceptual_weights
             )
             self.features.to(fabric.device)
+        self.weights = {
+            name: Dial(weight, fabric.device) for name, weight in self._weights(0.0).items()
+        }
 
-    def step(
-        self, batch: Batch, rate_factor: float, done: float
-    ) -> tuple[dict[str, Tensor], Planes]:
+    def schedule(self, rate_factor: float, done: float) -> None:
         section = self.section
         set_rate(self.optimizers["optimiser"], section.learning_rate * rate_factor)
         set_rate(
             self.optimizers["discriminator_optimiser"],
             section.discriminator_learning_rate * rate_factor,
         )
+        for name, weight in self._weights(done).items():
+            self.weights[name].set(weight)
+
+    def step(self, batch: Batch) -> tuple[dict[str, Tensor], Planes]:
+        section = self.section
         sr = self.network(fast_layout(batch.lr_BCHW))
         made, real = (to_rgb(planes, self.color) for planes in (sr, batch.hr))
         judged = self._judge(made.detach(), real)
-        losses = self._generator_losses(batch, sr, made, real, done)
-        weights = self._weights(done)
-        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        losses = self._generator_losses(batch, sr, made, real)
+        total = torch.stack(
+            [self.weights[name].value * loss for name, loss in losses.items()]
+        ).sum()
         descend(self.fabric, total, self.network, self.optimizers["optimiser"], section.clip_norm)
         return detached(losses | judged), tuple(planes.detach() for planes in sr)
 
@@ -114,7 +121,7 @@ class AdversarialStage:
         return {"discriminator": loss}
 
     def _generator_losses(
-        self, batch: Batch, sr: Planes, made: Tensor, real: Tensor, done: float
+        self, batch: Batch, sr: Planes, made: Tensor, real: Tensor
     ) -> dict[str, Tensor]:
         section = self.section
         made_logits, real_logits = self.discriminator(made), self.discriminator(real)

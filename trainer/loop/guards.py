@@ -1,7 +1,7 @@
 """Checks that a run still makes pictures, and stops one that does not."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,15 +38,14 @@ class Guard:
 
     def __post_init__(self) -> None:
         self._contrasts: deque[float] = deque(maxlen=WINDOW)
-        self._drifts: deque[Tensor] = deque(maxlen=WINDOW)
+        self._drifts: deque[Sequence[float]] = deque(maxlen=WINDOW)
         self._num_seen = 0
 
-    @torch.no_grad()
-    def see(self, made: Tensor, true: Tensor) -> None:
-        """Record one iteration's pictures, (B, planes, H, W) each."""
+    def see(self, contrast: float, drifts: Sequence[float]) -> None:
+        """Record one iteration's pictures, as `contrast_and_drifts` measures them."""
         self._num_seen += 1
-        self._contrasts.append(float(made.std() / true.std().clamp(min=1e-4)))
-        self._drifts.append((made.mean((0, 2, 3)) - true.mean((0, 2, 3))).cpu())
+        self._contrasts.append(contrast)
+        self._drifts.append(drifts)
 
     def check(self, iteration: int, losses: dict[str, float]) -> None:
         """Raise `TrainingCollapsedError` with the cause and a remedy."""
@@ -63,13 +62,23 @@ class Guard:
                 f"iteration {iteration}: the pictures have gone gray, with {contrast:.0%} of the "
                 f"originals' contrast over {WINDOW} iterations. {_ADVICE}"
             )
-        drift = torch.stack(list(self._drifts)).mean(0)
-        worst = float(drift.abs().max())
+        worst = max(abs(sum(plane) / len(plane)) for plane in zip(*self._drifts, strict=True))
         if worst > MAX_DRIFT:
             raise TrainingCollapsedError(
                 f"iteration {iteration}: the colors have drifted by {255 * worst:.1f} levels from "
                 f"the originals' over {WINDOW} iterations. {_ADVICE}"
             )
+
+
+@torch.no_grad()
+def contrast_and_drifts(made: Tensor, true: Tensor) -> Tensor:
+    """Measure pictures, (B, planes, H, W) each, on their device; (1 + planes,).
+
+    The contrast is a share of the original's, a drift the difference of a plane's means.
+    """
+    contrast = made.std() / true.std().clamp(min=1e-4)
+    drifts = made.mean((0, 2, 3)) - true.mean((0, 2, 3))
+    return torch.cat([contrast[None], drifts])
 
 
 def check_finite(iteration: int, tensors: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,8 @@
 """The work of one iteration in each stage of a run.
 
-A stage owns its optimizers and anything only it needs (discriminator, feature network). Each step
-gets a batch and the position on the learning-rate cycle, and returns its losses by name.
+A stage owns its optimizers and anything only it needs (discriminator, feature network). `schedule`
+sets what changes between iterations, on the host; `step` is all that the device computes, the same
+each time, so that it can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -39,13 +40,12 @@ class Stage(Protocol):
     """Modules trained alongside the network; they are part of a checkpoint."""
     optimizers: dict[str, Optimizer]
 
-    def step(
-        self, batch: Batch, rate_factor: float, done: float
-    ) -> tuple[dict[str, Tensor], Planes]:
-        """Run one iteration at `rate_factor` of the peak rates, with `done` of the stage complete.
+    def schedule(self, rate_factor: float, done: float) -> None:
+        """Set the rates to `rate_factor` of their peaks, with `done` of the stage complete."""
+        ...
 
-        Returns the losses by name and the network's output, both detached.
-        """
+    def step(self, batch: Batch) -> tuple[dict[str, Tensor], Planes]:
+        """Run one iteration; return its losses by name and the network's output, detached."""
         ...
 
 
@@ -66,7 +66,7 @@ class Knobbed(nn.Module):
         super().__init__()
         self.faithful, self.network = faithful.requires_grad_(False), network
 
-    def forward(self, lr_BCHW: Tensor, knob: float) -> Planes:
+    def forward(self, lr_BCHW: Tensor, knob: float | Tensor) -> Planes:
         """Run the mean: at 0 it has the fixed weights, at 1 those in training."""
         assert isinstance(self.network, UpscalingStack | Generator)
         trained = folded_tensors(self.network)
@@ -94,14 +94,15 @@ class PixelStage:
                 raise ConfigError(f"[pixel] sample_knob: {network.spec.name!r} has no such knob")
             fitted = Knobbed(faithful, network)
             self.modules["faithful"] = faithful
-        self.network, optimizer = fabric.setup(fitted, adam(network, section))
+        optimizer = adam(network, section, section.learning_rate, fabric.device)
+        self.network, optimizer = fabric.setup(fitted, optimizer)
         self.optimizers = {"optimiser": cast(Optimizer, optimizer)}
 
-    def step(
-        self, batch: Batch, rate_factor: float, done: float
-    ) -> tuple[dict[str, Tensor], Planes]:
+    def schedule(self, rate_factor: float, done: float) -> None:
+        set_rate(self.optimizers["optimiser"], self.section.learning_rate * rate_factor)
+
+    def step(self, batch: Batch) -> tuple[dict[str, Tensor], Planes]:
         section, optimizer = self.section, self.optimizers["optimiser"]
-        set_rate(optimizer, section.learning_rate * rate_factor)
         knob = () if batch.knob is None else (batch.knob,)
         sr = self.network(fast_layout(batch.lr_BCHW), *knob)
         distance = functional.l1_loss if section.loss == "l1" else functional.mse_loss

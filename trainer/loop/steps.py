@@ -37,21 +37,52 @@ def plane_loss(
     return loss
 
 
-def steadiness(network: nn.Module, sr: Planes, batch: Batch, *knob: float) -> Tensor:
+def steadiness(network: nn.Module, sr: Planes, batch: Batch, *knob: float | Tensor) -> Tensor:
     """Return how much two views of the same place disagree, on the first plane group."""
     assert batch.shifted is not None
     again = network(fast_layout(batch.shifted.lr_BCHW), *knob)
     return steadiness_loss(sr[0], again[0], batch.shifted.offset, border=STEADINESS_BORDER)
 
 
-def adam(network: nn.Module, section: StageSection) -> Adam:
-    trained = [value for value in network.parameters() if value.requires_grad]
-    return Adam(trained, lr=section.learning_rate, betas=(section.beta1, section.beta2))
+class Dial:
+    """A number that the host sets between iterations and the device reads.
+
+    On CUDA it lies in memory, where a graph that was captured once finds it; elsewhere it is plain.
+    """
+
+    def __init__(self, value: float, device: torch.device) -> None:
+        self.value: float | Tensor = value
+        if device.type == "cuda":
+            self.value = torch.tensor(value, dtype=torch.float32, device=device)
+        self._set_to = value
+
+    def set(self, value: float) -> None:
+        """Let iterations from now on read this value."""
+        if value == self._set_to:
+            return
+        self._set_to = value
+        if isinstance(self.value, Tensor):
+            self.value.fill_(value)
+        else:
+            self.value = value
+
+
+def adam(module: nn.Module, section: StageSection, rate: float, device: torch.device) -> Adam:
+    """Return Adam with the section's decays; on CUDA in one kernel, fit for a graph."""
+    trained = [value for value in module.parameters() if value.requires_grad]
+    betas = (section.beta1, section.beta2)
+    if device.type != "cuda":
+        return Adam(trained, lr=rate, betas=betas)
+    on_device = torch.tensor(rate, dtype=torch.float32, device=device)
+    return Adam(trained, lr=on_device, betas=betas, fused=True, capturable=True)
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def descend(
@@ -67,6 +98,13 @@ def descend(
 def fast_layout(x_BCHW: Tensor) -> Tensor:
     """Convert to channels last, which a CPU's convolutions use, to avoid reordering."""
     return x_BCHW.contiguous(memory_format=torch.channels_last)
+
+
+def lay_out_fast(module: nn.Module) -> None:
+    """Lay out the kernels as `fast_layout` does their input."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = fast_layout(parameter.data)
 
 
 def detached(losses: dict[str, Tensor]) -> dict[str, Tensor]:

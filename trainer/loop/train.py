@@ -12,17 +12,18 @@ from typing import Literal, TypeVar
 import torch
 import torch.distributed
 from lightning_fabric import Fabric
-from torch import nn
 
 from srstream.errors import UsageError
 from srstream.models.checkpoint import Weights
 from trainer.config import RunSection, StageSection, TrainConfig
 from trainer.console import Reporter
 from trainer.data.augment import Augmentation
+from trainer.data.device_patches import DevicePatches
 from trainer.data.pairs import Pair, PairStore, PatchSampler
 from trainer.data.planes import Picture
 from trainer.loop.display import Display, time_left
 from trainer.loop.guards import Guard, check_finite
+from trainer.loop.iteration import CudaCapture, Feed, HostFeed, Iteration, Readings
 from trainer.loop.journal import (
     CLOCKS,
     Clock,
@@ -32,6 +33,7 @@ from trainer.loop.journal import (
 )
 from trainer.loop.recipe import fraction_done, recipe
 from trainer.loop.stages import make_stage
+from trainer.loop.steps import lay_out_fast
 from trainer.loop.stop import StopFlag
 from trainer.networks import (
     TrainedNetwork,
@@ -96,6 +98,7 @@ def train(
     stages, run = config.stages, config.run
     config.check_lengths()
     fabric = start_fabric(run)
+    device = fabric.device
     torch.set_num_threads(run.num_threads)
     torch.manual_seed(config.seed)
 
@@ -119,7 +122,10 @@ def train(
         network = saved_network(spec_of(config), config.network, part(resumed[0], "average"))
     else:
         network = new_network(spec_of(config), base, config.network)
-    average = copy.deepcopy(network).requires_grad_(False).eval().to(fabric.device)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # batches have one shape
+        lay_out_fast(network)
+    average = copy.deepcopy(network).requires_grad_(False).eval().to(device)
     progress = Progress.of(resumed[1]) if resumed else Progress()
     stage = make_stage(stages[progress.stage], fabric, network, average)
     if resumed:
@@ -129,6 +135,13 @@ def train(
         modules = {"network": network, "average": average, **stage.modules}
         restore(tensors, modules, stage.optimizers)
         sampler.set_state(metadata["samplers"][fabric.global_rank])
+    feed: Feed = HostFeed(sampler, fabric)
+    if run.crops == "device":
+        feed = DevicePatches(sampler, spec_of(config).color_form, device)
+
+    def iterations() -> Iteration:
+        capture = CudaCapture(device) if can_capture(run, device) else None
+        return Iteration(stage, feed, network, average, device, capture)
 
     run_dir.mkdir(parents=True, exist_ok=True)
     is_first = fabric.is_global_zero
@@ -136,7 +149,7 @@ def train(
     reporter = reporter if reporter and is_first else Reporter(is_silent=not is_first)
     display = Display(reporter, config, run_dir)
     now = CLOCKS[run.clock]
-    clock, guard = Clock(now), Guard()
+    clock, readings = Clock(now), Readings(Guard())
     history = past_validations(run_dir, progress.iteration) if resumed else list[Measures]()
     checkpoint_timer = Timer(run.checkpoint_minutes * 60)
     validation_timer = Timer(run.validate_minutes * 60, now)
@@ -147,7 +160,7 @@ def train(
     header = {"config": config.model_dump(mode="json"), "pictures": names, "base": base_recipe}
 
     def checkpoint() -> None:
-        states = gathered(sampler.state())
+        states = gathered(feed.state())
         modules = {"network": network, "average": average, **stage.modules}
         tensors = state_tensors(modules, stage.optimizers)
         check_finite(progress.iteration, tensors)
@@ -170,10 +183,9 @@ def train(
 
     # --- loop ------------------------------------------------------------------------------
     journal.write("start", model=config.model, num_pictures=len(names))
-    sums, num_summed = dict[str, float](), 0
-    section = stages[progress.stage]
+    section, iteration = stages[progress.stage], iterations()
     with StopFlag(reporter, until) as was_stopped, reporter.task("training", len(stages)) as task:
-        display.begin(len(names), progress, fabric.device.type)  # a stop counts from here on
+        display.begin(len(names), progress, device.type)  # a stop counts from here on
         if base is not None and progress.iteration == 0:
             with was_stopped.interruptible():
                 measure()
@@ -183,38 +195,39 @@ def train(
             if done >= 1.0 and progress.stage + 1 == len(stages):
                 break
             if done >= 1.0:
+                readings.read(iteration.names, progress.iteration)
                 progress.next_stage()
                 stage = make_stage(stages[progress.stage], fabric, network, average)
+                iteration = iterations()
                 continue
-            batch = fabric.to_device(sampler.next_batch())
-            losses, made = stage.step(batch, rate_factor(done, section), done)
-            update_average(average, network, decay=section.ema, iteration=progress.iteration)
+            factor = rate_factor(done, section)
+            decay = average_decay(section.ema, progress.iteration)
+            readings.add(iteration.run(factor=factor, done=done, decay=decay))
             progress.advance(clock.lap_seconds())
-            values = {name: float(loss) for name, loss in losses.items()}
-            task.update(progress.stage + done, display.words(progress, section, values))
-            guard.see(made[0], batch.hr[0])
-            guard.check(progress.iteration, values)
-            sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
-            num_summed += 1
+            every = run.checkpoint_iterations
+            is_saved = agreed(checkpoint_timer.is_due()) or (
+                every is not None and progress.iteration % every == 0
+            )
+            is_measured, is_logged = validation_timer.is_due(), log_timer.is_due()
+            if is_saved or is_logged or progress.iteration % run.read_iterations == 0:
+                losses = readings.read(iteration.names, progress.iteration)
+                task.update(progress.stage + done, display.words(progress, section, losses))
 
             # --- checkpoint ---------------------------------------------------------------
-            if log_timer.is_due():
-                means = {name: round(total / num_summed, 6) for name, total in sums.items()}
-                rate = section.learning_rate * rate_factor(done, section)
-                journal.write(
-                    "train", **means, learning_rate=rate, left=time_left(progress, section)
-                )
-                sums, num_summed = {}, 0
-            every = run.checkpoint_iterations
-            if agreed(checkpoint_timer.is_due()) or (every and progress.iteration % every == 0):
+            if is_logged:
+                means = {name: round(mean, 6) for name, mean in readings.means().items()}
+                rate, left = section.learning_rate * factor, time_left(progress, section)
+                journal.write("train", **means, learning_rate=rate, left=left)
+            if is_saved:
                 checkpoint()
-            if validation_timer.is_due():
+            if is_measured:
                 with was_stopped.interruptible():
                     measure()
                 if should_stop is not None and should_stop(history):
                     break
 
         is_stopped = agreed(bool(was_stopped))
+        readings.read(iteration.names, progress.iteration)
         checkpoint()
         if not is_stopped or not history:
             with was_stopped.interruptible():
@@ -294,19 +307,16 @@ def resumed_config(config: TrainConfig, begun_with: TrainConfig) -> TrainConfig:
     return allowed
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, *, decay: float, iteration: int) -> None:
-    """Update the exponential moving average; its window starts short, to forget the start.
+def can_capture(run: RunSection, device: torch.device) -> bool:
+    """Whether an iteration can be a CUDA graph: one process, no scaling of losses."""
+    is_alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    is_fit = run.crops == "device" and precision_of(run) != "16-mixed"
+    return device.type == "cuda" and run.cuda_graph and is_alone and is_fit
 
-    BN's running statistics are averaged alike.
-    """
-    decay = min(decay, (1 + iteration) / (10 + iteration))
-    means, values = average.state_dict(), network.state_dict()
-    for name, mean in means.items():
-        if mean.is_floating_point():
-            mean.lerp_(values[name], 1.0 - decay)
-        else:
-            mean.copy_(values[name])
+
+def average_decay(decay: float, iteration: int) -> float:
+    """Return the decay of the average; its window starts short, to forget the start."""
+    return min(decay, (1 + iteration) / (10 + iteration))
 
 
 def rate_factor(done: float, section: StageSection) -> float:

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from trainer.loop.guards import WARM_UP, WINDOW, Guard, TrainingCollapsedError
+from trainer.loop.guards import (
+    WARM_UP,
+    WINDOW,
+    Guard,
+    TrainingCollapsedError,
+    contrast_and_drifts,
+)
 
 
 def batches(num_batches, spoil=lambda made: made):
@@ -14,10 +20,15 @@ def batches(num_batches, spoil=lambda made: made):
         yield spoil(true + noise), true
 
 
+def show(guard, made, true):
+    contrast, *drifts = contrast_and_drifts(made, true).tolist()
+    guard.see(contrast, drifts)
+
+
 def test_a_working_network_passes():
     guard = Guard()
     for iteration, (made, true) in enumerate(batches(2 * WARM_UP)):
-        guard.see(made, true)
+        show(guard, made, true)
         guard.check(iteration, {"pixel": 0.1})
 
 
@@ -37,10 +48,10 @@ def test_a_loss_that_is_not_finite_stops_at_once(loss):
 def test_lost_contrast_and_wandering_colours_stop_after_the_warm_up(spoil, message):
     guard = Guard()
     for iteration, (made, true) in enumerate(batches(WARM_UP - 1, spoil)):
-        guard.see(made, true)
+        show(guard, made, true)
         guard.check(iteration, {})
     (made, true) = next(batches(1, spoil))
-    guard.see(made, true)
+    show(guard, made, true)
     with pytest.raises(TrainingCollapsedError, match=message):
         guard.check(WARM_UP, {})
 
@@ -49,5 +60,5 @@ def test_a_bad_batch_now_and_then_is_no_collapse():
     guard = Guard()
     for iteration, (made, true) in enumerate(batches(WARM_UP + 2 * WINDOW)):
         contrast = 0.1 if iteration % 10 == 0 else 1.0
-        guard.see(0.5 + contrast * (made - 0.5), true)
+        show(guard, 0.5 + contrast * (made - 0.5), true)
         guard.check(iteration, {})

@@ -40,6 +40,8 @@ steadiness_weight = 0.1
 ramp = 0.5
 """
 
+DEVICE = 'crops = "device"\nread_iterations = 7\n[data.augmentation]\n'
+
 
 def srtrain(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "trainer.cli", *map(str, arguments)]
@@ -55,6 +57,8 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
         # The second stage has begun: its discriminator and both optimizers must come back.
         (TINY_RUN.format(iterations=6) + TWO_STAGES.format(iterations=30), 20, None),
         pytest.param(TINY_RUN.format(iterations=50), 10, None, marks=pytest.mark.long),
+        # Patches are drawn ahead there, and losses looked at later.
+        (TINY_RUN.format(iterations=50) + DEVICE, 10, None),
         # The weights that it is mixed with must come back, and they aren't given again.
         pytest.param(
             TINY_RUN.format(iterations=50).replace("[run]", KNOB + "[run]"),
@@ -67,7 +71,7 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
             TINY_RUN.format(iterations=50) + "memory_mib = 0\n", 10, None, marks=pytest.mark.long
         ),
     ],
-    ids=["adversarial", "pixel", "knob", "cache"],
+    ids=["adversarial", "pixel", "device", "knob", "cache"],
 )
 def test_a_run_resumed_after_sigkill_equals_an_uninterrupted_one(
     tmp_path, pictures, text, killed_at, base
@@ -147,6 +151,19 @@ def test_sigterm_leaves_a_checkpoint_and_success(tmp_path, pictures):
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
     assert [line["event"] for line in lines] == ["start", "stop"]
     assert load_state(tmp_path / "run" / CHECKPOINT_NAME)[1]["iteration"] == lines[-1]["iteration"]
+
+
+def test_a_stretch_ends_at_its_time_and_the_next_goes_on(tmp_path, pictures):
+    """At once, as the deadline has passed: a stop with a checkpoint, and nothing is lost."""
+    config = tmp_path / "tiny.toml"
+    config.write_text(TINY_RUN.format(iterations=4))
+    arguments = ["train", config, "--data", pictures, "--run-dir", tmp_path / "run", "--resume"]
+    assert start(*arguments, "--minutes", 0).wait(timeout=120) == 0
+    assert load_state(tmp_path / "run" / CHECKPOINT_NAME)[1]["iteration"] == 0
+    assert start(*arguments, "--minutes", 60).wait(timeout=120) == 0
+    assert load_state(tmp_path / "run" / CHECKPOINT_NAME)[1]["iteration"] == 4
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert [line["event"] for line in lines] == ["start", "stop", "start", "finish"]
 
 
 def test_training_lowers_the_loss_and_exports(tmp_path, pictures, validation_pictures):
