@@ -241,13 +241,3 @@ def black_levels(layout: PlaneLayout, color: ColorSpec) -> list[int]:
     if layout.has_alpha:
         levels.append(luma.peak)
     return levels
-
-
-def black_planes(
-    layout: PlaneLayout, color: ColorSpec, width: int, height: int
-) -> tuple[Plane, ...]:
-    """Return the planes of an opaque black picture."""
-    return tuple(
-        np.full(layout.plane_shape(index, width, height), level, layout.dtype)
-        for index, level in enumerate(black_levels(layout, color))
-    )

@@ -30,6 +30,9 @@ BLOCK_ROWS = 32
 BLOCK_SIDE = 32
 """Side of the blocks in which a local mean is corrected, in samples of the source."""
 
+MAX_PHASES = 128
+"""Largest factor by which a plane is enlarged phase by phase: OpenCV merges no more channels."""
+
 SMALLEST_MISSING = 1 / 64
 """A mean that is off by less, in codes, is left as it is where the plane is resampled."""
 
@@ -200,6 +203,28 @@ def _peak_of(missing_hw: FloatPlane) -> float:
     return float(np.abs(missing_hw).max())
 
 
+# --- matrices -------------------------------------------------------------------------------------
+
+
+def sampling_matrix(num_in: int, num_out: int, sampling: Sampling) -> FloatPlane:
+    """Return the matrix (num_out, num_in) that resamples an axis as `resample_plane` does."""
+    index, weights = _row_weights(num_in, num_out, sampling)
+    matrix = np.zeros((num_out, num_in), np.float32)
+    for taps, shares in zip(index, weights, strict=True):
+        np.add.at(matrix, (np.arange(num_out), taps), shares)
+    return matrix
+
+
+def mean_matrix(num: int) -> FloatPlane:
+    """Return the matrix (num, num) of the means along an axis that `missing_mean` takes."""
+    matrix, reach = np.zeros((num, num), np.float32), LOCAL_MEAN_SIDE // 2
+    for place in range(num):
+        for at in range(place - reach, place + reach + 1):
+            source = cv2.borderInterpolate(at, num, cv2.BORDER_REFLECT_101)
+            matrix[place, source] += np.float32(1 / LOCAL_MEAN_SIDE)
+    return matrix
+
+
 # --- one axis -------------------------------------------------------------------------------------
 
 
@@ -311,7 +336,7 @@ _EDGE = 3
 def _whole_factor(num_in: int, num_out: int, sampling: Sampling) -> int:
     """Return by which whole number a sampling enlarges a plane, 1 if it shifts it; 0 if by none."""
     factor = round(1 / sampling.step)
-    is_whole = factor >= 1 and factor * sampling.step == 1
+    is_whole = 1 <= factor <= MAX_PHASES and factor * sampling.step == 1
     return factor if is_whole and num_out <= factor * num_in else 0
 
 

@@ -15,7 +15,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 
 from srstream.color import CodeRange
-from srstream.engines.contract import OnDone, Ticket, TileFormat
+from srstream.engines.contract import Capabilities, OnDone, Ticket, TileFormat
 from srstream.engines.tiles import TileGrid
 from srstream.frame import Plane
 from srstream.resampling import Sampling
@@ -149,6 +149,7 @@ class FrameSession(Protocol):
 class FrameEngine(Protocol):
     """An engine that makes whole frames, beside tiles."""
 
+    capabilities: Capabilities
     max_frame_pixels: int
     """The largest frame that it makes as a whole, in pixels of the source."""
 

@@ -2,32 +2,33 @@
 
 The composer makes the tiles' input and processes their results (`composer.py`), while the engine
 works on the next tiles. If a frame resembles the previous one, only the rectangles that changed
-are computed (`patches.py`).
+are computed (`patches.py`). An engine that makes whole frames does all of this on its device.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from srstream.config import ModelConfig, ReuseConfig
 from srstream.engines.contract import Engine, OnDone, Refittable, Session, Ticket, TileFormat
 from srstream.engines.tiles import Rectangle, Tile, TileGrid, choose_tiles
+from srstream.engines.whole_frames import FrameEngine, FrameRecipe, FrameSession
 from srstream.enhancer.composer import Composer, Picture
 from srstream.enhancer.patches import Part, Patch, PatchFinder, patched
+from srstream.enhancer.sessions import OpenSessions
+from srstream.enhancer.whole import changed_tiles
 from srstream.errors import EngineMemoryError, RefusedError
 from srstream.frame import Frame, FrameForm, Plane
 
 logger = logging.getLogger(__name__)
-
-MAX_OPEN_SESSIONS = 4
-"""Sessions kept open for a stream whose frames change their size back and forth."""
 
 NO_REUSE = ReuseConfig(enabled=False)
 
@@ -71,6 +72,15 @@ class _SubmittedTile:
     what: _Whole | Patch
 
 
+@dataclass(frozen=True, slots=True)
+class _SubmittedFrame:
+    """A whole frame in the engine."""
+
+    session: FrameSession
+    ticket: Ticket
+    job: _FrameJob
+
+
 @dataclass(slots=True)
 class _FrameJob:
     """One frame between `push` and its return."""
@@ -81,6 +91,8 @@ class _FrameJob:
     includes the samples added around the picture (`Capabilities.border`)."""
     parts: dict[int, list[Part]] = field(default_factory=dict)
     """The recomputed parts of planes that otherwise equal the last frame's."""
+    composed: tuple[Plane, ...] | None = None
+    """The planes of the output, if the engine has made them all."""
     repeats_last: bool = False
     """Whether every sample equals the last frame's, so that the result does too."""
     num_tiles_left: int = 0
@@ -117,13 +129,15 @@ class Enhancer:
         self._max_memory_bytes = max_memory_bytes
         self._reuse, self._on_done = reuse, on_done
         self._use(engine)
-        self._sessions: OrderedDict[TileFormat, Session] = OrderedDict()
-        self._tiles: deque[_SubmittedTile] = deque()
+        self._sessions = OpenSessions(engine, on_done, self._collect_all)
+        self._tiles: deque[_SubmittedTile | _SubmittedFrame] = deque()
         self._queued_tiles: deque[_QueuedTile] = deque()
         self._jobs: deque[_FrameJob] = deque()
         self._last_pushed: Frame | None = None
         self._last_enlarged: dict[int, list[Plane]] = {}
         self._last_output: Frame | None = None
+        self._last_whole: WeakKeyDictionary[FrameSession, tuple[Plane, ...]] = WeakKeyDictionary()
+        """The planes of the last frame that a session for whole frames was given."""
         self.num_pixels = 0
         """Input pixels to enlarge so far, over all planes, including those added at the edges."""
         self.num_pixels_computed = 0
@@ -134,6 +148,8 @@ class Enhancer:
         self._composer = Composer(can, self._source, self.output, reuses_chroma=self._reuse.enabled)
         self._finder = PatchFinder(can, self._reuse)
         self._engine = engine
+        self._makes_whole_frames = isinstance(engine, FrameEngine)
+        """Whether the engine does, and its device has had the memory for it."""
         self._scales = [group.scale for group in can.form.outputs for _ in range(group.num_planes)]
         """The output scales of each plane that the engine makes."""
         self._max_tile_bytes = self._memory_for_a_tile()
@@ -156,10 +172,11 @@ class Enhancer:
                 f"enlarge {engine.capabilities.scale} times"
             )
         finished = self.drain()
-        self._close_sessions()
+        self._sessions.close()
         self.forget()
         self._last_enlarged = {}
         self._use(engine)
+        self._sessions = OpenSessions(engine, self._on_done, self._collect_all)
         return finished
 
     def replace_weights(self, model: ModelConfig) -> tuple[list[Frame], bool]:
@@ -201,9 +218,10 @@ class Enhancer:
         job.repeats_last = self._is_repetition(frame)
         self._last_pushed = frame
         self._jobs.append(job)
-        self._submit(job)
-        if not self._composer.makes_chroma and not job.repeats_last:
-            self._composer.interpolate_chroma(job.picture)
+        if not self._submit_whole(job):
+            self._submit(job)
+            if not self._composer.makes_chroma and not job.repeats_last:
+                self._composer.interpolate_chroma(job.picture)
         return self.collect()
 
     def collect(self) -> list[Frame]:
@@ -223,11 +241,24 @@ class Enhancer:
             self._collect()
             self._feed()
 
+    def _collect_all(self) -> None:
+        while self._tiles:
+            self._collect()
+
+    def _make_room(self) -> bool:
+        """Close all sessions, which hold the device's memory; return whether there were any."""
+        if not len(self._sessions):
+            return False
+        self._finish_tiles()
+        self._sessions.close()
+        return True
+
     def forget(self) -> None:
         """See `Stage.forget`."""
         self._finder.forget()
         self._composer.forget()
         self._last_pushed = None
+        self._last_whole.clear()
 
     def close(self) -> None:
         """Drop the frames in flight and close the engine's sessions, but not the engine."""
@@ -236,11 +267,7 @@ class Enhancer:
         self._jobs.clear()
         self.forget()
         self._last_enlarged, self._last_output = {}, None
-        self._close_sessions()
-
-    def _close_sessions(self) -> None:
-        while self._sessions:
-            self._sessions.popitem()[1].close()
+        self._sessions.close()
 
     def _memory_for_a_tile(self) -> int | None:
         if self._max_memory_bytes is None:
@@ -286,6 +313,54 @@ class Enhancer:
                 self._queued_tiles.append(_QueuedTile(job, index, planes, tile_format, tile))
             self._feed()
 
+    def _submit_whole(self, job: _FrameJob) -> bool:
+        """Submit a whole frame to the engine, and return whether it makes this one."""
+        engine, picture = self._engine, job.picture
+        if job.repeats_last or not (self._makes_whole_frames and isinstance(engine, FrameEngine)):
+            return False
+        if picture.frame.width * picture.frame.height > engine.max_frame_pixels:
+            return False
+        recipe, grid = self._composer.frame_recipe(picture), self._tile_grid(picture.frame)
+        session = None if recipe is None else self._frame_session(recipe, grid)
+        if recipe is None or session is None:
+            return False
+        planes, tiles = picture.planes[: len(recipe.shapes)], None
+        if self._reuse.enabled:
+            last = self._last_whole.get(session)
+            if last is not None and not grid.is_whole_picture:
+                tiles = changed_tiles(recipe, grid, engine.capabilities.border, last, planes)
+            self._last_whole[session] = planes
+        num_tiles = len(grid.tiles()) if tiles is None else len(tiles)
+        self.num_pixels += grid.height * grid.width
+        self.num_pixels_computed += num_tiles * grid.tile_rows * grid.tile_cols
+        job.num_tiles_left = 1
+        self._tiles.append(_SubmittedFrame(session, session.submit(planes, tiles), job))
+        return True
+
+    def _frame_session(self, recipe: FrameRecipe, grid: TileGrid) -> FrameSession | None:
+        """Return a session for whole frames; None if the device has no memory for one."""
+        while True:
+            try:
+                return self._sessions.frames(recipe, grid)
+            except EngineMemoryError as error:
+                if not self._make_room():
+                    logger.warning("%s; they are made of tiles", error)
+                    self._makes_whole_frames = False
+                    return None
+
+    def _tile_grid(self, frame: Frame) -> TileGrid:
+        """Return the tiles of a frame with its border."""
+        can = self._engine.capabilities
+        return choose_tiles(
+            frame.width + 2 * can.border,
+            frame.height + 2 * can.border,
+            can.halo,
+            can.activation_bytes_per_pixel,
+            self._max_tile_bytes,
+            self._max_tile_side,
+            can.preferred_tile_pixels,
+        )
+
     def _grid(self, job: _FrameJob, index: int) -> tuple[TileGrid, TileFormat]:
         """Return the tiles of a frame's plane and their format, for which a session is open.
 
@@ -295,23 +370,13 @@ class Enhancer:
         while True:
             can = self._engine.capabilities
             frame = job.picture.frame
-            grid = choose_tiles(
-                frame.width + 2 * can.border,
-                frame.height + 2 * can.border,
-                can.halo,
-                can.activation_bytes_per_pixel,
-                self._max_tile_bytes,
-                self._max_tile_side,
-                can.preferred_tile_pixels,
-            )
+            grid = self._tile_grid(frame)
             tile_format = self._composer.tile_format(job.picture, index, grid.tile_shape)
             try:
-                self._session(tile_format)
+                self._sessions.tiles(tile_format)
                 return grid, tile_format
             except EngineMemoryError as error:
-                if self._sessions:  # those of other sizes hold memory too
-                    self._finish_tiles()
-                    self._close_sessions()
+                if self._make_room():
                     continue
                 half = grid.tile_rows * grid.tile_cols * can.activation_bytes_per_pixel // 2
                 if self._max_tile_bytes is not None and half >= self._max_tile_bytes:
@@ -327,7 +392,7 @@ class Enhancer:
         """Submit queued tiles as long as the engine has room."""
         while self._queued_tiles:
             tile = self._queued_tiles[0]
-            session = self._session(tile.tile_format)
+            session = self._sessions.tiles(tile.tile_format)
             if len(self._tiles) >= session.num_in_flight:
                 return
             self._queued_tiles.popleft()
@@ -353,20 +418,16 @@ class Enhancer:
         kept = [slice(border * scale, -border * scale) for scale in self._scales]
         return [plane[k, k].copy() for plane, k in zip(planes, kept, strict=True)]
 
-    def _session(self, key: TileFormat) -> Session:
-        if key not in self._sessions:
-            if len(self._sessions) >= MAX_OPEN_SESSIONS:
-                while self._tiles:
-                    self._collect()
-                self._sessions.popitem(last=False)[1].close()
-            self._sessions[key] = self._engine.open_session(key, self._on_done)
-        self._sessions.move_to_end(key)
-        return self._sessions[key]
-
     def _collect(self) -> None:
-        """Wait for the oldest tile and put its result in its place."""
+        """Wait for the oldest tile or frame in the engine, and put its result in its place."""
         submitted = self._tiles.popleft()
-        job, index, what = submitted.job, submitted.index, submitted.what
+        job = submitted.job
+        if isinstance(submitted, _SubmittedFrame):
+            planes, mean = submitted.session.result(submitted.ticket)
+            self._composer.check_mean(job.picture, mean)
+            job.composed, job.num_tiles_left = planes, 0
+            return
+        index, what = submitted.index, submitted.what
         result = submitted.session.result(submitted.ticket)
         job.num_tiles_left -= 1
         if isinstance(what, Patch):
@@ -394,6 +455,10 @@ class Enhancer:
             if job.repeats_last and self._last_output is not None:
                 planes = self._last_output.planes
                 frames.append(self._composer.output_frame(job.picture, planes))
+                continue
+            if job.composed is not None:
+                frames.append(self._composer.output_frame(job.picture, job.composed))
+                self._last_output = frames[-1] if self._reuse.enabled else None
                 continue
             made = {index: self._cut(planes) for index, planes in job.enlarged.items()}
             frames.append(self._composer.compose(job.picture, made))

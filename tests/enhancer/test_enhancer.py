@@ -13,6 +13,7 @@ from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.openvino.engine import OpenVinoEngine
 from srstream.enhancer import enhancer as module
 from srstream.enhancer.enhancer import Enhancer
+from srstream.enhancer.sessions import MAX_OPEN_SESSIONS
 from srstream.errors import EngineError, RefusedError
 from srstream.frame import ColorSpec, PlaneLayout
 from srstream.models.table import available_models, model_spec, weights_path
@@ -112,11 +113,9 @@ def test_tiles_and_memory_bound_change_nothing(made, monkeypatch):
     )
     enhancer = Enhancer(made, video(layout), output(layout), max_memory_bytes=budget)
     tiled = [done for frame in frames for done in enhancer.push(frame)] + enhancer.drain()
-    assert {tile.full_range for tile in enhancer._sessions} == {
-        False,
-        True,
-    }  # of luma and alpha
-    (tile_shape,) = {tile.shape for tile in enhancer._sessions}
+    tiles = [session.format for session in enhancer._sessions._open.values()]
+    assert {tile.full_range for tile in tiles} == {False, True}  # of luma and alpha
+    (tile_shape,) = {tile.shape for tile in tiles}
     assert tile_shape[0] * tile_shape[1] <= 1600
     for one, other in zip(whole, tiled, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one.planes, other.planes, strict=True))
@@ -311,7 +310,7 @@ def test_another_size_in_mid_stream_is_fitted_with_black_around(full_range, near
         assert seen_width == 4 * WIDTH or seen_height == 4 * HEIGHT
         assert set(np.unique(luma)) <= {black, 200}
         assert set(np.unique(chroma[0])) <= {128, 90}
-    assert len(enhancer._sessions) <= module.MAX_OPEN_SESSIONS
+    assert len(enhancer._sessions) <= MAX_OPEN_SESSIONS
     enhancer.close()
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from srstream.engines.cuda.device import CudaDevice, queued
 from srstream.engines.cuda.host import HostDevice
-from srstream.engines.cuda.ring import Prepare, Ring
+from srstream.engines.cuda.ring import Ring
 from srstream.engines.faults import device_fault
 from srstream.errors import EngineError
 from tests.support.paths import REPOSITORY
-from tests.support.ring import DTYPE, SHAPE_IN, SHAPES_OUT, TorchNetwork, is_right, tile
+from tests.support.ring import FORM_IN, FORMS_OUT, TorchNetwork, is_right, prepared_by, tile
 
 TOO_MUCH = 1 << 50
 """Bytes that no device has."""
@@ -65,9 +65,8 @@ def main() -> None:
             fail(failures.pop(), device.device)
         network(codes, outputs)
 
-    on_host: Any = program
-    prepare: Prepare = device.prepare(on_host) if on == "cpu" else queued(program)
-    ring = Ring(device, SHAPE_IN, SHAPES_OUT, DTYPE, prepare)
+    record = device.recorder() if on == "cpu" else queued
+    ring = Ring(device, [FORM_IN], FORMS_OUT, prepared_by(record, program))
     said = "none"
     try:
         ring.result(ring.submit(list(tile(0))))

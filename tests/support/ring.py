@@ -9,20 +9,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from srstream.engines.cuda.device import CudaDevice, queued
+from srstream.engines.cuda.device import CudaDevice, Recorder, queued
 from srstream.engines.cuda.host import HostDevice
-from srstream.engines.cuda.ring import Device, Prepare, Ring, Run
+from srstream.engines.cuda.ring import BufferForm, Device, Prepare, Ring, Run
 from srstream.errors import EngineError
 from srstream.frame import Plane
 
 SHAPE_IN, SHAPES_OUT = (2, 3, 4), ((1, 6, 8), (2, 3, 4))
 DTYPE = np.dtype(np.uint8)
+FORM_IN, *FORMS_OUT = (BufferForm(shape, DTYPE) for shape in (SHAPE_IN, *SHAPES_OUT))
 
 POISON = 255
 """A code that `network` never returns."""
@@ -145,36 +147,51 @@ class Stressed:
     def prepared(self, prepare: Prepare) -> Prepare:
         """Return the same preparation of a network that sleeps first and poisons its input."""
 
-        def prepare_stressed(codes: Any, outputs: Sequence[Any], stream: Any) -> Run:
-            run = prepare(codes, outputs, stream)
+        def prepare_stressed(inputs: Sequence[Any], outputs: Sequence[Any], stream: Any) -> Run:
+            run = prepare(inputs, outputs, stream)
 
-            def run_stressed() -> None:
+            def run_stressed(parts: Sequence[int] | None) -> None:
                 for output in outputs:
                     self._poison(output, stream)
                 self._sleep(stream)
-                run()
-                self._poison(codes, stream)
+                run(parts)
+                for buffer in inputs:
+                    self._poison(buffer, stream)
 
             return run_stressed
 
         return prepare_stressed
 
 
+def prepared_by(record: Recorder, program: Callable[[Tensor, Sequence[Tensor]], None]) -> Prepare:
+    """Return what makes a program ready for a slot."""
+
+    def prepare(inputs: Sequence[Any], outputs: Sequence[Any], stream: Any) -> Run:
+        replay = record(partial(program, inputs[0], outputs), stream)
+        return lambda parts: replay()
+
+    return prepare
+
+
 def stress(
-    device: Callable[[], Stressed], prepares: Sequence[Prepare], num_schedules: int, seed: int = 0
+    device: Callable[[], Stressed],
+    prepares: Sequence[Callable[[], Prepare]],
+    num_schedules: int,
+    seed: int = 0,
 ) -> Outcome:
     """Share schedules among rings of one to four slots, for each way to run the network.
 
     Args:
         device: makes a device for a ring.
+        prepares: make what makes a network ready, for a ring each.
     """
     random, outcome, number = np.random.default_rng([1, seed]), Outcome(), 0
     rings = []
     for prepare in prepares:
         for num_slots in range(1, 5):
             own: Any = device()
-            prepared = own.prepared(prepare)
-            rings.append(Ring(own, SHAPE_IN, SHAPES_OUT, DTYPE, prepared, num_slots))
+            prepared = own.prepared(prepare())
+            rings.append(Ring(own, [FORM_IN], FORMS_OUT, prepared, num_slots))
     for index in range(num_schedules):
         count = int(random.integers(1, 12))
         run_schedule(rings[index % len(rings)], random, range(number, number + count), outcome)
@@ -187,12 +204,13 @@ def stress(
 def stress_host(num_schedules: int, seed: int = 0) -> Outcome:
     """Run schedules on the CPU in place of a GPU, where nothing sleeps."""
     device = HostDevice()
-    program: Any = TorchNetwork(device.device)
+    program = TorchNetwork(device.device)
 
     def stressed() -> Stressed:
         return Stressed(device, lambda stream: None, lambda buffer, stream: buffer.fill_(POISON))
 
-    return stress(stressed, [device.prepare(program)], num_schedules, seed)
+    prepares = [lambda: prepared_by(device.recorder(), program)]
+    return stress(stressed, prepares, num_schedules, seed)
 
 
 def stress_gpu(num_schedules: int, seed: int = 0, forgets: int | None = None) -> Outcome:
@@ -203,7 +221,7 @@ def stress_gpu(num_schedules: int, seed: int = 0, forgets: int | None = None) ->
         shape: torch.full(shape, POISON, dtype=torch.uint8, device=device.device)
         for shape in (SHAPE_IN, *SHAPES_OUT)
     }
-    program: Any = TorchNetwork(device.device)
+    program = TorchNetwork(device.device)
     torch.cuda.synchronize()
 
     def sleep(stream: Any) -> None:
@@ -218,7 +236,10 @@ def stress_gpu(num_schedules: int, seed: int = 0, forgets: int | None = None) ->
 
     return stress(
         lambda: Stressed(device, sleep, poison, forgets),
-        [device.prepare(program), queued(program)],
+        [
+            lambda: prepared_by(device.recorder(), program),
+            lambda: prepared_by(queued, program),
+        ],
         num_schedules,
         seed,
     )
@@ -256,13 +277,13 @@ def overlap_on_gpu(num_tiles: int = 30) -> tuple[int, int]:
     """
     device = TimedDevice(torch.cuda.current_device(), cycles=5_000_000)
 
-    def prepare(codes: Any, outputs: Sequence[Any], stream: Any) -> Run:
-        return lambda: device.sleep(stream)
+    def prepare(inputs: Sequence[Any], outputs: Sequence[Any], stream: Any) -> Run:
+        return lambda parts: device.sleep(stream)
 
     start = torch.cuda.Event(enable_timing=True)
     start.record()
     torch.cuda.synchronize()
-    ring = Ring(device, SHAPE_IN, SHAPES_OUT, DTYPE, prepare)
+    ring = Ring(device, [FORM_IN], FORMS_OUT, prepare)
     for ticket in [ring.submit(list(tile(0))) for _ in range(num_tiles)]:
         ring.result(ticket)
     torch.cuda.synchronize()

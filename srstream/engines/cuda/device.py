@@ -12,11 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srstream.engines.cuda.half import TileProgram
-from srstream.engines.cuda.ring import Array, Prepare, Run
+from srstream.engines.cuda.ring import Array
 
-TORCH_DTYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.int16}
-"""Tensor types for codes. PyTorch has few operations on uint16, so int16 holds its bits."""
+TORCH_DTYPES = {
+    np.dtype(np.uint8): torch.uint8,
+    np.dtype(np.uint16): torch.int16,
+    np.dtype(np.float32): torch.float32,
+}
+"""Tensor types by numpy's. PyTorch has few operations on uint16, so int16 holds its bits."""
+
+Work = Callable[[], None]
+"""A function that computes on buffers of fixed addresses."""
+
+Recorder = Callable[[Work, Any], Work]
+"""Makes of a work a function that queues it in a stream: `CudaDevice.recorder`, `queued`."""
 
 NUM_WARM_UPS = 3
 """Runs before a capture. In the first ones libraries choose algorithms, and they and PyTorch
@@ -49,9 +58,9 @@ class CudaDevice:
     def array(self, pinned: Tensor) -> Array:
         return as_array(pinned)
 
-    def prepare(self, program: TileProgram) -> Prepare:
-        """Return what captures the program in a CUDA graph for each slot."""
-        return GraphCapture(program)
+    def recorder(self) -> Recorder:
+        """Return what captures works in CUDA graphs, which share their memory."""
+        return GraphRecorder()
 
     def copy(self, target: Tensor, source: Tensor, stream: torch.cuda.Stream) -> None:
         with torch.cuda.stream(stream):
@@ -79,60 +88,55 @@ class CudaDevice:
         return error
 
 
-class GraphCapture:
-    """A `Prepare` that captures a program in a CUDA graph for each slot of a ring.
+class GraphRecorder:
+    """A `Recorder` that captures each work in a CUDA graph.
 
     A replay is one call, whatever the number of kernels, and allocates nothing. The graphs share
-    the memory between their kernels, since the compute stream runs one after the other. They read
-    the network's parameters where these are, so other values can be copied into them.
+    the memory between their kernels, so all must be replayed in one stream. They read a network's
+    parameters where these are, so other values can be copied into them.
     """
 
-    def __init__(self, program: TileProgram) -> None:
-        self._program = program
+    def __init__(self) -> None:
         self._pool: Any = None
 
-    def __call__(self, codes: Tensor, outputs: Sequence[Tensor], stream: torch.cuda.Stream) -> Run:
+    def __call__(self, work: Work, stream: torch.cuda.Stream) -> Work:
         graph = torch.cuda.CUDAGraph()
         with _capture_lock:
-            if self._pool is None:
-                with torch.cuda.stream(stream):
-                    for _ in range(NUM_WARM_UPS):
-                        self._program(codes, outputs)
-                stream.synchronize()
+            with torch.cuda.stream(stream):
+                for _ in range(NUM_WARM_UPS):
+                    work()
+            stream.synchronize()
             # Other threads may allocate meanwhile, which the other modes forbid.
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
             ):
-                self._program(codes, outputs)
+                work()
         self._pool = graph.pool()
-        return _Replay(graph, stream, self._program)
+        return _Replay(graph, stream, work)
 
 
 @dataclass(frozen=True, slots=True)
 class _Replay:
-    """A `Run` of a captured graph."""
+    """A captured graph."""
 
     graph: torch.cuda.CUDAGraph
     stream: torch.cuda.Stream
-    program: TileProgram
-    """It owns the parameters and constants that the graph reads. The slot owns the buffers."""
+    work: Work
+    """It owns the parameters, constants and buffers that the graph reads."""
 
     def __call__(self) -> None:
         with torch.cuda.stream(self.stream):
             self.graph.replay()
 
 
-def queued(program: Callable[[Tensor, Sequence[Tensor]], None]) -> Prepare:
-    """Return what queues a program kernel by kernel, for one that cannot be captured."""
+def queued(work: Work, stream: torch.cuda.Stream) -> Work:
+    """Queue a work kernel by kernel: a `Recorder` for what cannot be captured."""
 
-    def prepare(codes: Tensor, outputs: Sequence[Tensor], stream: torch.cuda.Stream) -> Run:
-        def run() -> None:
-            with torch.cuda.stream(stream):
-                program(codes, outputs)
+    def run() -> None:
+        with torch.cuda.stream(stream):
+            work()
 
-        return run
-
-    return prepare
+    return run
 
 
 def free_cached_memory() -> None:

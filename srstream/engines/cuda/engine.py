@@ -7,6 +7,8 @@ back (`half.py`). A session is ready in about the time of a few tiles. It needs 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -14,12 +16,15 @@ from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import Capabilities, OnDone, TileFormat
 from srstream.engines.cuda.availability import check_cuda
 from srstream.engines.cuda.device import CudaDevice, free_cached_memory
+from srstream.engines.cuda.frames import FrameProgram, RingFrames
 from srstream.engines.cuda.half import TileProgram, true_float32
 from srstream.engines.cuda.host import HostDevice
 from srstream.engines.cuda.networks import DeviceNetworks
 from srstream.engines.cuda.session import RingSession
 from srstream.engines.faults import device_errors
 from srstream.engines.threads import check_format
+from srstream.engines.tiles import TileGrid
+from srstream.engines.whole_frames import FrameRecipe
 from srstream.errors import EngineError, EngineMemoryError
 from srstream.models.blend import Blend, blend_of
 from srstream.models.checkpoint import blended_weights
@@ -39,6 +44,10 @@ BYTES_PER_OUTPUT = 16 * 3 * (4 + 4 + 2)
 LARGEST_TILE_PIXELS = 1152 * 2048
 """Largest tile to use: a frame of 1080 rows with its border. Not tuned on a GPU yet."""
 
+LARGEST_FRAME_PIXELS = 2304 * 4096
+"""Largest frame to make as a whole. A larger one, which may be a picture of any size, goes in tiles
+whose number is bounded by memory."""
+
 SHARE_OF_FREE_MEMORY = 0.5
 """Several jobs share a device, each with its sessions."""
 
@@ -56,6 +65,7 @@ class CudaEngine:
     """
 
     capabilities: Capabilities
+    max_frame_pixels = LARGEST_FRAME_PIXELS
 
     def __init__(
         self,
@@ -70,7 +80,7 @@ class CudaEngine:
         self._spec = spec
         blend = blend_of(model, spec)
         true_float32()
-        self._sessions: weakref.WeakSet[RingSession] = weakref.WeakSet()
+        self._sessions: weakref.WeakSet[RingSession | RingFrames] = weakref.WeakSet()
         with device_errors("the GPU cannot be used"):
             self._device = CudaDevice(torch.cuda.current_device()) if on_gpu else HostDevice()
             dtype = HALF_DTYPES[config.precision]
@@ -84,14 +94,19 @@ class CudaEngine:
         if tile.shape is None:
             raise EngineError("engine 'cuda' takes tiles of a fixed shape only")
         rows, columns = tile.shape
-        try:
-            with device_errors(f"the GPU cannot compute tiles of {rows}x{columns}"):
-                session = self._session(tile, on_done)
-        except EngineMemoryError as error:
-            free_cached_memory()
-            raise EngineMemoryError(
-                f"the GPU has no memory for tiles of {rows}x{columns}"
-            ) from error
+        with memory_errors(f"tiles of {rows}x{columns}"):
+            session = self._session(tile, on_done)
+        self._sessions.add(session)
+        return session
+
+    def open_frames(
+        self, recipe: FrameRecipe, grid: TileGrid, on_done: OnDone | None = None
+    ) -> RingFrames:
+        """See `FrameEngine.open_frames`. It runs a few frames, and captures their parts."""
+        check_format(recipe.tile, self.capabilities)
+        rows, columns = recipe.shapes[0]
+        with memory_errors(f"frames of {columns}x{rows}"):
+            session = self._frames(recipe, grid, on_done)
         self._sessions.add(session)
         return session
 
@@ -125,7 +140,16 @@ class CudaEngine:
         can, device = self.capabilities, self._device
         network = self._networks.for_bits(tile.bits)
         program = TileProgram(network, tile, can.color_form, device.device)
-        return RingSession(tile, can.form, device, device.prepare(program), on_done)
+        return RingSession(tile, can.form, device, program, device.recorder(), on_done)
+
+    def _frames(self, recipe: FrameRecipe, grid: TileGrid, on_done: OnDone | None) -> RingFrames:
+        can, device = self.capabilities, self._device
+        network = TileProgram(
+            self._networks.for_bits(recipe.tile.bits), recipe.tile, can.color_form, device.device
+        )
+        program = FrameProgram(recipe, grid, can.border, can.form, network, device.device)
+        record = device.recorder()
+        return RingFrames(program, device, record, record, on_done)
 
     def _capabilities(self, blend: Blend, dtype: torch.dtype) -> Capabilities:
         spec = self._spec
@@ -149,6 +173,17 @@ class CudaEngine:
             tiles_are_exact=False,
             preferred_tile_pixels=largest_tile(self._device.device, bytes_per_pixel),
         )
+
+
+@contextmanager
+def memory_errors(what: str) -> Iterator[None]:
+    """Sort the errors of opening a session; after a lack of memory, free what is only cached."""
+    try:
+        with device_errors(f"the GPU cannot compute {what}"):
+            yield
+    except EngineMemoryError as error:
+        free_cached_memory()
+        raise EngineMemoryError(f"the GPU has no memory for {what}") from error
 
 
 def device_name(device: torch.device) -> str:

@@ -73,11 +73,17 @@ class TileProgram:
     @torch.inference_mode()
     def __call__(self, codes_CHW: Tensor, outputs: Sequence[Tensor]) -> None:
         """Enlarge a tile into output buffers for codes, (planes, sH, sW) each."""
-        x = self._to_network(_from_codes(codes_CHW)[None])
+        for made, output in zip(self.codes(from_codes(codes_CHW)), outputs, strict=True):
+            put_codes(output, made)
+
+    def codes(self, values_CHW: Tensor) -> list[Tensor]:
+        """Enlarge a tile of codes in float32; return the codes of each group, in float32 too."""
+        x = self._to_network(values_CHW[None])
         groups = self.network(x.contiguous(memory_format=torch.channels_last))
-        for group, to_codes, output in zip(groups, self._to_codes, outputs, strict=True):
-            y = to_codes(group.float())
-            _put_codes(output, torch.round(y[0]).clamp_(0.0, self.peak))
+        return [
+            torch.round(to_codes(group.float())[0]).clamp_(0.0, self.peak)
+            for group, to_codes in zip(groups, self._to_codes, strict=True)
+        ]
 
 
 class _Map:
@@ -99,14 +105,15 @@ class _Map:
         return y
 
 
-def _from_codes(codes: Tensor) -> Tensor:
+def from_codes(codes: Tensor) -> Tensor:
     """Convert codes to float32: uint8, or the bits of uint16 in int16."""
     if codes.dtype == torch.int16:
         return (codes.to(torch.int32) & 0xFFFF).float()
     return codes.float()
 
 
-def _put_codes(output: Tensor, rounded: Tensor) -> None:
+def put_codes(output: Tensor, rounded: Tensor) -> None:
+    """Write whole numbers in float32 to a buffer for codes."""
     if output.dtype == torch.int16:
         rounded = rounded.to(torch.int32)  # 40,000 becomes -25,536: the same 16 bits
     output.copy_(rounded)

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srstream.engines.cuda.device import TORCH_DTYPES, as_array
-from srstream.engines.cuda.half import TileProgram
-from srstream.engines.cuda.ring import Array, Prepare, Run
+from srstream.engines.cuda.device import TORCH_DTYPES, Recorder, as_array
+from srstream.engines.cuda.ring import Array
 
 
 class HostDevice:
@@ -41,13 +40,9 @@ class HostDevice:
     def array(self, pinned: Tensor) -> Array:
         return as_array(pinned)
 
-    def prepare(self, program: TileProgram) -> Prepare:
-        """Return what runs the program at once; there are no graphs here."""
-
-        def prepare(codes: Tensor, outputs: Sequence[Tensor], stream: None) -> Run:
-            return lambda: program(codes, outputs)
-
-        return prepare
+    def recorder(self) -> Recorder:
+        """Return what leaves a work as it is; there are no graphs here."""
+        return lambda work, stream: work
 
     def copy(self, target: Tensor, source: Tensor, stream: None) -> None:
         target.copy_(source)

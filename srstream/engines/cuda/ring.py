@@ -1,7 +1,8 @@
 """Simultaneous upload, compute and download of successive tiles, on three streams of a device.
 
-Slots are used in turn. Each has a pinned input and a pinned output on the host, an input and an
-output on the device, the network made ready for these (`Prepare`), and three events:
+What is said of a tile here holds for a whole frame too. Slots are used in turn. Each has pinned
+inputs and outputs on the host, inputs and outputs on the device, the work made ready for these
+(`Prepare`), and three events:
 
     host writes  | upload stream | compute stream    | download stream | host reads
     pinned input | copy, `up`    | wait `up`, run,   | wait `ran`,     | wait `down`, copy out
@@ -20,7 +21,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,12 +86,20 @@ class Device(Protocol):
         ...
 
 
-Run = Callable[[], None]
-"""A function that queues the network in a slot's stream. It allocates nothing."""
+Run = Callable[[Sequence[int] | None], None]
+"""A function that queues the work in a slot's stream: some of its parts, all of them for None. It
+allocates nothing."""
 
-Prepare = Callable[[Any, Sequence[Any], Any], Run]
-"""Makes the network ready for a slot's input buffer, its output buffers and a stream. It may
+Prepare = Callable[[Sequence[Any], Sequence[Any], Any], Run]
+"""Makes the work ready for a slot's input buffers, its output buffers and a stream. It may
 allocate, wait, and compute on the buffers."""
+
+
+class BufferForm(NamedTuple):
+    """The form of a buffer: some planes of one size, (planes, H, W)."""
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
 
 
 class RingTicket:
@@ -120,21 +129,17 @@ class RingTicket:
 
 
 class _Slot:
-    """The memory, the events and the network for one tile at a time."""
+    """The memory, the events and the work for one tile at a time."""
 
     run: Run
 
     def __init__(
-        self,
-        device: Device,
-        shape_in: Sequence[int],
-        shapes_out: Sequence[Sequence[int]],
-        dtype: np.dtype[Any],
+        self, device: Device, inputs: Sequence[BufferForm], outputs: Sequence[BufferForm]
     ) -> None:
-        self.host_in = device.pinned(shape_in, dtype)
-        self.device_in = device.buffer(shape_in, dtype)
-        self.device_out = [device.buffer(shape, dtype) for shape in shapes_out]
-        self.host_out = [device.pinned(shape, dtype) for shape in shapes_out]
+        self.host_in = [device.pinned(*form) for form in inputs]
+        self.device_in = [device.buffer(*form) for form in inputs]
+        self.device_out = [device.buffer(*form) for form in outputs]
+        self.host_out = [device.pinned(*form) for form in outputs]
         self.up, self.ran, self.down = device.event(), device.event(), device.event()
 
 
@@ -142,9 +147,9 @@ class Ring:
     """Computes tiles on a device, up to `num_slots` at the same time.
 
     Args:
-        shape_in: the shape of a tile's codes, (planes, H, W).
-        shapes_out: the shape of each group of output planes, (planes, H, W).
-        prepare: makes the network ready for each slot, in the compute stream.
+        inputs: the forms of the buffers that hold a tile's planes, in order.
+        outputs: the same for the planes of its result.
+        prepare: makes the work ready for each slot, in the compute stream.
         on_done: see `Engine.open_session`.
 
     Raises:
@@ -154,9 +159,8 @@ class Ring:
     def __init__(
         self,
         device: Device,
-        shape_in: Sequence[int],
-        shapes_out: Sequence[Sequence[int]],
-        dtype: np.dtype[Any],
+        inputs: Sequence[BufferForm],
+        outputs: Sequence[BufferForm],
         prepare: Prepare,
         num_slots: int = NUM_SLOTS,
         on_done: OnDone | None = None,
@@ -165,7 +169,7 @@ class Ring:
         self.num_slots = num_slots
         self._streams = tuple(device.stream() for _ in range(3))
         self._upload, self._compute, self._download = self._streams
-        self._idle = deque(_Slot(device, shape_in, shapes_out, dtype) for _ in range(num_slots))
+        self._idle = deque(_Slot(device, inputs, outputs) for _ in range(num_slots))
         for slot in self._idle:
             slot.run = prepare(slot.device_in, slot.device_out, self._compute)
         self._spare = SpareBlocks()
@@ -179,8 +183,11 @@ class Ring:
     def num_in_flight(self) -> int:
         return len(self._in_flight)
 
-    def submit(self, planes: Sequence[Plane]) -> RingTicket:
+    def submit(self, planes: Sequence[Plane], parts: Sequence[int] | None = None) -> RingTicket:
         """Start a tile; wait only if all slots are in use.
+
+        Args:
+            parts: the parts of the work to do; all of them by default.
 
         Raises:
             DeviceFaultError: the device is broken, and all tiles with it.
@@ -193,13 +200,14 @@ class Ring:
         slot = self._idle.popleft()
         device = self.device
         try:
-            host = device.array(slot.host_in)
-            for index, plane in enumerate(planes):
-                host[index] = plane
-            device.copy(slot.device_in, slot.host_in, self._upload)
+            hosts = [host for buffer in slot.host_in for host in device.array(buffer)]
+            for host, plane in zip(hosts, planes, strict=True):
+                host[...] = plane
+            for target, source in zip(slot.device_in, slot.host_in, strict=True):
+                device.copy(target, source, self._upload)
             device.record(slot.up, self._upload)
             device.wait(self._compute, slot.up)
-            slot.run()
+            slot.run(parts)
             device.record(slot.ran, self._compute)
             device.wait(self._download, slot.ran)
             for target, source in zip(slot.host_out, slot.device_out, strict=True):

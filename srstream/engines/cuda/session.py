@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from srstream.engines.contract import OnDone, Ticket, TileFormat, check_tile
-from srstream.engines.cuda.ring import NUM_SLOTS, Device, Prepare, Ring, RingTicket
+from srstream.engines.cuda.device import Recorder
+from srstream.engines.cuda.half import TileProgram
+from srstream.engines.cuda.ring import NUM_SLOTS, BufferForm, Device, Ring, RingTicket, Run
 from srstream.frame import Plane
 from srstream.models.table import ColorForm
 
 
 class RingSession:
-    """A `Session` whose tiles go through a ring of slots."""
+    """A `Session` whose tiles go through a ring of slots.
+
+    Args:
+        program: the network with its conversions from codes and back.
+        record: makes what queues the program for a slot.
+    """
 
     num_in_flight = NUM_SLOTS
 
@@ -22,18 +31,25 @@ class RingSession:
         tile: TileFormat,
         form: ColorForm,
         device: Device,
-        prepare: Prepare,
+        program: TileProgram,
+        record: Recorder,
         on_done: OnDone | None = None,
     ) -> None:
         assert tile.shape is not None
         rows, columns = tile.shape
         self.format = tile
         self._form = form
-        shapes_out = [
-            (group.num_planes, group.scale * rows, group.scale * columns) for group in form.outputs
+        given = BufferForm((form.num_input_planes, rows, columns), tile.dtype)
+        made = [
+            BufferForm((group.num_planes, group.scale * rows, group.scale * columns), tile.dtype)
+            for group in form.outputs
         ]
-        shape_in = (form.num_input_planes, rows, columns)
-        self._ring = Ring(device, shape_in, shapes_out, tile.dtype, prepare, NUM_SLOTS, on_done)
+
+        def prepare(inputs: Sequence[Any], outputs: Sequence[Any], stream: Any) -> Run:
+            replay = record(partial(program, inputs[0], outputs), stream)
+            return lambda parts: replay()
+
+        self._ring = Ring(device, [given], made, prepare, NUM_SLOTS, on_done)
 
     @property
     def is_idle(self) -> bool:

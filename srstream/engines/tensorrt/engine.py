@@ -178,11 +178,11 @@ class TensorRtEngine:
         if min(tile.shape) < MIN_SIDE or tile.bits > HALF_BITS:
             network = self._torch_networks.for_bits(tile.bits)
             program = TileProgram(network, tile, can.color_form, device.device)
-            return RingSession(tile, can.form, device, device.prepare(program), on_done)
+            return RingSession(tile, can.form, device, program, device.recorder(), on_done)
         side = min(side for side in SIDES if side >= max(tile.shape))
         built = BuiltNetwork(self._engines.for_side(side), tile.shape, device.device)
         program = TileProgram(built, tile, can.color_form, device.device)
-        session = RingSession(tile, can.form, device, queued(program), on_done)
+        session = RingSession(tile, can.form, device, program, queued, on_done)
         session.warm_up()
         return session
 

@@ -97,12 +97,12 @@ def session_on(cuda):
 
     device = HostMemory()
     form = COLOR_FORMS["luma"]
-    return RingSession(TILE, form, device, device.prepare(program)), runs
+    return RingSession(TILE, form, device, program, device.recorder()), runs
 
 
 def test_a_graph_is_captured_for_each_slot_after_warming_up(cuda):
     _, runs = session_on(cuda)
-    assert [captured for _, captured in runs] == [False] * NUM_WARM_UPS + [True] * NUM_SLOTS
+    assert [captured for _, captured in runs] == ([False] * NUM_WARM_UPS + [True]) * NUM_SLOTS
     assert len({address for address, captured in runs if captured}) == NUM_SLOTS
     captures = [options for name, options, *_ in cuda.calls if name == "capture"]
     compute = captures[0]["stream"]

@@ -38,7 +38,7 @@ def half_session(model, spec, tile):
     network = blended_network(blend_of(model, spec), spec).half()
     device = HostDevice()
     program = TileProgram(lambda x: network(x.half()), tile, spec.color_form, device.device)
-    return RingSession(tile, spec.form, device, device.prepare(program))
+    return RingSession(tile, spec.form, device, program, device.recorder())
 
 
 def picture(shape, bits, planes, seed=0):

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srstream.engines import faults
-from srstream.engines.cuda.ring import NUM_SLOTS, Ring
+from srstream.engines.cuda.ring import NUM_SLOTS, BufferForm, Ring
 from srstream.errors import DeviceFaultError, EngineError, EngineMemoryError
 from tests.support.ring import (
     DTYPE,
@@ -121,14 +121,15 @@ class LazyDevice:
         assert not self.is_sealed, "memory is allocated after the capture"
         self.num_allocated += 1
 
-    def capture(self, device_in, device_out, stream):
+    def capture(self, inputs, outputs, stream):
         """A graph: it computes on the addresses that the buffers had when it was captured."""
+        (device_in,), device_out = inputs, outputs
         assert not self.is_sealed, "a graph is captured after the ring was ready"
         self.num_captured += 1
         addresses = [buffer.ctypes.data for buffer in (device_in, *device_out)]
         given, *made = (as_memory(buffer) for buffer in (device_in, *device_out))
 
-        def replay():
+        def replay(parts):
             now = [buffer.ctypes.data for buffer in (device_in, *device_out)]
             assert now == addresses, "a slot's buffers have moved"
 
@@ -177,7 +178,8 @@ def as_memory(buffer):
 
 
 def ring_on(device, num_slots=NUM_SLOTS, told=None):
-    ring = Ring(device, SHAPE_IN, SHAPES_OUT, DTYPE, device.capture, num_slots, told)
+    forms = [BufferForm(shape, DTYPE) for shape in (SHAPE_IN, *SHAPES_OUT)]
+    ring = Ring(device, forms[:1], forms[1:], device.capture, num_slots, told)
     assert device.num_captured == num_slots
     device.is_sealed = True
     return ring
@@ -283,10 +285,7 @@ def stressed_lazily(forgets=None):
             forgets,
         )
 
-    def prepare(codes, outputs, stream):
-        return lazy[-1].capture(codes, outputs, stream)
-
-    return stress(make, [prepare], 200)
+    return stress(make, [lambda: lazy[-1].capture], 200)
 
 
 def test_the_stress_of_a_gpu_finds_nothing_wrong_with_the_ring():

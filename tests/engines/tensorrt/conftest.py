@@ -75,7 +75,7 @@ def machine(tensorrt, monkeypatch, tmp_path):
     monkeypatch.setattr(tensorrt_engines, "deserialized", deserialized)
     monkeypatch.setattr(tensorrt_engines, "weight_names", weight_names)
     monkeypatch.setattr(tensorrt_engine, "user_cache_dir", lambda name: str(state.folder))
-    monkeypatch.setattr(tensorrt_engine, "queued", lambda program: HostDevice().prepare(program))
+    monkeypatch.setattr(tensorrt_engine, "queued", HostDevice().recorder())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA Recorder")
