@@ -2,10 +2,12 @@
 
     python benchmarks/host_work.py [--width 960 --height 540] [--frames 12] [--model fast ...]
 
-A stand-in returns enlarged planes at once. Their local mean is wrong as a network's is: `balanced`
-on `samples/nasa_13013.mp4` is off by 0.03 codes, and by half a code or more in 1 % of luma. Figures
-are medians over the frames of the processor's time on one core, in milliseconds; `parts` are the
-functions that take longest.
+`tiles` is for engines on the CPU: a stand-in returns enlarged planes at once. Their local mean is
+wrong as a network's is: `balanced` on `samples/nasa_13013.mp4` is off by 0.03 codes, and by half a
+code or more in 1 % of luma. `whole` is for engines that make whole frames on a GPU: the ring of
+slots runs on a device that copies and computes nothing, which on a GPU costs the host nothing.
+Figures are medians over the frames of the processor's time on one core, in milliseconds; `parts`
+are the functions that take longest for tiles. `whole` needs PyTorch.
 """
 
 from __future__ import annotations
@@ -20,17 +22,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 
 from srstream.engines.contract import Capabilities, OnDone, Ticket, TileFormat
+from srstream.engines.tiles import TileGrid
+from srstream.engines.whole_frames import FrameRecipe, FrameSession
 from srstream.enhancer.enhancer import Enhancer
 from srstream.frame import ColorSpec, Frame, FrameForm, Plane, PlaneLayout
 from srstream.models.table import MODELS, ModelSpec
 
 SCALE = 4
 LAYOUT, COLOR = PlaneLayout("yuv", 8, 1, 1), ColorSpec(1, 1, 1, False, 1)
+MEAN_LUMA = 125
+"""The mean that a free device reports, near that of `frame_of`."""
 CELL, SHARE_WRONG, WRONG = 24, 0.02, 1.5
 """Side of a cell in source samples; the share of cells whose mean is off, and by how many codes."""
 
@@ -76,6 +84,8 @@ def _enlarged(plane: Plane, scale: int) -> Plane:
 
 
 class FreeEngine:
+    """An engine for tiles whose network takes no time."""
+
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self.capabilities = Capabilities(
@@ -91,6 +101,33 @@ class FreeEngine:
         pass
 
 
+class FreeFrameEngine(FreeEngine):
+    """An engine for whole frames whose device takes no time."""
+
+    max_frame_pixels = 1 << 30
+
+    def open_frames(
+        self, recipe: FrameRecipe, grid: TileGrid, on_done: OnDone | None = None
+    ) -> FrameSession:
+        from srstream.engines.cuda.frames import RingFrames
+        from srstream.engines.cuda.host import HostDevice
+
+        class FreeDevice(HostDevice):
+            def copy(self, target: Any, source: Any, stream: None) -> None:
+                pass
+
+            def pinned(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Any:
+                return super().pinned(shape, dtype).fill_(MEAN_LUMA)
+
+        work = dict.fromkeys(("begin", "enlarge", "end"), print)  # nothing calls them
+        program: Any = SimpleNamespace(recipe=recipe, tiles=grid.tiles(), **work)
+
+        def record(work: Any, stream: Any) -> Any:
+            return lambda: None
+
+        return RingFrames(program, FreeDevice(), record, record, on_done)
+
+
 def frame_of(width: int, height: int, number: int) -> Frame:
     """Return a frame of soft shapes and fine texture."""
     random = np.random.default_rng(7)
@@ -104,12 +141,10 @@ def frame_of(width: int, height: int, number: int) -> Frame:
     return Frame(tuple(planes), LAYOUT, width, height, number, Fraction(1, 25), color=COLOR)
 
 
-def measure(spec: ModelSpec, width: int, height: int, num_frames: int) -> tuple[float, str]:
+def measure(engine: FreeEngine, width: int, height: int, num_frames: int) -> tuple[float, str]:
     """Return the median milliseconds of a frame, and the functions that take longest."""
     form = FrameForm(width, height, LAYOUT, COLOR)
-    enhancer = Enhancer(
-        FreeEngine(spec), form, replace(form, width=SCALE * width, height=SCALE * height)
-    )
+    enhancer = Enhancer(engine, form, replace(form, width=SCALE * width, height=SCALE * height))
     first = frame_of(width, height, 0)
     profile = cProfile.Profile()
     seconds = []
@@ -140,10 +175,12 @@ def main() -> None:
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     cv2.setNumThreads(1)
-    print(f"{'model':10}{'ms a frame':>12}  parts")
+    print(f"{'model':10}{'whole':>8}{'tiles':>8}  parts of tiles")
     for name in arguments.model:
-        found, parts = measure(MODELS[name], arguments.width, arguments.height, arguments.frames)
-        print(f"{name:10}{found:12.1f}  {parts}")
+        size = arguments.width, arguments.height
+        whole, _ = measure(FreeFrameEngine(MODELS[name]), *size, arguments.frames)
+        tiles, parts = measure(FreeEngine(MODELS[name]), *size, arguments.frames)
+        print(f"{name:10}{whole:8.1f}{tiles:8.1f}  {parts}")
 
 
 if __name__ == "__main__":
