@@ -50,6 +50,21 @@ def test_a_gpu_decoder_is_tried_in_a_child(source: Path, media: InChild) -> None
         make_plan(source, None, config, media=media)
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1"])
+def test_a_decoder_for_gpus_is_asked_for(tmp_path: Path, codec: str) -> None:
+    """Of AV1 the usual decoder, dav1d, has none; then libav's own is taken."""
+    path = clips.write_clip(tmp_path / "in.mp4", 2, width=128, height=128, codec=codec)
+    fault = nvdec_fault(path, 1 << 28, 100)
+    assert fault in (None, "NVDEC cannot be opened on this machine (no NVIDIA driver or no GPU)")
+
+
+def test_a_codec_without_a_decoder_for_gpus_is_named(tmp_path: Path) -> None:
+    path = clips.write_clip(tmp_path / "in.mkv", 2, codec="ffv1")
+    assert nvdec_fault(path, 1 << 28, 100) == (
+        "NVDEC does not decode this video (there is no decoder of ffv1 for GPUs)"
+    )
+
+
 def test_garbage_for_a_gpu_decoder_is_read_in_the_child(source: Path, media: InChild) -> None:
     os.truncate(source, 0)
     source.write_bytes(b"\0\0\0\x18ftypisom" + os.urandom(5000))

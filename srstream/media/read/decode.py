@@ -144,7 +144,7 @@ class Decoder:
                 )
             )
         self._stream = stream
-        self._context = open_decoder(stream, self._config.max_pixels, self._threads)
+        self._context = open_decoder(stream, self._config.max_pixels, self._threads, on_gpu=on_gpu)
         self._aspects: PictureAspects | None = None
         if not states_aspect(self._path, container):
             self._aspects = PictureAspects(self._context, self._video)

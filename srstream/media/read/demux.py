@@ -7,13 +7,14 @@ everyone who reads the packets in order.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 from av.codec.context import CodecContext
@@ -66,7 +67,7 @@ def open_source(
     """Open a file for reading, and no other file that it may refer to.
 
     Args:
-        on_gpu: decode its video with NVDEC, which must be available.
+        on_gpu: decode its video with NVDEC, which must be available; see `open_decoder`.
         container: name of its format, which is then not guessed: libav also looks at the
             file's suffix, which a descriptor's path lacks.
 
@@ -91,12 +92,11 @@ def open_source(
     with libav_errors(path, what, advice=advice):
         # libavformat takes the `options` that it knows and passes the rest to the decoders that it
         # opens to find stream parameters.
-        opened = av.open(
+        opened = _opened(
             name,
-            mode="r",
+            on_gpu,
             format=None if container is None else container.split(",")[0],
             metadata_errors="replace",
-            hwaccel=HWAccel("cuda", allow_software_fallback=False) if on_gpu else None,
             options={
                 "max_pixels": str(min(max_pixels, MAX_PIXELS_OF_LIBAV)),
                 "max_streams": str(max(max_streams, MAX_STREAMS) + 1),
@@ -161,7 +161,9 @@ def nvdec_fault(path: Path, max_pixels: int, max_streams: int) -> str | None:
     """
     try:
         with open_source(path, max_pixels, on_gpu=True, max_streams=max_streams) as container:
-            next(container.decode(video=0), None)
+            stream = container.streams.video[0]
+            context = open_decoder(stream, max_pixels, on_gpu=True)
+            next((True for packet in container.demux(stream) if context.decode(packet)), None)
     except (SrstreamError, av.FFmpegError, RuntimeError, NotImplementedError) as error:
         cause = error.__cause__ if isinstance(error, SrstreamError) else error
         if isinstance(cause, PermissionError):
@@ -249,28 +251,60 @@ def has_webm_alpha(stream: Stream) -> bool:
     )
 
 
+def _opened(name: str | WebpAsPng, on_gpu: bool, **options: Any) -> InputContainer:
+    """Open a file, with decoders on the GPU if the usual ones for its codecs can work there."""
+    if on_gpu:
+        with contextlib.suppress(RuntimeError):
+            return av.open(name, mode="r", hwaccel=_nvdec(), **options)
+    return av.open(name, mode="r", **options)
+
+
+def _nvdec() -> HWAccel:
+    return HWAccel("cuda", allow_software_fallback=False)
+
+
 def open_decoder(
-    stream: VideoStream, max_pixels: int, threads: int = 1, *, export_quantizers: bool = False
+    stream: VideoStream,
+    max_pixels: int,
+    threads: int = 1,
+    *,
+    export_quantizers: bool = False,
+    on_gpu: bool = False,
 ) -> VideoCodecContext:
     """Return an open decoder for `stream`, limited to `max_pixels`.
 
     Threads share one picture (slices) and never work on several, so the output is the same for any
-    number of threads, even where packets are damaged. Only libvpx decodes alpha in WebM.
+    number of threads, even where packets are damaged. Only libvpx decodes alpha in WebM, and only
+    libav's own decoder decodes AV1 on a GPU.
+
+    Raises:
+        RuntimeError: `on_gpu`, and there is no such decoder.
     """
     context = stream.codec_context
     name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.codec.name)
     if name and name in av.codecs_available and has_webm_alpha(stream):
-        alpha_context = CodecContext.create(name, "r")
-        assert isinstance(alpha_context, VideoCodecContext)
-        if context.extradata:
-            alpha_context.extradata = context.extradata
-        context = alpha_context
+        context = _other_decoder(context, name)
+    if on_gpu and not context.is_hwaccel:
+        if context.codec.name != "libdav1d":
+            raise RuntimeError(f"there is no decoder of {context.codec.name} for GPUs")
+        context = _other_decoder(context, "av1", _nvdec())
     context.options = {"max_pixels": str(min(max_pixels, MAX_PIXELS_OF_LIBAV))}
     if export_quantizers:
         context.options = {**context.options, "export_side_data": "venc_params"}
     context.thread_type = "SLICE"
     context.thread_count = threads
     return context
+
+
+def _other_decoder(
+    context: VideoCodecContext, name: str, hwaccel: HWAccel | None = None
+) -> VideoCodecContext:
+    """Return a decoder of this name for the same stream."""
+    other = CodecContext.create(name, "r", hwaccel=hwaccel)
+    assert isinstance(other, VideoCodecContext)
+    if context.extradata:
+        other.extradata = context.extradata
+    return other
 
 
 class Clock:
