@@ -5,6 +5,8 @@
 # make check      format, lint, types and tests: what CI runs
 # make docs       the site, in docs/_build/html; warnings are errors
 # make coverage   which share of the lines the tests run
+# make gpu-kit    what travels to a machine with a GPU for its first half hour, in build/gpu-kit, and a
+#                 rehearsal of it on the CPU; docs/gpu-checklist.md
 # make gpu-train  what travels to a machine with a GPU for training, in build/gpu-train; docs/training.md
 # make clean      remove what these made
 # make install    as root: the daemon under PREFIX and its systemd units; see docs/operations.md
@@ -37,7 +39,7 @@ DEMO := build/demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test test-long test-tensorrt check lint format docs coverage gpu-train clean help
+.PHONY: demo test test-long test-tensorrt check lint format docs coverage gpu-kit gpu-train clean help
 .PHONY: install install-venv install-units uninstall
 
 help:
@@ -109,6 +111,14 @@ docs: $(VENV)/.docs
 coverage: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses $(NUM_PROCESSES) --dist worksteal --cov srstream --cov trainer \
 		--cov-report term:skip-covered $(PYTEST_ARGS)
+
+gpu-kit: $(VENV)/.test
+	PYTHON=$(BIN)/python gpu/pack.sh
+	rm -rf build/gpu-rehearsal
+	PYTHON=$(BIN)/python LEVEL=0 gpu/pack.sh build/gpu-rehearsal/carried \
+		$$($(BIN)/python -c 'import sys; print("{}.{}".format(*sys.version_info))')
+	$(BIN)/python gpu/rehearse.py build/gpu-rehearsal/there build/gpu-rehearsal/carried all \
+		--out build/gpu-rehearsal/out
 
 gpu-train: $(VENV)/.test
 	@test -d "$(DATA)/train" || { echo "no pictures in $(DATA)/train; name their folder with DATA=path"; exit 1; }

@@ -159,9 +159,9 @@ def bench(
     return report
 
 
-def make_clip(path: Path, num_frames: int) -> Path:
-    """320x180, all of it moving: a pan to and fro over lines and noise."""
-    width, height = CLIP_SIZE
+def make_clip(path: Path, num_frames: int, size: tuple[int, int] | None = None) -> Path:
+    """All of it moving: a pan to and fro over lines and noise; columns and rows if given."""
+    width, height = size or CLIP_SIZE
     random = np.random.default_rng(0)
     wide = random.integers(0, 255, (height + CLIP_PERIOD, width + 2 * CLIP_PERIOD, 3), np.uint8)
     wide = np.asarray(cv2.GaussianBlur(wide, (0, 0), 2.0), np.uint8)

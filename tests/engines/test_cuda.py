@@ -12,14 +12,20 @@ import torch
 from srstream.config import EngineConfig, ModelConfig, SourceConfig
 from srstream.engines.contract import TileFormat
 from srstream.engines.table import can_run, choose_engine, is_installed, open_engine
-from srstream.engines.tiles import choose_tiles
 from srstream.errors import EngineError, EngineMemoryError
 from srstream.media.read.decode import Decoder
 from srstream.media.read.probe import probe
 from srstream.models.table import MODELS, available_models, model_spec
-from srstream.quality import psnr
 from tests.support.device_errors import DEVICE_ERRORS, sorted_error
 from tests.support.networks import model_network
+from tests.support.parity import (
+    agreement,
+    noise,
+    picture,
+    through,
+    tile_format,
+    tiles_against_whole,
+)
 from tests.support.ring import overlap_on_gpu, stress_gpu
 
 needs_tensorrt = pytest.mark.skipif(not is_installed("tensorrt"), reason="needs torch-tensorrt")
@@ -38,12 +44,6 @@ def engine_of(name, model, spec=None):
     return open_engine(name, EngineConfig(), model, spec or model_spec(model.name))
 
 
-def picture(shape, planes, seed=0, bits=8):
-    random, dtype = np.random.default_rng(seed), np.uint8 if bits == 8 else np.uint16
-    low, high = 16 << (bits - 8), 236 << (bits - 8)
-    return [random.integers(low, high, shape, dtype=dtype) for _ in range(planes)]
-
-
 def made_model(tmp_path, name):
     return ModelConfig(weights=str(model_network(tmp_path / "made.onnx", MODELS[name])))
 
@@ -54,16 +54,9 @@ def made_model(tmp_path, name):
 @pytest.mark.parametrize("engine", GPU_ENGINES)
 def test_parity_with_the_reference(engine, name, shape, bits):
     spec, model = model_spec(name), ModelConfig(name=name)
-    tile = TileFormat(shape, bits, 1 if spec.color_form == "rgb" else None)
-    planes = picture(shape, spec.form.num_input_planes, bits=bits)
-    made, true = (
-        session.result(session.submit(planes))
-        for session in (engine_of(e, model).open_session(tile) for e in (engine, "pytorch"))
-    )
-    for one, other in zip(made, true, strict=True):
-        share = 255 / ((1 << bits) - 1)
-        assert psnr(one * share, other * share, 0) >= 50.0
-        assert (np.abs(one.astype(int) - other) > 1).mean() <= 0.001
+    tile, planes = tile_format(spec, shape, bits), picture(shape, spec.form.num_input_planes, bits)
+    made, true = (through(engine_of(e, model), tile, planes) for e in (engine, "pytorch"))
+    assert agreement(made, true, bits).is_close
 
 
 def test_auto_takes_the_gpu():
@@ -76,22 +69,9 @@ def test_auto_takes_the_gpu():
 @pytest.mark.parametrize("engine", GPU_ENGINES)
 def test_tiles_are_within_a_level_of_the_whole(engine, name):
     """It prints how many samples are the same; only all of them would allow `tiles_are_exact`."""
-    spec = model_spec(name)
     opened = engine_of(engine, ModelConfig(name=name))
-    matrix, shape = 1 if spec.color_form == "rgb" else None, (200, 320)
-    planes = picture(shape, spec.form.num_input_planes)
-    grid = choose_tiles(320, 200, spec.halo, 1, max_side=4 * spec.halo + 17)
-    whole, tiled = (opened.open_session(TileFormat(s, 8, matrix)) for s in (shape, grid.tile_shape))
-    (true, *_) = whole.result(whole.submit(planes))
-    same, wrong = [], 0
-    for tile in grid.tiles():
-        window = tile.window(grid.tile_shape).slices
-        (made, *_) = tiled.result(tiled.submit([plane[window] for plane in planes]))
-        kept = made[tile.kept_in_result(spec.scale)]
-        apart = np.abs(kept.astype(int) - true[tile.kept_in_picture(spec.scale)])
-        same.append((apart == 0).mean())
-        wrong += int((apart > 1).sum())
-    print(f"{engine} {name}: {np.mean(same):.6f} of the samples are the same in tiles")
+    same, wrong = tiles_against_whole(opened, model_spec(name), (200, 320))
+    print(f"{engine} {name}: {same:.6f} of the samples are the same in tiles")
     assert wrong == 0
 
 
@@ -119,8 +99,8 @@ def test_copies_and_computing_overlap():
 @pytest.mark.parametrize("name", available_models())
 def test_a_graph_allocates_nothing_and_repeats_itself(name):
     spec = model_spec(name)
-    tile = TileFormat((180, 320), 8, 1 if spec.color_form == "rgb" else None)
-    planes = picture(tile.shape, spec.form.num_input_planes)
+    tile = tile_format(spec, (180, 320))
+    planes = noise(tile.shape, spec.form.num_input_planes)
     session = engine_of("cuda", ModelConfig(name=name)).open_session(tile)
     first = session.result(session.submit(planes))
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
@@ -136,7 +116,7 @@ def test_sessions_are_opened_while_others_run():
 
     def work(side):
         session = engine.open_session(TileFormat((side, side), 8))
-        planes = picture((side, side), 3)
+        planes = noise((side, side), 3)
         results = [session.result(session.submit(planes)) for _ in range(50)]
         assert all(np.array_equal(results[0][0], other[0]) for other in results)
         session.close()
@@ -157,21 +137,21 @@ def test_no_memory_is_said_and_leaves_the_engine_usable(name, tmp_path):
     engine = engine_of(name, model, spec)
     small = TileFormat((64, 64), 8, 1)
     session = engine.open_session(small)
-    expected = session.result(session.submit(picture((64, 64), 3)))
+    expected = session.result(session.submit(noise((64, 64), 3)))
     free, _ = torch.cuda.mem_get_info()
     hoard = torch.empty(free - (256 << 20), dtype=torch.uint8, device="cuda")
     with pytest.raises(EngineMemoryError, match="768x768"):
         engine.open_session(TileFormat((768, 768), 8, 1))
     del hoard
     torch.cuda.empty_cache()
-    again = session.result(session.submit(picture((64, 64), 3)))
+    again = session.result(session.submit(noise((64, 64), 3)))
     assert all(map(np.array_equal, again, expected))
 
 
 @needs_tensorrt
 def test_an_engine_is_built_once_and_a_damaged_one_again(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    tile, planes = TileFormat((64, 96), 8), picture((64, 96), 1)
+    tile, planes = TileFormat((64, 96), 8), noise((64, 96), 1)
 
     def enhance():
         session = engine_of("tensorrt", ModelConfig(name="fast")).open_session(tile)
@@ -190,7 +170,7 @@ def test_an_engine_is_built_once_and_a_damaged_one_again(tmp_path, caplog, monke
 @pytest.mark.parametrize("name", GPU_ENGINES)
 def test_two_engines_side_by_side_for_a_swap(name):
     """The engine of the new weights is built and run while the old engine's session is open."""
-    tile, planes = TileFormat((90, 160), 8), picture((90, 160), 1)
+    tile, planes = TileFormat((90, 160), 8), noise((90, 160), 1)
     old = engine_of(name, ModelConfig(name="fast", restore=0.0)).open_session(tile)
     before = old.result(old.submit(planes))
     new = engine_of(name, ModelConfig(name="fast", restore=1.0)).open_session(tile)
@@ -201,7 +181,7 @@ def test_two_engines_side_by_side_for_a_swap(name):
 
 
 def test_other_weights_in_the_same_graphs():
-    tile, planes = TileFormat((90, 160), 8), picture((90, 160), 3)
+    tile, planes = TileFormat((90, 160), 8), noise((90, 160), 3)
     engine = engine_of("cuda", ModelConfig(name="balanced", restore=0.25))
     session = engine.open_session(tile)
     before = session.result(session.submit(planes))
@@ -218,7 +198,7 @@ def test_other_weights_in_the_same_graphs():
 def test_a_refitted_engine_gives_what_one_of_its_own_gives(name, tmp_path, monkeypatch):
     """Its own is built to be fast, not to be refitted; what that gains is printed."""
     spec, changed = model_spec(name), ModelConfig(name=name, restore=0.75)
-    tile = TileFormat((540, 720), 8, 1 if spec.color_form == "rgb" else None)
+    tile = tile_format(spec, (540, 720))
     planes = picture(tile.shape, spec.form.num_input_planes)
     engine = engine_of("tensorrt", ModelConfig(name=name, restore=0.25))
     sessions = [engine.open_session(tile)]

@@ -15,15 +15,13 @@ import pytest
 import srstream
 from srstream.config import SourceConfig
 from srstream.errors import RefusedError
-from srstream.frame import Frame
 from srstream.media.read.decode import Decoder
 from srstream.media.read.demux import open_source
 from srstream.media.read.probe import probe
-from srstream.media.types import TimeWindow
 from srstream.sandbox.confine import landlock_abi
-from srstream.sandbox.decoder import DecodeRequest, frame_hash, opened_source, start_decoder
-from srstream.sandbox.transport import END, FrameReceiver
+from srstream.sandbox.decoder import frame_hash, opened_source
 from tests.support import clips, nasty_clips
+from tests.support.decoding import decode_in_child
 
 CONFIG = SourceConfig()
 ATTACKS = """
@@ -196,44 +194,6 @@ def test_what_a_machine_lacks_is_left_out_and_not_fatal() -> None:
     assert attack(code) == ["no_new_privs", "rlimits", "capabilities"]
 
 
-def decode_in_child(
-    path: Path, folder: Path, **more: Any
-) -> tuple[list[str], dict[str, Any] | str, str]:
-    """(hashes of the frames, the report or error, what the child's log says)."""
-    folder.mkdir()
-    info = probe(path, CONFIG)
-    receiver = FrameReceiver(folder, window_bytes=64 << 20)
-    with opened_source(path) as source, (folder / "log").open("wb") as log:
-        request = DecodeRequest(
-            path_hex=os.fsencode(path).hex(),
-            source_descriptor=source,
-            container=info.container,
-            video=info.video,
-            config=CONFIG,
-            window=TimeWindow(),
-            directory_descriptor=receiver.directory_descriptor,
-            **more,
-        )
-        moved = path.rename(path.with_name("moved away"))
-        child = start_decoder(request, log)
-    hashes: list[str] = []
-    try:
-        while True:
-            message = receiver.receive(20)
-            assert message is not None, (folder / "log").read_text()
-            kind, content = message
-            if isinstance(content, Frame):
-                hashes.append(frame_hash(content))
-                receiver.release(content)
-            elif not isinstance(content, str):
-                said = content if kind == END else content["text"]
-                return hashes, said, (folder / "log").read_text()
-    finally:
-        child.end()
-        receiver.close()
-        moved.rename(path)
-
-
 @pytest.mark.parametrize(
     ("name", "make"),
     [
@@ -254,7 +214,7 @@ def test_the_confined_child_decodes_what_this_process_does(
     decoder = Decoder(path, probe(path, CONFIG).video, CONFIG)
     expected = [frame_hash(frame) for frame in decoder.frames()]
     decoder.close()
-    hashes, _, log = decode_in_child(path, tmp_path / "job", memory_bytes=1 << 30)
+    hashes, _, log = decode_in_child(path, tmp_path / "job", CONFIG, memory_bytes=1 << 30)
     assert hashes == expected and expected
     assert "no_new_privs" in log
     if landlock_abi():
@@ -265,7 +225,7 @@ def test_errors_of_the_child_speak_of_the_file_and_not_of_a_descriptor(tmp_path:
     path = nasty_clips.bit_flips(
         tmp_path / "broken.mkv", packets=range(12, 24), damage=100_000, codec="ffv1", options={}
     )
-    _, said, _ = decode_in_child(path, tmp_path / "job")
+    _, said, _ = decode_in_child(path, tmp_path / "job", CONFIG)
     assert isinstance(said, str) and said.startswith("broken.mkv: 8 packets in a row failed")
 
 
@@ -273,7 +233,7 @@ def test_a_child_without_memory_ends_with_a_sentence_and_not_with_the_machine(
     tmp_path: Path,
 ) -> None:
     path = clips.write_clip(tmp_path / "large.mp4", frames=2, width=2048, height=2048)
-    _, said, _ = decode_in_child(path, tmp_path / "job", memory_bytes=32 << 20)
+    _, said, _ = decode_in_child(path, tmp_path / "job", CONFIG, memory_bytes=32 << 20)
     assert isinstance(said, str) and "\n" not in said and "large.mp4" in said
 
 

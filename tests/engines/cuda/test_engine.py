@@ -18,8 +18,8 @@ from srstream.errors import EngineError, EngineMemoryError
 from srstream.models.blend import blend_of
 from srstream.models.flat_network import FlatNetwork, blended_network
 from srstream.models.table import available_models, model_spec
-from tests.engines.cuda.test_half import picture
 from tests.support.enhancer import HEIGHT, WIDTH, YUV420, noise_frame, output, video
+from tests.support.parity import agreement, picture, through, tile_format
 
 HOST = torch.device("cpu")
 
@@ -28,20 +28,8 @@ def engine_of(model, spec=None, **config):
     return CudaEngine(EngineConfig(**config), model, spec or model_spec(model.name), HOST)
 
 
-def tile_format(spec, shape, bits):
-    return TileFormat(shape, bits, 1 if spec.color_form == "rgb" else None)
-
-
-def through(engine, tile, planes):
-    session = engine.open_session(tile)
-    result = session.result(session.submit(planes))
-    session.close()
-    return result
-
-
 def share_within_one_level(made, true):
-    apart = [np.abs(one.astype(int) - other).ravel() for one, other in zip(made, true, strict=True)]
-    return float((np.concatenate(apart) <= 1).mean())
+    return 1 - agreement(made, true, 8).share_beyond_one
 
 
 @pytest.mark.parametrize("bits", [8, 10])
@@ -52,7 +40,7 @@ def test_half_precision_is_within_a_level_of_true_float32(name, restore, bits):
     spec, model = model_spec(name), ModelConfig(name=name, restore=restore)
     side = 48 if name == "srgan" else 96  # float16 is slow on a CPU
     tile = tile_format(spec, (side, side + 16), bits)
-    planes = picture(tile.shape, bits, spec.form.num_input_planes)
+    planes = picture(tile.shape, spec.form.num_input_planes, bits)
     exact = open_engine("pytorch", EngineConfig(threads=1), model, spec)
     share = share_within_one_level(
         through(engine_of(model), tile, planes), through(exact, tile, planes)
@@ -67,7 +55,7 @@ def test_deep_codes_are_computed_in_float32(name, bits):
     """Float16 holds 11 bits."""
     spec, model = model_spec(name), ModelConfig(name=name)
     tile = tile_format(spec, (40, 56), bits)
-    planes = picture(tile.shape, bits, spec.form.num_input_planes)
+    planes = picture(tile.shape, spec.form.num_input_planes, bits)
     exact = open_engine("pytorch", EngineConfig(threads=1), model, spec)
     made, true = (through(engine, tile, planes) for engine in (engine_of(model), exact))
     assert share_within_one_level(made, true) == 1.0
@@ -78,7 +66,7 @@ def test_bfloat16_is_the_user_s_choice():
     engine = engine_of(model, precision="bfloat16")
     assert engine.capabilities.precision == "bfloat16"
     tile = tile_format(spec, (64, 80), 8)
-    planes = picture(tile.shape, 8, 3)
+    planes = picture(tile.shape, 3, 8)
     exact = open_engine("pytorch", EngineConfig(threads=1), model, spec)
     made, true = through(engine, tile, planes), through(exact, tile, planes)
     assert share_within_one_level(made, true) >= 0.99
@@ -108,7 +96,7 @@ def test_it_says_on_what_it_runs():
 def test_small_pictures_are_taken(shape):
     spec = model_spec("fast")
     tile = TileFormat(shape, 8)
-    planes = picture((8, 48), 8, 1)[0][: shape[0], : shape[1]]
+    planes = picture((8, 48), 1, 8)[0][: shape[0], : shape[1]]
     exact = open_engine("pytorch", EngineConfig(threads=1), ModelConfig(name="fast"), spec)
     made, true = (
         through(engine, tile, [planes]) for engine in (engine_of(ModelConfig(name="fast")), exact)
@@ -150,7 +138,7 @@ def test_refitted_weights_give_what_an_engine_of_their_own_gives(name, bits):
     """The blends of a knob share their layers, so a session keeps its graphs."""
     spec = model_spec(name)
     tile = tile_format(spec, (16, 24), bits)
-    planes = picture(tile.shape, bits, spec.form.num_input_planes)
+    planes = picture(tile.shape, spec.form.num_input_planes, bits)
     engine = engine_of(ModelConfig(name=name, restore=0.25))
     refittable: Refittable = engine
     assert isinstance(refittable, Refittable)
@@ -180,7 +168,7 @@ def test_weights_with_other_layers_are_not_refitted():
 def test_weights_are_not_exchanged_under_tiles_in_flight():
     engine = engine_of(ModelConfig(name="balanced", restore=0.25))
     session = engine.open_session(TileFormat((16, 16), 8))
-    ticket = session.submit(picture((16, 16), 8, 3))
+    ticket = session.submit(picture((16, 16), 3, 8))
     with pytest.raises(EngineError, match="while tiles are in the engine"):
         engine.refit(ModelConfig(name="balanced", restore=0.75))
     session.result(ticket)
@@ -266,7 +254,7 @@ def test_a_lack_of_memory_halves_the_tiles(kind, caplog):
 
 def test_a_refused_session_leaves_the_others_as_they_are():
     engine = engine_of(ModelConfig(name="fast"))
-    planes = picture((24, 24), 8, 1)
+    planes = picture((24, 24), 1, 8)
     session = engine.open_session(TileFormat((24, 24), 8))
     before = session.result(session.submit(planes))
     engine._device = Cramped(engine._device, "buffer", 1000)

@@ -24,6 +24,7 @@ from srstream.models.flat_network import blended_network
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack, available_models, model_spec
 from srstream.quality import psnr
 from tests.support.networks import model_network
+from tests.support.parity import picture
 
 SPECS = {
     "luma": ModelSpec("fast", "luma", Stack((16,) * 3)),
@@ -39,19 +40,6 @@ def half_session(model, spec, tile):
     device = HostDevice()
     program = TileProgram(lambda x: network(x.half()), tile, spec.color_form, device.device)
     return RingSession(tile, spec.form, device, program, device.recorder())
-
-
-def picture(shape, bits, planes, seed=0):
-    """A smooth picture with all codes from the lowest to the highest."""
-    import cv2
-
-    dtype = np.uint8 if bits == 8 else np.uint16
-    made = []
-    for plane in range(planes):
-        noise = np.random.default_rng(seed + plane).random(shape)
-        smooth = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2), None, 0, 1, cv2.NORM_MINMAX)
-        made.append(np.round(smooth * ((1 << bits) - 1)).astype(dtype))
-    return made
 
 
 def both(model, spec, tile, planes):
@@ -71,7 +59,7 @@ def test_half_precision_is_close_to_the_reference(name, bits, tmp_path):
     model = ModelConfig(weights=str(model_network(tmp_path / "made.onnx", spec)))
     matrix, full = FORMATS[bits]
     tile = TileFormat((40, 56), bits, matrix if spec.color_form == "rgb" else None, full)
-    planes = picture(tile.shape, bits, spec.form.num_input_planes)
+    planes = picture(tile.shape, spec.form.num_input_planes, bits)
     for made, true in zip(*both(model, spec, tile, planes), strict=True):
         assert made.shape == true.shape
         assert made.dtype == true.dtype
@@ -85,7 +73,7 @@ def test_shipped_weights_in_half_precision(name):
     spec = model_spec(name)
     side = 48 if isinstance(spec.network, Stack) else 20  # float16 is slow on a CPU
     tile = TileFormat((side, side + 16), 8, 1 if spec.color_form == "rgb" else None)
-    planes = picture(tile.shape, 8, spec.form.num_input_planes)
+    planes = picture(tile.shape, spec.form.num_input_planes, 8)
     for made, true in zip(*both(ModelConfig(name=name), spec, tile, planes), strict=True):
         assert psnr(made.astype(float), true.astype(float), 0) >= MIN_DB
 
@@ -95,7 +83,7 @@ def test_tiles_in_flight_keep_their_own_results(tmp_path):
     model = ModelConfig(weights=str(model_network(tmp_path / "made.onnx", spec)))
     session = half_session(model, spec, TileFormat((16, 24), 16))
     assert session.num_in_flight == NUM_SLOTS
-    tiles = [picture((16, 24), 16, 3, seed) for seed in range(3 * NUM_SLOTS)]
+    tiles = [picture((16, 24), 3, 16, seed) for seed in range(3 * NUM_SLOTS)]
     alone = [session.result(session.submit(tile)) for tile in tiles]
     tickets = [session.submit(tile) for tile in tiles]
     for ticket, expected in reversed(list(zip(tickets, alone, strict=True))):
