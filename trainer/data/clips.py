@@ -11,15 +11,13 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from srstream.color import rgb_to_yuv_matrix
 from srstream.config import SourceConfig
@@ -29,6 +27,7 @@ from srstream.media.read.decode import Decoder
 from srstream.media.read.probe import probe
 from trainer.config import DegradationSection
 from trainer.console import Reporter
+from trainer.data.clip_frames import Camera, ClipFrame, LowFrame, read_frames, write_frames
 from trainer.data.codec import MIN_SIDE, CodecSettings, encode_decode, random_settings
 from trainer.data.degrade import downscale
 from trainer.data.pairs import Pair, evenly_chosen, find_pictures, read_rgb
@@ -41,11 +40,10 @@ from trainer.data.planes import (
     target_planes,
 )
 from trainer.networks import TrainedSpec
-from trainer.state import write_atomically
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 SIDE_MULTIPLE = 8
 
 FALLBACK_CODEC = "libx264"
@@ -62,15 +60,16 @@ class LowClip:
     """`I`, `P` or `B`; `-` without a codec."""
 
 
-def camera_move(
-    rgb_HW3: Picture, random: np.random.Generator, side: int, num_frames: int
-) -> list[Picture]:
-    """Pan over a picture with a little zoom and rotation, at sub-pixel steps, (side, side) each.
+def camera_path(
+    shape: tuple[int, int], random: np.random.Generator, side: int, num_frames: int
+) -> tuple[int, list[NDArray[np.float64]]]:
+    """Draw a pan over a picture of (H, W) with a little zoom and rotation, at sub-pixel steps.
 
-    The window stays far enough from the edges that no frame shows anything beyond the picture
-    other than its mirrored edge.
+    Returns the side of what is seen, at most `side`, and for each frame the (2, 3) from there to
+    the picture. The window stays far enough from the edges that no frame shows anything beyond the
+    picture other than its mirrored edge.
     """
-    height, width = rgb_HW3.shape[:2]
+    height, width = shape
     side = min(side, height, width) // SIDE_MULTIPLE * SIDE_MULTIPLE
     speed = random.uniform(0.0, 3.0)  # high-resolution pixels a frame: 0 to 0.75 in low resolution
     angle = random.uniform(0, 2 * np.pi)
@@ -83,25 +82,31 @@ def camera_move(
         random.uniform(min(side / 2 + s, length / 2), max(length - side / 2 - s, length / 2))
         for length, s in zip((width, height), span, strict=True)
     ]
-    frames = []
+    matrices = []
     for n in range(num_frames):
         along = n - (num_frames - 1) / 2
         scale, radians = 1 + zoom * along, turn * along
         cosine, sine = scale * np.cos(radians), scale * np.sin(radians)
         x, y = np.asarray(centre) + along * step
         middle = (side - 1) / 2
-        matrix = np.array(
-            [
-                [cosine, -sine, x - 0.5 - cosine * middle + sine * middle],
-                [sine, cosine, y - 0.5 - sine * middle - cosine * middle],
-            ]
+        matrices.append(
+            np.array(
+                [
+                    [cosine, -sine, x - 0.5 - cosine * middle + sine * middle],
+                    [sine, cosine, y - 0.5 - sine * middle - cosine * middle],
+                ]
+            )
         )
-        flags = cv2.INTER_LANCZOS4 | cv2.WARP_INVERSE_MAP
-        frame = cv2.warpAffine(
-            rgb_HW3, matrix, (side, side), flags=flags, borderMode=cv2.BORDER_REFLECT
-        )
-        frames.append(np.asarray(frame, np.uint8))
-    return frames
+    return side, matrices
+
+
+def camera_move(
+    rgb_HW3: Picture, random: np.random.Generator, side: int, num_frames: int
+) -> list[Picture]:
+    """Return the frames of a drawn `camera_path` over a picture."""
+    height, width = rgb_HW3.shape[:2]
+    side, matrices = camera_path((height, width), random, side, num_frames)
+    return [Camera("", side, matrix).sees(rgb_HW3) for matrix in matrices]
 
 
 def decoded_frames(path: Path) -> Iterator[Frame]:
@@ -173,8 +178,9 @@ def degraded_pairs(
 ) -> list[Pair]:
     """Return frames of camera moves over the pictures of a folder, after their codecs.
 
-    With `cache_dir` they are kept there, and a resumed run reads exactly the same ones. Memory:
-    about 1.1 bytes per pixel of every kept frame, 1.6 with chroma, 3.2 in RGB.
+    With `cache_dir` they are kept there, and a resumed run reads exactly the same ones; so does a
+    run elsewhere, where no codec is. Memory: about 1.1 bytes per pixel of every kept frame, 1.6
+    with chroma, 3.2 in RGB.
 
     Raises:
         UsageError: no picture is large enough for a patch.
@@ -184,32 +190,32 @@ def degraded_pairs(
     pictures = evenly_chosen(find_pictures(folder), num_pictures)
     cache_path = None
     if cache_dir is not None:
-        cache_path = cache_dir / f"{_cache_key(pictures, spec, section, seed)}.safetensors"
-        cached = _read_cache(cache_path)
-        if cached is not None:
-            return cached
-    pairs = [
-        pair
-        for number, path in enumerate(
-            reporter.each("making clips of the pictures", pictures, len(pictures))
-        )
-        for pair in _pairs_of(path, folder, spec, section, patch_size, seed + number)
+        cache_path = cache_dir / f"{_cache_key(pictures, section, patch_size, seed)}.safetensors"
+    frames = None if cache_path is None else read_frames(cache_path)
+    if frames is None:
+        making = reporter.each("making clips of the pictures", pictures, len(pictures))
+        frames = [
+            frame
+            for number, path in enumerate(making)
+            for frame in _frames_of(path, folder, section, patch_size, seed + number)
+        ]
+        if not frames:
+            raise UsageError(
+                f"{folder}: no picture is large enough for patches of {4 * patch_size}"
+            )
+        if cache_path is not None:
+            write_frames(cache_path, frames)
+    by_picture = groupby(frames, key=lambda frame: frame.camera.picture)
+    return [
+        _pair_of(frame.low, frame.camera.sees(rgb), spec)
+        for rgb, group in ((read_rgb(folder / name), group) for name, group in by_picture)
+        for frame in group
     ]
-    if not pairs:
-        raise UsageError(f"{folder}: no picture is large enough for patches of {4 * patch_size}")
-    if cache_path is not None:
-        _write_cache(cache_path, pairs)
-    return pairs
 
 
-def _pairs_of(
-    path: Path,
-    folder: Path,
-    spec: TrainedSpec,
-    section: DegradationSection,
-    patch_size: int,
-    seed: int,
-) -> Iterator[Pair]:
+def _frames_of(
+    path: Path, folder: Path, section: DegradationSection, patch_size: int, seed: int
+) -> Iterator[ClipFrame]:
     try:
         rgb = read_rgb(path)
     except UsageError as error:
@@ -219,11 +225,15 @@ def _pairs_of(
         log.warning("%s: smaller than a patch of %d; left out", path, 4 * patch_size)
         return
     random = np.random.Generator(np.random.PCG64(seed))
+    name, (height, width) = path.relative_to(folder).as_posix(), rgb.shape[:2]
     for number in range(section.clips_per_picture):
-        hr = camera_move(rgb, random, section.window, section.frames_per_clip)
-        yield from pairs_of_clip(
-            f"{path.relative_to(folder).as_posix()}@{number}", hr, spec, section, random
+        side, matrices = camera_path(
+            (height, width), random, section.window, section.frames_per_clip
         )
+        cameras = [Camera(name, side, matrix) for matrix in matrices]
+        hr = [camera.sees(rgb) for camera in cameras]
+        for low in low_frames(f"{name}@{number}", hr, section, random):
+            yield ClipFrame(low, cameras[low.number])
 
 
 def pairs_of_clip(
@@ -234,6 +244,14 @@ def pairs_of_clip(
     random: np.random.Generator,
 ) -> Iterator[Pair]:
     """Yield a few frames of a clip, downscaled and degraded together, with their originals."""
+    for low in low_frames(name, hr, section, random):
+        yield _pair_of(low, hr[low.number], spec)
+
+
+def low_frames(
+    name: str, hr: list[Picture], section: DegradationSection, random: np.random.Generator
+) -> Iterator[LowFrame]:
+    """Downscale and degrade a clip, and yield the few of its frames to train on."""
     small = degraded_frames([downscale(frame, 4) for frame in hr], section, random)
     settings = None
     if random.random() >= section.clean_share:
@@ -246,9 +264,12 @@ def pairs_of_clip(
     severity = 0.0 if settings is None else section.severity(settings.crf)
     for index in kept_frames(clip.picture_types, section.kept_frames, random):
         how = "clean" if settings is None else f"{settings} {clip.picture_types[index]}"
-        planes = decoded_input(clip.lr[index], spec.color_form)
-        targets = target_planes(clip.hr[index], spec.color_form)
-        yield Pair(f"{name}.{index} {how}", ((1.0, planes),), targets, severity)
+        yield LowFrame(f"{name}.{index} {how}", index, severity, clip.lr[index])
+
+
+def _pair_of(low: LowFrame, hr: Picture, spec: TrainedSpec) -> Pair:
+    planes = decoded_input(low.planes, spec.color_form)
+    return Pair(low.name, ((1.0, planes),), target_planes(hr, spec.color_form), low.severity)
 
 
 def degraded_frames(
@@ -294,44 +315,9 @@ def _eight_bits(plane: NDArray[Any], bits: int) -> NDArray[np.float32]:
 
 
 def _cache_key(
-    pictures: list[Path], spec: TrainedSpec, section: DegradationSection, seed: int
+    pictures: list[Path], section: DegradationSection, patch_size: int, seed: int
 ) -> str:
-    """Return a digest of everything that decides the pairs."""
+    """Return a digest of everything that decides the frames."""
     files = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in pictures]
-    what = [CACHE_FORMAT, spec.color_form, section.model_dump(mode="json"), seed, files]
+    what = [CACHE_FORMAT, section.model_dump(mode="json"), patch_size, seed, files]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
-
-
-def _write_cache(path: Path, pairs: list[Pair]) -> None:
-    tensors = {}
-    for index, pair in enumerate(pairs):
-        tensors[f"{index}.lr"] = np.ascontiguousarray(pair.lr[0][1])
-        tensors |= {f"{index}.hr{n}": np.ascontiguousarray(p) for n, p in enumerate(pair.hr)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    told = json.dumps([[pair.name, pair.severity] for pair in pairs])
-    write_atomically(path, save(tensors, {"pairs": told}))
-
-
-def _read_cache(path: Path) -> list[Pair] | None:
-    """Read what was kept; None if there is nothing, or it is damaged."""
-    from safetensors import safe_open
-
-    if not path.is_file():
-        return None
-    try:
-        tensors = load_file(path)
-        with safe_open(path, framework="np") as file:
-            told = json.loads(file.metadata()["pairs"])
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        log.warning("%s: the kept clips cannot be read (%s); making them again", path, error)
-        return None
-    num_groups = sum(key.startswith("0.hr") for key in tensors)
-    return [
-        Pair(
-            name,
-            ((1.0, tensors[f"{index}.lr"]),),
-            tuple(tensors[f"{index}.hr{group}"] for group in range(num_groups)),
-            severity,
-        )
-        for index, (name, severity) in enumerate(told)
-    ]

@@ -201,6 +201,25 @@ def test_a_folder_of_small_pictures_is_refused(tmp_path):
         degraded_pairs(tmp_path, MODELS["fast"], SECTION, patch_size=24, seed=0)
 
 
+def test_kept_frames_travel_and_serve_every_colour_form(folder, tmp_path, monkeypatch):
+    """Elsewhere no codec runs, and each model gets what it would have got here."""
+
+    def make(name, **options):
+        return degraded_pairs(folder, MODELS[name], SECTION, patch_size=24, seed=3, **options)
+
+    expected = {name: make(name) for name in MODELS}
+    make("fast", cache_dir=tmp_path / "made")
+    monkeypatch.setattr(clips, "low_frames", None)
+    for name, pairs in expected.items():
+        for pair, kept in zip(pairs, make(name, cache_dir=tmp_path / "made"), strict=True):
+            assert (kept.name, kept.severity) == (pair.name, pair.severity)
+            assert np.array_equal(kept.lr[0][1], pair.lr[0][1])
+            assert all(np.array_equal(p, q) for p, q in zip(kept.hr, pair.hr, strict=True))
+    (kept,) = (tmp_path / "made").iterdir()
+    raw = sum(pair.hr[0].size + pair.hr[1].size for pair in expected["balanced"])
+    assert kept.stat().st_size < raw / 10  # the originals are not in it
+
+
 def test_a_degraded_run_trains_and_resumes_on_the_same_clips(folder, tmp_path):
     def config(iterations):
         return TrainConfig.model_validate(
@@ -222,7 +241,7 @@ def test_a_degraded_run_trains_and_resumes_on_the_same_clips(folder, tmp_path):
     assert whole[1]["pictures"] == parts[1]["pictures"]
     assert any("@" in name for name in whole[1]["pictures"])
     assert all(torch.isfinite(t).all() for t in parts[0].values() if t.is_floating_point())
-    assert clips.CACHE_FORMAT == 2
+    assert clips.CACHE_FORMAT == 3
 
 
 def test_videos_in_the_data_folder_are_trained_on_too(tmp_path, caplog):
