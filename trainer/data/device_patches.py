@@ -32,6 +32,9 @@ LUMA, CHROMA = 0, 1
 
 GAIN, OFFSET, STEP = 0, 1, 2
 
+SMALLEST_STEP = 0.1
+"""Less than any step between codes, and more than none."""
+
 
 class Cut(NamedTuple):
     """What was drawn for a batch, on the device."""
@@ -192,7 +195,7 @@ class DevicePatches:
     def _rounded(self, lr: Tensor, cut: Cut) -> Tensor:
         """Round half up to whole steps, as `augment._to_steps` does, where there is a step."""
         step = cut.changes[:, self._low_kinds, STEP, None, None]
-        some = torch.where(step > 0, step, 1.0)
+        some = step.clamp(min=SMALLEST_STEP)
         rounded = self._origins + some * torch.floor((lr - self._origins) / some + 0.5)
         return torch.where(step > 0, rounded, lr)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -181,17 +183,22 @@ def loaded_pairs(
     paths: Sequence[Path], folder: Path, spec: TrainedSpec, data: DataSection
 ) -> Iterator[Pair | None]:
     """The pair of each picture, in order; None, and a line in the log, for those left out."""
-    for path in paths:
-        try:
-            rgb = crop_to_multiple(read_rgb(path), 2 * spec.scale)
-        except UsageError as error:
-            log.warning("%s; left out", error)
-            yield None
-            continue
-        if is_large_enough(path, rgb.shape[:2], spec, data):
-            yield clean_pair(path.relative_to(folder).as_posix(), rgb, spec, data)
-        else:
-            yield None
+    threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "pictures")
+    try:
+        yield from threads.map(lambda path: _loaded_pair(path, folder, spec, data), paths)
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _loaded_pair(path: Path, folder: Path, spec: TrainedSpec, data: DataSection) -> Pair | None:
+    try:
+        rgb = crop_to_multiple(read_rgb(path), 2 * spec.scale)
+    except UsageError as error:
+        log.warning("%s; left out", error)
+        return None
+    if not is_large_enough(path, rgb.shape[:2], spec, data):
+        return None
+    return clean_pair(path.relative_to(folder).as_posix(), rgb, spec, data)
 
 
 def is_large_enough(

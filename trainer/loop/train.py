@@ -139,8 +139,10 @@ def train(
     if run.crops == "device":
         feed = DevicePatches(sampler, spec_of(config).color_form, device)
 
+    no_graph = why_no_graph(run, device)
+
     def iterations() -> Iteration:
-        capture = CudaCapture(device) if can_capture(run, device) else None
+        capture = CudaCapture(device) if no_graph is None else None
         return Iteration(stage, feed, network, average, device, capture)
 
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -186,6 +188,8 @@ def train(
     section, iteration = stages[progress.stage], iterations()
     with StopFlag(reporter, until) as was_stopped, reporter.task("training", len(stages)) as task:
         display.begin(len(names), progress, device.type)  # a stop counts from here on
+        if device.type == "cuda" and no_graph is not None:
+            reporter.say(f"an iteration is not one CUDA graph: {no_graph}")
         if base is not None and progress.iteration == 0:
             with was_stopped.interruptible():
                 measure()
@@ -307,11 +311,17 @@ def resumed_config(config: TrainConfig, begun_with: TrainConfig) -> TrainConfig:
     return allowed
 
 
-def can_capture(run: RunSection, device: torch.device) -> bool:
-    """Whether an iteration can be a CUDA graph: one process, no scaling of losses."""
-    is_alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-    is_fit = run.crops == "device" and precision_of(run) != "16-mixed"
-    return device.type == "cuda" and run.cuda_graph and is_alone and is_fit
+def why_no_graph(run: RunSection, device: torch.device) -> str | None:
+    """Return why an iteration is no CUDA graph; None where it is one."""
+    if device.type != "cuda":
+        return "it is not on CUDA"
+    if run.crops != "device":
+        return 'the host cuts the patches; crops = "device" in [run] changes that'
+    if not run.cuda_graph:
+        return "cuda_graph in [run] is false"
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return "several processes train together"
+    return "16-mixed scales losses" if precision_of(run) == "16-mixed" else None
 
 
 def average_decay(decay: float, iteration: int) -> float:
