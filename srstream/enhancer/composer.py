@@ -13,7 +13,7 @@ samples. RGB is converted to 16-bit Y, U, V and back.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,6 @@ import numpy as np
 
 from srstream.color import (
     BT601,
-    CodeRange,
-    chroma_shift,
     code_range,
     convert_codes,
     is_full_range,
@@ -35,11 +33,12 @@ from srstream.color import (
 )
 from srstream.engines.contract import Capabilities, TileFormat
 from srstream.engines.whole_frames import FlatPlane, FrameRecipe, PlaneRecipe, PlaneSource
-from srstream.enhancer.letterbox import Placing, letterboxed, places_of, placing_of
+from srstream.enhancer.letterbox import letterboxed, placing_of
+from srstream.enhancer.recipes import RGB_BITS, RGB_COLOR, RGB_LAYOUT, Picture, Recipes
 from srstream.enhancer.reuse import ResampledPlane
 from srstream.errors import EngineError, RefusedError
-from srstream.frame import ColorSpec, Frame, FrameForm, Plane, PlaneLayout
-from srstream.resampling import STILL, Sampling, missing_mean, resample_plane
+from srstream.frame import Frame, FrameForm, Plane, PlaneLayout
+from srstream.resampling import Sampling, missing_mean, resample_plane
 
 Resample = Callable[[Any, tuple[int, int], Sampling, Sampling, int], Plane]
 
@@ -48,29 +47,6 @@ MAX_MEAN_CHANGE = 0.08
 
 A working network stays within a tenth of it, unless every pixel differs from its neighbors; so
 half of the frame's own detail is allowed in addition."""
-
-RGB_BITS = 16
-RGB_LAYOUT = PlaneLayout("yuv", RGB_BITS)
-RGB_COLOR = ColorSpec(matrix=BT601, full_range=True)
-"""The form to which RGB frames are converted for enlarging. Any matrix would work; networks on luma
-were trained on BT.601."""
-
-
-@dataclass(slots=True)
-class Picture:
-    """A source frame in the form in which it is enlarged, and its parts that wait until then."""
-
-    frame: Frame
-    planes: tuple[Plane, ...]
-    """The planes to enlarge; Y, U, V if the frame is RGB."""
-    layout: PlaneLayout
-    color: ColorSpec
-    placing: Placing
-    inputs: dict[int, list[Plane]] = field(default_factory=dict)
-    """The network's input for each plane, luma (0) or alpha, if the network makes chroma; it
-    includes U and V on the luma grid."""
-    chroma: list[Plane] = field(default_factory=list)
-    """U and V of the output, if they are made by bicubic interpolation."""
 
 
 class Composer:
@@ -95,6 +71,7 @@ class Composer:
         if can.color_form == "rgb" and source.layout.kind == "yuv":
             rgb_to_yuv_matrix(source.color.matrix)
         self._can, self._source, self._output = can, source, output
+        self._recipes = Recipes(can, output)
         self.makes_chroma = can.color_form != "luma"
         self._reuses_chroma = reuses_chroma
         self._chroma_memories = (ResampledPlane(), ResampledPlane())
@@ -165,52 +142,22 @@ class Composer:
             return False
         return int(picture.planes[-1].min()) < (1 << picture.layout.bits) - 1
 
-    def input_bits(self, picture: Picture) -> int:
-        """Return the depth of the network's codes: the larger of the picture's and the output's."""
-        return max(picture.layout.bits, self._output.layout.bits)
-
     def input_planes(self, picture: Picture, index: int) -> list[Plane]:
         """Return the network's input for a plane: the plane, with U and V if the model needs them.
 
         Alpha and gray are combined with neutral U and V.
         """
-        planes = [_made(recipe, picture.planes) for recipe in self._input_recipes(picture, index)]
+        planes = [_made(recipe, picture.planes) for recipe in self._recipes.inputs(picture, index)]
         if self.makes_chroma:
             picture.inputs[index] = planes
         return planes
-
-    def _input_recipes(self, picture: Picture, index: int) -> list[PlaneSource]:
-        """Return how each of `input_planes` is made of the picture's planes."""
-        layout, color, bits = picture.layout, picture.color, self.input_bits(picture)
-        shape = picture.planes[index].shape
-        before = _deeper(layout, color, bits, index)
-        plane = PlaneRecipe("frame", index, before, shape, STILL, STILL, (before[1],) * 2)
-        if not self.makes_chroma:
-            return [plane]
-        chroma = code_range(bits, self._is_full_range(picture, index), is_chroma=True)
-        if index or layout.kind == "gray":
-            neutral = FlatPlane(int(chroma.zero), shape, bits)
-            return [plane, neutral, neutral]
-        x, y = chroma_shift(layout, color)
-        height, width = shape
-        rows = Sampling.between(height, height, stride_in=1 << layout.log2_chroma_h, shift_in=y)
-        columns = Sampling.between(width, width, stride_in=1 << layout.log2_chroma_w, shift_in=x)
-        before = _deeper(layout, color, bits, 1)
-        u, v = (
-            PlaneRecipe("frame", n, before, shape, rows, columns, (before[1],) * 2) for n in (1, 2)
-        )
-        return [plane, u, v]
-
-    def _is_full_range(self, picture: Picture, index: int) -> bool:
-        return index != 0 or is_full_range(picture.color, picture.layout)
 
     def tile_format(
         self, picture: Picture, index: int, shape: tuple[int, int] | None
     ) -> TileFormat:
         """Return the format of a plane's tiles of `shape` (rows, columns)."""
-        tile = TileFormat(
-            shape, self.input_bits(picture), full_range=self._is_full_range(picture, index)
-        )
+        full_range = self._recipes.uses_full_range(picture, index)
+        tile = TileFormat(shape, self._recipes.input_bits(picture), full_range=full_range)
         if self._can.color_form != "rgb":
             return tile
         matrix = picture.color.matrix if picture.layout.kind == "yuv" else BT601
@@ -228,7 +175,7 @@ class Composer:
             resamplers = [memory.resample for memory in self._chroma_memories]
         picture.chroma = [
             _made(recipe, picture.planes, resample)
-            for recipe, resample in zip(self._chroma_recipes(picture), resamplers, strict=False)
+            for recipe, resample in zip(self._recipes.chroma(picture), resamplers, strict=False)
         ]
 
     def compose(self, picture: Picture, made: Mapping[int, Sequence[Plane]]) -> Frame:
@@ -243,7 +190,7 @@ class Composer:
         if self.makes_chroma:
             chroma = [
                 self._made_of_network(recipe, picture, made, 0)
-                for recipe in self._chroma_recipes(picture)
+                for recipe in self._recipes.chroma(picture)
             ]
         planes = [self._fitted(picture, made, 0), *chroma]
         if output.layout.kind == "rgb":
@@ -257,26 +204,10 @@ class Composer:
 
         It is None for what such engines do not do: RGB, and alpha that shows.
         """
-        output, layout = self._output, picture.layout
-        if "rgb" in (picture.frame.layout.kind, output.layout.kind) or self._shows_alpha(picture):
+        kinds = picture.frame.layout.kind, self._output.layout.kind
+        if "rgb" in kinds or self._shows_alpha(picture):
             return None
-        recipes = [self._luma_recipe(picture, 0), *self._chroma_recipes(picture)]
-        placing = picture.placing
-        outputs: list[PlaneSource] = [*recipes]
-        if output.layout.has_alpha:
-            opaque = (1 << output.layout.bits) - 1
-            shape = placing.height, placing.width
-            outputs.append(FlatPlane(opaque, shape, output.layout.bits))
-        num_planes = layout.num_planes - layout.has_alpha
-        return FrameRecipe(
-            tuple(plane.shape for plane in picture.planes[:num_planes]),
-            layout.bits,
-            tuple(self._input_recipes(picture, 0)),
-            self.tile_format(picture, 0, None),
-            tuple(outputs),
-            tuple(places_of(placing, output)),
-            output.layout.bits,
-        )
+        return self._recipes.frame(picture, self.tile_format(picture, 0, None))
 
     def output_frame(self, picture: Picture, planes: Sequence[Plane]) -> Frame:
         """Return the output frame of these planes, at the time of the picture's frame."""
@@ -292,7 +223,7 @@ class Composer:
         """
         layout = picture.layout
         before = cv2.mean(picture.planes[0])[0] / ((1 << layout.bits) - 1)
-        after = mean / ((1 << self.input_bits(picture)) - 1)
+        after = mean / ((1 << self._recipes.input_bits(picture)) - 1)
         if abs(after - before) > MAX_MEAN_CHANGE and (
             abs(after - before) > MAX_MEAN_CHANGE + 0.5 * _detail(picture.planes[0], layout.bits)
         ):
@@ -304,28 +235,7 @@ class Composer:
 
     def _fitted(self, picture: Picture, made: Mapping[int, Sequence[Plane]], index: int) -> Plane:
         """Return an enlarged luma or alpha plane at the size and in the codes of the output."""
-        return self._made_of_network(self._luma_recipe(picture, index), picture, made, index)
-
-    def _luma_recipe(self, picture: Picture, index: int) -> PlaneRecipe:
-        """Return how luma or alpha of the output is made. The luma of RGB stays in 16 bits."""
-        frame, placing, scale = picture.frame, picture.placing, self._can.scale
-        codes = code_range(self.input_bits(picture), self._is_full_range(picture, index))
-        target = (
-            code_range(self._output.layout.bits, True)
-            if index
-            else self._target_range(is_chroma=False)
-        )
-        return PlaneRecipe(
-            "network",
-            0,
-            (codes, codes),
-            (placing.height, placing.width),
-            Sampling.between(frame.height * scale, placing.height),
-            Sampling.between(frame.width * scale, placing.width),
-            (codes, target),
-            # A network may be off by a level where a color is rare; the source is not.
-            keeps_mean=self.makes_chroma,
-        )
+        return self._made_of_network(self._recipes.luma(picture, index), picture, made, index)
 
     def _made_of_network(
         self, recipe: PlaneSource, picture: Picture, made: Mapping[int, Sequence[Plane]], index: int
@@ -336,72 +246,6 @@ class Composer:
             source = picture.inputs[index][recipe.index]
             missing = missing_mean(made[index][recipe.index], source)
         return _made(recipe, made[index], partial(resample_plane, missing_hw=missing))
-
-    def _target_range(self, *, is_chroma: bool) -> CodeRange:
-        output = self._output
-        if output.layout.kind == "rgb":
-            return code_range(RGB_BITS, True, is_chroma=is_chroma)
-        full_range = is_full_range(output.color, output.layout)
-        return code_range(output.layout.bits, full_range, is_chroma=is_chroma)
-
-    def _chroma_recipes(self, picture: Picture) -> list[PlaneSource]:
-        """Return how U and V of the output are made, before any conversion to RGB.
-
-        They are placed where the output's samples are, and are neutral for gray frames; a gray
-        output has none.
-        """
-        if self._output.layout.kind == "gray":
-            return []
-        layout = RGB_LAYOUT if self._output.layout.kind == "rgb" else self._output.layout
-        color = RGB_COLOR if layout is RGB_LAYOUT else self._output.color
-        source, placing, frame = picture.layout, picture.placing, picture.frame
-        shape = layout.plane_shape(1, placing.width, placing.height)
-        target = self._target_range(is_chroma=True)
-        if source.kind == "gray":
-            return [FlatPlane(int(target.zero), shape, layout.bits)] * 2
-        full_range, scale = is_full_range(picture.color, source), self._can.scale
-        if self.makes_chroma:
-            codes = code_range(self.input_bits(picture), full_range, is_chroma=True)
-            before = codes, codes
-            stride = scale // self._can.form.outputs[-1].scale
-            strides = stride, stride
-            shifts = ((stride - 1) / 2,) * 2  # the chroma siting of models, see COLOR_FORMS
-            height, width = frame.height * scale, frame.width * scale
-        else:
-            before = _deeper(source, picture.color, max(source.bits, layout.bits), 1)
-            strides = 1 << source.log2_chroma_w, 1 << source.log2_chroma_h
-            shifts = chroma_shift(source, picture.color)
-            height, width = frame.height, frame.width
-        x, y = chroma_shift(layout, color)
-        rows = Sampling.between(
-            height,
-            placing.height,
-            stride_in=strides[1],
-            shift_in=shifts[1],
-            stride_out=1 << layout.log2_chroma_h,
-            shift_out=y,
-        )
-        columns = Sampling.between(
-            width,
-            placing.width,
-            stride_in=strides[0],
-            shift_in=shifts[0],
-            stride_out=1 << layout.log2_chroma_w,
-            shift_out=x,
-        )
-        return [
-            PlaneRecipe(
-                "network" if self.makes_chroma else "frame",
-                index,
-                before,
-                shape,
-                rows,
-                columns,
-                (before[1], target),
-                keeps_mean=self.makes_chroma,
-            )
-            for index in (1, 2)
-        ]
 
     def _to_rgb(self, picture: Picture, planes: Sequence[Plane]) -> list[Plane]:
         output = self._output
@@ -454,19 +298,6 @@ def _detail(plane: Plane, bits: int) -> float:
     """Return the mean distance of a plane from its own blur, as a share of the code range."""
     distance = cv2.absdiff(plane, cv2.blur(plane, (3, 3)))
     return float(cv2.mean(distance)[0]) / ((1 << bits) - 1)
-
-
-def _deeper(
-    layout: PlaneLayout, color: ColorSpec, bits: int, index: int
-) -> tuple[CodeRange, CodeRange]:
-    """Return the codes of plane `index` of a `layout` picture, and the same range with `bits`."""
-    is_alpha = layout.has_alpha and index == layout.num_planes - 1
-    is_chroma = layout.kind == "yuv" and index in (1, 2)
-    full_range = is_alpha or is_full_range(color, layout)
-    return (
-        code_range(layout.bits, full_range, is_chroma=is_chroma),
-        code_range(bits, full_range, is_chroma=is_chroma),
-    )
 
 
 def _made(

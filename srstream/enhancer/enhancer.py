@@ -13,18 +13,18 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from srstream.config import ModelConfig, ReuseConfig
 from srstream.engines.contract import Engine, OnDone, Refittable, Session, Ticket, TileFormat
 from srstream.engines.tiles import Rectangle, Tile, TileGrid, choose_tiles
-from srstream.engines.whole_frames import FrameEngine, FrameRecipe, FrameSession
-from srstream.enhancer.composer import Composer, Picture
+from srstream.engines.whole_frames import FrameSession
+from srstream.enhancer.composer import Composer
 from srstream.enhancer.patches import Part, Patch, PatchFinder, patched
+from srstream.enhancer.recipes import Picture
 from srstream.enhancer.sessions import OpenSessions
-from srstream.enhancer.whole import changed_tiles
+from srstream.enhancer.whole import WholeFrames
 from srstream.errors import EngineMemoryError, RefusedError
 from srstream.frame import Frame, FrameForm, Plane
 
@@ -128,28 +128,31 @@ class Enhancer:
         self._source, self.output = source, output
         self._max_memory_bytes = max_memory_bytes
         self._reuse, self._on_done = reuse, on_done
-        self._use(engine)
-        self._sessions = OpenSessions(engine, on_done, self._collect_all)
+        self._open(engine)
         self._tiles: deque[_SubmittedTile | _SubmittedFrame] = deque()
         self._queued_tiles: deque[_QueuedTile] = deque()
         self._jobs: deque[_FrameJob] = deque()
         self._last_pushed: Frame | None = None
         self._last_enlarged: dict[int, list[Plane]] = {}
         self._last_output: Frame | None = None
-        self._last_whole: WeakKeyDictionary[FrameSession, tuple[Plane, ...]] = WeakKeyDictionary()
-        """The planes of the last frame that a session for whole frames was given."""
         self.num_pixels = 0
         """Input pixels to enlarge so far, over all planes, including those added at the edges."""
         self.num_pixels_computed = 0
         """Input pixels that the engine has received so far, halos included."""
+
+    def _open(self, engine: Engine) -> None:
+        """Begin to use an engine with which no session is open."""
+        self._sessions = OpenSessions(engine, self._on_done, self._collect_all)
+        self._use(engine)
 
     def _use(self, engine: Engine) -> None:
         can = engine.capabilities
         self._composer = Composer(can, self._source, self.output, reuses_chroma=self._reuse.enabled)
         self._finder = PatchFinder(can, self._reuse)
         self._engine = engine
-        self._makes_whole_frames = isinstance(engine, FrameEngine)
-        """Whether the engine does, and its device has had the memory for it."""
+        self._whole = WholeFrames(
+            engine, self._composer, self._sessions, self._make_room, reuses=self._reuse.enabled
+        )
         self._scales = [group.scale for group in can.form.outputs for _ in range(group.num_planes)]
         """The output scales of each plane that the engine makes."""
         self._max_tile_bytes = self._memory_for_a_tile()
@@ -175,8 +178,7 @@ class Enhancer:
         self._sessions.close()
         self.forget()
         self._last_enlarged = {}
-        self._use(engine)
-        self._sessions = OpenSessions(engine, self._on_done, self._collect_all)
+        self._open(engine)
         return finished
 
     def replace_weights(self, model: ModelConfig) -> tuple[list[Frame], bool]:
@@ -258,7 +260,7 @@ class Enhancer:
         self._finder.forget()
         self._composer.forget()
         self._last_pushed = None
-        self._last_whole.clear()
+        self._whole.forget()
 
     def close(self) -> None:
         """Drop the frames in flight and close the engine's sessions, but not the engine."""
@@ -315,38 +317,18 @@ class Enhancer:
 
     def _submit_whole(self, job: _FrameJob) -> bool:
         """Submit a whole frame to the engine, and return whether it makes this one."""
-        engine, picture = self._engine, job.picture
-        if job.repeats_last or not (self._makes_whole_frames and isinstance(engine, FrameEngine)):
+        if job.repeats_last:
             return False
-        if picture.frame.width * picture.frame.height > engine.max_frame_pixels:
+        grid = self._tile_grid(job.picture.frame)
+        submitted = self._whole.submit(job.picture, grid)
+        if submitted is None:
             return False
-        recipe, grid = self._composer.frame_recipe(picture), self._tile_grid(picture.frame)
-        session = None if recipe is None else self._frame_session(recipe, grid)
-        if recipe is None or session is None:
-            return False
-        planes, tiles = picture.planes[: len(recipe.shapes)], None
-        if self._reuse.enabled:
-            last = self._last_whole.get(session)
-            if last is not None and not grid.is_whole_picture:
-                tiles = changed_tiles(recipe, grid, engine.capabilities.border, last, planes)
-            self._last_whole[session] = planes
-        num_tiles = len(grid.tiles()) if tiles is None else len(tiles)
+        session, ticket, num_pixels = submitted
         self.num_pixels += grid.height * grid.width
-        self.num_pixels_computed += num_tiles * grid.tile_rows * grid.tile_cols
+        self.num_pixels_computed += num_pixels
         job.num_tiles_left = 1
-        self._tiles.append(_SubmittedFrame(session, session.submit(planes, tiles), job))
+        self._tiles.append(_SubmittedFrame(session, ticket, job))
         return True
-
-    def _frame_session(self, recipe: FrameRecipe, grid: TileGrid) -> FrameSession | None:
-        """Return a session for whole frames; None if the device has no memory for one."""
-        while True:
-            try:
-                return self._sessions.frames(recipe, grid)
-            except EngineMemoryError as error:
-                if not self._make_room():
-                    logger.warning("%s; they are made of tiles", error)
-                    self._makes_whole_frames = False
-                    return None
 
     def _tile_grid(self, frame: Frame) -> TileGrid:
         """Return the tiles of a frame with its border."""
@@ -423,9 +405,9 @@ class Enhancer:
         submitted = self._tiles.popleft()
         job = submitted.job
         if isinstance(submitted, _SubmittedFrame):
-            planes, mean = submitted.session.result(submitted.ticket)
+            job.composed, mean = submitted.session.result(submitted.ticket)
+            job.num_tiles_left = 0
             self._composer.check_mean(job.picture, mean)
-            job.composed, job.num_tiles_left = planes, 0
             return
         index, what = submitted.index, submitted.what
         result = submitted.session.result(submitted.ticket)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from srstream.cli.main import app
 from srstream.errors import UsageError
+from srstream.jobs.planning.estimate import copy_gbps
 from srstream.jobs.planning.gpu_model import DEVICES, device_spec, predict
 from srstream.models.table import MODELS
 from tests.support import clips
@@ -17,9 +18,9 @@ from tests.support import clips
 SMALL, HD = (320, 180), (1920, 1080)
 
 
-def limits(device, model, size, encode=100.0):
+def limits(device, model, size, encode=100.0, copies=6.0):
     out = size[0] * 4, size[1] * 4
-    return predict(DEVICES[device], MODELS[model], size, out, encode)
+    return predict(DEVICES[device], MODELS[model], size, out, encode, copies)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -51,8 +52,19 @@ def test_a_device_without_an_encoder_leaves_it_to_the_cpu():
     assert limits("h100", "fast", SMALL, encode=55.0).limits["encoding on this CPU"] == 55.0
     assert limits("h100", "fast", SMALL, encode=55.0).bottleneck == "encoding on this CPU"
     with_encoder = replace(DEVICES["h100"], has_nvenc=True)
-    prediction = predict(with_encoder, MODELS["fast"], SMALL, (1280, 720), 55.0)
+    prediction = predict(with_encoder, MODELS["fast"], SMALL, (1280, 720), 55.0, 6.0)
     assert "encoding on this CPU" not in prediction.limits
+
+
+def test_the_host_copies_each_plane_once():
+    """At 3.11 GB/s the planes of 960x540 and of 4K, 1.5 bytes a pixel, take 4.25 ms."""
+    found = limits("h200", "fast", (960, 540), copies=3.11).limits["copies on this CPU"]
+    assert found == pytest.approx(1000 / 4.25, rel=0.001)
+
+
+def test_copies_are_measured():
+    """Nothing copies 100 GB/s on a thread, and no machine of today less than a tenth of one."""
+    assert 0.1 < copy_gbps() < 100
 
 
 def test_plan_says_it(tmp_path):

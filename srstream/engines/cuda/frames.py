@@ -97,13 +97,15 @@ class FrameProgram:
         *targets, mean = outputs
         mean.copy_(from_codes(self._enlarged(0)).mean())
         for target, maker, place in zip(targets, self._outputs, self.recipe.places, strict=True):
-            made = self._plane(maker, planes)
+            if isinstance(maker, _Maker) and maker.is_copy:
+                made = self._codes(maker.recipe, planes)
+            else:
+                made = self._plane(maker, planes)
             rows, columns = made.shape
             if (rows, columns) != place.shape:
                 target.fill_(place.black)
-            put_codes(
-                target[0, place.top : place.top + rows, place.left : place.left + columns], made
-            )
+            filled = target[0, place.top : place.top + rows, place.left : place.left + columns]
+            put_codes(filled, made)
 
     def _maker(self, source: PlaneSource, device: torch.device) -> _Maker | Tensor:
         """Return what makes a plane, or the plane itself if it is flat."""
@@ -118,13 +120,16 @@ class FrameProgram:
         """Return the codes of a plane, (rows, columns) float32, made of a frame's planes."""
         if isinstance(maker, Tensor):
             return maker
-        recipe = maker.recipe
-        if recipe.origin == "frame":
-            return maker(from_codes(planes[recipe.index][0]))
-        source = None
+        recipe, source = maker.recipe, None
         if recipe.keeps_mean:
             source = _without(self._given[recipe.index], self._border)
-        return maker(from_codes(self._enlarged(recipe.index)), source)
+        return maker(from_codes(self._codes(recipe, planes)), source)
+
+    def _codes(self, recipe: PlaneRecipe, planes: Sequence[Tensor]) -> Tensor:
+        """Return the codes of which a plane is made."""
+        if recipe.origin == "frame":
+            return planes[recipe.index][0]
+        return self._enlarged(recipe.index)
 
     def _enlarged(self, index: int) -> Tensor:
         """Return one of the network's output planes, without its border."""
@@ -154,6 +159,12 @@ class _Maker:
         self._rows = _matrix(shape[0], recipe.shape[0], recipe.rows, device)
         columns = _matrix(shape[1], recipe.shape[1], recipe.columns, device)
         self._columns = None if columns is None else columns.T.contiguous()
+        self.is_copy = (
+            self._rows is None
+            and columns is None
+            and not recipe.keeps_mean
+            and recipe.before[0] == recipe.before[1] == recipe.after[1]
+        )
         if recipe.keeps_mean:
             assert shape_of_source is not None
             self._factor = shape[0] // shape_of_source[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from srstream.media.write.encode import SegmentEncoder
 _MAX_WIDTH, _MAX_HEIGHT = 320, 180
 _CALIBRATION_SECONDS = 0.6
 _MIN_FRAMES = 4
+_COPY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,18 @@ def estimate(plan: JobPlan) -> Estimate:
     fps = cores / (cpu_seconds * larger)
     encode_fps = cores * num_frames / max(encode_seconds * larger, 1e-9)
     return Estimate(fps=fps, seconds=plan.num_frames / fps, encode_fps=encode_fps)
+
+
+def copy_gbps() -> float:
+    """Measure how many gigabytes per second one thread copies, from memory to memory."""
+    source, target = (np.zeros(_COPY_BYTES, np.uint8) for _ in range(2))
+    target[...] = source  # touches the pages
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        target[...] = source
+        seconds.append(time.perf_counter() - start)
+    return _COPY_BYTES / statistics.median(seconds) / 1e9
 
 
 def _step(enhancer: Enhancer, encoder: SegmentEncoder, frame: Frame) -> float:

@@ -3,10 +3,12 @@
 Nothing here was measured on the devices. The assumptions are somewhat optimistic:
 
 - compute: convolutions of so few channels reach `COMPUTE_EFFICIENCY` of the dense FP16 peak;
-- memory: every layer's feature map is written and read once in FP16, at `MEMORY_EFFICIENCY` of the
-  published bandwidth (no fusion across convolutions);
-- launches: each layer costs `LAUNCH_SECONDS` on the host, frame by frame, without CUDA graphs;
+- memory: every layer's feature map is written and read once in FP16 (no fusion across
+  convolutions), and `PASSES` times each sample of the output in float32 by the work around the
+  network, at `MEMORY_EFFICIENCY` of the published bandwidth;
+- kernels: each starts `START_SECONDS` after the one before it, in a CUDA graph;
 - bus: the planes are uploaded and downloaded at `BUS_EFFICIENCY` of the link's rate, both at once;
+- copies: one thread of this machine copies the planes in and out, at the speed measured on it;
 - encoder: a device without NVENC leaves encoding to the CPU, at the speed measured on this machine;
   what NVENC itself can do is not counted.
 """
@@ -21,7 +23,10 @@ from srstream.models.table import ModelSpec, Stack
 COMPUTE_EFFICIENCY = 0.3
 MEMORY_EFFICIENCY = 0.7
 BUS_EFFICIENCY = 0.8
-LAUNCH_SECONDS = 6e-6
+START_SECONDS = 1.5e-6
+PASSES = 8
+KERNELS_AROUND = 40
+"""Kernels of a frame around the network; `FrameProgram` on the CPU runs 30 to 60 operations."""
 
 
 @dataclass(frozen=True)
@@ -97,23 +102,27 @@ def predict(
     size: tuple[int, int],
     output_size: tuple[int, int],
     cpu_encode_fps: float,
+    cpu_copy_gbps: float,
 ) -> Prediction:
     """Predict the speed for 8-bit 4:2:0 frames; sizes are (width, height).
 
     Args:
         cpu_encode_fps: the speed of this machine's encoder alone; a limit without NVENC.
+        cpu_copy_gbps: gigabytes per second that one of its threads copies.
     """
     pixels, pixels_out = size[0] * size[1], output_size[0] * output_size[1]
     operations = 2e3 * model.kmac_per_pixel * pixels
     peak = device.fp16_tflops * 1e12 * COMPUTE_EFFICIENCY
     traffic = 4.0 * activation_samples(model) * pixels  # FP16, written and read
+    traffic += 8.0 * PASSES * 1.5 * pixels_out
     bandwidth = device.memory_gbps * 1e9 * MEMORY_EFFICIENCY
     bus = device.bus_gbps * 1e9 * BUS_EFFICIENCY
     limits = {
         "compute": peak / operations,
         "memory bandwidth": bandwidth / traffic,
-        "kernel launches": 1.0 / (num_layers(model) * LAUNCH_SECONDS),
+        "starting kernels": 1.0 / ((num_layers(model) + KERNELS_AROUND) * START_SECONDS),
         "the bus": bus / (1.5 * max(pixels, pixels_out)),
+        "copies on this CPU": cpu_copy_gbps * 1e9 / (1.5 * (pixels + pixels_out)),
     }
     if not device.has_nvenc:
         limits["encoding on this CPU"] = cpu_encode_fps
@@ -121,11 +130,11 @@ def predict(
 
 
 def num_layers(model: ModelSpec) -> int:
-    """Return the kernels per frame: fused convolutions, and four for codes and colors."""
+    """Return the kernels of the network per frame: convolutions, with what follows each fused."""
     network = model.network
     if isinstance(network, Stack):
-        return len(network.widths) + 1 + 4
-    return 2 * network.num_blocks + 5 + 4
+        return len(network.widths) + 1
+    return 2 * network.num_blocks + 5
 
 
 def activation_samples(model: ModelSpec) -> int:

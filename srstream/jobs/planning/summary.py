@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from srstream.config import JobConfig
 from srstream.jobs.events import printable
-from srstream.jobs.planning.estimate import estimate
+from srstream.jobs.planning.estimate import copy_gbps, estimate
 from srstream.jobs.planning.gpu_model import device_spec, predict
 from srstream.jobs.planning.memory import memory_bytes
 from srstream.jobs.planning.plan import JobPlan, make_plan
@@ -98,7 +98,7 @@ def plan_summary(
     predicted = None
     if spec is not None:
         sizes = (video.width, video.height), (out.width, out.height)
-        predicted = predict(spec, plan.model, *sizes, speed.encode_fps).sentence()
+        predicted = predict(spec, plan.model, *sizes, speed.encode_fps, copy_gbps()).sentence()
     return PlanSummary(
         input=printable(source),
         output=printable(plan.output.path),
