@@ -110,8 +110,8 @@ def paper_seconds(spec: ModelSpec, size: tuple[int, int]) -> float | None:
     if device is None:
         return None
     larger = (spec.scale * size[0], spec.scale * size[1])
-    limits = predict(device, spec, size, larger, cpu_encode_fps=1.0).limits
-    return 1 / min(limits[name] for name in ("compute", "memory bandwidth", "kernel launches"))
+    limits = predict(device, spec, size, larger, cpu_encode_fps=1.0, cpu_copy_gbps=1.0).limits
+    return 1 / min(limits[name] for name in ("compute", "memory bandwidth", "starting kernels"))
 
 
 # --- on a CPU ------------------------------------------------------------------------------------

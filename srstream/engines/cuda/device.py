@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from srstream.engines.cuda.ring import Array
+from srstream.engines.faults import device_errors
+from srstream.errors import EngineMemoryError
 
 TORCH_DTYPES = {
     np.dtype(np.uint8): torch.uint8,
@@ -146,6 +149,17 @@ def free_cached_memory() -> None:
     """
     with _capture_lock, contextlib.suppress(RuntimeError):
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def memory_errors(what: str) -> Iterator[None]:
+    """Sort the errors of opening a session; after a lack of memory, free what is only cached."""
+    try:
+        with device_errors(f"the GPU cannot compute {what}"):
+            yield
+    except EngineMemoryError as error:
+        free_cached_memory()
+        raise EngineMemoryError(f"the GPU has no memory for {what}") from error
 
 
 def as_array(pinned: Tensor) -> Array:

@@ -7,16 +7,14 @@ back (`half.py`). A session is ready in about the time of a few tiles. It needs 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
 from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import Capabilities, OnDone, TileFormat
 from srstream.engines.cuda.availability import check_cuda
-from srstream.engines.cuda.device import CudaDevice, free_cached_memory
-from srstream.engines.cuda.frames import FrameProgram, RingFrames
+from srstream.engines.cuda.device import CudaDevice, free_cached_memory, memory_errors
+from srstream.engines.cuda.frames import LARGEST_FRAME_PIXELS, FrameProgram, RingFrames
 from srstream.engines.cuda.half import TileProgram, true_float32
 from srstream.engines.cuda.host import HostDevice
 from srstream.engines.cuda.networks import DeviceNetworks
@@ -25,7 +23,7 @@ from srstream.engines.faults import device_errors
 from srstream.engines.threads import check_format
 from srstream.engines.tiles import TileGrid
 from srstream.engines.whole_frames import FrameRecipe
-from srstream.errors import EngineError, EngineMemoryError
+from srstream.errors import EngineError
 from srstream.models.blend import Blend, blend_of
 from srstream.models.checkpoint import blended_weights
 from srstream.models.edges import border_of
@@ -43,10 +41,6 @@ BYTES_PER_OUTPUT = 16 * 3 * (4 + 4 + 2)
 
 LARGEST_TILE_PIXELS = 1152 * 2048
 """Largest tile to use: a frame of 1080 rows with its border. Not tuned on a GPU yet."""
-
-LARGEST_FRAME_PIXELS = 2304 * 4096
-"""Largest frame to make as a whole. A larger one, which may be a picture of any size, goes in tiles
-whose number is bounded by memory."""
 
 SHARE_OF_FREE_MEMORY = 0.5
 """Several jobs share a device, each with its sessions."""
@@ -173,17 +167,6 @@ class CudaEngine:
             tiles_are_exact=False,
             preferred_tile_pixels=largest_tile(self._device.device, bytes_per_pixel),
         )
-
-
-@contextmanager
-def memory_errors(what: str) -> Iterator[None]:
-    """Sort the errors of opening a session; after a lack of memory, free what is only cached."""
-    try:
-        with device_errors(f"the GPU cannot compute {what}"):
-            yield
-    except EngineMemoryError as error:
-        free_cached_memory()
-        raise EngineMemoryError(f"the GPU has no memory for {what}") from error
 
 
 def device_name(device: torch.device) -> str:

@@ -29,6 +29,10 @@ from srstream.frame import Plane
 from srstream.models.table import ColorForm
 from srstream.resampling import STILL, Sampling, mean_matrix, sampling_matrix
 
+LARGEST_FRAME_PIXELS = 2304 * 4096
+"""Largest frame to make as a whole. A larger one, which may be a picture of any size, goes in tiles
+whose number is bounded by memory."""
+
 MEAN = BufferForm((1, 1, 1), np.dtype(np.float32))
 """The buffer for the mean of the network's luma."""
 
@@ -260,6 +264,11 @@ class RingFrames:
     def is_idle(self) -> bool:
         """Whether no frame is in the engine."""
         return not self._ring.num_in_flight
+
+    def warm_up(self) -> None:
+        """Run a frame of zeros, so that everything a first frame allocates is allocated now."""
+        recipe = self._recipe
+        self.result(self.submit([np.zeros(shape, recipe.dtype) for shape in recipe.shapes]))
 
     def submit(self, planes: Sequence[Plane], tiles: Sequence[int] | None = None) -> RingTicket:
         """See `FrameSession.submit`."""

@@ -22,7 +22,14 @@ from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.cache import Key
 from srstream.engines.contract import Capabilities, OnDone, TileFormat
 from srstream.engines.cuda.availability import check_cuda
-from srstream.engines.cuda.device import CudaDevice, free_cached_memory, queued
+from srstream.engines.cuda.device import (
+    CudaDevice,
+    Recorder,
+    free_cached_memory,
+    memory_errors,
+    queued,
+)
+from srstream.engines.cuda.frames import LARGEST_FRAME_PIXELS, FrameProgram, RingFrames
 from srstream.engines.cuda.half import HALF_BITS, TileProgram, true_float32
 from srstream.engines.cuda.networks import DeviceNetworks
 from srstream.engines.cuda.session import RingSession
@@ -35,7 +42,9 @@ from srstream.engines.tensorrt.build import (
 from srstream.engines.tensorrt.engines import TensorRtEngines
 from srstream.engines.tensorrt.runtime import BuiltNetwork
 from srstream.engines.tensorrt.weights import graph_sha256
-from srstream.errors import EngineError, EngineMemoryError
+from srstream.engines.tiles import TileGrid
+from srstream.engines.whole_frames import FrameRecipe
+from srstream.errors import EngineError
 from srstream.models.blend import Blend, blend_of
 from srstream.models.checkpoint import blended_weights
 from srstream.models.edges import border_of
@@ -62,6 +71,7 @@ class TensorRtEngine:
     """
 
     capabilities: Capabilities
+    max_frame_pixels = LARGEST_FRAME_PIXELS
 
     def __init__(self, config: EngineConfig, model: ModelConfig, spec: ModelSpec) -> None:
         check_cuda("tensorrt")
@@ -71,7 +81,7 @@ class TensorRtEngine:
         self._blend = blend = blend_of(model, spec)
         self.index = torch.cuda.current_device()
         self.device = CudaDevice(self.index)
-        self._sessions: weakref.WeakSet[RingSession] = weakref.WeakSet()
+        self._sessions: weakref.WeakSet[RingSession | RingFrames] = weakref.WeakSet()
         with device_errors("the GPU cannot be used"):
             network = self._network_of(blend)
         self._torch_networks = DeviceNetworks(blend, spec, self.device.device, torch.float16)
@@ -119,14 +129,22 @@ class TensorRtEngine:
                 f"not {tile.shape}"
             )
         rows, columns = tile.shape
-        try:
-            with device_errors(f"the GPU cannot compute tiles of {rows}x{columns}"):
-                session = self._session(tile, on_done)
-        except EngineMemoryError as error:
-            free_cached_memory()
-            raise EngineMemoryError(
-                f"the GPU has no memory for tiles of {rows}x{columns}"
-            ) from error
+        with memory_errors(f"tiles of {rows}x{columns}"):
+            session = self._session(tile, on_done)
+        self._sessions.add(session)
+        return session
+
+    def open_frames(
+        self, recipe: FrameRecipe, grid: TileGrid, on_done: OnDone | None = None
+    ) -> RingFrames:
+        """See `FrameEngine.open_frames`. What is around TensorRT's network runs as CUDA graphs."""
+        can, device = self.capabilities, self.device
+        rows, columns = recipe.shapes[0]
+        with memory_errors(f"frames of {columns}x{rows}"):
+            network, record = self._program(replace(recipe.tile, shape=grid.tile_shape))
+            program = FrameProgram(recipe, grid, can.border, can.form, network, device.device)
+            session = RingFrames(program, device, device.recorder(), record, on_done)
+            session.warm_up()
         self._sessions.add(session)
         return session
 
@@ -173,18 +191,21 @@ class TensorRtEngine:
         free_cached_memory()
 
     def _session(self, tile: TileFormat, on_done: OnDone | None) -> RingSession:
-        can, device = self.capabilities, self.device
-        assert tile.shape is not None
-        if min(tile.shape) < MIN_SIDE or tile.bits > HALF_BITS:
-            network = self._torch_networks.for_bits(tile.bits)
-            program = TileProgram(network, tile, can.color_form, device.device)
-            return RingSession(tile, can.form, device, program, device.recorder(), on_done)
-        side = min(side for side in SIDES if side >= max(tile.shape))
-        built = BuiltNetwork(self._engines.for_side(side), tile.shape, device.device)
-        program = TileProgram(built, tile, can.color_form, device.device)
-        session = RingSession(tile, can.form, device, program, queued, on_done)
+        program, record = self._program(tile)
+        session = RingSession(tile, self.capabilities.form, self.device, program, record, on_done)
         session.warm_up()
         return session
+
+    def _program(self, tile: TileFormat) -> tuple[TileProgram, Recorder]:
+        """Return the network with its conversions for a format, and what queues it."""
+        assert tile.shape is not None
+        form, device = self.capabilities.color_form, self.device
+        if min(tile.shape) < MIN_SIDE or tile.bits > HALF_BITS:
+            network = self._torch_networks.for_bits(tile.bits)
+            return TileProgram(network, tile, form, device.device), device.recorder()
+        side = min(side for side in SIDES if side >= max(tile.shape))
+        built = BuiltNetwork(self._engines.for_side(side), tile.shape, device.device)
+        return TileProgram(built, tile, form, device.device), queued
 
     def _network_of(self, blend: Blend) -> Network | FlatNetwork:
         return blended_network(blend, self._spec).half().to(self.device.device)

@@ -1,17 +1,8 @@
-"""The ring of slots on a fake device that runs everything late and in as odd an order as allowed.
-
-It holds the ring to the rules of CUDA graphs: each slot's network is captured once, for the
-addresses of that slot's buffers, and afterwards nothing is allocated.
-
-The fake keeps a queue for each stream and runs the queues in random order, as far as the events
-allow. Data moves when an operation *runs*, so whatever is overwritten too early comes out wrong.
-"""
+"""The ring of slots on a device that does everything as late as it may (`lazy_device.py`)."""
 
 from __future__ import annotations
 
-import ctypes
 import threading
-from collections import deque
 
 import numpy as np
 import pytest
@@ -19,11 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srstream.engines import faults
-from srstream.engines.contract import TileFormat
-from srstream.engines.cuda.frames import RingFrames
 from srstream.engines.cuda.ring import NUM_SLOTS, BufferForm, Ring
-from srstream.engines.whole_frames import FrameRecipe, Place
 from srstream.errors import DeviceFaultError, EngineError, EngineMemoryError
+from tests.engines.cuda.lazy_device import Failure, LazyDevice
 from tests.support.ring import (
     DTYPE,
     POISON,
@@ -32,152 +21,11 @@ from tests.support.ring import (
     Outcome,
     Stressed,
     is_right,
-    network,
     run_schedule,
     stress,
     stress_host,
     tile,
 )
-
-
-class Stream:
-    def __init__(self):
-        self.queue = deque()
-
-
-class Event:
-    """An event that counts how often it was recorded and how often it has happened."""
-
-    def __init__(self):
-        self.recorded = self.happened = 0
-        self.error = None
-
-
-class Failure(RuntimeError):
-    pass
-
-
-class LazyDevice:
-    """A device that runs its streams only when it must, in random order."""
-
-    def __init__(self, random, fail_at=frozenset(), fail_running=frozenset()):
-        self.random = random
-        self.streams = []
-        self.fail_at, self.fail_running = fail_at, fail_running
-        self.num_calls = self.num_run = 0
-        self.num_failures = 0
-        self.num_allocated = self.num_captured = 0
-        self.is_sealed = False
-        """Whether the ring is ready, and must not allocate any more."""
-
-    # --- the protocol ----------------------------------------------------------------------
-
-    def stream(self):
-        self.allocate()
-        self.streams.append(Stream())
-        return self.streams[-1]
-
-    def event(self):
-        self.allocate()
-        return Event()
-
-    def pinned(self, shape, dtype):
-        self.allocate()
-        return np.zeros(shape, dtype)
-
-    buffer = pinned
-
-    def array(self, pinned):
-        return pinned
-
-    def copy(self, target, source, stream):
-        self.put(stream, lambda: target.__setitem__(Ellipsis, source))
-
-    def record(self, event, stream):
-        self.put(stream, lambda: self.happen(event))
-        event.recorded += 1
-
-    def wait(self, stream, event):
-        needed = event.recorded
-        self.put(stream, lambda: None, ready=lambda: event.happened >= needed)
-
-    def has_happened(self, event):
-        self.run_some(int(self.random.integers(0, 4)))
-        return event.happened >= event.recorded
-
-    def synchronize(self, event):
-        while event.happened < event.recorded:
-            assert self.run_one(), "waiting for what will never happen"
-        error, event.error = event.error, None
-        if error is not None:
-            raise error
-
-    def synchronize_all(self, streams):
-        assert set(streams) == set(self.streams)
-        while any(stream.queue for stream in self.streams):
-            self.run_one()
-        return
-
-    # --- behind it -------------------------------------------------------------------------
-
-    def allocate(self):
-        assert not self.is_sealed, "memory is allocated after the capture"
-        self.num_allocated += 1
-
-    def capture(self, inputs, outputs, stream):
-        """A graph: it computes on the addresses that the buffers had when it was captured."""
-        (device_in,), device_out = inputs, outputs
-        assert not self.is_sealed, "a graph is captured after the ring was ready"
-        self.num_captured += 1
-        addresses = [buffer.ctypes.data for buffer in (device_in, *device_out)]
-        given, *made = (as_memory(buffer) for buffer in (device_in, *device_out))
-
-        def replay(parts):
-            now = [buffer.ctypes.data for buffer in (device_in, *device_out)]
-            assert now == addresses, "a slot's buffers have moved"
-
-            def run():
-                for buffer, planes in zip(made, network(given), strict=True):
-                    buffer[...] = planes
-
-            self.put(stream, run)
-
-        return replay
-
-    def happen(self, event):
-        event.happened += 1
-        event.error, self.pending = self.pending, None
-
-    pending = None
-
-    def put(self, stream, run, ready=lambda: True):
-        self.num_calls += 1
-        if self.num_calls in self.fail_at:
-            self.num_failures += 1
-            raise Failure(f"call {self.num_calls}")
-        stream.queue.append((run, ready))
-        self.run_some(int(self.random.integers(0, 3)))
-
-    def run_some(self, count):
-        for _ in range(count):
-            if not self.run_one():
-                return
-
-    def run_one(self):
-        able = [s for s in self.streams if s.queue and s.queue[0][1]()]
-        if not able:
-            assert not any(s.queue for s in self.streams), "a deadlock: nothing can run"
-            return False
-        stream = able[int(self.random.integers(len(able)))]
-        stream.queue.popleft()[0]()
-        self.num_run += 1
-        return True
-
-
-def as_memory(buffer):
-    """An array at a buffer's address; what becomes of the buffer itself does not matter to it."""
-    pointer = ctypes.cast(buffer.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
-    return np.ctypeslib.as_array(pointer, buffer.shape)
 
 
 def ring_on(device, num_slots=NUM_SLOTS, told=None):
@@ -235,81 +83,6 @@ def test_ten_thousand_schedules_with_failures():
         assert outcome.num_refused == device.num_failures
         refused += outcome.num_refused
     assert refused > 1000
-
-
-class FakeFrames:
-    """A frame's work in parts that share two buffers, as `FrameProgram`'s do.
-
-    The output has a row for each tile: what the network made of the frame for which the tile was
-    computed last. The last row is of the frame itself.
-    """
-
-    recipe = FrameRecipe(((3, 4),), 8, (), TileFormat(None, 8), (), (Place(0, 0, (4, 4), 0),), 8)
-    tiles = range(3)
-
-    def __init__(self):
-        self.given, self.made = np.zeros((3, 4), DTYPE), np.zeros((3, 4), DTYPE)
-
-    def begin(self, planes):
-        self.given[...] = planes[0][0]
-
-    def enlarge(self, number):
-        self.made[number] = self.row(self.given, number)
-
-    def end(self, planes, outputs):
-        outputs[0][0, :3] = self.made
-        outputs[0][0, 3] = self.row(planes[0][0], 3)
-        outputs[1][...] = self.made.mean()
-
-    @staticmethod
-    def row(frame, number):
-        return (frame.astype(int).sum(axis=0) * (number + 3) % 251).astype(DTYPE)
-
-
-def drive_frames(seed, num_frames):
-    """Submit whole frames, each with some of its tiles, and collect them in random order."""
-    random = np.random.default_rng(seed)
-    device, program = LazyDevice(random), FakeFrames()
-
-    def record(work, stream):
-        assert not device.is_sealed, "a graph is captured after the ring was ready"
-        device.num_captured += 1
-        return lambda: device.put(stream, work)
-
-    frames = RingFrames(program, device, record, record)
-    assert device.num_captured == 2 * NUM_SLOTS + len(program.tiles)
-    device.is_sealed = True
-    waiting, true, number = [], np.zeros((4, 4), DTYPE), 0
-    while number < num_frames or waiting:
-        if number < num_frames and (not waiting or random.random() < 0.6):
-            frame = random.integers(0, 255, (3, 4), dtype=DTYPE)
-            tiles = None
-            if number and random.random() < 0.7:
-                tiles = np.flatnonzero(random.random(3) < 0.5).tolist()
-            ticket = frames.submit([frame], tiles)
-            for row in [*(range(3) if tiles is None else tiles), 3]:
-                true[row] = program.row(frame, row)
-            frame[:] = 0  # it belongs to the caller again
-            waiting.append((ticket, true.copy()))
-            number += 1
-        else:
-            ticket, expected = waiting.pop(int(random.integers(len(waiting))))
-            (made,), mean = frames.result(ticket)
-            assert np.array_equal(made, expected)
-            assert mean == pytest.approx(expected[:3].mean(), abs=1e-3)
-    frames.close()
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 14))
-def test_whole_frames_come_back_each_as_its_own_in_any_schedule(seed, num_frames):
-    drive_frames(seed, num_frames)
-
-
-@pytest.mark.long
-def test_ten_thousand_schedules_of_whole_frames():
-    for seed in range(10_000):
-        drive_frames([8, seed], 1 + seed % 12)
 
 
 def test_three_tiles_are_under_way_at_once():

@@ -16,11 +16,15 @@ from srstream.models.table import model_spec
 GIB = 1 << 30
 
 
+MADE = 0.25
+"""What the network of a context makes of everything."""
+
+
 class Context:
-    """An execution context, which computes nothing."""
+    """An execution context, whose network returns `MADE`."""
 
     def __init__(self, engine):
-        self.engine, self.calls = engine, []
+        self.engine, self.calls, self.addresses = engine, [], {}
 
     def set_input_shape(self, name, shape):
         self.calls.append(("shape", shape))
@@ -38,9 +42,13 @@ class Context:
         return (1, 1, 4 * self.shape[2], 4 * self.shape[3])
 
     def set_tensor_address(self, name, address):
+        self.addresses[name] = address
         return True
 
     def execute_async_v3(self, stream):
+        shape = self.get_tensor_shape("out")
+        memory = (ctypes.c_uint16 * int(np.prod(shape))).from_address(self.addresses["out"])
+        np.frombuffer(memory, np.float16)[...] = MADE
         return True
 
 

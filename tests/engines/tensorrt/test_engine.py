@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from srstream.engines.contract import TileFormat
+from srstream.engines.cuda.frames import RingFrames
 from srstream.engines.tensorrt import build, weights
 from srstream.engines.tensorrt import engine as tensorrt_engine
 from srstream.engines.tensorrt.runtime import BuiltNetwork
+from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import EngineError, EngineMemoryError
-from tests.engines.tensorrt.recorder import GIB, Engine, opened
+from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout
+from tests.engines.tensorrt.recorder import GIB, MADE, Engine, opened
 
 
 def test_a_context_works_in_memory_for_its_own_shape(tensorrt):
@@ -119,3 +124,29 @@ def test_an_engine_is_built_anew_when_the_graph_s_code_has_changed(machine, monk
     opened().open_session(TileFormat((40, 64), 8))
     assert len(machine.built) == 2
     assert len(weights.graph_sha256()) == 64
+
+
+def test_whole_frames_run_on_the_built_network_between_graphs(machine):
+    """They give what tiles and the composer give; the recorder's network makes one value."""
+    engine, layout = opened(), PlaneLayout("yuv", 8, 1, 1)
+    form = FrameForm(64, 48, layout, ColorSpec(1, 1, 1, False, 1))
+    random = np.random.default_rng(0)
+    planes = [
+        random.integers(16, 236, layout.plane_shape(index, 64, 48), dtype=np.uint8)
+        for index in range(3)
+    ]
+    planes[0][...] = round(255 * MADE)  # a network that changes the mean is refused
+    frame = Frame(tuple(planes), layout, 64, 48, 0, Fraction(1, 25), color=form.color)
+    outputs = []
+    for whole in (True, False):
+        given = engine if whole else SimpleNamespace(
+            capabilities=engine.capabilities, open_session=engine.open_session
+        )  # fmt: skip
+        enhancer = Enhancer(given, form, form.scaled(4))
+        outputs.append([*enhancer.push(frame), *enhancer.drain()])
+        (session,) = enhancer._sessions._open.values()
+        assert isinstance(session, RingFrames) == whole
+        enhancer.close()
+    (one,), (other,) = outputs
+    assert all(map(np.array_equal, one.planes, other.planes))
+    assert set(np.unique(one.planes[0])) == {round(255 * MADE)}
