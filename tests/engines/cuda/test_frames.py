@@ -19,7 +19,6 @@ from srstream.errors import EngineError
 from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout
 from srstream.models.table import model_spec
 
-HOST = torch.device("cpu")
 WIDTH, HEIGHT = 48, 36
 BT709 = ColorSpec(1, 1, 1, False, 1)
 I420, I420_10 = PlaneLayout("yuv", 8, 1, 1), PlaneLayout("yuv", 10, 1, 1)
@@ -38,14 +37,22 @@ class TilesOnly:
         return self._engine.capabilities
 
 
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)])
+def device(request):
+    """The CPU in place of a GPU, and a GPU if there is one."""
+    return torch.device(request.param)
+
+
 @pytest.fixture(scope="module")
-def engines():
+def engines(device):
     """Engines in float32, in which a CPU computes ten times as fast as in float16."""
     made = {}
 
     def engine(name):
         if name not in made:
-            made[name] = CudaEngine(EngineConfig(), ModelConfig(name=name), model_spec(name), HOST)
+            made[name] = CudaEngine(
+                EngineConfig(), ModelConfig(name=name), model_spec(name), device
+            )
         return made[name]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -234,11 +241,11 @@ def test_planes_of_another_form_are_refused(engines):
         session.submit(frame_of(I420).planes)
 
 
-def test_other_weights_serve_the_next_frame(engines):
+def test_other_weights_serve_the_next_frame(device):
     """The graphs read the parameters where they are, so an open session takes a blend at once."""
     model = ModelConfig(name="balanced", restore=1.0)
     spec = model_spec("balanced")
-    engine = CudaEngine(EngineConfig(), ModelConfig(name="balanced", restore=0.5), spec, HOST)
+    engine = CudaEngine(EngineConfig(), ModelConfig(name="balanced", restore=0.5), spec, device)
     enhancer = Enhancer(engine, *forms(I420), reuse=ReuseConfig(enabled=True))
     frame = frame_of(I420)
     first = enhancer.push(frame)
@@ -247,6 +254,6 @@ def test_other_weights_serve_the_next_frame(engines):
     assert taken and len(first) == 1
     second = [*enhancer.push(replace(frame, pts=1)), *enhancer.drain()]
     enhancer.close()
-    true, _, _ = enhanced(CudaEngine(EngineConfig(), model, spec, HOST), [frame], *forms(I420))
+    true, _, _ = enhanced(CudaEngine(EngineConfig(), model, spec, device), [frame], *forms(I420))
     assert all(map(np.array_equal, second[0].planes, true[0].planes))
     assert not np.array_equal(first[0].planes[0], second[0].planes[0])
