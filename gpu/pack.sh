@@ -7,7 +7,7 @@
 # is the interpreter whose pip is used. The folder and the tree go there in one call, whose size is
 # checked. Clips are drawn there. `make gpu-train` makes what is carried for training.
 #
-# xz saves 10 of the 38 MiB that the wheels have. LEVEL, 0 to 9, trades time for size.
+# xz saves 12 of the 38 MiB that the wheels have. LEVEL, 0 to 9, trades time for size.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
