@@ -96,7 +96,7 @@ def test_a_stage_that_fails_or_hangs_ends_alone(tmp_path: Path) -> None:
     (tree / "gpu" / "stages").mkdir(parents=True)
     source = (REPOSITORY / "gpu" / "kit.py").read_text()
     assert '"ring": 150' in source
-    (tree / "gpu" / "kit.py").write_text(source.replace('"ring": 150', '"ring": 1'))
+    (tree / "gpu" / "kit.py").write_text(source.replace('"ring": 150', '"ring": 10'))
     found = """
 import json, sys
 with open(sys.argv[1], "a") as file:
@@ -122,7 +122,7 @@ with open(sys.argv[1], "a") as file:
     values = {name: [each["value"] for each in found[name]["findings"]] for name in stages}
     assert values["parity"] == ["yes"]
     assert values["facts"] == ["yes", "it ended with exit code 1: RuntimeError: a broken driver"]
-    assert values["ring"][0] == "yes" and "its limit of 1 s" in values["ring"][1]
+    assert values["ring"][0] == "yes" and "its limit of 10 s" in values["ring"][1]
     assert ran.stdout.endswith("3 right, 2 WRONG, 0 measured, 0 not shown\n")
 
 
