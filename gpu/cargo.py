@@ -25,9 +25,8 @@ from srstream.errors import SrstreamError, UsageError
 from srstream.terminal import show, tell
 from trainer.config import load_config
 from trainer.console import reporting
-from trainer.data.clips import degraded_pairs
+from trainer.data.clips import degraded_frames_of
 from trainer.data.pairs import find_pictures
-from trainer.networks import spec_of
 from trainer.parts import Digest
 
 PICTURES, VALIDATION, CLIPS, BASES = "pictures", "validation", "clips", "base"
@@ -91,9 +90,8 @@ def clips(pictures: Path, folder: Path) -> list[Path]:
         for path in sorted((REPOSITORY / "configs").glob("*_restore_gpu.toml")):
             config = load_config(path)
             assert config.degradation is not None
-            degraded_pairs(
+            degraded_frames_of(
                 pictures,
-                spec_of(config),
                 config.degradation,
                 patch_size=config.data.patch_size,
                 seed=config.seed,

@@ -186,6 +186,34 @@ def degraded_pairs(
         UsageError: no picture is large enough for a patch.
         EncodeError: a codec failed.
     """
+    frames = degraded_frames_of(
+        folder,
+        section,
+        patch_size=patch_size,
+        seed=seed,
+        num_pictures=num_pictures,
+        cache_dir=cache_dir,
+        reporter=reporter,
+    )
+    by_picture = groupby(frames, key=lambda frame: frame.camera.picture)
+    return [
+        _pair_of(frame.low, frame.camera.sees(rgb), spec)
+        for rgb, group in ((read_rgb(folder / name), group) for name, group in by_picture)
+        for frame in group
+    ]
+
+
+def degraded_frames_of(
+    folder: Path,
+    section: DegradationSection,
+    *,
+    patch_size: int,
+    seed: int,
+    num_pictures: int | None = None,
+    cache_dir: Path | None = None,
+    reporter: Reporter | None = None,
+) -> list[ClipFrame]:
+    """Return what `degraded_pairs` makes pairs of; it raises the same errors."""
     reporter = reporter or Reporter(is_silent=True)
     pictures = evenly_chosen(find_pictures(folder), num_pictures)
     cache_path = None
@@ -205,12 +233,7 @@ def degraded_pairs(
             )
         if cache_path is not None:
             write_frames(cache_path, frames)
-    by_picture = groupby(frames, key=lambda frame: frame.camera.picture)
-    return [
-        _pair_of(frame.low, frame.camera.sees(rgb), spec)
-        for rgb, group in ((read_rgb(folder / name), group) for name, group in by_picture)
-        for frame in group
-    ]
+    return frames
 
 
 def _frames_of(
