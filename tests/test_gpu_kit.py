@@ -107,6 +107,7 @@ with open(sys.argv[1], "a") as file:
         "ring": found + "import time; time.sleep(60)",
         "parity": found,
     }
+    (tree / "gpu" / "stages" / "__init__.py").touch()  # or those of an installed checkout are found
     for name, code in stages.items():
         (tree / "gpu" / "stages" / f"{name}.py").write_text(code)
     (tmp_path / "work" / "site-packages").mkdir(parents=True)
