@@ -20,7 +20,7 @@ from pydantic import Field
 
 from srstream.errors import UsageError, WeightsError
 from srstream.quality import Plane, luma_bt601
-from trainer.config import Section, read_config
+from trainer.config_file import Section, read_config
 from trainer.data.degrade import SCALE, bicubic_resize, downscale
 from trainer.data.pairs import crop_to_multiple, find_pictures, read_rgb
 from trainer.judge.evaluate import Enlarged, LowResolution, Upscaler, enlarge_planes

@@ -1,16 +1,12 @@
 """The settings of a training run: one class per table of the TOML file."""
 
-import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from srstream.errors import ConfigError, UsageError
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from srstream.errors import UsageError
+from trainer.config_file import Section, read_config
 
 
 class NetworkSection(Section):
@@ -433,21 +429,3 @@ class TrainConfig(Section):
 def load_config(path: Path) -> TrainConfig:
     """Return the checked config of a run, or raise `ConfigError` naming the faulty fields."""
     return read_config(path, TrainConfig)
-
-
-SectionT = TypeVar("SectionT", bound=Section)
-
-
-def read_config(path: Path, kind: type[SectionT]) -> SectionT:
-    """Read a TOML file as a config of this kind, or raise `ConfigError`."""
-    try:
-        return kind.model_validate(tomllib.loads(path.read_text()))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()
-        )
-        raise ConfigError(f"{path}: {problems}") from error

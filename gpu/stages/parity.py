@@ -9,7 +9,7 @@ from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.cuda.engine import CudaEngine
 from srstream.engines.pytorch import PyTorchEngine
 from srstream.models.table import ModelSpec, available_models, model_spec
-from tests.support.parity import (
+from tests.support.gpu.parity import (
     agreement,
     num_different_repeats,
     picture,

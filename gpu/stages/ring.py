@@ -7,14 +7,16 @@ import subprocess
 import sys
 
 from gpu.stages.report import TREE, Report, has_gpu, run_stage
-from tests.support.device_errors import DEVICE_ERRORS, sorted_error
-from tests.support.ring import Outcome, overlap_on_gpu, stress_gpu, stress_host
+from tests.support.gpu.device_errors import DEVICE_ERRORS, sorted_error
+from tests.support.gpu.ring import Outcome, overlap_on_gpu, stress_gpu, stress_host
 
 NUM_SCHEDULES, NUM_ON_CPU = 5000, 500
 NAMES = {"python": "an exception", "memory": "out of memory", "assert": "a device assert"}
 
 MEMCHECK_SECONDS = 60
-MEMCHECKED = "from tests.support.ring import stress_gpu; print(stress_gpu(40).num_wrong, 'wrong')"
+MEMCHECKED = (
+    "from tests.support.gpu.ring import stress_gpu; print(stress_gpu(40).num_wrong, 'wrong')"
+)
 
 
 def main(report: Report) -> None:

@@ -25,7 +25,7 @@ from srstream.engines.cuda.engine import CudaEngine
 from srstream.engines.cuda.half import TileProgram
 from srstream.jobs.planning.gpu_model import DEVICES, activation_samples, predict
 from srstream.models.table import ModelSpec, available_models, model_spec
-from tests.support.parity import noise, tile_format
+from tests.support.gpu.parity import noise, tile_format
 
 SIZES = ((320, 180), (960, 540), (1920, 1080))
 SIZE_ON_CPU = (48, 32)

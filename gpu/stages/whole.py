@@ -118,7 +118,7 @@ class GpuUse:
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    module = "srstream.cli.main" if has_gpu() else "tests.support.host_gpu"
+    module = "srstream.cli.main" if has_gpu() else "tests.support.gpu.host_gpu"
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=TREE,

@@ -25,9 +25,10 @@ import cv2
 import numpy as np
 from rich.table import Table
 
+from srstream.cli.matrix_product import gemm_gflops
 from srstream.config import EncodeConfig, EngineConfig, JobConfig, ModelConfig, Precision
 from srstream.engines.contract import Engine, TileFormat
-from srstream.engines.table import ENGINES, FASTER_IN_NCNN, can_run, is_installed, open_engine
+from srstream.engines.table import ENGINES, FASTER_IN_NCNN, can_run, open_engine
 from srstream.enhancer.enhancer import Enhancer
 from srstream.errors import EngineError
 from srstream.frame import Frame, Plane
@@ -46,7 +47,6 @@ CLIP_PERIOD = 100
 NETWORK_SECONDS = 1.0
 """How long each network is measured, at least for three tiles."""
 
-GEMM_SIDE = 1536
 
 CLEARLY = 1.1
 """Times as fast: less is not held against the rule by which `auto` chooses an engine."""
@@ -182,52 +182,6 @@ def make_clip(path: Path, num_frames: int, size: tuple[int, int] | None = None) 
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
-
-
-def gemm_gflops(cores: int, repeats: int) -> float:
-    """The float32 product of two 1536x1536 matrices, GFLOP/s, on the CPU.
-
-    OpenVINO computes it, or PyTorch where that is the library of the engines that are installed.
-    """
-    product = (_openvino_product if is_installed("openvino") else _pytorch_product)(cores)
-    seconds = []
-    product()
-    for _ in range(3 * repeats):
-        start = time.perf_counter()
-        product()
-        seconds.append(time.perf_counter() - start)
-    return 2 * GEMM_SIDE**3 / statistics.median(seconds) / 1e9
-
-
-def _openvino_product(cores: int) -> Callable[[], object]:
-    from srstream.engines.openvino.library import import_openvino, openvino_core
-
-    openvino = import_openvino()
-    from openvino import opset13 as ops
-
-    sides = [GEMM_SIDE, GEMM_SIDE]
-    left, right = (ops.parameter(sides, openvino.Type.f32) for _ in range(2))
-    graph = openvino.Model([ops.result(ops.matmul(left, right, False, False))], [left, right])
-    options = {"INFERENCE_NUM_THREADS": str(cores), "INFERENCE_PRECISION_HINT": "f32"}
-    request = openvino_core().compile_model(graph, "CPU", options).create_infer_request()
-    request.infer(list(np.random.default_rng(0).random((2, *sides), np.float32)))
-    return lambda: request.infer()
-
-
-def _pytorch_product(cores: int) -> Callable[[], object]:
-    import torch
-
-    left, right = torch.rand(2, GEMM_SIDE, GEMM_SIDE, generator=torch.Generator().manual_seed(0))
-
-    def product() -> object:
-        before = torch.get_num_threads()
-        torch.set_num_threads(cores)
-        try:
-            return left @ right
-        finally:
-            torch.set_num_threads(before)
-
-    return product
 
 
 def _networks(threads: int, gemm: float, shape: tuple[int, int]) -> list[Network]:

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from srstream.cli.bench import Network, Report, Stage, advice, gemm_gflops
+from srstream.cli.bench import Network, Report, Stage, advice
 from srstream.cli.main import app
+from srstream.cli.matrix_product import gemm_gflops
 from srstream.models.table import available_models
 from tests.support import clips
 
@@ -65,7 +66,9 @@ def test_advice_follows_from_what_was_measured():
 
 @pytest.mark.parametrize("library", ["openvino", "torch"])
 def test_the_matrix_product_is_measured_by_the_library_that_is_there(monkeypatch, library):
-    monkeypatch.setattr("srstream.cli.bench.is_installed", lambda name: library == "openvino")
+    monkeypatch.setattr(
+        "srstream.cli.matrix_product.is_installed", lambda name: library == "openvino"
+    )
     if library == "torch":
         monkeypatch.setitem(sys.modules, "openvino", None)  # its import fails
     assert 1 < gemm_gflops(1, 1) < 5000

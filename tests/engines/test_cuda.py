@@ -16,9 +16,8 @@ from srstream.errors import EngineError, EngineMemoryError
 from srstream.media.read.decode import Decoder
 from srstream.media.read.probe import probe
 from srstream.models.table import MODELS, available_models, model_spec
-from tests.support.device_errors import DEVICE_ERRORS, sorted_error
-from tests.support.networks import model_network
-from tests.support.parity import (
+from tests.support.gpu.device_errors import DEVICE_ERRORS, sorted_error
+from tests.support.gpu.parity import (
     agreement,
     noise,
     picture,
@@ -26,7 +25,8 @@ from tests.support.parity import (
     tile_format,
     tiles_against_whole,
 )
-from tests.support.ring import overlap_on_gpu, stress_gpu
+from tests.support.gpu.ring import overlap_on_gpu, stress_gpu
+from tests.support.networks import model_network
 
 needs_tensorrt = pytest.mark.skipif(not is_installed("tensorrt"), reason="needs torch-tensorrt")
 GPU_ENGINES = ["cuda", pytest.param("tensorrt", marks=needs_tensorrt)]

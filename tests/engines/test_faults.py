@@ -14,7 +14,7 @@ from srstream.errors import (
     UsageError,
     WeightsError,
 )
-from tests.support.device_errors import DEVICE_ERRORS, sorted_error
+from tests.support.gpu.device_errors import DEVICE_ERRORS, sorted_error
 
 
 @pytest.fixture(autouse=True)

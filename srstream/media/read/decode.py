@@ -42,11 +42,11 @@ from srstream.media.read.demux import (
     read_packets,
     states_aspect,
     strictly_rising,
-    without_headless_start,
 )
 from srstream.media.read.format_changes import Descriptions, PictureAspects
 from srstream.media.read.opacity import ANIMATIONS
 from srstream.media.read.skipped import SkippedPackets
+from srstream.media.read.start import without_headless_start
 from srstream.media.types import VideoInfo
 
 NUM_PACKETS_BEFORE_START = 8

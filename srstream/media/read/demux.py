@@ -29,7 +29,7 @@ from srstream.errors import MediaError, RefusedError, SrstreamError, UsageError
 from srstream.media.animations.header import is_animated_webp
 from srstream.media.animations.webp_reader import WebpAsPng
 from srstream.media.errors import libav_errors, refuse_giant, sentence, shown_path
-from srstream.media.read.packed_bitstream import Unpacker
+from srstream.media.read.packed_bitstream import Unpacker, may_be_packed
 from srstream.media.refused_formats import NAMING_FORMATS as NAMING_FORMATS
 
 CLOCK_WRAP = 1 << 33
@@ -52,8 +52,6 @@ _LISTS = (b"#EXTM3U", b"ffconcat ", b"v=0", b"SMXS", b"RTSP", b"# VobSub index f
 
 _AVFMT_NOTIMESTAMPS = 0x80
 MAX_PIXELS_OF_LIBAV = (1 << 31) - 1
-_CUT_ANYWHERE = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc"}
-_MAX_HEADLESS = 300
 
 
 def open_source(
@@ -381,7 +379,7 @@ def read_packets(
     `deadline` is a `time.monotonic()` value after which reading stops.
     """
     faults = 0
-    unpackers = {s.index: Unpacker(s) for s in streams or container.streams if _may_be_packed(s)}
+    unpackers = {s.index: Unpacker(s) for s in streams or container.streams if may_be_packed(s)}
     while faults < MAX_FAULTS_IN_A_ROW:
         try:
             for packet in container.demux(*streams):
@@ -399,11 +397,6 @@ def read_packets(
                 continue
             faults += 1
             yield ReadFault(error)
-
-
-def _may_be_packed(stream: Stream) -> bool:
-    context = stream.codec_context
-    return stream.type == "video" and context is not None and context.name == "mpeg4"
 
 
 def is_shown(packet: Packet[Stream], codec: str) -> bool:
@@ -428,29 +421,6 @@ def _is_shown_vp9(data: memoryview) -> bool:
     if head & 0x30 == 0x30:
         head <<= 1
     return bool(head & 0x08 or head & 0x02)
-
-
-def without_headless_start(
-    container: InputContainer, packets: Iterator[Packet[Stream] | ReadFault]
-) -> Iterator[Packet[Stream] | ReadFault]:
-    """Skip what precedes the first keyframe of a recording that was cut in the middle.
-
-    Such packets refer to missing pictures. This applies only to MPEG streams, where the parser and
-    not the file marks the keyframes; if none comes within 300 packets, all are kept.
-    """
-    if not _CUT_ANYWHERE.intersection(container.format.name.split(",")):
-        yield from packets
-        return
-    waiting: list[Packet[Stream] | ReadFault] = []
-    for packet in packets:
-        is_key = not isinstance(packet, ReadFault) and packet.is_keyframe
-        waiting.append(packet)
-        if is_key or len(waiting) > _MAX_HEADLESS:
-            yield from waiting[-1:] if is_key else waiting
-            break
-    else:
-        yield from waiting
-    yield from packets
 
 
 ProgressCallback = Callable[[int, int], None]

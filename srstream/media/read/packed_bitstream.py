@@ -18,6 +18,12 @@ _INTRA, _BIDIRECTIONAL = 0, 2
 _NUM_LOOKED_AT = 50
 
 
+def may_be_packed(stream: Stream) -> bool:
+    """Return whether a stream is of the only codec that has packed bitstreams."""
+    context = stream.codec_context
+    return stream.type == "video" and context is not None and context.name == "mpeg4"
+
+
 class Unpacker:
     """Unpacks one stream if its first packets show that it is packed, else passes it on unchanged.
 

@@ -27,9 +27,8 @@ from srstream.media.read.demux import (
     read_packets,
     strictly_rising,
     top_level_boxes,
-    without_headless_start,
 )
-from srstream.media.read.start import Starts
+from srstream.media.read.start import Starts, without_headless_start
 from srstream.media.types import PacketIndex, VideoInfo
 
 _HASH_BLOCK_BYTES = 1 << 22

@@ -1,20 +1,24 @@
-"""Finds when a file begins: its clock is the recorder's and need not start at zero."""
+"""Finds when a file begins, and with which picture: a recorder's clock need not start at zero."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from math import floor
 
+from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
 
-from srstream.media.read.demux import Clock, is_picture
+from srstream.media.read.demux import Clock, ReadFault, is_picture
 from srstream.media.types import StreamPlan
 
 _PRIMED = frozenset({"mov", "matroska", "ogg"})
 """Formats whose audio begins before zero with encoder priming that nobody hears."""
 _PRIMING_SECONDS = Fraction(1, 10)
+
+_CUT_ANYWHERE = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "vvc"}
+_MAX_HEADLESS = 300
 
 
 class Starts:
@@ -53,3 +57,26 @@ def start_pts(first_pts: int, base: Fraction, earliest_other: Fraction | None) -
     `first_pts` is when its video begins.
     """
     return first_pts if earliest_other is None else min(first_pts, floor(earliest_other / base))
+
+
+def without_headless_start(
+    container: InputContainer, packets: Iterator[Packet[Stream] | ReadFault]
+) -> Iterator[Packet[Stream] | ReadFault]:
+    """Skip what precedes the first keyframe of a recording that was cut in the middle.
+
+    Such packets refer to missing pictures. This applies only to MPEG streams, where the parser and
+    not the file marks the keyframes; if none comes within 300 packets, all are kept.
+    """
+    if not _CUT_ANYWHERE.intersection(container.format.name.split(",")):
+        yield from packets
+        return
+    waiting: list[Packet[Stream] | ReadFault] = []
+    for packet in packets:
+        is_key = not isinstance(packet, ReadFault) and packet.is_keyframe
+        waiting.append(packet)
+        if is_key or len(waiting) > _MAX_HEADLESS:
+            yield from waiting[-1:] if is_key else waiting
+            break
+    else:
+        yield from waiting
+    yield from packets

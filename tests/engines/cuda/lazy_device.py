@@ -14,7 +14,7 @@ from collections import deque
 
 import numpy as np
 
-from tests.support.ring import network
+from tests.support.gpu.ring import network
 
 
 class Stream:

@@ -19,7 +19,7 @@ from srstream.models.blend import blend_of
 from srstream.models.flat_network import FlatNetwork, blended_network
 from srstream.models.table import available_models, model_spec
 from tests.support.enhancer import HEIGHT, WIDTH, YUV420, noise_frame, output, video
-from tests.support.parity import agreement, picture, through, tile_format
+from tests.support.gpu.parity import agreement, picture, through, tile_format
 
 HOST = torch.device("cpu")
 

@@ -23,8 +23,8 @@ from srstream.models.blend import blend_of
 from srstream.models.flat_network import blended_network
 from srstream.models.table import ModelSpec, ResidualGenerator, Stack, available_models, model_spec
 from srstream.quality import psnr
+from tests.support.gpu.parity import picture
 from tests.support.networks import model_network
-from tests.support.parity import picture
 
 SPECS = {
     "luma": ModelSpec("fast", "luma", Stack((16,) * 3)),

@@ -13,7 +13,7 @@ from srstream.engines import faults
 from srstream.engines.cuda.ring import NUM_SLOTS, BufferForm, Ring
 from srstream.errors import DeviceFaultError, EngineError, EngineMemoryError
 from tests.engines.cuda.lazy_device import Failure, LazyDevice
-from tests.support.ring import (
+from tests.support.gpu.ring import (
     DTYPE,
     POISON,
     SHAPE_IN,

@@ -12,7 +12,7 @@ from srstream.engines.cuda.frames import RingFrames
 from srstream.engines.cuda.ring import NUM_SLOTS
 from srstream.engines.whole_frames import FrameRecipe, Place
 from tests.engines.cuda.lazy_device import LazyDevice
-from tests.support.ring import DTYPE
+from tests.support.gpu.ring import DTYPE
 
 
 class FakeFrames:

@@ -1,6 +1,6 @@
 """For a process of its own: the command line, with `--engine cuda` on the CPU.
 
-python -m tests.support.host_gpu enhance clip.mp4 --engine cuda
+python -m tests.support.gpu.host_gpu enhance clip.mp4 --engine cuda
 """
 
 from __future__ import annotations

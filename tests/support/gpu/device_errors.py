@@ -1,6 +1,6 @@
 """For a process of its own: lets a tile fail on a device in one way, and prints what the ring says.
 
-    python -m tests.support.device_errors python|memory|assert cuda|cpu
+    python -m tests.support.gpu.device_errors python|memory|assert cuda|cpu
 
 It prints the class of the error, whether the device counts as broken, and whether the tile after it
 came out right. A device assert breaks the process's context, so no other process may share it.
@@ -21,8 +21,8 @@ from srstream.engines.cuda.host import HostDevice
 from srstream.engines.cuda.ring import Ring
 from srstream.engines.faults import device_fault
 from srstream.errors import EngineError
+from tests.support.gpu.ring import FORM_IN, FORMS_OUT, TorchNetwork, is_right, prepared_by, tile
 from tests.support.paths import REPOSITORY
-from tests.support.ring import FORM_IN, FORMS_OUT, TorchNetwork, is_right, prepared_by, tile
 
 TOO_MUCH = 1 << 50
 """Bytes that no device has."""
@@ -37,7 +37,7 @@ DEVICE_ERRORS = {
 
 def sorted_error(kind: str, on: str) -> str:
     """Run this module in a process of its own and return what it prints."""
-    command = [sys.executable, "-m", "tests.support.device_errors", kind, on]
+    command = [sys.executable, "-m", "tests.support.gpu.device_errors", kind, on]
     ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     return ran.stdout.strip() or ran.stderr[-500:]
 
