@@ -9,6 +9,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -20,9 +22,13 @@ from gpu.stages.facts import copy_rate, product_rate
 from gpu.stages.report import Report, has_gpu, run_stage
 from srstream.config import EngineConfig, ModelConfig
 from srstream.engines.contract import TileFormat
-from srstream.engines.cuda.device import CudaDevice, queued
+from srstream.engines.cuda.device import CudaDevice, Recorder, Work, queued
 from srstream.engines.cuda.engine import CudaEngine
+from srstream.engines.cuda.frames import FrameProgram
 from srstream.engines.cuda.half import TileProgram
+from srstream.engines.tiles import TileGrid
+from srstream.enhancer.composer import Composer
+from srstream.frame import ColorSpec, Frame, FrameForm, PlaneLayout
 from srstream.jobs.planning.gpu_model import DEVICES, activation_samples, predict
 from srstream.models.table import ModelSpec, available_models, model_spec
 from tests.support.gpu.parity import noise, tile_format
@@ -70,6 +76,10 @@ def on_gpu(report: Report, engine: CudaEngine, spec: ModelSpec) -> None:
             if paper is not None:
                 value += f", {paper / seconds:.2f} of the paper model's speed"
             report.figure(what, value)
+        device = CudaDevice(torch.cuda.current_device())
+        seconds = timed(device, device.recorder(), around(engine, spec, (width, height)))
+        what = f"{spec.name}, {width}x{height}, around the network"
+        report.figure(what, f"{1000 * seconds:.3f} ms a frame, as a graph")
 
 
 def program_seconds(kind: str, engine: CudaEngine, spec: ModelSpec, tile: TileFormat) -> float:
@@ -79,10 +89,15 @@ def program_seconds(kind: str, engine: CudaEngine, spec: ModelSpec, tile: TileFo
     program = program_of(engine, tile)
     if kind == "compiled":
         compile_network(program, codes)
+    record = queued if kind == "eager" else device.recorder()
+    return timed(device, record, partial(program, codes, outputs))
+
+
+def timed(device: CudaDevice, record: Recorder, work: Work) -> float:
+    """Return the median time of a work on the device, between events on its stream."""
     stream = device.stream()
     torch.cuda.synchronize()
-    record = queued if kind == "eager" else device.recorder()
-    run = record(partial(program, codes, outputs), stream)
+    run = record(work, stream)
     for _ in range(3):
         run()
     times = []
@@ -136,6 +151,11 @@ def on_host(report: Report, engine: CudaEngine, spec: ModelSpec) -> None:
     program(codes, outputs)
     is_same = all(map(torch.equal, outputs, expected))
     report.check(f"{what}, traced", is_same, "one graph, for a compiler, with the same result")
+    work = around(engine, spec, SIZE_ON_CPU)
+    began = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - began
+    report.figure(f"{what}, around the network", f"{1000 * seconds:.1f} ms on the CPU")
     report.not_shown(f"{what}, graph")
     report.not_shown(f"{what}, compiled")
 
@@ -146,6 +166,34 @@ def on_host(report: Report, engine: CudaEngine, spec: ModelSpec) -> None:
 def program_of(engine: CudaEngine, tile: TileFormat) -> TileProgram:
     network = engine._networks.for_bits(tile.bits)
     return TileProgram(network, tile, engine.capabilities.color_form, engine._device.device)
+
+
+def around(engine: CudaEngine, spec: ModelSpec, size: tuple[int, int]) -> Work:
+    """Return all that is done on the device to a whole frame in 4:2:0, but for the network."""
+    can, device = engine.capabilities, engine._device
+    form = FrameForm(*size, PlaneLayout("yuv", 8, 1, 1), ColorSpec(1, 1, 1, False, 1))
+    shapes = [form.layout.plane_shape(index, *size) for index in range(3)]
+    planes = tuple(noise(shape, 1)[0] for shape in shapes)
+    frame = Frame(planes, form.layout, *size, 0, Fraction(1, 25), color=form.color)
+    composer = Composer(can, form, form.scaled(spec.scale), reuses_chroma=False)
+    recipe = composer.frame_recipe(composer.picture_of(frame))
+    assert recipe is not None
+    width, height = (side + 2 * can.border for side in size)
+    grid = TileGrid(width, height, height, width, can.halo)
+    network = program_of(engine, replace(recipe.tile, shape=grid.tile_shape))
+    program = FrameProgram(recipe, grid, can.border, can.form, network, device.device)
+    given = [torch.from_numpy(plane)[None].to(device.device) for plane in planes]
+    made = [
+        torch.empty((1, *place.shape), dtype=torch.uint8, device=device.device)
+        for place in recipe.places
+    ]
+    mean = torch.empty((1, 1, 1), device=device.device)
+
+    def work() -> None:
+        program.begin(given)
+        program.end(given, [*made, mean])
+
+    return work
 
 
 def compile_network(program: TileProgram, codes: Tensor, backend: str = "inductor") -> None:
