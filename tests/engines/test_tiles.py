@@ -127,7 +127,8 @@ def test_tiled_is_the_whole_picture(engine, data):
             assert np.array_equal(made, true)
         return
     # The order in which the wide 9x9 convolutions add up depends on the tile's width, so a value
-    # halfway between two codes may round to either side. One in some millions does.
+    # halfway between two codes may round to either side: one in some millions with AVX-512, one in
+    # 70,000 with AVX2. A tile in a wrong place or with a short halo changes thousands.
     apart = np.abs(np.stack(tiled).astype(int) - np.stack(whole))
     assert apart.max() <= 1
-    assert (apart > 0).sum() <= max(1, apart.size // 100_000)
+    assert (apart > 0).sum() <= max(5, apart.size // 10_000)

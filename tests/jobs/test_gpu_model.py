@@ -6,12 +6,17 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
+from gpu.stages.speed import around
 from srstream.cli.main import app
+from srstream.config import EngineConfig, ModelConfig
+from srstream.engines.cuda.engine import CudaEngine
 from srstream.errors import UsageError
 from srstream.jobs.planning.estimate import copy_gbps
-from srstream.jobs.planning.gpu_model import DEVICES, device_spec, predict
+from srstream.jobs.planning.gpu_model import DEVICES, KERNELS_AROUND, device_spec, predict
 from srstream.models.table import MODELS
 from tests.support import clips
 
@@ -60,6 +65,28 @@ def test_the_host_copies_each_plane_once():
     """At 3.11 GB/s the planes of 960x540 and of 4K, 1.5 bytes a pixel, take 4.25 ms."""
     found = limits("h200", "fast", (960, 540), copies=3.11).limits["copies on this CPU"]
     assert found == pytest.approx(1000 / 4.25, rel=0.001)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what PyTorch computes; a view computes nothing, but for a change of type."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_computed = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.num_computed += not function.is_view or function is torch.ops.aten.to.dtype
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_kernels_around_the_network_are_those_of_the_program(name):
+    spec = MODELS[name]
+    engine = CudaEngine(EngineConfig(), ModelConfig(name=name), spec, torch.device("cpu"))
+    work = around(engine, spec, (48, 32))
+    with Operations() as counted:
+        work()
+    assert counted.num_computed == KERNELS_AROUND[spec.color_form]
 
 
 def test_copies_are_measured():

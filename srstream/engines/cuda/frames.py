@@ -107,7 +107,7 @@ class FrameProgram:
                 made = self._plane(maker, planes)
             rows, columns = made.shape
             if (rows, columns) != place.shape:
-                target.fill_(place.black)
+                put_codes(target, torch.full_like(target, place.black, dtype=torch.float32))
             filled = target[0, place.top : place.top + rows, place.left : place.left + columns]
             put_codes(filled, made)
 

@@ -18,15 +18,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from srstream.errors import UsageError
-from srstream.models.table import ModelSpec, Stack
+from srstream.models.table import ColorFormName, ModelSpec, Stack
 
 COMPUTE_EFFICIENCY = 0.3
 MEMORY_EFFICIENCY = 0.7
 BUS_EFFICIENCY = 0.8
 START_SECONDS = 1.5e-6
 PASSES = 8
-KERNELS_AROUND = 40
-"""Kernels of a frame around the network; `FrameProgram` on the CPU runs 30 to 60 operations."""
+KERNELS_AROUND: dict[ColorFormName, int] = {"luma": 19, "yuv420": 52, "rgb": 54}
+"""Operations of a whole 4:2:0 frame around the network, each of which is a kernel."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,11 @@ def predict(
     traffic += 8.0 * PASSES * 1.5 * pixels_out
     bandwidth = device.memory_gbps * 1e9 * MEMORY_EFFICIENCY
     bus = device.bus_gbps * 1e9 * BUS_EFFICIENCY
+    kernels = num_layers(model) + KERNELS_AROUND[model.color_form]
     limits = {
         "compute": peak / operations,
         "memory bandwidth": bandwidth / traffic,
-        "starting kernels": 1.0 / ((num_layers(model) + KERNELS_AROUND) * START_SECONDS),
+        "starting kernels": 1.0 / (kernels * START_SECONDS),
         "the bus": bus / (1.5 * max(pixels, pixels_out)),
         "copies on this CPU": cpu_copy_gbps * 1e9 / (1.5 * (pixels + pixels_out)),
     }

@@ -161,6 +161,33 @@ def test_frames_of_another_size_are_placed_in_black(name, size, engines):
     compare(engines(name), frames, source, output)
 
 
+@pytest.mark.parametrize("bits", [9, 12, 16])
+def test_black_has_every_depth(bits, engines):
+    """Half of 16 bits is the first code that a signed one does not hold."""
+    layout = PlaneLayout("yuv", bits, 1, 1)
+    frames = [frame_of(layout), frame_of(layout, size=(20, 36), pts=1)]
+    compare(engines("fast"), frames, *forms(layout))
+
+
+ODD = [(33, 17), (1, 40), (40, 1), (3, 2)]
+
+
+@pytest.mark.parametrize("size", ODD)
+@pytest.mark.parametrize("chroma", [(1, 1), (2, 0), (2, 2), (0, 1)])
+def test_odd_sizes_and_rare_chroma_are_made_on_the_device(size, chroma, engines):
+    layout, (width, height) = PlaneLayout("yuv", 8, *chroma), size
+    source = FrameForm(width, height, layout, BT709)
+    compare(engines("balanced"), [frame_of(layout, size=size)], source, source.scaled(4))
+
+
+def test_a_size_that_changes_with_each_frame_is_followed(engines):
+    frames = [
+        frame_of(I420, size=ODD[number % len(ODD)] if number % 2 else (40 + number, 30), pts=number)
+        for number in range(12)
+    ]
+    compare(engines("fast"), frames, *forms(I420), reuse=ReuseConfig(enabled=True))
+
+
 def test_an_opaque_alpha_plane_is_made_on_the_device(engines):
     layout = replace(I420, has_alpha=True)
     frame = frame_of(layout)
