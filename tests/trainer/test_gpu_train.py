@@ -1,5 +1,6 @@
 """The order of work on a machine with a GPU, on the CPU, from the carried files alone."""
 
+import fcntl
 import importlib
 import json
 import shutil
@@ -91,12 +92,22 @@ def test_a_training_in_the_background_is_waited_for(tmp_path, cargo):
     given = ["--in", cargo, "--out", tmp_path / "home"]
     started = gpu("train", "--minutes", 5, *given, "--order", "fast", "--detached")
     assert started.returncode == 0, started.stderr
-    assert "a training goes on there" in gpu("train", "--minutes", 5, *given).stderr
-    assert gpu("train", "--wait", 0, *given).returncode == 3
-    ended = gpu("train", "--wait", 110, *given)
+    ended = gpu("train", "--wait", 300, *given)
     assert ended.returncode == 0, ended.stderr
     assert "fast: finished, 3 of 3 iterations" in ended.stdout
     assert (tmp_path / "home" / "train.json").is_file()
+
+
+def test_one_training_goes_on_at_a_time(tmp_path, cargo):
+    """The lock is the test's here, since a real training may end before the second begins."""
+    given = ["--in", cargo, "--out", tmp_path / "home"]
+    with (cargo / "train.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = gpu("train", "--minutes", 5, *given)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "a training goes on there; see --wait" in refused.stderr
+        assert gpu("train", "--wait", 0, *given).returncode == 3
+    assert gpu("train", "--wait", 0.1, *given).returncode == 0
 
 
 def test_no_run_begins_when_no_time_is_left(tmp_path, cargo):
