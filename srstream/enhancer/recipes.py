@@ -112,35 +112,38 @@ class Recipes:
         target = self._target_range(is_chroma=True)
         if source.kind == "gray":
             return [FlatPlane(int(target.zero), shape, layout.bits)] * 2
-        full_range, scale = is_full_range(picture.color, source), self._can.scale
         if self._makes_chroma:
-            codes = code_range(self.input_bits(picture), full_range, is_chroma=True)
-            before = codes, codes
+            codes = code_range(
+                self.input_bits(picture), is_full_range(picture.color, source), is_chroma=True
+            )
+            before, scale = (codes, codes), self._can.scale
+            sides = frame.height * scale, frame.width * scale
             stride = scale // self._can.form.outputs[-1].scale
             strides = stride, stride
             shifts = ((stride - 1) / 2,) * 2  # the chroma siting of models, see COLOR_FORMS
-            height, width = frame.height * scale, frame.width * scale
         else:
             before = _deeper(source, picture.color, max(source.bits, layout.bits), 1)
-            strides = 1 << source.log2_chroma_w, 1 << source.log2_chroma_h
-            shifts = chroma_shift(source, picture.color)
-            height, width = frame.height, frame.width
-        x, y = chroma_shift(layout, color)
-        rows = Sampling.between(
-            height,
-            placing.height,
-            stride_in=strides[1],
-            shift_in=shifts[1],
-            stride_out=1 << layout.log2_chroma_h,
-            shift_out=y,
-        )
-        columns = Sampling.between(
-            width,
-            placing.width,
-            stride_in=strides[0],
-            shift_in=shifts[0],
-            stride_out=1 << layout.log2_chroma_w,
-            shift_out=x,
+            sides = frame.height, frame.width
+            strides = 1 << source.log2_chroma_h, 1 << source.log2_chroma_w
+            shifts = chroma_shift(source, picture.color)[::-1]
+        rows, columns = (
+            Sampling.between(
+                side,
+                side_out,
+                stride_in=stride,
+                shift_in=shift,
+                stride_out=1 << log2_out,
+                shift_out=shift_out,
+            )
+            for side, side_out, stride, shift, log2_out, shift_out in zip(
+                sides,
+                (placing.height, placing.width),
+                strides,
+                shifts,
+                (layout.log2_chroma_h, layout.log2_chroma_w),
+                chroma_shift(layout, color)[::-1],
+                strict=True,
+            )
         )
         return [
             PlaneRecipe(

@@ -104,14 +104,15 @@ def test_tiled_is_the_whole_picture(engine, data):
     halo, form = engine.capabilities.halo, engine.capabilities.form
     sides = st.integers(2 * halo + 1, 60)
     rows, cols = data.draw(sides), data.draw(sides)
-    matrix = 1 if engine.capabilities.color_form == "rgb" else None
+    bits, matrix = (16, 1) if engine.capabilities.color_form == "rgb" else (8, None)
+    dtype = TileFormat(None, bits).dtype
     picture = np.random.default_rng(width).integers(
-        0, 256, (form.num_input_planes, height, width), dtype=np.uint8
+        0, 1 << bits, (form.num_input_planes, height, width), dtype=dtype
     )
     grid = TileGrid(width, height, rows, cols, halo)
-    whole_session = engine.open_session(TileFormat((height, width), 8, matrix))
+    whole_session = engine.open_session(TileFormat((height, width), bits, matrix))
     whole = whole_session.result(whole_session.submit(picture))
-    session = engine.open_session(TileFormat(grid.tile_shape, 8, matrix))
+    session = engine.open_session(TileFormat(grid.tile_shape, bits, matrix))
     tiled = [np.zeros_like(plane) for plane in whole]
     scales = [group.scale for group in form.outputs for _ in range(group.num_planes)]
     for tile in grid.tiles():
@@ -127,8 +128,8 @@ def test_tiled_is_the_whole_picture(engine, data):
             assert np.array_equal(made, true)
         return
     # The order in which the wide 9x9 convolutions add up depends on the tile's width, so a value
-    # halfway between two codes may round to either side: one in some millions with AVX-512, one in
-    # 70,000 with AVX2. A tile in a wrong place or with a short halo changes thousands.
+    # halfway between two codes may round to either side. How many do depends on the processor; by
+    # how much they are apart does not, and 16 bits show it: a code there is 1/257 of one of 8 bits.
     apart = np.abs(np.stack(tiled).astype(int) - np.stack(whole))
     assert apart.max() <= 1
-    assert (apart > 0).sum() <= max(5, apart.size // 10_000)
+    assert (apart > 0).mean() <= 0.01
