@@ -128,22 +128,14 @@ class Recipes:
             shifts = chroma_shift(source, picture.color)[::-1]
         rows, columns = (
             Sampling.between(
-                side,
-                side_out,
-                stride_in=stride,
-                shift_in=shift,
-                stride_out=1 << log2_out,
-                shift_out=shift_out,
+                sides[axis],
+                (placing.height, placing.width)[axis],
+                stride_in=strides[axis],
+                shift_in=shifts[axis],
+                stride_out=1 << (layout.log2_chroma_h, layout.log2_chroma_w)[axis],
+                shift_out=chroma_shift(layout, color)[1 - axis],
             )
-            for side, side_out, stride, shift, log2_out, shift_out in zip(
-                sides,
-                (placing.height, placing.width),
-                strides,
-                shifts,
-                (layout.log2_chroma_h, layout.log2_chroma_w),
-                chroma_shift(layout, color)[::-1],
-                strict=True,
-            )
+            for axis in (0, 1)
         )
         return [
             PlaneRecipe(
